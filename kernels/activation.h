@@ -1,0 +1,34 @@
+// Elementwise functions of the MLP and of the embedding, in float32, rounded once.
+#pragma once
+
+#include "kernels/stream.h"
+
+namespace qpipe {
+
+enum class Activation { silu, gelu, gelu_tanh, relu };  // gelu: x·Φ(x) with erf; gelu_tanh: the tanh form
+
+// y = f(gate) · up, with gate the left and up the right half of gate_up [tokens, 2·ffn]; y [tokens, ffn].
+void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& stream);
+
+// y = f(x), both [tokens, ffn]; in place allowed.
+void activation(ConstTensor x, Activation f, Tensor y, Stream& stream);
+
+// y[t, :] = multiplier · table[ids[t], :].   ids [1, tokens] on the device, table [vocab, d] in any float type, y compute type.
+// The caller has checked 0 ≤ ids < vocab.
+void embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y, Stream& stream);
+
+// to = from, element by element, between f32, f16 and bf16 (round half to even). Same shape, any strides.
+void convert(ConstTensor from, Tensor to, Stream& stream);
+
+// x ← alpha · x (compute type or f32).
+void scale(Tensor x, float alpha, Stream& stream);
+
+namespace cuda {
+decltype(qpipe::gated_activation) gated_activation;
+decltype(qpipe::activation) activation;
+decltype(qpipe::embed) embed;
+decltype(qpipe::convert) convert;
+decltype(qpipe::scale) scale;
+}  // namespace cuda
+
+}  // namespace qpipe

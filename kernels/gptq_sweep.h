@@ -1,0 +1,37 @@
+// GPTQ's column sweep: the codes of some rows of one linear, given the factor N of its Hessian (kernels/factor.h).
+#pragma once
+
+#include "kernels/quantize_groups.h"
+
+namespace qpipe {
+
+struct SweepOptions {
+  GridOptions grid;
+  std::int64_t group_size = 128;  // divides cols; = cols for one group per row
+  bool static_grids = false;      // scale and zero are inputs; column c belongs to group_of[c]
+};
+
+// q_k = Q(w_k + Σ_{j<k} (w_j − q_j) N_jk), columns in the order given (the caller has permuted w and N).
+// Dynamic grids: group k / group_size; its grid is found from the updated values v of the group's columns at the moment its first
+// column is reached (all earlier columns compensated). One group per row uses the original w.
+// w [rows, d] float32, unchanged; n [d, d], pivot [1, d]; group_of [1, d] (used when static_grids; may be empty otherwise);
+// scale, zero [rows, groups] in or out; code [rows, d] out; loss [1, rows] out: Σ_k pivot_k² (v_k − q_k)² per row.
+// The result of a row does not depend on which other rows are in the call: rows can be shared over ranks at will.
+void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float> pivot, const SweepOptions& options,
+                Matrix<const std::int32_t> group_of, Matrix<float> scale, Matrix<std::uint8_t> zero, Matrix<std::uint8_t> code,
+                Matrix<float> loss, Stream& stream);
+
+// out[r, k] = w[r, perm[k]] in float32, 0 where the column is dead (dead[0, perm[k]] ≠ 0).  w [rows, d] of any float type;
+// perm [1, d], dead [1, d] on the device.
+void gather_columns(ConstTensor w, Matrix<const std::int32_t> perm, Matrix<const std::uint8_t> dead, Matrix<float> out, Stream& stream);
+
+// out[r, perm[k]] = code[r, k]: back to the original order.
+void scatter_columns(Matrix<const std::uint8_t> code, Matrix<const std::int32_t> perm, Matrix<std::uint8_t> out, Stream& stream);
+
+namespace cuda {
+decltype(qpipe::gptq_sweep) gptq_sweep;
+decltype(qpipe::gather_columns) gather_columns;
+decltype(qpipe::scatter_columns) scatter_columns;
+}  // namespace cuda
+
+}  // namespace qpipe

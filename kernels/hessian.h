@@ -1,0 +1,34 @@
+// H = Σ_t x_t x_tᵀ over all calibration tokens, summed exactly: independent of the order and of the number of ranks.
+//
+// A block of tokens gives X_bᵀX_b in float32 (bf16 products are exact there). The block is added to a 64-bit fixed-point sum whose
+// unit differs by element, u_ij = 2^(e_i + e_j + log2_tokens − 62), where 2^e_i ≥ max_t |x_ti|. As |H_ij| ≤ T·2^(e_i+e_j) the sum cannot
+// overflow, and as H_ii ≥ 2^(2e_i − 2) the diagonal keeps at least 60 − log2_tokens bits. Integer addition is associative,
+// so an all-reduce over any number of ranks gives the same bits.
+#pragma once
+
+#include "kernels/stream.h"
+
+namespace qpipe {
+
+// maximum[0, i] = max(maximum[0, i], max_t |x[t, i]|).   x [tokens, d] compute type, maximum [1, d] float32, NaN propagates.
+void column_max_abs(ConstTensor x, Matrix<float> maximum, Stream& stream);
+
+// Smallest e with 2^e ≥ maximum (0 for 0). Throws std::domain_error naming the column on NaN or infinity. Host arrays.
+void hessian_exponents(Matrix<const float> maximum, Matrix<std::int32_t> exponent);
+
+// sum_ij += rint((X_bᵀX_b)_ij / u_ij) for i ≥ j.   x [tokens, d] compute type; exponent [1, d] on the device;
+// log2_tokens: 2^log2_tokens ≥ tokens of the whole calibration set (≤ 40); sum [d, d]; scratch [d, d] float32 (contents lost).
+void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens, Matrix<float> scratch,
+                        Matrix<std::int64_t> sum, Stream& stream);
+
+// h_ij = h_ji = float(sum_ij · u_ij / tokens): the mean over tokens, full and symmetric.
+void finish_hessian(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t tokens,
+                    Matrix<float> h, Stream& stream);
+
+namespace cuda {
+decltype(qpipe::column_max_abs) column_max_abs;
+decltype(qpipe::accumulate_hessian) accumulate_hessian;
+decltype(qpipe::finish_hessian) finish_hessian;
+}  // namespace cuda
+
+}  // namespace qpipe

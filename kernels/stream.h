@@ -1,0 +1,125 @@
+// Where work runs: a backend chosen at run time, its memory, and an ordered queue of operations.
+//
+// Every kernel has one header with its contract, NAME.cpp (CPU, and the choice of backend) and NAME.cu (CUDA).
+// On the CPU an operation is done when the call returns; on CUDA it is queued, and synchronize() waits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "kernels/tensor.h"
+
+#ifndef QPIPE_CUDA
+#define QPIPE_CUDA 0
+#endif
+
+namespace qpipe {
+
+inline constexpr bool has_cuda = QPIPE_CUDA != 0;
+
+enum class Backend { cpu, cuda };
+
+struct CudaHandles;  // kernels/cuda_handles.h: stream, cuBLAS, cuSOLVER
+
+class Stream {
+ public:
+  // device: index of the CUDA device, ignored on the CPU. Throws std::runtime_error when it cannot be used.
+  Stream(Backend backend, int device);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  Backend backend() const { return backend_; }
+  bool on_cuda() const { return backend_ == Backend::cuda; }
+  int device() const { return device_; }
+  // Element type of activations and of weights in the forward pass.
+  DType compute_dtype() const { return on_cuda() ? DType::bf16 : DType::f32; }
+  std::string device_name() const;
+  void synchronize();
+  CudaHandles& cuda() const { return *handles_; }
+
+  // Device memory taken through Buffer on this stream, in bytes.
+  std::size_t bytes_in_use() const { return in_use_; }
+  std::size_t bytes_peak() const { return peak_; }
+
+ private:
+  friend class Buffer;
+  void count(std::ptrdiff_t bytes);
+
+  Backend backend_;
+  int device_;
+  std::size_t in_use_ = 0;
+  std::size_t peak_ = 0;
+  struct DestroyHandles {
+    void operator()(CudaHandles* handles) const;
+  };
+  std::unique_ptr<CudaHandles, DestroyHandles> handles_;
+};
+
+// Number of CUDA devices this process sees; 0 without CUDA or without a driver.
+int cuda_device_count();
+
+// Memory on the stream's device, 256-byte aligned, uninitialised, released in stream order.
+// The stream must outlive it. Throws std::bad_alloc on the CPU, std::runtime_error with sizes on CUDA.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(std::size_t bytes, Stream& stream);
+  ~Buffer() { release(); }
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    Buffer(std::move(other)).swap(*this);
+    return *this;
+  }
+  void* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  void release() noexcept;
+  void swap(Buffer& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(stream_, other.stream_);
+  }
+
+  void* data_ = nullptr;
+  std::size_t bytes_ = 0;
+  Stream* stream_ = nullptr;
+};
+
+// An owned matrix on a stream's device; converts to its view.
+template <class T>
+struct Array {
+  Buffer memory;
+  Matrix<T> view;
+
+  Array() = default;
+  Array(std::int64_t rows, std::int64_t cols, Stream& stream)
+      : memory(static_cast<std::size_t>(rows * cols) * sizeof(T), stream), view(static_cast<T*>(memory.data()), rows, cols) {}
+  operator Matrix<T>() const { return view; }
+  operator Matrix<const T>() const { return view; }
+  bool empty() const { return view.empty(); }
+};
+
+struct TensorArray {
+  Buffer memory;
+  Tensor view;
+
+  TensorArray() = default;
+  TensorArray(DType dtype, std::int64_t rows, std::int64_t cols, Stream& stream)
+      : memory(static_cast<std::size_t>(rows * cols) * size_of(dtype), stream), view(memory.data(), dtype, rows, cols) {}
+  operator Tensor() const { return view; }
+  operator ConstTensor() const { return view; }
+  bool empty() const { return view.empty(); }
+};
+
+// Copies between host and the stream's device. The host side may be reused when the call returns.
+void copy_to_device(void* device, const void* host, std::size_t bytes, Stream& stream);
+void copy_to_host(void* host, const void* device, std::size_t bytes, Stream& stream);
+void copy_on_device(void* to, const void* from, std::size_t bytes, Stream& stream);
+void fill_zero(void* device, std::size_t bytes, Stream& stream);
+
+}  // namespace qpipe

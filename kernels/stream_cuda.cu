@@ -1,0 +1,102 @@
+#include <stdexcept>
+
+#include "kernels/cuda_handles.h"
+#include "kernels/stream_cuda.h"
+
+namespace qpipe {
+
+namespace {
+[[noreturn]] void fail(const char* library, const char* message, std::source_location where) {
+  throw std::runtime_error(std::string(library) + ": " + message + " (" + where.file_name() + ":" + std::to_string(where.line()) + ")");
+}
+}  // namespace
+
+void check(cudaError_t status, std::source_location where) {
+  if (status != cudaSuccess) fail("CUDA", cudaGetErrorString(status), where);
+}
+void check(cublasStatus_t status, std::source_location where) {
+  if (status != CUBLAS_STATUS_SUCCESS) fail("cuBLAS", cublasGetStatusString(status), where);
+}
+void check(cusolverStatus_t status, std::source_location where) {
+  if (status != CUSOLVER_STATUS_SUCCESS) fail("cuSOLVER", ("status " + std::to_string(static_cast<int>(status))).c_str(), where);
+}
+
+namespace cuda {
+
+namespace {
+constexpr std::size_t cublas_workspace_bytes = std::size_t{32} << 20;
+}
+
+int device_count() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+std::string device_name(int device) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, device));
+  return properties.name;
+}
+
+CudaHandles* create_handles(int device) {
+  check(cudaSetDevice(device));
+  cudaMemPool_t pool = nullptr;
+  check(cudaDeviceGetDefaultMemPool(&pool, device));
+  std::uint64_t keep_all = UINT64_MAX;  // freed blocks stay in the pool: no cudaMalloc inside the loop
+  check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep_all));
+  auto* handles = new CudaHandles;
+  try {
+    check(cudaStreamCreateWithFlags(&handles->stream, cudaStreamNonBlocking));
+    check(cublasCreate(&handles->cublas));
+    check(cublasSetStream(handles->cublas, handles->stream));
+    check(cusolverDnCreate(&handles->cusolver));
+    check(cusolverDnSetStream(handles->cusolver, handles->stream));
+    void* workspace = nullptr;
+    check(cudaMalloc(&workspace, cublas_workspace_bytes));
+    handles->cublas_workspace = workspace;
+    check(cublasSetWorkspace(handles->cublas, workspace, cublas_workspace_bytes));
+  } catch (...) {
+    destroy_handles(handles);
+    throw;
+  }
+  return handles;
+}
+
+void destroy_handles(CudaHandles* handles) noexcept {
+  if (handles->stream != nullptr) cudaStreamSynchronize(handles->stream);
+  if (handles->cusolver != nullptr) cusolverDnDestroy(handles->cusolver);
+  if (handles->cublas != nullptr) cublasDestroy(handles->cublas);
+  if (handles->cublas_workspace != nullptr) cudaFree(handles->cublas_workspace);
+  if (handles->stream != nullptr) cudaStreamDestroy(handles->stream);
+  delete handles;
+}
+
+void synchronize(Stream& stream) { check(cudaStreamSynchronize(stream.cuda().stream)); }
+
+void* allocate(std::size_t bytes, Stream& stream) {
+  void* data = nullptr;
+  const cudaError_t status = cudaMallocAsync(&data, bytes, stream.cuda().stream);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    std::size_t free_bytes = 0;
+    std::size_t total_bytes = 0;
+    check(cudaMemGetInfo(&free_bytes, &total_bytes));
+    throw std::runtime_error("out of GPU memory: " + std::to_string(bytes >> 20) + " MiB asked, " + std::to_string(free_bytes >> 20) +
+                             " of " + std::to_string(total_bytes >> 20) + " MiB free, " + std::to_string(stream.bytes_in_use() >> 20) +
+                             " MiB held by this rank");
+  }
+  check(status);
+  return data;
+}
+
+void release(void* data, Stream& stream) noexcept { cudaFreeAsync(data, stream.cuda().stream); }
+
+void copy(void* to, const void* from, std::size_t bytes, bool wait, Stream& stream) {
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream.cuda().stream));
+  if (wait) check(cudaStreamSynchronize(stream.cuda().stream));
+}
+
+void fill_zero(void* data, std::size_t bytes, Stream& stream) { check(cudaMemsetAsync(data, 0, bytes, stream.cuda().stream)); }
+
+}  // namespace cuda
+}  // namespace qpipe

@@ -1,0 +1,73 @@
+// Collectives of one team of ranks. Device buffers travel by NCCL, host buffers and the CPU backend by MPI.
+//
+// Every wait is bounded: a collective that does not finish in `timeout`, or a rank that fails, ends the job with one line that names
+// rank, host and operation. Sums are of integers only (exact in any order); floats are only maximised or copied, so no result depends on
+// the number of ranks.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/stream.h"
+
+namespace qpipe {
+
+// MPI_Init_thread … MPI_Finalize around main. Works without mpirun as a single rank.
+class MpiSession {
+ public:
+  MpiSession(int& argc, char**& argv);
+  ~MpiSession();
+  MpiSession(const MpiSession&) = delete;
+  MpiSession& operator=(const MpiSession&) = delete;
+};
+
+// Ends every rank now (MPI_Abort): for faults of one rank after which the others would wait forever.
+[[noreturn]] void abort_all_ranks(int exit_code);
+
+// A contiguous run of rows owned by one rank.
+struct RowRange {
+  std::int64_t begin = 0;
+  std::int64_t count = 0;
+};
+
+class Comm {
+ public:
+  struct Options {
+    std::chrono::seconds timeout{600};
+    bool share_gpu = false;  // several ranks on one GPU: each sets its own NCCL_HOSTID
+  };
+
+  // Collective over all ranks of MPI_COMM_WORLD. The stream decides between NCCL and MPI for device buffers and outlives the Comm.
+  Comm(Stream& stream, const Options& options);
+  ~Comm();
+  Comm(const Comm&) = delete;
+  Comm& operator=(const Comm&) = delete;
+
+  int rank() const;
+  int size() const;
+  bool root() const { return rank() == 0; }
+
+  // Device buffers, in stream order. No-ops for one rank.
+  void broadcast(void* data, std::size_t bytes, int from, Stream& stream);
+  void all_reduce_sum(Matrix<std::int64_t> x, Stream& stream);  // contiguous
+  void all_reduce_max(Matrix<float> x, Stream& stream);         // contiguous; NaN wins
+  // Every rank holds rows[rank] of `data` (rows of row_bytes bytes each, whole matrix allocated); afterwards all rows are everywhere.
+  void all_gather_rows(void* data, std::size_t row_bytes, const std::vector<RowRange>& rows, Stream& stream);
+
+  // Host values, by MPI.
+  void barrier();
+  std::string broadcast(const std::string& text, int from);
+  std::vector<std::string> gather(const std::string& text);           // to rank 0 (others get an empty vector)
+  std::vector<double> all_gather(const std::vector<double>& values);  // concatenated in rank order, any lengths
+  // All ranks learn of any rank's failure: returns the message of the lowest rank that passed a non-empty one, else "".
+  std::string first_failure(const std::string& message);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace qpipe
