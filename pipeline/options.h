@@ -1,0 +1,87 @@
+// Every option of a run. Names, types, defaults, units, help and checks are declared once, in visit_options (options.cpp).
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace qpipe {
+
+// [[quantize.overrides]]: the first entry whose regular expression matches the module's full name wins; unset (0 / -2 / "") keeps the
+// default.
+struct ModuleOverride {
+  std::string match;            // ECMAScript regular expression, searched in "model.layers.3.mlp.down_proj"
+  bool skip = false;            // leave the module unquantized
+  std::int64_t bits = 0;        // 0: as [quantize]
+  std::int64_t group_size = 0;  // 0: as [quantize]
+  std::string symmetric;        // "true", "false" or "": as [quantize]
+};
+
+struct Options {
+  struct Model {
+    std::string path;
+  } model;
+
+  struct Calibration {
+    std::string data;                   // .h5/.hdf5, .safetensors, .txt, .jsonl, each text also with .gz
+    std::string dataset = "input_ids";  // name of the tensor of token ids in .h5 / .safetensors
+    std::string text_field = "text";
+    std::int64_t samples = 128;
+    std::int64_t seqlen = 2048;
+    std::int64_t seed = 0;
+    std::string mode = "windows";  // windows | documents
+    std::string cache;             // folder of tokenized data; "": $XDG_CACHE_HOME/qpipe or ~/.cache/qpipe
+  } calibration;
+
+  struct Quantize {
+    std::string method = "gptq";  // gptq | rtn
+    std::int64_t bits = 4;
+    std::int64_t group_size = 128;  // -1: one group per output channel
+    bool symmetric = true;
+    bool desc_act = false;
+    bool static_groups = false;
+    bool act_group_aware = false;
+    double damp_percent = 0.01;         // fraction of mean(diag H)
+    double damp_auto_increment = 0.01;  // added after each failed factorisation
+    double mse = 0.0;                   // exponent of the scale search's error; 0: no search
+    bool true_sequential = true;
+    std::string propagate = "quantized";  // quantized | original
+    std::vector<ModuleOverride> overrides;
+  } quantize;
+
+  struct Parallel {
+    std::string backend = "auto";  // auto | cpu | cuda
+    bool share_gpu = false;
+    std::int64_t threads = 0;    // CPU threads per rank; 0: as OpenMP says
+    std::int64_t timeout = 600;  // s, of every collective
+  } parallel;
+
+  struct Memory {
+    std::int64_t micro_batch = 16384;  // tokens per forward block
+  } memory;
+
+  struct Output {
+    std::string path;
+    std::string format = "auto";  // auto | gptq | gptq_v2
+    std::string max_shard_size = "5GB";
+    bool overwrite = false;
+  } output;
+
+  struct Run {
+    std::string progress = "auto";  // auto | bar | plain | none
+    std::string report;             // JSON file; "": OUTPUT/quantize_report.json
+    std::string log_level = "info";
+  } run;
+
+  struct Evaluate {
+    std::string data;  // "": no evaluation
+    std::string dataset = "input_ids";
+    std::string text_field = "text";
+    std::int64_t samples = 0;  // 0: all windows in order
+    std::int64_t seqlen = 2048;
+    bool before = true;
+    bool after = true;
+  } evaluate;
+};
+
+}  // namespace qpipe

@@ -1,0 +1,65 @@
+// safetensors files, read strictly and written as the format says (formats.md §6).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/dtype.h"
+
+namespace qpipe {
+
+struct TensorInfo {
+  std::string name;
+  DType dtype = DType::f32;
+  std::vector<std::int64_t> shape;
+  std::int64_t bytes() const;
+  // The matrix that a 1-d or 2-d tensor is: [1, n] or [rows, cols]. Throws UserError for other ranks.
+  std::int64_t rows() const;
+  std::int64_t cols() const;
+};
+
+// One open file: header checked, data read by pread on demand. Throws UserError that names the file, the tensor and the fault.
+class SafetensorsFile {
+ public:
+  explicit SafetensorsFile(const std::filesystem::path& path);
+  ~SafetensorsFile();
+  SafetensorsFile(SafetensorsFile&&) noexcept;
+  SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
+
+  const std::filesystem::path& path() const;
+  const std::map<std::string, TensorInfo>& tensors() const;
+  const std::map<std::string, std::string>& metadata() const;
+  bool contains(const std::string& name) const { return tensors().count(name) != 0; }
+  const TensorInfo& info(const std::string& name) const;  // throws UserError listing near names
+  // Reads the whole tensor; `to` has info(name).bytes() bytes. Thread-safe.
+  void read(const std::string& name, void* to) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// A file written piece by piece: the header and the file's full size first (under PATH.tmp), then the tensors in any order and from any
+// thread, then fsync, rename and fsync of the folder. Without finish() the temporary file is removed. The order in the file is by
+// descending alignment of the dtype, then by name. __metadata__ is {"format": "pt"}.
+class SafetensorsWriter {
+ public:
+  SafetensorsWriter(const std::filesystem::path& path, const std::vector<TensorInfo>& tensors);
+  ~SafetensorsWriter();
+  SafetensorsWriter(SafetensorsWriter&&) noexcept;
+  SafetensorsWriter& operator=(SafetensorsWriter&&) noexcept;
+
+  void write(const std::string& name, const void* data);
+  // Every tensor must have been written once. Throws otherwise.
+  void finish();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace qpipe
