@@ -63,13 +63,14 @@ struct Options {
   struct Output {
     std::string path;
     std::string format = "auto";  // auto | gptq | gptq_v2
+    std::string dtype = "auto";   // of scales' neighbours (norms, embeddings, skipped linears): auto (= float16) | float16 | bfloat16
     std::string max_shard_size = "5GB";
     bool overwrite = false;
   } output;
 
   struct Run {
     std::string progress = "auto";  // auto | bar | plain | none
-    std::string report;             // JSON file; "": OUTPUT/quantize_report.json
+    std::string report;             // JSON file; "": OUTPUT.report.json beside the output folder
     std::string log_level = "info";
   } run;
 

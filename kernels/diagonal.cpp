@@ -1,0 +1,12 @@
+#include "kernels/diagonal.h"
+
+namespace qpipe {
+
+void diagonal(Matrix<const float> a, Matrix<float> out, Stream& stream) {
+  require(a.rows == a.cols && out.cols == a.cols, "diagonal: a must be [d, d] and out [1, d]");
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::diagonal(a, out, stream);
+  for (std::int64_t i = 0; i < a.cols; ++i) out(0, i) = a(i, i);
+}
+
+}  // namespace qpipe

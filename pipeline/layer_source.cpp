@@ -1,0 +1,191 @@
+#include "pipeline/layer_source.h"
+
+#include <algorithm>
+
+#include "kernels/activation.h"
+#include "pipeline/error.h"
+#include "pipeline/model.h"
+
+namespace qpipe {
+
+namespace {
+
+constexpr std::size_t alignment = 256;
+
+// A fault of the rank that reads becomes the same fault on every rank, before any of them waits for the data.
+void agree(Comm& comm, const std::string& fault) {
+  const std::string first = comm.first_failure(fault);
+  if (!first.empty()) throw UserError(ExitCode::data, first);
+}
+
+GptqFormat format_of(const Checkpoint& checkpoint) {
+  const auto found = checkpoint.config().find("quantization_config");
+  if (found == checkpoint.config().end() || !found->is_object()) return GptqFormat::v1;
+  const std::string method = found->value("quant_method", "");
+  if (method != "gptq")
+    throw UserError(ExitCode::unavailable,
+                    checkpoint.folder().string() + "/config.json: quant_method '" + method + "' cannot be read here; supported: gptq");
+  const std::string format = found->value("checkpoint_format", found->value("format", "gptq"));
+  if (format == "gptq") return GptqFormat::v1;
+  if (format == "gptq_v2") return GptqFormat::v2;
+  throw UserError(ExitCode::unavailable, checkpoint.folder().string() + "/config.json: checkpoint_format '" + format +
+                                             "' cannot be read here; supported: gptq, gptq_v2");
+}
+
+}  // namespace
+
+std::string layer_prefix(const Architecture& architecture, std::int64_t index) {
+  return architecture.layer_prefix + std::to_string(index) + ".";
+}
+
+LayerSource::LayerSource(const Checkpoint& checkpoint, const Architecture& architecture, Comm& comm, Stream& stream)
+    : checkpoint_(checkpoint), architecture_(architecture), comm_(comm), stream_(stream), format_(format_of(checkpoint)) {}
+
+LayerSource::~LayerSource() = default;
+
+int LayerSource::owner(std::int64_t index) const { return static_cast<int>(index % comm_.size()); }
+
+LayerSource::Plan LayerSource::plan_layer(std::int64_t index) const {
+  const std::string prefix = layer_prefix(architecture_, index);
+  std::vector<std::string> names;
+  for (const LinearSpec& linear : all_linears(architecture_)) {
+    const std::string module = prefix + linear.name;
+    if (is_packed(checkpoint_, module))
+      for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"}) names.push_back(module + part);
+    else
+      names.push_back(module + ".weight");
+    if (linear.bias) names.push_back(module + ".bias");
+  }
+  const LayerNames& norms = architecture_.names;
+  for (const std::string& norm : {norms.attention_norm, norms.mlp_norm, norms.q_norm, norms.k_norm}) {
+    if (norm.empty()) continue;
+    names.push_back(prefix + norm + ".weight");
+    if (checkpoint_.contains(prefix + norm + ".bias")) names.push_back(prefix + norm + ".bias");
+  }
+  Plan plan;
+  for (const std::string& name : names) {
+    plan.slots.push_back({checkpoint_.info(name), plan.bytes});
+    plan.bytes += (static_cast<std::size_t>(plan.slots.back().info.bytes()) + alignment - 1) / alignment * alignment;
+  }
+  return plan;
+}
+
+std::vector<unsigned char> LayerSource::read(const Plan& plan) const {
+  std::vector<unsigned char> blob(plan.bytes);
+  for (const Slot& slot : plan.slots) checkpoint_.read(slot.info.name, blob.data() + slot.offset);
+  return blob;
+}
+
+void LayerSource::prefetch(std::int64_t index) {
+  if (index >= architecture_.layers || owner(index) != comm_.rank() || ahead_.count(index) != 0) return;
+  ahead_[index] = std::async(std::launch::async, [this, index] { return read(plan_layer(index)); });
+}
+
+Layer LayerSource::load_layer(std::int64_t index) {
+  const Plan plan = plan_layer(index);
+  Layer layer;
+  layer.index = index;
+  Buffer blob(plan.bytes, stream_);
+  std::string fault;
+  if (owner(index) == comm_.rank()) {
+    prefetch(index);
+    try {
+      const std::vector<unsigned char> data = ahead_.at(index).get();
+      copy_to_device(blob.data(), data.data(), data.size(), stream_);
+    } catch (const std::exception& error) {
+      fault = error.what();
+    }
+    ahead_.erase(index);
+  }
+  agree(comm_, fault);
+  comm_.broadcast(blob.data(), blob.bytes(), owner(index), stream_);
+  for (std::int64_t next = index + 1; next <= index + comm_.size(); ++next) prefetch(next);
+
+  std::map<std::string, ConstTensor> stored;
+  for (const Slot& slot : plan.slots)
+    stored[slot.info.name] = {static_cast<unsigned char*>(blob.data()) + slot.offset, slot.info.dtype, slot.info.rows(), slot.info.cols()};
+  layer.memory.push_back(std::move(blob));
+
+  const auto in_compute_type = [&](const std::string& name) -> ConstTensor {
+    const auto found = stored.find(name);
+    if (found == stored.end()) return {};
+    if (found->second.dtype == stream_.compute_dtype()) return found->second;
+    TensorArray copy(stream_.compute_dtype(), found->second.rows, found->second.cols, stream_);
+    convert(found->second, copy, stream_);
+    layer.memory.push_back(std::move(copy.memory));
+    return copy.view;
+  };
+
+  const std::string prefix = layer_prefix(architecture_, index);
+  for (const LinearSpec& spec : all_linears(architecture_)) {
+    Linear linear;
+    linear.name = prefix + spec.name;
+    TensorArray weight(stream_.compute_dtype(), spec.out_features, spec.in_features, stream_);
+    if (is_packed(checkpoint_, linear.name)) {
+      const auto part = [&](const char* name) { return stored.at(linear.name + name); };
+      // int32 and uint32 words share their bytes.
+      const auto words = [](ConstTensor t) {
+        return Matrix<const std::uint32_t>(static_cast<const std::uint32_t*>(t.data), t.rows, t.cols);
+      };
+      unpack_gptq({words(part(".qweight")), words(part(".qzeros")), part(".scales"), part(".g_idx").as<const std::int32_t>()}, format_,
+                  weight, stream_);
+    } else {
+      linear.stored = stored.at(linear.name + ".weight");
+      convert(linear.stored, weight, stream_);
+    }
+    linear.weight = weight.view;
+    layer.memory.push_back(std::move(weight.memory));
+    linear.bias = in_compute_type(linear.name + ".bias");
+    layer.linears.push_back(linear);
+  }
+  const auto norm = [&](const std::string& name) -> Norm {
+    if (name.empty()) return {};
+    return {in_compute_type(prefix + name + ".weight"), in_compute_type(prefix + name + ".bias")};
+  };
+  layer.attention_norm = norm(architecture_.names.attention_norm);
+  layer.mlp_norm = norm(architecture_.names.mlp_norm);
+  layer.q_norm = norm(architecture_.names.q_norm).weight;
+  layer.k_norm = norm(architecture_.names.k_norm).weight;
+  return layer;
+}
+
+TensorArray LayerSource::load_tensor(const std::string& name) {
+  const TensorInfo& info = checkpoint_.info(name);
+  TensorArray array(info.dtype, info.rows(), info.cols(), stream_);
+  std::string fault;
+  if (comm_.root()) {
+    try {
+      std::vector<unsigned char> data(static_cast<std::size_t>(info.bytes()));
+      checkpoint_.read(name, data.data());
+      copy_to_device(array.view.data, data.data(), data.size(), stream_);
+    } catch (const std::exception& error) {
+      fault = error.what();
+    }
+  }
+  agree(comm_, fault);
+  comm_.broadcast(array.view.data, array.memory.bytes(), 0, stream_);
+  return array;
+}
+
+TensorArray LayerSource::load_compute_tensor(const std::string& name) {
+  TensorArray stored = load_tensor(name);
+  if (stored.view.dtype == stream_.compute_dtype()) return stored;
+  TensorArray converted(stream_.compute_dtype(), stored.view.rows, stored.view.cols, stream_);
+  convert(stored, converted, stream_);
+  return converted;
+}
+
+Norm LayerSource::load_norm(const std::string& module, std::vector<Buffer>& memory) {
+  const auto load = [&](const std::string& name) -> ConstTensor {
+    if (!checkpoint_.contains(name)) return {};
+    TensorArray array = load_compute_tensor(name);
+    memory.push_back(std::move(array.memory));
+    return array.view;
+  };
+  Norm norm;
+  norm.weight = load(module + ".weight");
+  norm.bias = load(module + ".bias");
+  return norm;
+}
+
+}  // namespace qpipe

@@ -1,0 +1,59 @@
+// Weights from disk to every rank's device: one rank reads a tensor, the others receive it.
+//
+// A decoder layer travels as one blob. Its owner (layer mod ranks) reads it ahead of time in the background, while the ranks compute the
+// layer before.
+#pragma once
+
+#include <future>
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "launch/comm.h"
+#include "pipeline/checkpoint.h"
+#include "stages/gptq_format.h"
+#include "stages/layer.h"
+
+namespace qpipe {
+
+class LayerSource {
+ public:
+  // All references outlive the source. Reads GPTQ checkpoints back: packed linears are dequantized, their Linear::stored is empty.
+  LayerSource(const Checkpoint& checkpoint, const Architecture& architecture, Comm& comm, Stream& stream);
+  ~LayerSource();
+
+  // Collective, in increasing order of the layers for the prefetch to pay.
+  Layer load_layer(std::int64_t index);
+
+  // Any tensor, in the checkpoint's type, or converted to the compute type. Collective.
+  TensorArray load_tensor(const std::string& name);
+  TensorArray load_compute_tensor(const std::string& name);
+  // NAME.weight and, for layer norms, NAME.bias in the compute type; memory is added to `memory`.
+  Norm load_norm(const std::string& module, std::vector<Buffer>& memory);
+
+ private:
+  struct Slot {
+    TensorInfo info;
+    std::size_t offset = 0;
+  };
+  struct Plan {
+    std::vector<Slot> slots;
+    std::size_t bytes = 0;
+  };
+  Plan plan_layer(std::int64_t index) const;
+  int owner(std::int64_t index) const;
+  std::vector<unsigned char> read(const Plan& plan) const;
+  void prefetch(std::int64_t index);
+
+  const Checkpoint& checkpoint_;
+  const Architecture& architecture_;
+  Comm& comm_;
+  Stream& stream_;
+  GptqFormat format_ = GptqFormat::v1;
+  std::map<std::int64_t, std::future<std::vector<unsigned char>>> ahead_;
+};
+
+// "model.layers.3." for layer 3.
+std::string layer_prefix(const Architecture& architecture, std::int64_t index);
+
+}  // namespace qpipe

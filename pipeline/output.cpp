@@ -1,0 +1,111 @@
+#include "pipeline/output.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include "pipeline/error.h"
+#include "pipeline/shard_plan.h"
+
+namespace qpipe {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+bool is_weight_file(const fs::path& path) {
+  const std::string name = path.filename().string();
+  for (const char* suffix :
+       {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".safetensors.index.json", ".bin.index.json", ".tmp"})
+    if (name.ends_with(suffix)) return true;
+  return false;
+}
+
+bool is_written_here(const fs::path& path) {
+  const std::string name = path.filename().string();
+  return name == "config.json" || name == "quantize_config.json" || name == "quant_config.json" || name == "README.md" ||
+         name == "quantize_report.json";
+}
+
+[[noreturn]] void fail(const fs::path& path, const char* what, int error) {
+  throw UserError(ExitCode::io, path.string() + ": " + what + ": " + std::strerror(error));
+}
+
+}  // namespace
+
+void prepare_output_folder(const fs::path& folder, bool overwrite) {
+  std::error_code error;
+  if (fs::exists(folder, error) && !fs::is_directory(folder, error))
+    throw UserError(ExitCode::cannot_create, folder.string() + ": exists and is not a folder; choose another output.path");
+  if (fs::exists(folder, error) && !fs::is_empty(folder, error)) {
+    if (!overwrite)
+      throw UserError(ExitCode::cannot_create,
+                      folder.string() + ": is not empty; choose another output.path or set output.overwrite = true");
+    for (const auto& entry : fs::directory_iterator(folder))
+      if (is_weight_file(entry.path()) || is_written_here(entry.path())) fs::remove(entry.path(), error);
+  }
+  fs::create_directories(folder, error);
+  if (error) throw UserError(ExitCode::cannot_create, folder.string() + ": cannot create the output folder: " + error.message());
+  if (access(folder.c_str(), W_OK) != 0)
+    throw UserError(ExitCode::cannot_create, folder.string() + ": is not writable: " + std::strerror(errno));
+}
+
+ShardSet::ShardSet(const fs::path& folder, const std::vector<TensorInfo>& tensors, std::int64_t max_shard_bytes, int rank, int ranks) {
+  const auto plan = plan_shards(tensors, max_shard_bytes);
+  for (std::size_t shard = 0; shard < plan.size(); ++shard) {
+    std::vector<TensorInfo> members;
+    for (const std::size_t i : plan[shard]) {
+      members.push_back(tensors[i]);
+      total_bytes_ += tensors[i].bytes();
+      if (static_cast<int>(shard % static_cast<std::size_t>(ranks)) == rank) shard_of_[tensors[i].name] = shard;
+    }
+    if (static_cast<int>(shard % static_cast<std::size_t>(ranks)) == rank)
+      writers_.emplace(shard, SafetensorsWriter(folder / shard_name(shard, plan.size()), members));
+  }
+  if (plan.size() > 1) index_ = make_index(tensors, plan);
+}
+
+bool ShardSet::owns(const std::string& name) const { return shard_of_.count(name) != 0; }
+
+void ShardSet::write(const std::string& name, const void* data) { writers_.at(shard_of_.at(name)).write(name, data); }
+
+void ShardSet::finish() {
+  for (auto& [shard, writer] : writers_) writer.finish();
+}
+
+void write_text_file(const fs::path& path, const std::string& text) {
+  const fs::path temporary = path.string() + ".tmp";
+  const int file = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (file < 0) fail(temporary, "cannot create", errno);
+  std::size_t done = 0;
+  while (done < text.size()) {
+    const ssize_t count = ::write(file, text.data() + done, text.size() - done);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) {
+      const int error = errno;
+      close(file);
+      fail(temporary, "cannot write", error);
+    }
+    done += static_cast<std::size_t>(count);
+  }
+  const bool synced = fsync(file) == 0;
+  const int error = errno;
+  close(file);
+  if (!synced) fail(temporary, "cannot write", error);
+  if (std::rename(temporary.c_str(), path.c_str()) != 0) fail(path, "cannot rename", errno);
+}
+
+void copy_auxiliary_files(const fs::path& from, const fs::path& to) {
+  for (const auto& entry : fs::directory_iterator(from)) {
+    const std::string name = entry.path().filename().string();
+    if (!entry.is_regular_file() || name.starts_with(".") || is_weight_file(entry.path()) || is_written_here(entry.path())) continue;
+    std::error_code error;
+    fs::copy_file(entry.path(), to / name, fs::copy_options::overwrite_existing, error);
+    if (error) throw UserError(ExitCode::io, (to / name).string() + ": cannot copy " + entry.path().string() + ": " + error.message());
+  }
+}
+
+}  // namespace qpipe

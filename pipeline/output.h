@@ -1,0 +1,48 @@
+// The output folder: shards written in parallel by their owners while the run goes on, the rest of the folder at the end.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "pipeline/safetensors.h"
+
+namespace qpipe {
+
+// Creates the folder, or checks that it is empty; with overwrite removes what a loader would pick up (weights, indexes, config files). Rank
+// 0 only.
+void prepare_output_folder(const std::filesystem::path& folder, bool overwrite);
+
+// This rank's shards. Shards are planned from the tensors' sizes alone, so that every rank count gives the same files; shard s belongs to
+// rank s mod ranks.
+class ShardSet {
+ public:
+  ShardSet(const std::filesystem::path& folder, const std::vector<TensorInfo>& tensors_in_order, std::int64_t max_shard_bytes, int rank,
+           int ranks);
+
+  bool owns(const std::string& name) const;
+  // Thread-safe. The tensor must be owned.
+  void write(const std::string& name, const void* data);
+  void finish();
+
+  // model.safetensors.index.json; null when there is a single file.
+  nlohmann::json index() const { return index_; }
+  std::int64_t total_bytes() const { return total_bytes_; }
+
+ private:
+  std::map<std::string, std::size_t> shard_of_;
+  std::map<std::size_t, SafetensorsWriter> writers_;  // of the owned shards
+  nlohmann::json index_;
+  std::int64_t total_bytes_ = 0;
+};
+
+// Writes text through a temporary file, fsync and rename. Throws UserError with the path.
+void write_text_file(const std::filesystem::path& path, const std::string& text);
+
+// Copies tokenizer, generation_config, chat template, remote code and other auxiliary files; not weights, config.json or README.md.
+void copy_auxiliary_files(const std::filesystem::path& from, const std::filesystem::path& to);
+
+}  // namespace qpipe

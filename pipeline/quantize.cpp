@@ -1,0 +1,330 @@
+// The method, in order: load, calibrate, solve, forward, store.
+#include "pipeline/quantize.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <fstream>
+
+#include "launch/comm.h"
+#include "launch/device.h"
+#include "pipeline/dataset.h"
+#include "pipeline/error.h"
+#include "pipeline/evaluate.h"
+#include "pipeline/layer_source.h"
+#include "pipeline/model.h"
+#include "pipeline/plan.h"
+#include "pipeline/progress.h"
+#include "pipeline/report.h"
+#include "pipeline/store.h"
+#include "pipeline/tokens_on_ranks.h"
+#include "stages/activations.h"
+#include "stages/calibrate.h"
+
+namespace qpipe {
+
+namespace {
+
+// Adds the seconds between construction and destruction to `total`, counting the device's work.
+class Timed {
+ public:
+  Timed(double& total, Comm& comm, Stream& stream)
+      : total_(total), comm_(comm), stream_(stream), start_(std::chrono::steady_clock::now()) {}
+  ~Timed() noexcept(false) {
+    if (std::uncaught_exceptions() == 0) comm_.wait(stream_);
+    total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  double& total_;
+  Comm& comm_;
+  Stream& stream_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+// What the loop carries from layer to layer.
+struct Loop {
+  const Options& options;
+  const Architecture& architecture;
+  const QuantizePlan& plan;
+  Comm& comm;
+  Stream& stream;
+  Store& store;
+  Progress& progress;
+  RunReport& report;
+  bool zero_of_zero = false;
+};
+
+std::string describe(const Layer& layer, const Step& step) {
+  return fmt::format("layer {}, input of {}", layer.index, layer.linears[step.linears.front()].name);
+}
+
+// The step's linears that are quantized, as indices into Layer::linears.
+std::vector<std::size_t> chosen(const Loop& loop, const Layer& layer, const Step& step) {
+  std::vector<std::size_t> result;
+  for (const std::size_t i : step.linears)
+    if (!loop.plan.modules.at(layer.linears[i].name).skip) result.push_back(i);
+  return result;
+}
+
+void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessian) {
+  std::vector<const Linear*> linears;
+  std::vector<LinearSettings> settings;
+  for (const std::size_t i : chosen(loop, layer, step)) {
+    linears.push_back(&layer.linears[i]);
+    settings.push_back(loop.plan.modules.at(layer.linears[i].name));
+  }
+  if (linears.empty()) return;
+  std::vector<QuantizedLinear> solved;
+  {
+    Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
+    solved = solve(hessian, linears, settings, loop.comm, loop.stream);
+  }
+  for (std::size_t i = 0; i < solved.size(); ++i) {
+    const QuantizedLinear& q = solved[i];
+    {
+      Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+      loop.store.put(linears[i]->name, q, loop.stream);
+    }
+    if (loop.plan.quantized_propagation) dequantize_into(q, linears[i]->weight, loop.stream);
+    loop.zero_of_zero = loop.zero_of_zero || q.has_zero_of_zero;
+    loop.report.modules.push_back(
+        {linears[i]->name, q.settings.bits, q.settings.group_size, q.mean_squared_error, q.damp, q.fell_back, false});
+    if (q.fell_back)
+      loop.progress.say("warning: " + linears[i]->name +
+                        ": its Hessian is not positive definite at any damping; rounded to nearest. Use more calibration samples.");
+  }
+}
+
+void forward_step(Loop& loop, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations) {
+  Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
+  for (Block& block : activations.blocks)
+    advance(loop.architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, loop.stream);
+}
+
+void start(Loop& loop, const Layer& layer, Activations& activations) {
+  Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
+  for (Block& block : activations.blocks) start_layer(loop.architecture, layer, block, loop.stream);
+}
+
+Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step, const Activations& activations) {
+  Timed timed(loop.report.seconds.hessian, loop.comm, loop.stream);
+  return calibrate(activations, describe(layer, step), loop.comm, loop.stream);
+}
+
+// Each linear is solved on the input that the quantized linears before it give.
+void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  start(loop, layer, activations);
+  for (const Step& step : layer_steps(loop.architecture)) {
+    if (!chosen(loop, layer, step).empty()) {
+      const Hessian hessian = calibrate_step(loop, layer, step, activations);
+      solve_step(loop, layer, step, &hessian);
+    }
+    forward_step(loop, tables, layer, step.kind, activations);
+  }
+}
+
+// true_sequential = false: all of the layer's Hessians see its original weights; the layer runs again with the quantized ones.
+void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  Buffer saved(activations.hidden_memory.bytes(), loop.stream);
+  copy_on_device(saved.data(), activations.hidden_memory.data(), saved.bytes(), loop.stream);
+  const std::vector<Step> steps = layer_steps(loop.architecture);
+  std::vector<Hessian> hessians(steps.size());
+  start(loop, layer, activations);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    if (!chosen(loop, layer, steps[i]).empty()) hessians[i] = calibrate_step(loop, layer, steps[i], activations);
+    forward_step(loop, tables, layer, steps[i].kind, activations);
+  }
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    solve_step(loop, layer, steps[i], &hessians[i]);
+    hessians[i] = Hessian{};
+  }
+  if (!loop.plan.quantized_propagation) return;
+  copy_on_device(activations.hidden_memory.data(), saved.data(), saved.bytes(), loop.stream);
+  start(loop, layer, activations);
+  for (const Step& step : steps) forward_step(loop, tables, layer, step.kind, activations);
+}
+
+void quantize_without_calibration(Loop& loop, Layer& layer) {
+  for (const Step& step : layer_steps(loop.architecture)) solve_step(loop, layer, step, nullptr);
+}
+
+Tokens load_calibration(const Options& options, const Architecture& architecture, Comm& comm) {
+  DatasetRequest request;
+  request.data = options.calibration.data;
+  request.dataset = options.calibration.dataset;
+  request.text_field = options.calibration.text_field;
+  request.mode = options.calibration.mode;
+  request.samples = options.calibration.samples;
+  request.seqlen = options.calibration.seqlen;
+  request.seed = options.calibration.seed;
+  request.tokenizer = options.model.path;
+  request.cache = options.calibration.cache;
+  request.vocab = architecture.vocab;
+  return load_tokens_on_all_ranks(request, comm);
+}
+
+Tokens load_evaluation(const Options& options, const Architecture& architecture, Comm& comm) {
+  DatasetRequest request;
+  request.data = options.evaluate.data;
+  request.dataset = options.evaluate.dataset;
+  request.text_field = options.evaluate.text_field;
+  request.mode = "sequential";
+  request.samples = options.evaluate.samples;
+  request.seqlen = options.evaluate.seqlen;
+  request.tokenizer = options.model.path;
+  request.cache = options.calibration.cache;
+  request.vocab = architecture.vocab;
+  return load_tokens_on_all_ranks(request, comm);
+}
+
+// "org/name" when config.json knows it, else the folder's name.
+std::string model_name(const Checkpoint& checkpoint) {
+  const std::string recorded = checkpoint.config().value("_name_or_path", "");
+  if (!recorded.empty() && recorded.find('/') != std::string::npos && recorded.front() != '/' && recorded.front() != '.') return recorded;
+  return std::filesystem::weakly_canonical(checkpoint.folder()).filename().string();
+}
+
+// The `license:` line of the source's model card, if it has one.
+std::string source_license(const std::filesystem::path& folder) {
+  std::ifstream card(folder / "README.md");
+  std::string line;
+  if (!std::getline(card, line) || line != "---") return {};
+  while (std::getline(card, line) && line != "---")
+    if (line.starts_with("license: ")) return line.substr(9);
+  return {};
+}
+
+void write_folder(const std::filesystem::path& folder, const Checkpoint& source, const QuantizePlan& plan, const GptqConfig& gptq,
+                  const ShardSet& shards, const RunReport& report) {
+  copy_auxiliary_files(source.folder(), folder);
+  if (!shards.index().is_null()) write_text_file(folder / "model.safetensors.index.json", shards.index().dump(2) + "\n");
+  const nlohmann::json quantization = gptq_config_json(gptq);
+  nlohmann::json config = source.config();
+  config.erase("dtype");
+  config["torch_dtype"] = plan.dtype == DType::f16 ? "float16" : "bfloat16";
+  config["quantization_config"] = quantization;
+  write_text_file(folder / "quantize_config.json", quantization.dump(2) + "\n");
+  write_text_file(folder / "README.md", model_card(report, plan.defaults, source_license(source.folder())));
+  write_text_file(folder / "config.json", config.dump(2) + "\n");
+}
+
+}  // namespace
+
+int run_quantize(const Options& options, bool dry_run) {
+  const auto begin = std::chrono::steady_clock::now();
+  const Checkpoint source(options.model.path);
+  const Architecture architecture = read_architecture(source.config(), (source.folder() / "config.json").string());
+  if (source.config().contains("quantization_config"))
+    throw UserError(ExitCode::data, source.folder().string() + ": is quantized already; give model.path the original checkpoint");
+  check_tensors(architecture, source);
+  QuantizePlan plan = plan_quantization(options, architecture, source);
+  const bool calibrated = plan.defaults.method == Method::gptq;
+  if (calibrated && options.calibration.data.empty())
+    throw UserError(ExitCode::config,
+                    "calibration.data is not set; give a file of token ids (.h5, .safetensors) or of text (.txt, .jsonl)");
+
+  const Placement placement = place_rank(options.parallel.backend, options.parallel.share_gpu);
+  set_cpu_threads(options.parallel.threads, placement.local_ranks);
+  Stream stream(placement.backend, placement.device);
+  Comm comm(stream, {std::chrono::seconds(options.parallel.timeout), options.parallel.share_gpu});
+  Progress progress(options.run.progress, comm.root(), architecture.layers);
+
+  RunReport report;
+  report.version = QPIPE_VERSION;
+  report.model = model_name(source);
+  report.method = options.quantize.method;
+  report.bits_per_weight = plan.bits_per_weight;
+  report.ranks = comm.size();
+  report.device = stream.device_name();
+  progress.say(fmt::format("qpipe {}: {} ({}, {} layers), {} {}-bit, {:.3f} bits per weight, {} rank{} on {}", QPIPE_VERSION, report.model,
+                           architecture.model_type, architecture.layers, report.method, plan.defaults.bits, plan.bits_per_weight,
+                           comm.size(), comm.size() == 1 ? "" : "s", report.device));
+  if (dry_run) return 0;
+
+  const Tokens calibration = calibrated ? load_calibration(options, architecture, comm) : Tokens{};
+  const Tokens evaluation = options.evaluate.data.empty() ? Tokens{} : load_evaluation(options, architecture, comm);
+  report.calibration = calibration.source;
+  report.calibration_hash = calibration.hash;
+  report.calibration_tokens = calibration.samples * calibration.seqlen;
+  report.evaluation = evaluation.source;
+  on_root(comm, [&] { prepare_output_folder(options.output.path, options.output.overwrite); });
+
+  if (evaluation.samples > 0 && options.evaluate.before) {
+    report.perplexity_before = evaluate(source, architecture, evaluation, options.memory.micro_batch, comm, stream).value;
+    progress.say(fmt::format("perplexity of the original: {:.3f}", *report.perplexity_before));
+  }
+
+  {
+    ShardSet shards(options.output.path, plan.tensors, plan.max_shard_bytes, comm.rank(), comm.size());
+    Store store(plan, source, shards);
+    LayerSource layers(source, architecture, comm, stream);
+    Loop loop{options, architecture, plan, comm, stream, store, progress, report};
+
+    Activations activations;
+    DecoderTables tables;
+    if (calibrated) {
+      const Blocking blocking = cut_samples(calibration.samples, calibration.seqlen, options.memory.micro_batch);
+      activations = make_activations(architecture, blocking, comm.rank(), comm.size(), stream);
+      tables = make_tables(architecture, calibration.seqlen, stream);
+      const TensorArray embedding = layers.load_tensor(architecture.embedding);
+      embed_tokens(architecture, calibration.ids, embedding, activations, stream);
+    }
+    for (std::int64_t index = 0; index < architecture.layers; ++index) {
+      Layer layer;
+      {
+        Timed timed(report.seconds.read, comm, stream);
+        layer = layers.load_layer(index);
+      }
+      if (!calibrated)
+        quantize_without_calibration(loop, layer);
+      else if (options.quantize.true_sequential && plan.quantized_propagation)
+        quantize_layer_sequentially(loop, tables, layer, activations);
+      else
+        quantize_layer_at_once(loop, tables, layer, activations);
+      const ModuleReport* last = report.modules.empty() ? nullptr : &report.modules.back();
+      progress.update(index + 1, last == nullptr ? fmt::format("layer {}", index)
+                                                 : fmt::format("layer {}  {} mse {:.3e}", index,
+                                                               last->name.substr(last->name.rfind('.') + 1), last->mean_squared_error));
+    }
+    {
+      Timed timed(report.seconds.write, comm, stream);
+      std::string fault;
+      try {
+        store.finish(plan.may_need_v2 && loop.zero_of_zero);
+      } catch (const std::exception& error) {
+        fault = error.what();
+      }
+      fault = comm.first_failure(fault);
+      if (!fault.empty()) throw UserError(ExitCode::io, fault);
+    }
+    if (plan.may_need_v2 && loop.zero_of_zero) {
+      plan.format = GptqFormat::v2;
+      progress.say("note: an asymmetric zero of 0 does not fit checkpoint format gptq (v1): written as gptq_v2");
+    }
+    report.bytes = shards.total_bytes();
+    report.format = plan.format == GptqFormat::v1 ? "gptq" : "gptq_v2";
+    report.gpu_peak_bytes = stream.on_cuda() ? stream.bytes_peak() : 0;
+    const GptqConfig gptq{plan.defaults, plan.format, options.quantize.true_sequential, dynamic_json(options), QPIPE_VERSION};
+    on_root(comm, [&] { write_folder(options.output.path, source, plan, gptq, shards, report); });
+    report.seconds.total = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+
+    if (evaluation.samples > 0 && options.evaluate.after) {
+      const Checkpoint quantized(options.output.path);
+      report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, comm, stream).value;
+      progress.say(fmt::format("perplexity of the quantized model: {:.3f}", *report.perplexity_after));
+      on_root(comm, [&] { write_folder(options.output.path, source, plan, gptq, shards, report); });
+    }
+  }
+
+  const std::string report_path = options.run.report.empty() ? options.output.path + ".report.json" : options.run.report;
+  report.options = options_as_json(options);
+  on_root(comm, [&] { write_text_file(report_path, report_json(report).dump(2) + "\n"); });
+  progress.say(
+      fmt::format("wrote {} ({:.2f} GB) in {:.1f} s: read {:.1f}, hessian {:.1f}, solve {:.1f}, forward {:.1f}, write {:.1f}; report in {}",
+                  options.output.path, static_cast<double>(report.bytes) * 1e-9, report.seconds.total, report.seconds.read,
+                  report.seconds.hessian, report.seconds.solve, report.seconds.forward, report.seconds.write, report_path));
+  return 0;
+}
+
+}  // namespace qpipe

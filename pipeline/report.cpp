@@ -1,0 +1,88 @@
+#include "pipeline/report.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+
+namespace qpipe {
+
+nlohmann::json report_json(const RunReport& r) {
+  nlohmann::json modules = nlohmann::json::array();
+  for (const ModuleReport& m : r.modules) {
+    nlohmann::json entry{{"name", m.name}};
+    if (m.skipped) {
+      entry["skipped"] = true;
+    } else {
+      entry.update(
+          {{"bits", m.bits}, {"group_size", m.group_size}, {"mean_squared_error", m.mean_squared_error}, {"damp_percent", m.damp}});
+      if (m.fell_back) entry["fell_back_to_rtn"] = true;
+    }
+    modules.push_back(entry);
+  }
+  nlohmann::json json{{"qpipe", r.version},
+                      {"model", r.model},
+                      {"method", r.method},
+                      {"format", r.format},
+                      {"options", r.options},
+                      {"calibration", {{"source", r.calibration}, {"tokens", r.calibration_tokens}, {"xxh3", r.calibration_hash}}},
+                      {"bits_per_weight", r.bits_per_weight},
+                      {"bytes", r.bytes},
+                      {"ranks", r.ranks},
+                      {"device", r.device},
+                      {"gpu_peak_bytes", r.gpu_peak_bytes},
+                      {"seconds",
+                       {{"read", r.seconds.read},
+                        {"hessian", r.seconds.hessian},
+                        {"solve", r.seconds.solve},
+                        {"forward", r.seconds.forward},
+                        {"write", r.seconds.write},
+                        {"total", r.seconds.total}}},
+                      {"modules", modules}};
+  if (r.perplexity_before) json["perplexity"]["before"] = *r.perplexity_before;
+  if (r.perplexity_after) json["perplexity"]["after"] = *r.perplexity_after;
+  if (!r.evaluation.empty()) json["perplexity"]["data"] = r.evaluation;
+  return json;
+}
+
+std::string model_card(const RunReport& r, const LinearSettings& s, const std::string& license) {
+  const std::string base = std::filesystem::path(r.model).filename().string();
+  std::string card = fmt::format(
+      "---\nbase_model: {}\nbase_model_relation: quantized\nlibrary_name: transformers\npipeline_tag: text-generation\n{}tags:\n- {}\n- "
+      "{}-bit\n- qpipe\n"
+      "---\n\n# {} quantized to {} bits ({})\n\n",
+      r.model, license.empty() ? "" : "license: " + license + "\n", r.method, s.bits, base, s.bits, r.method);
+  card += fmt::format("Made with qpipe {} from `{}`.\n\n| setting | value |\n| --- | --- |\n", r.version, r.model);
+  const auto row = [&](const std::string& name, const std::string& value) { card += fmt::format("| {} | {} |\n", name, value); };
+  row("method", r.method);
+  row("checkpoint format", r.format);
+  row("bits", std::to_string(s.bits));
+  row("group size", s.group_size > 0 ? std::to_string(s.group_size) : "one group per output");
+  row("grid", s.symmetric ? "symmetric" : "asymmetric");
+  if (s.method == Method::gptq) {
+    row("column order", s.desc_act          ? "activation order (desc_act)"
+                        : s.act_group_aware ? "activation order within and among groups"
+                                            : "as stored");
+    row("static groups", s.static_groups ? "yes" : "no");
+    row("damping", fmt::format("{} of the mean diagonal", s.damp_percent));
+  }
+  if (s.mse_norm > 0.0f) row("scale search", fmt::format("exponent {}", s.mse_norm));
+  row("bits per quantized weight", fmt::format("{:.3f}", r.bits_per_weight));
+  if (!r.calibration.empty()) row("calibration", fmt::format("{} ({} tokens)", r.calibration, r.calibration_tokens));
+  if (r.perplexity_before || r.perplexity_after) {
+    card += fmt::format("\n## Perplexity\n\nMeasured on {}, each window alone.\n\n| | perplexity |\n| --- | --- |\n", r.evaluation);
+    if (r.perplexity_before) card += fmt::format("| original | {:.3f} |\n", *r.perplexity_before);
+    if (r.perplexity_after) card += fmt::format("| quantized | {:.3f} |\n", *r.perplexity_after);
+  }
+  card +=
+      "\n## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer  # needs optimum and gptqmodel\n\n"
+      "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\", device_map=\"auto\")\n"
+      "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n";
+  if (s.method == Method::gptq || s.method == Method::rtn) {
+    const bool served = s.symmetric && (s.bits == 4 || s.bits == 8) && !(s.desc_act && !s.static_groups && s.group_size > 0);
+    card += served ? "\nvLLM serves it as it is: `vllm serve THIS_FOLDER`.\n"
+                   : "\nvLLM does not serve this variant: it takes symmetric 4- or 8-bit GPTQ without desc_act.\n";
+  }
+  return card;
+}
+
+}  // namespace qpipe

@@ -1,0 +1,58 @@
+// What a run measured: JSON for programs, a model card for people.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "stages/solve.h"
+
+namespace qpipe {
+
+struct ModuleReport {
+  std::string name;
+  int bits = 0;
+  std::int64_t group_size = 0;
+  double mean_squared_error = 0.0;
+  double damp = 0.0;
+  bool fell_back = false;
+  bool skipped = false;
+};
+
+struct PhaseSeconds {
+  double read = 0.0;
+  double hessian = 0.0;
+  double solve = 0.0;
+  double forward = 0.0;
+  double write = 0.0;
+  double total = 0.0;
+};
+
+struct RunReport {
+  std::string version;
+  std::string model;
+  std::string method;
+  std::string format;
+  nlohmann::json options;
+  std::string calibration;  // what the calibration tokens were
+  std::string calibration_hash;
+  std::int64_t calibration_tokens = 0;
+  std::string evaluation;
+  std::optional<double> perplexity_before;
+  std::optional<double> perplexity_after;
+  double bits_per_weight = 0.0;  // of the quantized linears, scales and zeros included
+  std::int64_t bytes = 0;        // of all tensors written
+  std::vector<ModuleReport> modules;
+  PhaseSeconds seconds;
+  std::size_t gpu_peak_bytes = 0;
+  int ranks = 1;
+  std::string device;
+};
+
+nlohmann::json report_json(const RunReport& report);
+
+// README.md. Holds nothing that depends on the machine or the number of ranks, so that equal runs give equal folders.
+std::string model_card(const RunReport& report, const LinearSettings& settings, const std::string& license);
+
+}  // namespace qpipe
