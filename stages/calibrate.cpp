@@ -31,7 +31,7 @@ Hessian calibrate(const Activations& activations, const std::string& what, Comm&
   copy_to_device(exponent.view.data, host_exponent.data(), host_exponent.size() * sizeof(std::int32_t), stream);
 
   const std::int64_t tokens = activations.blocking.tokens();
-  const int log2_tokens = std::bit_width(static_cast<std::uint64_t>(tokens - 1));
+  const int log2_tokens = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(tokens - 1)));
   Hessian result{Array<float>(d, d, stream), std::vector<float>(static_cast<std::size_t>(d))};
   {
     Array<std::int64_t> sum(d, d, stream);

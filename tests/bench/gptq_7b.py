@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""GPTQ of 8 decoder layers of Llama-2-7B's shape: the work that peers were measured on.
+
+    python3 tests/bench/gptq_7b.py --qpipe build/release/qpipe [--work DIR] [--layers 8] [--samples 128] [--seqlen 2048] [--repeat 1] [--set k=v ...]
+
+Makes random bf16 weights (hidden 4096, ffn 11008, 32 heads, vocabulary 32000) and random tokens in DIR once, quantizes them to 4 bits, group 128, and
+prints time per phase, percent of the phase's stated bound, total and peak GPU memory, beside the peers' figures for the same work. Needs torch."""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+HIDDEN, FFN, HEADS, VOCAB = 4096, 11008, 32, 32000
+# Measured on one H100 with the same shapes, tokens and settings (seconds, save included; GiB).
+PEERS = [("llm-compressor 0.14.0.1", 54.8, 2.6), ("GPTQModel 7.3.6", 132.0, 5.8)]
+DENSE_BF16 = 989e12  # FLOP/s, H100/H200 SXM datasheet
+
+
+def make_model(folder, layers):
+    import torch
+    from safetensors.torch import save_file
+
+    os.makedirs(folder, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device=device).manual_seed(1)
+
+    def weight(rows, cols):
+        return (torch.randn(rows, cols, generator=generator, device=device) / cols**0.5).to(torch.bfloat16).cpu()
+
+    files, index = {}, {}
+    for layer in range(layers):
+        p = f"model.layers.{layer}."
+        tensors = {p + f"self_attn.{n}_proj.weight": weight(HIDDEN, HIDDEN) for n in "qkvo"}
+        tensors[p + "mlp.gate_proj.weight"] = weight(FFN, HIDDEN)
+        tensors[p + "mlp.up_proj.weight"] = weight(FFN, HIDDEN)
+        tensors[p + "mlp.down_proj.weight"] = weight(HIDDEN, FFN)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[p + norm + ".weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
+        files[f"model-{layer + 1:05d}-of-{layers + 1:05d}.safetensors"] = tensors
+    files[f"model-{layers + 1:05d}-of-{layers + 1:05d}.safetensors"] = {
+        "model.embed_tokens.weight": weight(VOCAB, HIDDEN) * HIDDEN**0.5 * 0.02,
+        "lm_head.weight": weight(VOCAB, HIDDEN),
+        "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16),
+    }
+    total = 0
+    for name, tensors in files.items():
+        save_file(tensors, os.path.join(folder, name), metadata={"format": "pt"})
+        index.update({k: name for k in tensors})
+        total += sum(t.numel() * 2 for t in tensors.values())
+    with open(os.path.join(folder, "model.safetensors.index.json"), "w") as f:
+        json.dump({"metadata": {"total_size": total}, "weight_map": index}, f)
+    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=layers,
+                  num_attention_heads=HEADS, num_key_value_heads=HEADS, vocab_size=VOCAB, max_position_embeddings=4096, rms_norm_eps=1e-5,
+                  rope_theta=10000.0, hidden_act="silu", tie_word_embeddings=False, torch_dtype="bfloat16")
+    with open(os.path.join(folder, "config.json"), "w") as f:
+        json.dump(config, f)
+
+
+def make_tokens(path, samples, seqlen):
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(2)
+    save_file({"input_ids": torch.randint(0, VOCAB, (samples, seqlen), generator=generator, dtype=torch.int32)}, path)
+
+
+def phase_flops(layers, tokens, seqlen):
+    linears = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN
+    forward = 2.0 * tokens * linears + 2.0 * tokens * seqlen * HIDDEN  # attention: q·k and p·v over half of the square
+    hessian = 1.0 * tokens * (3 * HIDDEN**2 + FFN**2)  # half by symmetry
+    return {"forward": layers * forward, "hessian": layers * hessian}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--qpipe", default="build/release/qpipe")
+    parser.add_argument("--work", default="/tmp/qpipe-bench")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--seqlen", type=int, default=2048)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--launcher", default="", help='for example "mpirun -np 2 --allow-run-as-root"')
+    parser.add_argument("--set", action="append", default=[], help="further options of qpipe, section.key=value")
+    args = parser.parse_args()
+
+    model = os.path.join(args.work, f"llama7b-{args.layers}")
+    if not os.path.exists(os.path.join(model, "config.json")):
+        make_model(model, args.layers)
+    tokens = os.path.join(args.work, f"tokens-{args.samples}x{args.seqlen}.safetensors")
+    if not os.path.exists(tokens):
+        make_tokens(tokens, args.samples, args.seqlen)
+    output = os.path.join(args.work, "out")
+    config = os.path.join(args.work, "bench.toml")
+    with open(config, "w") as f:
+        f.write(f"""[model]
+path = "{model}"
+[calibration]
+data = "{tokens}"
+samples = {args.samples}
+seqlen = {args.seqlen}
+[quantize]
+bits = 4
+group_size = 128
+[output]
+path = "{output}"
+overwrite = true
+""")
+    command = args.launcher.split() + [args.qpipe, config] + [w for s in args.set for w in ("--set", s)]
+    flops = phase_flops(args.layers, args.samples * args.seqlen, args.seqlen)
+    totals = []
+    for run in range(args.repeat):
+        start = time.time()
+        if subprocess.run(command).returncode != 0:
+            sys.exit("qpipe failed")
+        wall = time.time() - start
+        with open(output + ".report.json") as f:
+            report = json.load(f)
+        totals.append(wall)
+        print(f"\nrun {run + 1}: {report['device']}, {report['ranks']} rank(s), peak GPU memory {report['gpu_peak_bytes'] / 2**30:.1f} GiB")
+        for phase, seconds in report["seconds"].items():
+            note = ""
+            if phase in flops and seconds > 0:
+                note = f"  {flops[phase] / seconds / 1e12:6.0f} TFLOP/s, {100 * flops[phase] / seconds / DENSE_BF16:3.0f}% of {DENSE_BF16 / 1e12:.0f}"
+            print(f"  {phase:8s} {seconds:8.2f} s{note}")
+        print(f"  process  {wall:8.2f} s")
+    median = sorted(totals)[len(totals) // 2]
+    print(f"\nqpipe: {median:.2f} s (median of {len(totals)}, start of the process to its end)")
+    if (args.layers, args.samples, args.seqlen) == (8, 128, 2048):
+        for name, seconds, memory in PEERS:
+            print(f"{name}: {seconds:.1f} s, {memory} GiB on an H100 → {seconds / median:.1f} times as long")
+
+
+if __name__ == "__main__":
+    main()
