@@ -1,0 +1,455 @@
+#include <algorithm>
+
+#include "kernels/gptq_sweep.h"
+#include "kernels/grid_cuda.h"
+
+namespace qpipe::cuda {
+
+namespace {
+
+// ---- c = c0 + a · b in float32. Every element is one chain of fused multiply-adds in ascending k, added to c0 at the end, whatever the
+// number of rows and the height of the tile: a row's bits do not depend on its neighbours (cuBLAS does not promise that).
+
+constexpr int tile_cols = 128;
+constexpr int tile_depth = 16;
+constexpr int multiply_threads = 256;  // 16 x 16, each 8 columns wide
+
+// Four elements from p, of which `valid` exist; the others are 0. vector: p is 16-byte aligned.
+template <bool vector>
+__device__ float4 load4(const float* p, int valid) {
+  if (vector && valid >= 4) return *reinterpret_cast<const float4*>(p);
+  float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (valid > 0) value.x = p[0];
+  if (valid > 1) value.y = p[1];
+  if (valid > 2) value.z = p[2];
+  if (valid > 3) value.w = p[3];
+  return value;
+}
+
+// quads: groups of four rows per thread; the tile has 64 · quads rows.
+template <int quads, bool vector>
+__global__ void __launch_bounds__(multiply_threads, 2)
+    multiply_add_kernel(Matrix<const float> c0, Matrix<const float> a, Matrix<const float> b, Matrix<float> c) {
+  constexpr int tile_rows = 64 * quads;
+  __shared__ __align__(16) float a_tile[2][tile_depth][tile_rows + 4];  // transposed
+  __shared__ __align__(16) float b_tile[2][tile_depth][tile_cols];
+  const int tid = static_cast<int>(threadIdx.x);
+  const int tx = tid % 16;
+  const int ty = tid / 16;
+  const std::int64_t row0 = std::int64_t{blockIdx.y} * tile_rows;
+  const std::int64_t col0 = std::int64_t{blockIdx.x} * tile_cols;
+  // Sizes of one dimension fit an int (checked by the launcher); offsets do not.
+  const int depth = static_cast<int>(a.cols);
+  const float* a_from[quads];
+  bool a_exists[quads];
+#pragma unroll
+  for (int s = 0; s < quads; ++s) {
+    const std::int64_t row = row0 + tid / 4 + 64 * s;
+    a_exists[s] = row < a.rows;
+    a_from[s] = a.data + row * a.stride + 4 * (tid % 4);
+  }
+  const float* b_from = b.data + tid / 32 * b.stride + col0 + 4 * (tid % 32);
+  const int b_valid = static_cast<int>(b.cols - col0) - 4 * (tid % 32);
+
+  float4 a_next[quads];
+  float4 b_next[2];
+  const auto fetch = [&](int k0) {
+#pragma unroll
+    for (int s = 0; s < quads; ++s) a_next[s] = load4<vector>(a_from[s] + k0, a_exists[s] ? depth - k0 - 4 * (tid % 4) : 0);
+#pragma unroll
+    for (int s = 0; s < 2; ++s) b_next[s] = load4<vector>(b_from + (k0 + 8 * s) * b.stride, k0 + tid / 32 + 8 * s < depth ? b_valid : 0);
+  };
+  const auto keep = [&](int buffer) {
+#pragma unroll
+    for (int s = 0; s < quads; ++s) {
+      const int row = tid / 4 + 64 * s;
+      const int k = 4 * (tid % 4);
+      a_tile[buffer][k + 0][row] = a_next[s].x;
+      a_tile[buffer][k + 1][row] = a_next[s].y;
+      a_tile[buffer][k + 2][row] = a_next[s].z;
+      a_tile[buffer][k + 3][row] = a_next[s].w;
+    }
+#pragma unroll
+    for (int s = 0; s < 2; ++s) *reinterpret_cast<float4*>(&b_tile[buffer][tid / 32 + 8 * s][4 * (tid % 32)]) = b_next[s];
+  };
+
+  // Thread (ty, tx): rows 64·s + 4·ty + i, columns 64·t + 4·tx + j.
+  float sum[4 * quads][8] = {};
+  const int steps = (depth + tile_depth - 1) / tile_depth;
+  if (steps > 0) {
+    fetch(0);
+    keep(0);
+    __syncthreads();
+  }
+  for (int step = 0; step < steps; ++step) {
+    const int buffer = step & 1;
+    if (step + 1 < steps) fetch((step + 1) * tile_depth);
+#pragma unroll
+    for (int k = 0; k < tile_depth; ++k) {
+      float left[4 * quads];
+      float right[8];
+#pragma unroll
+      for (int s = 0; s < quads; ++s) {
+        const float4 part = *reinterpret_cast<const float4*>(&a_tile[buffer][k][64 * s + 4 * ty]);
+        left[4 * s + 0] = part.x;
+        left[4 * s + 1] = part.y;
+        left[4 * s + 2] = part.z;
+        left[4 * s + 3] = part.w;
+      }
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        const float4 part = *reinterpret_cast<const float4*>(&b_tile[buffer][k][64 * t + 4 * tx]);
+        right[4 * t + 0] = part.x;
+        right[4 * t + 1] = part.y;
+        right[4 * t + 2] = part.z;
+        right[4 * t + 3] = part.w;
+      }
+#pragma unroll
+      for (int i = 0; i < 4 * quads; ++i)
+#pragma unroll
+        for (int j = 0; j < 8; ++j) sum[i][j] = fmaf(left[i], right[j], sum[i][j]);
+    }
+    // The other buffer was last read before the previous barrier.
+    if (step + 1 < steps) keep(buffer ^ 1);
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int i = 0; i < 4 * quads; ++i) {
+    const std::int64_t row = row0 + 64 * (i / 4) + 4 * ty + i % 4;
+    if (row >= c.rows) continue;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const std::int64_t col = col0 + 64 * (j / 4) + 4 * tx + j % 4;
+      if (col < c.cols) c.data[row * c.stride + col] = __fadd_rn(c0.data[row * c0.stride + col], sum[i][j]);
+    }
+  }
+}
+
+bool aligned(Matrix<const float> m) { return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.stride % 4 == 0; }
+
+std::int64_t divide_up(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
+
+int multiprocessors(const Stream& stream) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, stream.device()));
+  return count;
+}
+
+// c = c0 + a · b; c may be c0.
+void multiply_add(Matrix<const float> c0, Matrix<const float> a, Matrix<const float> b, Matrix<float> c, Stream& stream) {
+  if (c.rows == 0 || c.cols == 0) return;
+  require(a.cols < 1 << 30, "gptq_sweep: more than 2^30 columns");
+  const std::int64_t columns = divide_up(c.cols, tile_cols);
+  // Lower tiles when high ones would leave multiprocessors idle.
+  const bool high = columns * divide_up(c.rows, 128) >= 2 * multiprocessors(stream);
+  const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(divide_up(c.rows, high ? 128 : 64)));
+  const bool vector = aligned(a) && aligned(b);
+  const auto kernel = high ? (vector ? multiply_add_kernel<2, true> : multiply_add_kernel<2, false>)
+                           : (vector ? multiply_add_kernel<1, true> : multiply_add_kernel<1, false>);
+  kernel<<<grid, multiply_threads, 0, stream.cuda().stream>>>(c0, a, b, c);
+  check_launch();
+}
+
+// ---- The sweep inside a block of at most 128 columns: 8 lanes per row, column 32·c + 4·lane + t in register 4·c + t of its lane.
+
+constexpr int block_columns = 128;
+constexpr int chunk = 32;
+constexpr int chunks = block_columns / chunk;
+constexpr int lanes = 8;
+constexpr int sweep_threads = 256;
+constexpr int rows_per_cta = sweep_threads / lanes;
+constexpr int owned = block_columns / lanes;
+constexpr unsigned all_lanes = 0xffffffffu;
+constexpr int sweep_shared_bytes = (block_columns * block_columns + block_columns) * static_cast<int>(sizeof(float));
+
+enum class Grids { given, found };  // found: here, from the updated values; group_size is 32, 64 or 128
+
+struct BlockView {
+  Matrix<const float> w;         // [rows, width] original
+  Matrix<const float> v;         // [rows, width] updated by all earlier columns
+  Matrix<const float> n;         // [width, width]
+  const float* pivot;            // [width]
+  const std::int32_t* group_of;  // [width], or null: (first_column + column) / group_size
+  std::int64_t first_column;
+  std::int64_t group_size;
+  Matrix<float> scale;  // [rows, groups]
+  Matrix<std::uint8_t> zero;
+  Matrix<std::uint8_t> code;  // [rows, width] out
+  Matrix<float> error;        // [rows, width] out: w − q
+  float* loss;                // [rows] added to
+};
+
+__device__ float reduce_lanes(float x) {
+#pragma unroll
+  for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(all_lanes, x, step);
+  return x;
+}
+
+// The grid of the group that starts at chunk c and spans group_chunks chunks, equal in all lanes of the row.
+__device__ DeviceGrid find_row_grid(const float (&v)[owned], int c, int group_chunks, const GridOptions& options) {
+  float lo = 0.0f;
+  float hi = 0.0f;
+#pragma unroll
+  for (int i = 0; i < owned; ++i)
+    if (i / 4 >= c && i / 4 < c + group_chunks) {
+      lo = v[i] < lo ? v[i] : lo;
+      hi = v[i] > hi ? v[i] : hi;
+    }
+#pragma unroll
+  for (int step = lanes / 2; step > 0; step /= 2) {
+    lo = fminf(lo, __shfl_xor_sync(all_lanes, lo, step));
+    hi = fmaxf(hi, __shfl_xor_sync(all_lanes, hi, step));
+  }
+  complete_range(lo, hi, options);
+  DeviceGrid best = grid_of_range(lo, hi, options);
+  if (options.mse_norm > 0.0f) {
+    const float max_code = device_largest_code(options.bits);
+    float best_error = INFINITY;
+#pragma unroll 1
+    for (int step = 0; step < shrink_steps; ++step) {
+      const DeviceGrid candidate = shrunk_grid(lo, hi, step, options);
+      float error = 0.0f;
+#pragma unroll
+      for (int i = 0; i < owned; ++i)
+        if (i / 4 >= c && i / 4 < c + group_chunks) error += grid_error(v[i], candidate, max_code, options.mse_norm);
+      error = reduce_lanes(error);
+      if (error < best_error) {
+        best_error = error;
+        best = candidate;
+      }
+    }
+  }
+  return best;
+}
+
+template <Grids grids>
+__global__ void __launch_bounds__(sweep_threads, 2) sweep_block_kernel(BlockView block, GridOptions options) {
+  extern __shared__ __align__(16) float shared[];
+  float* triangle = shared;                                // N above the diagonal, 0 elsewhere
+  float* weight = shared + block_columns * block_columns;  // pivot²
+  const int width = static_cast<int>(block.w.cols);
+  for (int index = static_cast<int>(threadIdx.x); index < width * block_columns; index += sweep_threads) {
+    const int k = index / block_columns;
+    const int j = index % block_columns;
+    triangle[index] = j > k && j < width ? block.n.data[k * block.n.stride + j] : 0.0f;
+  }
+  for (int k = static_cast<int>(threadIdx.x); k < width; k += sweep_threads) weight[k] = block.pivot[k] * block.pivot[k];
+  __syncthreads();
+
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
+  const std::int64_t wanted_row = std::int64_t{blockIdx.x} * rows_per_cta + threadIdx.x / lanes;
+  const bool active = wanted_row < block.w.rows;
+  const std::int64_t row = active ? wanted_row : block.w.rows - 1;  // idle lanes follow the last row: shuffles need the whole warp
+  const float max_code = device_largest_code(options.bits);
+
+  float v[owned];
+  float w[owned];  // w − q once the column is done
+  float scale[owned];
+  float zero[owned];
+  unsigned codes[chunks] = {};
+#pragma unroll
+  for (int i = 0; i < owned; ++i) {
+    const int column = chunk * (i / 4) + 4 * lane + i % 4;
+    const bool valid = column < width;
+    v[i] = valid ? block.v.data[row * block.v.stride + column] : 0.0f;
+    w[i] = valid ? block.w.data[row * block.w.stride + column] : 0.0f;
+    scale[i] = 1.0f;
+    zero[i] = 0.0f;
+    if (grids == Grids::given && valid) {
+      const std::int64_t group = block.group_of != nullptr ? block.group_of[column] : (block.first_column + column) / block.group_size;
+      scale[i] = block.scale.data[row * block.scale.stride + group];
+      zero[i] = static_cast<float>(block.zero.data[row * block.zero.stride + group]);
+    }
+  }
+
+  float loss = 0.0f;
+#pragma unroll
+  for (int c = 0; c < chunks; ++c) {
+    if (chunk * c < width) {
+      const int group_chunks = static_cast<int>(block.group_size) / chunk;
+      if (grids == Grids::found && c % group_chunks == 0) {
+        const DeviceGrid grid = find_row_grid(v, c, group_chunks, options);
+#pragma unroll
+        for (int i = 4 * c; i < owned; ++i)
+          if (i / 4 < c + group_chunks) {
+            scale[i] = grid.scale;
+            zero[i] = grid.zero;
+          }
+        if (active && lane == 0) {
+          const std::int64_t group = (block.first_column + chunk * c) / block.group_size;
+          block.scale.data[row * block.scale.stride + group] = grid.scale;
+          block.zero.data[row * block.zero.stride + group] = static_cast<std::uint8_t>(grid.zero);
+        }
+      }
+#pragma unroll 1
+      for (int owner = 0; owner < lanes; ++owner) {
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {
+          const int i = 4 * c + t;
+          const int k = chunk * c + 4 * owner + t;
+          if (k < width) {
+            // Every lane rounds its own register; the owner's is the column of this step.
+            const float chosen = device_nearest_code(v[i], scale[i], zero[i], max_code);
+            const float q = device_value(chosen, scale[i], zero[i]);
+            const float own_error = __fsub_rn(w[i], q);
+            if (lane == owner) {
+              const float miss = v[i] - q;
+              loss += weight[k] * (miss * miss);
+              codes[c] |= static_cast<unsigned>(chosen) << (8 * t);
+              w[i] = own_error;
+            }
+            const float error = __shfl_sync(all_lanes, own_error, owner, lanes);
+#pragma unroll
+            for (int to = c; to < chunks; ++to) {
+              const float4 factor = *reinterpret_cast<const float4*>(&triangle[k * block_columns + chunk * to + 4 * lane]);
+              v[4 * to + 0] = fmaf(error, factor.x, v[4 * to + 0]);
+              v[4 * to + 1] = fmaf(error, factor.y, v[4 * to + 1]);
+              v[4 * to + 2] = fmaf(error, factor.z, v[4 * to + 2]);
+              v[4 * to + 3] = fmaf(error, factor.w, v[4 * to + 3]);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  loss = reduce_lanes(loss);
+  if (!active) return;
+  if (lane == 0) block.loss[row] += loss;
+#pragma unroll
+  for (int i = 0; i < owned; ++i) {
+    const int column = chunk * (i / 4) + 4 * lane + i % 4;
+    if (column >= width) continue;
+    block.error.data[row * block.error.stride + column] = w[i];
+    block.code.data[row * block.code.stride + column] = static_cast<std::uint8_t>(codes[i / 4] >> (8 * (i % 4)));
+  }
+}
+
+template <Grids grids>
+void sweep_block(const BlockView& block, const GridOptions& options, Stream& stream) {
+  check(cudaFuncSetAttribute(sweep_block_kernel<grids>, cudaFuncAttributeMaxDynamicSharedMemorySize, sweep_shared_bytes));
+  const auto ctas = static_cast<unsigned>(divide_up(block.w.rows, rows_per_cta));
+  sweep_block_kernel<grids><<<ctas, sweep_threads, sweep_shared_bytes, stream.cuda().stream>>>(block, options);
+  check_launch();
+}
+
+// ---- Columns.
+
+constexpr int column_threads = 256;
+
+__device__ float as_float(float x) { return x; }
+__device__ float as_float(__half x) { return __half2float(x); }
+__device__ float as_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+__global__ void gather_columns_kernel(const T* w, std::int64_t stride, Matrix<const std::int32_t> perm, Matrix<const std::uint8_t> dead,
+                                      Matrix<float> out) {
+  const std::int64_t index = std::int64_t{blockIdx.x} * column_threads + threadIdx.x;
+  if (index >= out.rows * out.cols) return;
+  const std::int64_t r = index / out.cols;
+  const std::int64_t k = index % out.cols;
+  const std::int32_t from = perm.data[k];
+  out.data[r * out.stride + k] = dead.data[from] != 0 ? 0.0f : as_float(w[r * stride + from]);
+}
+
+__global__ void scatter_columns_kernel(Matrix<const std::uint8_t> code, Matrix<const std::int32_t> perm, Matrix<std::uint8_t> out) {
+  const std::int64_t index = std::int64_t{blockIdx.x} * column_threads + threadIdx.x;
+  if (index >= code.rows * code.cols) return;
+  const std::int64_t r = index / code.cols;
+  const std::int64_t k = index % code.cols;
+  out.data[r * out.stride + perm.data[k]] = code.data[r * code.stride + k];
+}
+
+unsigned column_blocks(std::int64_t count) { return static_cast<unsigned>(divide_up(count, column_threads)); }
+
+}  // namespace
+
+void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float> pivot, const SweepOptions& options,
+                Matrix<const std::int32_t> group_of, Matrix<float> scale, Matrix<std::uint8_t> zero, Matrix<std::uint8_t> code,
+                Matrix<float> loss, Stream& stream) {
+  constexpr std::int64_t panel_columns = 512;
+  constexpr std::int64_t error_floats = std::int64_t{1} << 27;  // 512 MiB for w − q: more rows are taken in turns
+  const std::int64_t d = w.cols;
+  const std::int64_t group_size = options.group_size;
+  bool given = options.static_grids;
+  if (!given && group_size == d) {
+    cuda::find_grids(w, group_size, options.grid, scale, zero, stream);
+    given = true;
+  }
+  // Grids of whole warps' worth of columns inside a block are found by the sweep itself, others by find_grids before it.
+  const bool fused = !given && (group_size == 32 || group_size == 64 || group_size == 128);
+  const std::int64_t panel = given ? panel_columns : group_size > panel_columns ? group_size : panel_columns / group_size * group_size;
+
+  const std::int64_t turn = std::min(w.rows, std::max<std::int64_t>(2048, error_floats / d / 128 * 128));
+  const std::int64_t error_stride = divide_up(d, 4) * 4;
+  const std::int64_t value_stride = divide_up(std::min(panel, d), 4) * 4;
+  const Array<float> error_memory(turn, error_stride, stream);
+  const Array<float> value_memory(turn, value_stride, stream);
+  fill_zero(loss.data, static_cast<std::size_t>(w.rows) * sizeof(float), stream);
+
+  for (std::int64_t r0 = 0; r0 < w.rows; r0 += turn) {
+    const std::int64_t rows = std::min(turn, w.rows - r0);
+    const Matrix<const float> w_rows = w.row_range(r0, rows);
+    const Matrix<float> error(error_memory.view.data, rows, d, error_stride);
+    for (std::int64_t p0 = 0; p0 < d; p0 += panel) {
+      const std::int64_t p1 = std::min(d, p0 + panel);
+      const Matrix<float> value(value_memory.view.data, rows, p1 - p0, value_stride);
+      multiply_add(w_rows.col_range(p0, p1 - p0), error.col_range(0, p0), n.row_range(0, p0).col_range(p0, p1 - p0), value, stream);
+      for (std::int64_t b0 = p0; b0 < p1;) {
+        std::int64_t b1 = std::min(p1, b0 + block_columns);
+        if (!given && !fused) {
+          const std::int64_t group = b0 / group_size;
+          b1 = std::min(b1, (group + 1) * group_size);
+          if (b0 % group_size == 0)
+            cuda::find_grids(value.col_range(b0 - p0, group_size), group_size, options.grid, scale.row_range(r0, rows).col_range(group, 1),
+                             zero.row_range(r0, rows).col_range(group, 1), stream);
+        }
+        const std::int64_t width = b1 - b0;
+        const BlockView block{w_rows.col_range(b0, width),
+                              value.col_range(b0 - p0, width),
+                              n.row_range(b0, width).col_range(b0, width),
+                              pivot.data + b0,
+                              options.static_grids ? group_of.data + b0 : nullptr,
+                              b0,
+                              group_size,
+                              scale.row_range(r0, rows),
+                              zero.row_range(r0, rows),
+                              code.row_range(r0, rows).col_range(b0, width),
+                              error.col_range(b0, width),
+                              loss.data + r0};
+        if (fused)
+          sweep_block<Grids::found>(block, options.grid, stream);
+        else
+          sweep_block<Grids::given>(block, options.grid, stream);
+        const Matrix<float> rest = value.col_range(b1 - p0, p1 - b1);
+        multiply_add(rest, error.col_range(b0, width), n.row_range(b0, width).col_range(b1, p1 - b1), rest, stream);
+        b0 = b1;
+      }
+    }
+  }
+}
+
+void gather_columns(ConstTensor w, Matrix<const std::int32_t> perm, Matrix<const std::uint8_t> dead, Matrix<float> out, Stream& stream) {
+  if (out.size() == 0) return;
+  const unsigned grid = column_blocks(out.size());
+  const cudaStream_t queue = stream.cuda().stream;
+  switch (w.dtype) {
+    case DType::f16:
+      gather_columns_kernel<<<grid, column_threads, 0, queue>>>(static_cast<const __half*>(w.data), w.stride, perm, dead, out);
+      break;
+    case DType::bf16:
+      gather_columns_kernel<<<grid, column_threads, 0, queue>>>(static_cast<const __nv_bfloat16*>(w.data), w.stride, perm, dead, out);
+      break;
+    default: gather_columns_kernel<<<grid, column_threads, 0, queue>>>(static_cast<const float*>(w.data), w.stride, perm, dead, out);
+  }
+  check_launch();
+}
+
+void scatter_columns(Matrix<const std::uint8_t> code, Matrix<const std::int32_t> perm, Matrix<std::uint8_t> out, Stream& stream) {
+  if (code.size() == 0) return;
+  scatter_columns_kernel<<<column_blocks(code.size()), column_threads, 0, stream.cuda().stream>>>(code, perm, out);
+  check_launch();
+}
+
+}  // namespace qpipe::cuda

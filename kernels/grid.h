@@ -1,0 +1,47 @@
+// Arithmetic of one quantization grid on the host: shared by quantize_groups.cpp and gptq_sweep.cpp. grid_cuda.h is the same on the device,
+// operation by operation, so that both backends choose the same codes for the same weights.
+#pragma once
+
+#include "kernels/quantize_groups.h"
+
+// Compiled for AVX2 and for the baseline, chosen when the program starts. Products and sums are rounded separately in both
+// (-ffp-contract=off), so both give the same bits.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define QPIPE_AVX2_CLONE __attribute__((target_clones("avx2", "default")))
+#else
+#define QPIPE_AVX2_CLONE
+#endif
+
+namespace qpipe {
+
+struct Grid {
+  float scale = 1.0f;
+  float zero = 0.0f;  // an integer
+};
+
+constexpr float largest_code(int bits) { return static_cast<float>((1 << bits) - 1); }
+
+// Half to even, for |x| ≤ 2^22: adding 1.5 · 2^23 leaves no room for a fraction. Unlike rint, it vectorises on every CPU.
+inline float round_half_even(float x) {
+  constexpr float shift = 0x1.8p23f;
+  return (x + shift) - shift;
+}
+
+// clamp(rne(w / scale) + zero, 0, max_code); 0 for NaN.
+inline float nearest_code(float w, float scale, float zero, float max_code) {
+  constexpr float bound = 1024.0f;  // beyond any code: |zero|, max_code ≤ 255
+  float quotient = w / scale;
+  quotient = quotient > -bound ? quotient : -bound;
+  quotient = quotient < bound ? quotient : bound;
+  float code = round_half_even(quotient) + zero;
+  code = code > 0.0f ? code : 0.0f;
+  return code < max_code ? code : max_code;
+}
+
+// The grid of `count` weights (quantize_groups.h).
+Grid find_grid(const float* w, std::int64_t count, const GridOptions& options);
+
+// Throws std::invalid_argument unless bits is 2, 3, 4 or 8.
+void check_bits(int bits);
+
+}  // namespace qpipe
