@@ -1,0 +1,167 @@
+#include "kernels/hessian.h"
+
+#include <cmath>
+#include <limits>
+
+#include "tests/kernels/backends.h"
+
+namespace qpipe {
+namespace {
+
+class HessianTest : public BackendTest {
+ protected:
+  struct Sum {
+    std::vector<std::int64_t> sum;
+    std::vector<float> h;
+    std::vector<std::int32_t> exponent;
+  };
+
+  std::vector<std::int32_t> exponents(const std::vector<float>& x, std::int64_t tokens, std::int64_t d) {
+    const TensorArray on_device = upload(x, tokens, d);
+    const Array<float> maximum = upload_as(std::vector<float>(static_cast<std::size_t>(d)), 1, d);
+    column_max_abs(on_device, maximum, stream);
+    const auto host = download_as(maximum.view);
+    std::vector<std::int32_t> result(static_cast<std::size_t>(d));
+    hessian_exponents({host.data(), 1, d}, {result.data(), 1, d});
+    return result;
+  }
+
+  // blocks: [begin, end) in tokens, added in the given order.
+  Sum accumulate(const std::vector<float>& x, std::int64_t tokens, std::int64_t d, int log2_tokens,
+                 const std::vector<std::pair<std::int64_t, std::int64_t>>& blocks) {
+    Sum result;
+    result.exponent = exponents(x, tokens, d);
+    const TensorArray on_device = upload(x, tokens, d);
+    const Array<std::int32_t> exponent = upload_as(result.exponent, 1, d);
+    const Array<std::int64_t> sum = upload_as(std::vector<std::int64_t>(static_cast<std::size_t>(d * d)), d, d);
+    const Array<float> scratch(d, d, stream);
+    for (const auto& [begin, end] : blocks)
+      accumulate_hessian(on_device.view.row_range(begin, end - begin), exponent, log2_tokens, scratch, sum, stream);
+    result.sum = download_as(sum.view);
+    const Array<float> h(d, d, stream);
+    finish_hessian(sum, exponent, log2_tokens, tokens, h, stream);
+    result.h = download_as(h.view);
+    return result;
+  }
+};
+
+TEST_P(HessianTest, ColumnMaximumKeepsEarlierValuesAndNaN) {
+  const std::int64_t tokens = 301;
+  const std::int64_t d = 137;
+  auto x = round_to_compute(random_normal(tokens * d, 1));
+  x[200 * d + 5] = std::numeric_limits<float>::quiet_NaN();
+  x[300 * d + 6] = -std::numeric_limits<float>::infinity();
+  std::vector<float> maximum(static_cast<std::size_t>(d), 0.0f);
+  maximum[7] = 100.0f;
+  const TensorArray on_device = upload(x, tokens, d);
+  const Array<float> found = upload_as(maximum, 1, d);
+  column_max_abs(on_device, found, stream);
+  // A second call with clean values must not lose the NaN.
+  column_max_abs(on_device.view.row_range(0, 1), found, stream);
+  const auto host = download_as(found.view);
+  for (std::int64_t c = 0; c < d; ++c) {
+    if (c == 5) {
+      EXPECT_TRUE(std::isnan(host[c]));
+      continue;
+    }
+    float expected = maximum[c];
+    for (std::int64_t t = 0; t < tokens; ++t) expected = std::max(expected, std::fabs(x[t * d + c]));
+    EXPECT_EQ(host[c], expected) << c;
+  }
+}
+
+TEST(HessianExponents, SmallestPowerOfTwoAndFaults) {
+  std::vector<float> maximum{0.0f, 1.0f, 1.0000001f, 0.5f, 0.75f, 3e-39f, 2.0f};
+  std::vector<std::int32_t> e(maximum.size());
+  const auto run = [&] { hessian_exponents({maximum.data(), 1, std::int64_t(maximum.size())}, {e.data(), 1, std::int64_t(e.size())}); };
+  run();
+  EXPECT_EQ(e, (std::vector<std::int32_t>{0, 0, 1, -1, 0, -127, 1}));
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    maximum[3] = bad;
+    try {
+      run();
+      FAIL() << "accepted " << bad;
+    } catch (const std::domain_error& fault) {
+      EXPECT_NE(std::string(fault.what()).find('3'), std::string::npos);
+    }
+  }
+}
+
+TEST_P(HessianTest, ExactOnIntegers) {
+  // Small integers: every product and partial sum is exact in float32, so the result is the exact integer sum over tokens.
+  for (const std::int64_t d : {std::int64_t{1}, std::int64_t{33}, std::int64_t{300}}) {
+    const std::int64_t tokens = 96;
+    std::vector<float> x(static_cast<std::size_t>(tokens * d));
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>((i * 7 + i / 13) % 17) - 8);
+    const Sum result = accumulate(x, tokens, d, 7, {{0, 50}, {50, 51}, {51, 51}, {51, 96}});
+    for (std::int64_t i = 0; i < d; ++i)
+      for (std::int64_t j = 0; j < d; ++j) {
+        double exact = 0.0;
+        for (std::int64_t t = 0; t < tokens; ++t) exact += static_cast<double>(x[t * d + i]) * x[t * d + j];
+        ASSERT_EQ(result.h[i * d + j], static_cast<float>(exact / static_cast<double>(tokens))) << d << ": " << i << ", " << j;
+      }
+  }
+}
+
+TEST_P(HessianTest, WithinRoundingOfDoubleForAnyColumnScale) {
+  const std::int64_t tokens = 700;
+  const std::int64_t d = 530;
+  auto x = random_normal(tokens * d, 2);
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t c = 0; c < d; ++c) x[t * d + c] *= c == 9 ? 0.0f : std::ldexp(1.0f, static_cast<int>(c % 61) - 30);
+  x = round_to_compute(x);
+  const Sum result = accumulate(x, tokens, d, 20, {{0, 256}, {256, 512}, {512, 700}});
+  for (std::int64_t i = 0; i < d; ++i)
+    for (std::int64_t j = 0; j <= i; ++j) {
+      double exact = 0.0;
+      double magnitude = 0.0;
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        const double product = static_cast<double>(x[t * d + i]) * x[t * d + j];
+        exact += product;
+        magnitude += std::fabs(product);
+      }
+      // Float32 sums of 256 terms (γ_256), one rounding to the fixed-point unit a block and one to float.
+      const double unit = std::ldexp(1.0, result.exponent[i] + result.exponent[j] + 20 - 62);
+      const double tolerance = (257.0 * 0x1p-24 * magnitude + 2.0 * unit) / static_cast<double>(tokens);
+      ASSERT_NEAR(result.h[i * d + j], exact / static_cast<double>(tokens), tolerance) << i << ", " << j;
+      ASSERT_EQ(result.h[i * d + j], result.h[j * d + i]);
+    }
+  EXPECT_EQ(result.h[9 * d + 9], 0.0f);
+}
+
+TEST_P(HessianTest, SumDoesNotDependOnTheOrderOfBlocks) {
+  const std::int64_t tokens = 512;
+  const std::int64_t d = 257;
+  const auto x = round_to_compute(random_normal(tokens * d, 3));
+  const auto forward = accumulate(x, tokens, d, 9, {{0, 128}, {128, 256}, {256, 384}, {384, 512}});
+  const auto backward = accumulate(x, tokens, d, 9, {{384, 512}, {128, 256}, {0, 128}, {256, 384}});
+  EXPECT_EQ(forward.sum, backward.sum);
+  EXPECT_EQ(forward.h, backward.h);
+}
+
+TEST_P(HessianTest, ColumnsOfAWiderMatrix) {
+  const std::int64_t tokens = 64;
+  const std::int64_t d = 40;
+  const auto x = round_to_compute(random_normal(tokens * 100, 4));
+  std::vector<float> part;
+  for (std::int64_t t = 0; t < tokens; ++t)
+    for (std::int64_t c = 0; c < d; ++c) part.push_back(x[t * 100 + 30 + c]);
+  const auto expected = accumulate(part, tokens, d, 6, {{0, tokens}});
+  const TensorArray wide = upload(x, tokens, 100);
+  const Array<std::int32_t> exponent = upload_as(expected.exponent, 1, d);
+  const Array<std::int64_t> sum = upload_as(std::vector<std::int64_t>(static_cast<std::size_t>(d * d)), d, d);
+  const Array<float> scratch(d, d, stream);
+  accumulate_hessian(wide.view.col_range(30, d), exponent, 6, scratch, sum, stream);
+  const auto found = download_as(sum.view);
+  // The library may add in another order for another stride: compare within float32 rounding.
+  for (std::int64_t i = 0; i < d; ++i)
+    for (std::int64_t j = 0; j <= i; ++j) {
+      const double full = std::ldexp(1.0, 62 - 6) * 64.0;
+      ASSERT_NEAR(static_cast<double>(found[i * d + j]), static_cast<double>(expected.sum[i * d + j]), 64.0 * 0x1p-24 * full);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, HessianTest, testing::ValuesIn(backends()), backend_name);
+
+}  // namespace
+}  // namespace qpipe
