@@ -42,8 +42,8 @@ template <int columns>
 }
 
 // v[j] += Σ_k e[k] · n[k, j], k < depth, j < columns.
-QPIPE_AVX2_CLONE void multiply_add(const float* e, const float* n, std::int64_t n_stride, std::int64_t depth, std::int64_t columns,
-                                   float* v) {
+QPIPE_SIMD_CLONES void multiply_add(const float* e, const float* n, std::int64_t n_stride, std::int64_t depth, std::int64_t columns,
+                                    float* v) {
   constexpr std::int64_t depth_step = 128;  // e and the columns of n in use stay in cache
   for (std::int64_t k = 0; k < depth; k += depth_step) {
     const std::int64_t count = std::min(depth_step, depth - k);
@@ -54,10 +54,20 @@ QPIPE_AVX2_CLONE void multiply_add(const float* e, const float* n, std::int64_t 
   }
 }
 
+// v[j] += e · n[j] for begin ≤ j < end.
+[[gnu::always_inline]] inline void add_column(const float* e, const float* n, std::int64_t begin, std::int64_t end, float* v) {
+  Part error[parts];
+#pragma GCC unroll 4
+  for (int p = 0; p < parts; ++p) error[p] = *reinterpret_cast<const Part*>(e + p * 8);
+  for (std::int64_t j = begin; j < end; ++j)
+#pragma GCC unroll 4
+    for (int p = 0; p < parts; ++p) *reinterpret_cast<Part*>(v + j * lanes + p * 8) += error[p] * n[j];
+}
+
 // The sweep inside one block of columns. group[k] selects the 32 scales and zeros of column k.
-QPIPE_AVX2_CLONE void sweep_block(const float* w, float* v, const float* n, std::int64_t n_stride, const float* pivot,
-                                  const std::int32_t* group, const float* scale, const float* zero, float max_code, std::int64_t columns,
-                                  float* e, std::uint8_t* code, float* loss) {
+QPIPE_SIMD_CLONES void sweep_block(const float* w, float* v, const float* n, std::int64_t n_stride, const float* pivot,
+                                   const std::int32_t* group, const float* scale, const float* zero, float max_code, std::int64_t columns,
+                                   float* e, std::uint8_t* code, float* loss) {
   float block_loss[lanes] = {};
   for (std::int64_t k = 0; k < columns; ++k) {
     const float* column_scale = scale + group[k] * lanes;
@@ -74,27 +84,23 @@ QPIPE_AVX2_CLONE void sweep_block(const float* w, float* v, const float* n, std:
       block_loss[r] += weight * (miss * miss);
       code[k * lanes + r] = static_cast<std::uint8_t>(static_cast<std::int32_t>(chosen));
     }
-    Part error[parts];
-#pragma GCC unroll 4
-    for (int p = 0; p < parts; ++p) error[p] = *reinterpret_cast<const Part*>(column_error + p * 8);
-    for (std::int64_t j = k + 1; j < columns; ++j) {
-      const float factor = n[k * n_stride + j];
-#pragma GCC unroll 4
-      for (int p = 0; p < parts; ++p) *reinterpret_cast<Part*>(v + j * lanes + p * 8) += error[p] * factor;
-    }
+    add_column(column_error, n + k * n_stride, k + 1, columns, v);
   }
   for (std::int64_t r = 0; r < lanes; ++r) loss[r] += block_loss[r];
 }
 
-// Grid of each row over columns [0, width) of v (transposed); absent rows keep theirs.
-void find_lane_grids(const float* v, std::int64_t width, std::int64_t rows, const GridOptions& options, std::vector<float>& weights,
-                     float* scale, float* zero) {
-  weights.resize(static_cast<std::size_t>(width));
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t c = 0; c < width; ++c) weights[static_cast<std::size_t>(c)] = v[c * lanes + r];
-    const Grid grid = find_grid(weights.data(), width, options);
-    scale[r] = grid.scale;
-    zero[r] = grid.zero;
+// v → u of gptq_sweep.h over `columns` columns: u_j = v_j + Σ_{i<j} (w_i − u_i) N_ij, the sweep without rounding. u holds v on entry.
+QPIPE_SIMD_CLONES void spread_error(const float* w, float* u, const float* n, std::int64_t n_stride, std::int64_t columns) {
+  for (std::int64_t k0 = 0; k0 < columns; k0 += block_columns) {
+    const std::int64_t k1 = std::min(columns, k0 + block_columns);
+    float e[block_columns * lanes];
+    for (std::int64_t k = k0; k < k1; ++k) {
+      float* column_error = e + (k - k0) * lanes;
+#pragma omp simd
+      for (std::int64_t r = 0; r < lanes; ++r) column_error[r] = w[k * lanes + r] - u[k * lanes + r];
+      add_column(column_error, n + k * n_stride, k + 1, k1, u);
+    }
+    for (std::int64_t j = k1; j < columns; ++j) add_products<1>(e, n + k0 * n_stride + j, n_stride, k1 - k0, u + j * lanes);
   }
 }
 
@@ -104,22 +110,41 @@ struct Sweep {
   Matrix<const float> pivot;
   SweepOptions options;
   std::vector<std::int32_t> group_of;
+  std::int64_t unit = block_columns;  // columns whose grids are found together: whole groups
   std::int64_t panel = panel_columns;
   bool grids_given = false;  // static, or one group per row: found before the sweep
 };
 
 // Scratch of one thread, in floats per lane (bytes for code).
 struct Scratch {
-  std::vector<float> w, v, e, scale, zero, weights;
+  std::vector<float> w, v, u, e, scale, zero, weights;
   std::vector<std::uint8_t> code;
 };
+
+// Grids of the groups of the unit of `columns` columns from `begin` on, which is at `offset` in the panel. Absent rows keep theirs.
+void find_unit_grids(const Sweep& sweep, std::int64_t begin, std::int64_t columns, std::int64_t offset, std::int64_t rows,
+                     Scratch& scratch) {
+  const std::int64_t group_size = sweep.options.group_size;
+  const auto from = scratch.v.begin() + offset * lanes;
+  scratch.u.assign(from, from + columns * lanes);
+  spread_error(scratch.w.data() + offset * lanes, scratch.u.data(), sweep.n.row(begin) + begin, sweep.n.stride, columns);
+  std::vector<float>& weights = scratch.weights;
+  weights.resize(static_cast<std::size_t>(group_size));
+  for (std::int64_t first = 0; first < columns; first += group_size)
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = 0; c < group_size; ++c) weights[c] = scratch.u[(first + c) * lanes + r];
+      const Grid grid = find_grid(weights.data(), group_size, sweep.options.grid);
+      scratch.scale[(begin + first) / group_size * lanes + r] = grid.scale;
+      scratch.zero[(begin + first) / group_size * lanes + r] = grid.zero;
+    }
+}
 
 void sweep_rows(const Sweep& sweep, Matrix<const float> w, Matrix<float> scale, Matrix<std::uint8_t> zero, Matrix<std::uint8_t> code,
                 float* loss, Scratch& scratch) {
   const std::int64_t rows = w.rows;
   const std::int64_t d = w.cols;
   const std::int64_t groups = scale.cols;
-  const auto lane_floats = [](std::int64_t count) { return static_cast<std::size_t>(count * lanes); };
+  const auto lane_floats = [](std::int64_t count) { return count * lanes; };
   scratch.w.assign(lane_floats(sweep.panel), 0.0f);
   scratch.v.resize(lane_floats(sweep.panel));
   scratch.e.resize(lane_floats(d));
@@ -144,12 +169,10 @@ void sweep_rows(const Sweep& sweep, Matrix<const float> w, Matrix<float> scale, 
     for (std::int64_t b0 = p0; b0 < p1;) {
       std::int64_t b1 = std::min(p1, b0 + block_columns);
       if (!sweep.grids_given) {
-        const std::int64_t group_size = sweep.options.group_size;
-        const std::int64_t group = b0 / group_size;
-        b1 = std::min(b1, (group + 1) * group_size);
-        if (b0 % group_size == 0)
-          find_lane_grids(scratch.v.data() + lane_floats(b0 - p0), group_size, rows, sweep.options.grid, scratch.weights,
-                          scratch.scale.data() + lane_floats(group), scratch.zero.data() + lane_floats(group));
+        const std::int64_t unit_begin = b0 / sweep.unit * sweep.unit;
+        const std::int64_t unit_end = std::min(d, unit_begin + sweep.unit);
+        b1 = std::min(b1, unit_end);
+        if (b0 == unit_begin) find_unit_grids(sweep, b0, unit_end - b0, b0 - p0, rows, scratch);
       }
       const std::size_t at = lane_floats(b0 - p0);
       float* e = scratch.e.data() + lane_floats(b0);
@@ -200,15 +223,19 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::gptq_sweep(w, n, pivot, options, group_of, scale, zero, code, loss, stream);
 
-  Sweep sweep{n, pivot, options, std::vector<std::int32_t>(static_cast<std::size_t>(d)), panel_columns, options.static_grids};
+  Sweep sweep{
+      n, pivot, options, std::vector<std::int32_t>(static_cast<std::size_t>(d)), block_columns, panel_columns, options.static_grids};
   for (std::int64_t k = 0; k < d; ++k)
     sweep.group_of[static_cast<std::size_t>(k)] = options.static_grids ? group_of(0, k) : static_cast<std::int32_t>(k / group_size);
   if (!options.static_grids && group_size == d) {
     find_grids(w, group_size, options.grid, scale, zero, stream);
     sweep.grids_given = true;
   }
-  // A group must not cross the end of a panel: its grid needs all of its columns compensated.
-  if (!sweep.grids_given) sweep.panel = group_size > panel_columns ? group_size : panel_columns / group_size * group_size;
+  if (!sweep.grids_given) {
+    // A unit must not cross the end of a panel: its grids need all of its columns compensated.
+    sweep.unit = grid_unit(group_size);
+    sweep.panel = sweep.unit > panel_columns ? sweep.unit : panel_columns / sweep.unit * sweep.unit;
+  }
 
   const std::int64_t row_blocks = (w.rows + lanes - 1) / lanes;
   std::vector<Scratch> scratch(static_cast<std::size_t>(omp_get_max_threads()));

@@ -163,11 +163,13 @@ constexpr int owned = block_columns / lanes;
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int sweep_shared_bytes = (block_columns * block_columns + block_columns) * static_cast<int>(sizeof(float));
 
-enum class Grids { given, found };  // found: here, from the updated values; group_size is 32, 64 or 128
+// given: scale and zero are inputs. found: here, from u of the block (gptq_sweep.h); group_size is 32, 64 or 128. none: nothing is rounded,
+// value ← u and error ← w − u.
+enum class Grids { given, found, none };
 
 struct BlockView {
   Matrix<const float> w;         // [rows, width] original
-  Matrix<const float> v;         // [rows, width] updated by all earlier columns
+  Matrix<const float> v;         // [rows, width] compensated for all earlier columns
   Matrix<const float> n;         // [width, width]
   const float* pivot;            // [width]
   const std::int32_t* group_of;  // [width], or null: (first_column + column) / group_size
@@ -175,9 +177,10 @@ struct BlockView {
   std::int64_t group_size;
   Matrix<float> scale;  // [rows, groups]
   Matrix<std::uint8_t> zero;
-  Matrix<std::uint8_t> code;  // [rows, width] out
+  Matrix<std::uint8_t> code;  // [rows, width] out, unless Grids::none
   Matrix<float> error;        // [rows, width] out: w − q
-  float* loss;                // [rows] added to
+  float* loss;                // [rows] added to, unless Grids::none
+  Matrix<float> u;            // [rows, width] out when Grids::none; may be v
 };
 
 __device__ float reduce_lanes(float x) {
@@ -223,6 +226,39 @@ __device__ DeviceGrid find_row_grid(const float (&v)[owned], int c, int group_ch
   return best;
 }
 
+// v += error · N[k, :] over the chunks from the one of column k on.
+__device__ void add_row(float error, const float* triangle_row, int first_chunk, int lane, float (&v)[owned]) {
+#pragma unroll
+  for (int to = 0; to < chunks; ++to) {
+    if (to < first_chunk) continue;
+    const float4 factor = *reinterpret_cast<const float4*>(&triangle_row[chunk * to + 4 * lane]);
+    v[4 * to + 0] = fmaf(error, factor.x, v[4 * to + 0]);
+    v[4 * to + 1] = fmaf(error, factor.y, v[4 * to + 1]);
+    v[4 * to + 2] = fmaf(error, factor.z, v[4 * to + 2]);
+    v[4 * to + 3] = fmaf(error, factor.w, v[4 * to + 3]);
+  }
+}
+
+// v → u (gptq_sweep.h): the sweep without rounding.
+__device__ void spread_error(const float (&w)[owned], const float* triangle, int width, int lane, float (&u)[owned]) {
+#pragma unroll
+  for (int c = 0; c < chunks; ++c) {
+    if (chunk * c < width) {
+#pragma unroll 1
+      for (int owner = 0; owner < lanes; ++owner) {
+#pragma unroll
+        for (int t = 0; t < 4; ++t) {
+          const int k = chunk * c + 4 * owner + t;
+          if (k < width) {
+            const float error = __shfl_sync(all_lanes, w[4 * c + t] - u[4 * c + t], owner, lanes);
+            add_row(error, triangle + k * block_columns, c, lane, u);
+          }
+        }
+      }
+    }
+  }
+}
+
 template <Grids grids>
 __global__ void __launch_bounds__(sweep_threads, 2) sweep_block_kernel(BlockView block, GridOptions options) {
   extern __shared__ __align__(16) float shared[];
@@ -263,13 +299,28 @@ __global__ void __launch_bounds__(sweep_threads, 2) sweep_block_kernel(BlockView
     }
   }
 
-  float loss = 0.0f;
+  if (grids == Grids::none) {
+    spread_error(w, triangle, width, lane, v);
+    if (!active) return;
 #pragma unroll
-  for (int c = 0; c < chunks; ++c) {
-    if (chunk * c < width) {
-      const int group_chunks = static_cast<int>(block.group_size) / chunk;
-      if (grids == Grids::found && c % group_chunks == 0) {
-        const DeviceGrid grid = find_row_grid(v, c, group_chunks, options);
+    for (int i = 0; i < owned; ++i) {
+      const int column = chunk * (i / 4) + 4 * lane + i % 4;
+      if (column >= width) continue;
+      block.u.data[row * block.u.stride + column] = v[i];
+      block.error.data[row * block.error.stride + column] = w[i] - v[i];
+    }
+    return;
+  }
+  if (grids == Grids::found) {
+    float u[owned];
+#pragma unroll
+    for (int i = 0; i < owned; ++i) u[i] = v[i];
+    spread_error(w, triangle, width, lane, u);
+    const int group_chunks = static_cast<int>(block.group_size) / chunk;
+#pragma unroll
+    for (int c = 0; c < chunks; ++c) {
+      if (chunk * c < width && c % group_chunks == 0) {
+        const DeviceGrid grid = find_row_grid(u, c, group_chunks, options);
 #pragma unroll
         for (int i = 4 * c; i < owned; ++i)
           if (i / 4 < c + group_chunks) {
@@ -282,6 +333,13 @@ __global__ void __launch_bounds__(sweep_threads, 2) sweep_block_kernel(BlockView
           block.zero.data[row * block.zero.stride + group] = static_cast<std::uint8_t>(grid.zero);
         }
       }
+    }
+  }
+
+  float loss = 0.0f;
+#pragma unroll
+  for (int c = 0; c < chunks; ++c) {
+    if (chunk * c < width) {
 #pragma unroll 1
       for (int owner = 0; owner < lanes; ++owner) {
 #pragma unroll
@@ -300,14 +358,7 @@ __global__ void __launch_bounds__(sweep_threads, 2) sweep_block_kernel(BlockView
               w[i] = own_error;
             }
             const float error = __shfl_sync(all_lanes, own_error, owner, lanes);
-#pragma unroll
-            for (int to = c; to < chunks; ++to) {
-              const float4 factor = *reinterpret_cast<const float4*>(&triangle[k * block_columns + chunk * to + 4 * lane]);
-              v[4 * to + 0] = fmaf(error, factor.x, v[4 * to + 0]);
-              v[4 * to + 1] = fmaf(error, factor.y, v[4 * to + 1]);
-              v[4 * to + 2] = fmaf(error, factor.z, v[4 * to + 2]);
-              v[4 * to + 3] = fmaf(error, factor.w, v[4 * to + 3]);
-            }
+            add_row(error, triangle + k * block_columns, c, lane, v);
           }
         }
       }
@@ -377,15 +428,19 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
     cuda::find_grids(w, group_size, options.grid, scale, zero, stream);
     given = true;
   }
-  // Grids of whole warps' worth of columns inside a block are found by the sweep itself, others by find_grids before it.
+  // A block that holds whole chunks of whole groups finds its grids itself.
   const bool fused = !given && (group_size == 32 || group_size == 64 || group_size == 128);
-  const std::int64_t panel = given ? panel_columns : group_size > panel_columns ? group_size : panel_columns / group_size * group_size;
+  const std::int64_t unit = given ? block_columns : std::min(d, grid_unit(group_size));
+  const std::int64_t panel = unit > panel_columns ? unit : panel_columns / unit * unit;
 
   const std::int64_t turn = std::min(w.rows, std::max<std::int64_t>(2048, error_floats / d / 128 * 128));
   const std::int64_t error_stride = divide_up(d, 4) * 4;
   const std::int64_t value_stride = divide_up(std::min(panel, d), 4) * 4;
+  const std::int64_t unit_stride = divide_up(unit, 4) * 4;
   const Array<float> error_memory(turn, error_stride, stream);
   const Array<float> value_memory(turn, value_stride, stream);
+  Array<float> unit_memory;
+  if (!given && !fused) unit_memory = Array<float>(turn, unit_stride, stream);
   fill_zero(loss.data, static_cast<std::size_t>(w.rows) * sizeof(float), stream);
 
   for (std::int64_t r0 = 0; r0 < w.rows; r0 += turn) {
@@ -398,26 +453,43 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
       multiply_add(w_rows.col_range(p0, p1 - p0), error.col_range(0, p0), n.row_range(0, p0).col_range(p0, p1 - p0), value, stream);
       for (std::int64_t b0 = p0; b0 < p1;) {
         std::int64_t b1 = std::min(p1, b0 + block_columns);
+        const auto view = [&](std::int64_t begin, std::int64_t end, Matrix<const float> v, Matrix<float> u) {
+          const std::int64_t width = end - begin;
+          return BlockView{w_rows.col_range(begin, width),
+                           v,
+                           n.row_range(begin, width).col_range(begin, width),
+                           pivot.data + begin,
+                           options.static_grids ? group_of.data + begin : nullptr,
+                           begin,
+                           group_size,
+                           scale.row_range(r0, rows),
+                           zero.row_range(r0, rows),
+                           code.row_range(r0, rows).col_range(begin, width),
+                           error.col_range(begin, width),
+                           loss.data + r0,
+                           u};
+        };
         if (!given && !fused) {
-          const std::int64_t group = b0 / group_size;
-          b1 = std::min(b1, (group + 1) * group_size);
-          if (b0 % group_size == 0)
-            cuda::find_grids(value.col_range(b0 - p0, group_size), group_size, options.grid, scale.row_range(r0, rows).col_range(group, 1),
-                             zero.row_range(r0, rows).col_range(group, 1), stream);
+          const std::int64_t unit_begin = b0 / unit * unit;
+          const std::int64_t unit_end = std::min(d, unit_begin + unit);
+          b1 = std::min(b1, unit_end);
+          if (b0 == unit_begin) {
+            const std::int64_t columns = unit_end - unit_begin;
+            const Matrix<float> u(unit_memory.view.data, rows, columns, unit_stride);
+            Matrix<const float> from = value.col_range(b0 - p0, columns);  // v, then u as far as it is known
+            for (std::int64_t k0 = 0; k0 < columns; k0 += block_columns) {
+              const std::int64_t k1 = std::min(columns, k0 + block_columns);
+              sweep_block<Grids::none>(view(b0 + k0, b0 + k1, from.col_range(k0, k1 - k0), u.col_range(k0, k1 - k0)), options.grid, stream);
+              multiply_add(from.col_range(k1, columns - k1), error.col_range(b0 + k0, k1 - k0),
+                           n.row_range(b0 + k0, k1 - k0).col_range(b0 + k1, columns - k1), u.col_range(k1, columns - k1), stream);
+              from = u;
+            }
+            cuda::find_grids(u, group_size, options.grid, scale.row_range(r0, rows).col_range(b0 / group_size, columns / group_size),
+                             zero.row_range(r0, rows).col_range(b0 / group_size, columns / group_size), stream);
+          }
         }
         const std::int64_t width = b1 - b0;
-        const BlockView block{w_rows.col_range(b0, width),
-                              value.col_range(b0 - p0, width),
-                              n.row_range(b0, width).col_range(b0, width),
-                              pivot.data + b0,
-                              options.static_grids ? group_of.data + b0 : nullptr,
-                              b0,
-                              group_size,
-                              scale.row_range(r0, rows),
-                              zero.row_range(r0, rows),
-                              code.row_range(r0, rows).col_range(b0, width),
-                              error.col_range(b0, width),
-                              loss.data + r0};
+        const BlockView block = view(b0, b1, value.col_range(b0 - p0, width), {});
         if (fused)
           sweep_block<Grids::found>(block, options.grid, stream);
         else

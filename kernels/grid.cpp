@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <limits>
 
 namespace qpipe {
@@ -25,7 +26,7 @@ Grid grid_of_range(float lo, float hi, const GridOptions& options) {
 }
 
 // x^exponent for x ≥ 0 to about 1e-6, 2^-126 or less for 0. Own, so that both backends rank the same errors.
-inline float power(float x, float exponent) {
+[[gnu::always_inline]] inline float power(float x, float exponent) {
   // x = m · 2^e with m in [√½, √2): log2 m = 2/ln2 · (t + t³/3 + t⁵/5 + …), t = (m − 1)/(m + 1).
   const auto bits = std::bit_cast<std::int32_t>(x);
   const std::int32_t e = (bits - 0x3f3504f3) >> 23;
@@ -37,9 +38,7 @@ inline float power(float x, float exponent) {
   series = series * t2 + 0.57707802f;
   series = series * t2 + 0.96179669f;
   series = series * t2 + 2.8853900f;
-  float y = exponent * (static_cast<float>(e) + series * t);
-  y = y > -126.0f ? y : -126.0f;
-  y = y < 127.0f ? y : 127.0f;
+  const float y = exponent * (static_cast<float>(e) + series * t);
   // 2^y = 2^i · e^(f ln2), |f| ≤ ½.
   const float i = round_half_even(y);
   const float f = y - i;
@@ -50,7 +49,8 @@ inline float power(float x, float exponent) {
   p = p * f + 2.4022651e-1f;
   p = p * f + 6.9314718e-1f;
   p = p * f + 1.0f;
-  return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) + static_cast<std::int32_t>(i) * (1 << 23));
+  const std::int32_t shift = std::clamp(static_cast<std::int32_t>(i), -126, 127);
+  return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) + shift * (1 << 23));
 }
 
 template <bool square>
@@ -59,12 +59,12 @@ template <bool square>
   for (std::int64_t lane = 0; lane < count; ++lane) {
     const float code = nearest_code(w[lane], grid.scale, grid.zero, max_code);
     const float error = w[lane] - grid.scale * (code - grid.zero);
-    const float magnitude = error < 0.0f ? -error : error;
+    const float magnitude = std::fabs(error);
     partial[lane] += square ? magnitude * magnitude : power(magnitude, norm);
   }
 }
 
-QPIPE_AVX2_CLONE float grid_error(const float* w, std::int64_t count, Grid grid, float max_code, float norm) {
+QPIPE_SIMD_CLONES float grid_error(const float* w, std::int64_t count, Grid grid, float max_code, float norm) {
   float partial[lanes] = {};
   const std::int64_t whole = count / lanes * lanes;
   if (norm == 2.0f) {

@@ -3,14 +3,7 @@
 #pragma once
 
 #include "kernels/quantize_groups.h"
-
-// Compiled for AVX2 and for the baseline, chosen when the program starts. Products and sums are rounded separately in both
-// (-ffp-contract=off), so both give the same bits.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define QPIPE_AVX2_CLONE __attribute__((target_clones("avx2", "default")))
-#else
-#define QPIPE_AVX2_CLONE
-#endif
+#include "kernels/simd.h"
 
 namespace qpipe {
 
@@ -27,15 +20,15 @@ inline float round_half_even(float x) {
   return (x + shift) - shift;
 }
 
-// clamp(rne(w / scale) + zero, 0, max_code); 0 for NaN.
+// clamp(rne(w / scale) + zero, 0, max_code); 0 for NaN. Clamped before rounding: the bounds are integers, so the order does not matter, and
+// without constants the compiler makes it a vector loop.
 inline float nearest_code(float w, float scale, float zero, float max_code) {
-  constexpr float bound = 1024.0f;  // beyond any code: |zero|, max_code ≤ 255
+  const float lowest = -zero;
+  const float highest = max_code - zero;
   float quotient = w / scale;
-  quotient = quotient > -bound ? quotient : -bound;
-  quotient = quotient < bound ? quotient : bound;
-  float code = round_half_even(quotient) + zero;
-  code = code > 0.0f ? code : 0.0f;
-  return code < max_code ? code : max_code;
+  quotient = quotient > lowest ? quotient : lowest;
+  quotient = quotient < highest ? quotient : highest;
+  return round_half_even(quotient) + zero;
 }
 
 // The grid of `count` weights (quantize_groups.h).

@@ -15,13 +15,12 @@ struct DeviceGrid {
 inline __device__ float device_largest_code(int bits) { return static_cast<float>((1 << bits) - 1); }
 
 inline __device__ float device_nearest_code(float w, float scale, float zero, float max_code) {
-  constexpr float bound = 1024.0f;
+  const float lowest = -zero;
+  const float highest = max_code - zero;
   float quotient = __fdiv_rn(w, scale);
-  quotient = quotient > -bound ? quotient : -bound;
-  quotient = quotient < bound ? quotient : bound;
-  float code = rintf(quotient) + zero;
-  code = code > 0.0f ? code : 0.0f;
-  return code < max_code ? code : max_code;
+  quotient = quotient > lowest ? quotient : lowest;
+  quotient = quotient < highest ? quotient : highest;
+  return rintf(quotient) + zero;
 }
 
 inline __device__ float device_value(float code, float scale, float zero) { return __fmul_rn(scale, code - zero); }
@@ -66,9 +65,7 @@ inline __device__ float device_power(float x, float exponent) {
   series = __fadd_rn(__fmul_rn(series, t2), 0.57707802f);
   series = __fadd_rn(__fmul_rn(series, t2), 0.96179669f);
   series = __fadd_rn(__fmul_rn(series, t2), 2.8853900f);
-  float y = __fmul_rn(exponent, __fadd_rn(static_cast<float>(e), __fmul_rn(series, t)));
-  y = y > -126.0f ? y : -126.0f;
-  y = y < 127.0f ? y : 127.0f;
+  const float y = __fmul_rn(exponent, __fadd_rn(static_cast<float>(e), __fmul_rn(series, t)));
   const float i = rintf(y);
   const float f = __fsub_rn(y, i);
   float p = 1.5403530e-4f;
@@ -78,7 +75,8 @@ inline __device__ float device_power(float x, float exponent) {
   p = __fadd_rn(__fmul_rn(p, f), 2.4022651e-1f);
   p = __fadd_rn(__fmul_rn(p, f), 6.9314718e-1f);
   p = __fadd_rn(__fmul_rn(p, f), 1.0f);
-  return __int_as_float(__float_as_int(p) + static_cast<int>(i) * (1 << 23));
+  const int shift = min(max(static_cast<int>(i), -126), 127);
+  return __int_as_float(__float_as_int(p) + shift * (1 << 23));
 }
 
 // |w − Q(w)|^norm.

@@ -6,8 +6,8 @@ namespace qpipe {
 
 namespace {
 
-QPIPE_AVX2_CLONE void round_row(const float* w, const float* scale, const std::uint8_t* zero, const std::int32_t* group_of,
-                                std::int64_t cols, float max_code, std::uint8_t* code) {
+QPIPE_SIMD_CLONES void round_row(const float* w, const float* scale, const std::uint8_t* zero, const std::int32_t* group_of,
+                                 std::int64_t cols, float max_code, std::uint8_t* code) {
   for (std::int64_t c = 0; c < cols; ++c) {
     const std::int32_t group = group_of[c];
     code[c] = static_cast<std::uint8_t>(nearest_code(w[c], scale[group], static_cast<float>(zero[group]), max_code));

@@ -1,5 +1,7 @@
 #include "kernels/stream.h"
 
+#include <cblas.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -15,6 +17,7 @@ constexpr std::size_t alignment = 256;
 }
 
 Stream::Stream(Backend backend, int device) : backend_(backend), device_(device) {
+  openblas_set_num_threads(1);  // kernels call BLAS from OpenMP threads, on fixed tiles
   if (backend_ == Backend::cpu) return;
   if constexpr (has_cuda)
     handles_.reset(cuda::create_handles(device));

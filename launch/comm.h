@@ -16,6 +16,8 @@
 namespace qpipe {
 
 // MPI_Init_thread … MPI_Finalize around main. Works without mpirun as a single rank.
+// MPI_Finalize waits for all ranks, so the destructor leaves it out while an exception unwinds. main catches inside the session's scope
+// and calls abort_all_ranks, so that the others end at once.
 class MpiSession {
  public:
   MpiSession(int& argc, char**& argv);
@@ -41,6 +43,8 @@ class Comm {
   };
 
   // Collective over all ranks of MPI_COMM_WORLD. The stream decides between NCCL and MPI for device buffers and outlives the Comm.
+  // Throws the same std::runtime_error on all ranks when backends differ or when two ranks use one GPU without share_gpu.
+  // One thread at a time. After an operation has thrown, every other throws too: the ranks are no longer in step.
   Comm(Stream& stream, const Options& options);
   ~Comm();
   Comm(const Comm&) = delete;
@@ -50,12 +54,16 @@ class Comm {
   int size() const;
   bool root() const { return rank() == 0; }
 
-  // Device buffers, in stream order. No-ops for one rank.
+  // Device buffers, in stream order: on CUDA the host goes on as soon as NCCL has queued the operation. No-ops for one rank.
   void broadcast(void* data, std::size_t bytes, int from, Stream& stream);
   void all_reduce_sum(Matrix<std::int64_t> x, Stream& stream);  // contiguous
-  void all_reduce_max(Matrix<float> x, Stream& stream);         // contiguous; NaN wins
+  void all_reduce_max(Matrix<float> x, Stream& stream);         // contiguous; x ≥ +0 or NaN (not −0); NaN wins
   // Every rank holds rows[rank] of `data` (rows of row_bytes bytes each, whole matrix allocated); afterwards all rows are everywhere.
   void all_gather_rows(void* data, std::size_t row_bytes, const std::vector<RowRange>& rows, Stream& stream);
+
+  // Returns when the stream has done all that is queued, within the timeout and with NCCL's errors reported; call it before a blocking copy
+  // of a collective's result (Stream::synchronize would wait for a failed rank forever).
+  void wait(Stream& stream);
 
   // Host values, by MPI.
   void barrier();

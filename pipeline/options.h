@@ -1,7 +1,9 @@
-// Every option of a run. Names, types, defaults, units, help and checks are declared once, in visit_options (options.cpp).
+// Every option of a run. Names, types, units, help and checks are declared once, in options_visit.h; the defaults are here.
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -84,5 +86,23 @@ struct Options {
     bool after = true;
   } evaluate;
 };
+
+// Whether load_options also checks that model.path, calibration.data and evaluate.data are there.
+enum class Inputs { must_exist, unchecked };
+
+// Reads a TOML file, then each of `sets` ("section.key=value", the last one wins), and validates the result. Relative paths stay relative
+// to the current folder. Throws UserError with FILE:LINE and the key: ExitCode::config for a wrong key or value, no_input for a missing
+// file.
+Options load_options(const std::filesystem::path& toml, const std::vector<std::string>& sets, Inputs inputs = Inputs::must_exist);
+
+// Checks of values and of combinations that need no model. Throws UserError(ExitCode::config) for the first fault.
+void validate_options(const Options& options);
+
+// The effective values, all of them: read back by load_options to equal Options.
+std::string options_as_toml(const Options& options);
+nlohmann::json options_as_json(const Options& options);
+
+// A table of every option: key, type, default, unit, values allowed, help.
+std::string options_help();
 
 }  // namespace qpipe

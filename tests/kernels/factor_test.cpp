@@ -1,5 +1,7 @@
 #include "kernels/factor.h"
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -124,6 +126,21 @@ TEST_P(FactorTest, RefusesIndefiniteAndNonFinite) {
       h[i * d + j] = h[j * d + i] = bad;
       EXPECT_FALSE(run(h, perm, 0.01).success) << bad << " at " << i << ", " << j;
     }
+}
+
+TEST_P(FactorTest, BitsDoNotDependOnTheNumberOfThreads) {
+  const std::int64_t d = 700;
+  const auto h = correlated_hessian(d, 8);
+  std::vector<std::int32_t> perm(static_cast<std::size_t>(d));
+  std::iota(perm.begin(), perm.end(), 0);
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  const Result one = run(h, perm, 0.01);
+  omp_set_num_threads(5);
+  const Result five = run(h, perm, 0.01);
+  omp_set_num_threads(threads);
+  EXPECT_EQ(one.n, five.n);
+  EXPECT_EQ(one.pivot, five.pivot);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, FactorTest, testing::ValuesIn(backends()), backend_name);

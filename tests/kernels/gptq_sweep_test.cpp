@@ -86,7 +86,7 @@ TEST_P(GptqSweepTest, CodesOfTheTextbook) {
     bool symmetric;
   };
   for (const Case& c : {Case{64, 256, 64, 4, true}, Case{40, 192, 32, 2, false}, Case{33, 96, 96, 4, true}, Case{20, 576, 64, 3, false},
-                        Case{17, 576, 576, 4, false}, Case{8, 320, 160, 8, true}, Case{1, 64, 16, 4, false}, Case{5, 1, 1, 4, true}}) {
+                        Case{17, 576, 576, 4, false}, Case{48, 320, 160, 8, true}, Case{1, 64, 16, 4, false}, Case{5, 1, 1, 4, true}}) {
     const std::int64_t samples = 2 * c.d;
     auto x = random_normal(samples * c.d, 31);
     for (std::int64_t t = 0; t < samples; ++t)

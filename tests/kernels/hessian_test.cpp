@@ -1,5 +1,7 @@
 #include "kernels/hessian.h"
 
+#include <omp.h>
+
 #include <cmath>
 #include <limits>
 
@@ -137,6 +139,20 @@ TEST_P(HessianTest, SumDoesNotDependOnTheOrderOfBlocks) {
   const auto backward = accumulate(x, tokens, d, 9, {{384, 512}, {128, 256}, {0, 128}, {256, 384}});
   EXPECT_EQ(forward.sum, backward.sum);
   EXPECT_EQ(forward.h, backward.h);
+}
+
+TEST_P(HessianTest, BitsDoNotDependOnTheNumberOfThreads) {
+  const std::int64_t tokens = 200;
+  const std::int64_t d = 600;
+  const auto x = round_to_compute(random_normal(tokens * d, 5));
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  const auto one = accumulate(x, tokens, d, 8, {{0, tokens}});
+  omp_set_num_threads(5);
+  const auto five = accumulate(x, tokens, d, 8, {{0, tokens}});
+  omp_set_num_threads(threads);
+  EXPECT_EQ(one.sum, five.sum);
+  EXPECT_EQ(one.h, five.h);
 }
 
 TEST_P(HessianTest, ColumnsOfAWiderMatrix) {

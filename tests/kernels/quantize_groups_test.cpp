@@ -121,7 +121,9 @@ TEST_P(QuantizeGroupsTest, CodesAndValues) {
       const double quotient = static_cast<double>(w[i]) / scale[g];
       const int exact = reference::nearest_code(w[i], {scale[g], zero[g]}, bits);
       // Only a float32 quotient within its own roundoff of a tie may go the other way.
-      if (int{code[i]} != exact) ASSERT_LE(std::fabs(std::fabs(quotient - std::floor(quotient)) - 0.5), std::fabs(quotient) * 0x1p-23) << i;
+      if (int{code[i]} != exact) {
+        ASSERT_LE(std::fabs(std::fabs(quotient - std::floor(quotient)) - 0.5), std::fabs(quotient) * 0x1p-23) << i;
+      }
     }
 
     const auto value = [&](std::int64_t i) {

@@ -75,6 +75,13 @@ std::vector<double> inverse_from_cholesky(const std::vector<double>& l, std::int
   return inverse;
 }
 
+std::int64_t unit_of(std::int64_t group_size) { return group_size < 128 ? 128 / group_size * group_size : group_size; }
+
+// Grids of the groups of the columns [begin, end) of a row.
+void set_grids(const double* row, std::int64_t begin, std::int64_t end, std::int64_t group_size, int bits, bool symmetric, Grid* grid) {
+  for (std::int64_t k = begin; k < end; k += group_size) grid[k / group_size] = find_grid({row + k, row + k + group_size}, bits, symmetric);
+}
+
 }  // namespace
 
 std::optional<Gptq> gptq(std::vector<double> w, std::int64_t rows, const std::vector<double>& h, std::int64_t d, int bits, bool symmetric,
@@ -85,14 +92,15 @@ std::optional<Gptq> gptq(std::vector<double> w, std::int64_t rows, const std::ve
   if (!lower) return std::nullopt;
   const auto u = [&](std::int64_t i, std::int64_t j) { return (*lower)[j * d + i]; };
   const std::int64_t groups = d / group_size;
+  const std::int64_t unit = unit_of(group_size);
   Gptq result{std::vector<int>(w.size()), std::vector<Grid>(static_cast<std::size_t>(rows * groups)),
               std::vector<double>(static_cast<std::size_t>(rows))};
   for (std::int64_t r = 0; r < rows; ++r) {
     double* row = w.data() + r * d;
-    Grid grid;
+    Grid* grids = result.grid.data() + r * groups;
     for (std::int64_t k = 0; k < d; ++k) {
-      if (k % group_size == 0)
-        result.grid[r * groups + k / group_size] = grid = find_grid({row + k, row + k + group_size}, bits, symmetric);
+      if (k % unit == 0) set_grids(row, k, std::min(d, k + unit), group_size, bits, symmetric, grids);
+      const Grid grid = grids[k / group_size];
       const int code = nearest_code(row[k], grid, bits);
       const double error = (row[k] - value(code, grid)) / u(k, k);
       result.code[r * d + k] = code;
@@ -107,14 +115,21 @@ Gptq gptq_by_factor(const std::vector<double>& w, std::int64_t rows, const std::
                     std::int64_t d, int bits, bool symmetric, std::int64_t group_size, const std::vector<Grid>& static_grid,
                     const std::vector<std::int32_t>& group_of) {
   const std::int64_t groups = d / group_size;
+  const std::int64_t unit = unit_of(group_size);
   Gptq result{std::vector<int>(w.size()), std::vector<Grid>(static_cast<std::size_t>(rows * groups)),
               std::vector<double>(static_cast<std::size_t>(rows))};
   if (!static_grid.empty()) result.grid = static_grid;
   for (std::int64_t r = 0; r < rows; ++r) {
     std::vector<double> v(w.begin() + r * d, w.begin() + (r + 1) * d);
     for (std::int64_t k = 0; k < d; ++k) {
-      if (static_grid.empty() && k % group_size == 0)
-        result.grid[r * groups + k / group_size] = find_grid({v.begin() + k, v.begin() + k + group_size}, bits, symmetric);
+      if (static_grid.empty() && k % unit == 0) {
+        // v counts the errors of earlier columns only; u also lets the columns of the unit follow, as the updated weights do.
+        std::vector<double> u = v;
+        const std::int64_t end = std::min(d, k + unit);
+        for (std::int64_t i = k; i < end; ++i)
+          for (std::int64_t j = i + 1; j < end; ++j) u[j] += (w[r * d + i] - u[i]) * n[i * d + j];
+        set_grids(u.data(), k, end, group_size, bits, symmetric, result.grid.data() + r * groups);
+      }
       const Grid grid = result.grid[r * groups + (static_grid.empty() ? k / group_size : group_of[k])];
       const int code = nearest_code(v[k], grid, bits);
       result.code[r * d + k] = code;

@@ -30,7 +30,8 @@ struct Gptq {
   std::vector<double> loss;  // [rows], Σ (v − q)² / U_kk²
 };
 
-// h [d, d] already damped. group_size divides d; a group's grid comes from the updated weights when its first column is reached.
+// h [d, d] already damped. group_size divides d; a group's grid comes from the updated weights when its first column is reached, or, like
+// the peers', when the first column of the 128 / group_size groups that it is in a block with is reached.
 std::optional<Gptq> gptq(std::vector<double> w, std::int64_t rows, const std::vector<double>& h, std::int64_t d, int bits, bool symmetric,
                          std::int64_t group_size);
 

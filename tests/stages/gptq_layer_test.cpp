@@ -133,7 +133,6 @@ TEST_P(GptqLayerTest, AtLeastAsGoodAsThePeer) {
     const double mse = squares / static_cast<double>(tokens * rows);
     const std::string name = setting.name;
     const double peer = oracle.read<double>(name + ".mse")[0];
-    std::printf("%-16s mse %.6g peer %.6g ratio %.4f\n", setting.name, mse, peer, mse / peer);
     RecordProperty(name, std::to_string(mse / peer));
     EXPECT_LE(mse, 1.02 * peer) << "ratio " << mse / peer;
 
@@ -148,20 +147,35 @@ TEST_P(GptqLayerTest, AtLeastAsGoodAsThePeer) {
     }
     EXPECT_NEAR(total_loss / rows, mse + 0.01 * mean * distance / rows, 1e-3 * mse) << "damped quadratic form";
 
-    if (setting.order != Order::group_aware) {
-      EXPECT_EQ(group_of, oracle.read<std::int32_t>(name + ".g_idx"));
-    }
-    // The first group to be solved sees the original weights in both programs; in the original order it is group 0.
+    std::vector<std::int32_t> stored_group = group_of;
+    if (setting.order == Order::group_aware)  // groups are stored where their columns are
+      for (std::int32_t& group : stored_group) group = static_cast<std::int32_t>(perm[group * setting.group_size] / setting.group_size);
+    EXPECT_EQ(stored_group, oracle.read<std::int32_t>(name + ".g_idx"));
+    // The groups of the first 128 columns to be solved (one group per row: all) see the same weights in both programs, so their grids are
+    // equal but for the rounding of the scale to float16, which can move −lo/scale across a tie. (Float32 of the peer: 2^-20 at a
+    // boundary.)
     const auto scales = download_as(scale.view);
     const auto zeros = download_as(zero.view);
     const auto peer_scale = oracle.read<float>(name + ".scale");
     const auto peer_zero = oracle.read<float>(name + ".zero");
     ASSERT_EQ(peer_scale.size(), scales.size());
-    if (setting.order != Order::group_aware)
+    std::int64_t compared = 0;
+    std::int64_t different = 0;
+    for (std::int64_t g = 0; g < std::max<std::int64_t>(1, 128 / setting.group_size); ++g) {
+      // act_group_aware: the peer stores the grids of a group where the group's columns are.
+      const std::int64_t peer_g = setting.order == Order::group_aware ? perm[g * setting.group_size] / setting.group_size : g;
       for (std::int64_t r = 0; r < rows; ++r) {
-        EXPECT_EQ(scales[r * groups], to_float(to_f16(peer_scale[r * groups]))) << "row " << r;
-        EXPECT_EQ(static_cast<float>(zeros[r * groups]), peer_zero[r * groups]) << "row " << r;
+        ++compared;
+        const float peer_value = peer_scale[r * groups + peer_g];
+        if (scales[r * groups + g] != to_float(to_f16(peer_value)) ||
+            static_cast<float>(zeros[r * groups + g]) != peer_zero[r * groups + peer_g]) {
+          ++different;
+          EXPECT_NEAR(scales[r * groups + g], peer_value, peer_value * 0x1p-10) << "row " << r << ", group " << g;
+          EXPECT_NEAR(static_cast<float>(zeros[r * groups + g]), peer_zero[r * groups + peer_g], 1.0f) << "row " << r << ", group " << g;
+        }
       }
+    }
+    EXPECT_LE(different, compared / 50);
   }
 }
 

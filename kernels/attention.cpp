@@ -1,0 +1,170 @@
+#include "kernels/attention.h"
+
+#include <cblas.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/simd.h"
+
+namespace qpipe {
+
+namespace {
+
+// Queries whose scores are held at once, against all the keys that any of them sees.
+constexpr std::int64_t query_tile = 64;
+
+void check_layout(const HeadLayout& layout, ConstTensor qkv, std::int64_t seqlen, const Stream& stream) {
+  require(qkv.dtype == stream.compute_dtype(), "attention: qkv must have the compute type");
+  require(layout.heads > 0 && layout.kv_heads > 0 && layout.head_dim > 0 && layout.heads % layout.kv_heads == 0,
+          "attention: heads must be a multiple of kv_heads");
+  require(qkv.cols == layout.width(), "attention: qkv must be [tokens, (heads + 2 kv_heads) head_dim]");
+  const auto inside = [&](std::int64_t first, std::int64_t last) {
+    return std::min(first, last) >= 0 && std::max(first, last) + layout.head_dim <= qkv.cols;
+  };
+  require(inside(layout.q_column(0), layout.q_column(layout.heads - 1)) &&
+              inside(layout.k_column(0), layout.k_column(layout.kv_heads - 1)) &&
+              inside(layout.v_column(0), layout.v_column(layout.kv_heads - 1)),
+          "attention: a head of the layout lies outside of qkv");
+  require(seqlen > 0, "attention: seqlen must be positive");
+}
+
+// x[i], x[i + pairs] ← x[i] c − x[i + pairs] s, x[i + pairs] c + x[i] s
+QPIPE_SIMD_CLONES void rotate_halves(float* head, std::int64_t pairs, const float* cosine, const float* sine) {
+  float* second = head + pairs;
+#pragma omp simd
+  for (std::int64_t i = 0; i < pairs; ++i) {
+    const float x = head[i];
+    const float y = second[i];
+    head[i] = x * cosine[i] - y * sine[i];
+    second[i] = y * cosine[i] + x * sine[i];
+  }
+}
+
+// The same on x[2i], x[2i + 1].
+QPIPE_SIMD_CLONES void rotate_neighbours(float* head, std::int64_t pairs, const float* cosine, const float* sine) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < pairs; ++i) {
+    const float x = head[2 * i];
+    const float y = head[2 * i + 1];
+    head[2 * i] = x * cosine[i] - y * sine[i];
+    head[2 * i + 1] = y * cosine[i] + x * sine[i];
+  }
+}
+
+// Scores s of one query (scaled) → exp(s − max s) with cap and bias applied; returns their sum.
+QPIPE_SIMD_CLONES float exponentiate(float* s, std::int64_t count, float cap, const float* bias) {
+  if (cap > 0.0f)
+    for (std::int64_t j = 0; j < count; ++j) s[j] = cap * std::tanh(s[j] / cap);
+  if (bias != nullptr) {
+#pragma omp simd
+    for (std::int64_t j = 0; j < count; ++j) s[j] += bias[j];
+  }
+  float maximum = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : maximum)
+  for (std::int64_t j = 0; j < count; ++j) maximum = s[j] > maximum ? s[j] : maximum;
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t j = 0; j < count; ++j) {
+    s[j] = simd_exp(s[j] - maximum);
+    sum += s[j];
+  }
+  return sum;
+}
+
+QPIPE_SIMD_CLONES void divide(float* x, std::int64_t count, float divisor) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) x[i] /= divisor;
+}
+
+}  // namespace
+
+void rope(Tensor qkv, const HeadLayout& layout, Matrix<const float> inverse_frequencies, float amplitude, bool interleaved,
+          std::int64_t seqlen, Stream& stream) {
+  check_layout(layout, qkv, seqlen, stream);
+  require(inverse_frequencies.rows == 1 && inverse_frequencies.cols > 0 && 2 * inverse_frequencies.cols <= layout.head_dim,
+          "rope: inverse_frequencies must be [1, r/2] with r <= head_dim");
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::rope(qkv, layout, inverse_frequencies, amplitude, interleaved, seqlen, stream);
+  const auto values = qkv.as<float>();
+  const std::int64_t pairs = inverse_frequencies.cols;
+  const std::int64_t positions = std::min(seqlen, values.rows);
+  std::vector<float> table(static_cast<std::size_t>(2 * positions * pairs));  // cosines of a position, then its sines
+#pragma omp parallel for schedule(static)
+  for (std::int64_t position = 0; position < positions; ++position) {
+    float* cosine = table.data() + 2 * position * pairs;
+    for (std::int64_t i = 0; i < pairs; ++i) {
+      const float angle = static_cast<float>(position) * inverse_frequencies(0, i);
+      cosine[i] = amplitude * std::cos(angle);
+      cosine[pairs + i] = amplitude * std::sin(angle);
+    }
+  }
+  const auto rotate = interleaved ? rotate_neighbours : rotate_halves;
+#pragma omp parallel for schedule(static)
+  for (std::int64_t t = 0; t < values.rows; ++t) {
+    const float* cosine = table.data() + 2 * (t % seqlen) * pairs;
+    const float* sine = cosine + pairs;
+    float* row = values.row(t);
+    for (std::int64_t h = 0; h < layout.heads; ++h) rotate(row + layout.q_column(h), pairs, cosine, sine);
+    for (std::int64_t h = 0; h < layout.kv_heads; ++h) rotate(row + layout.k_column(h), pairs, cosine, sine);
+  }
+}
+
+void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen, const AttentionOptions& options, Tensor out,
+               Stream& stream) {
+  check_layout(layout, qkv, seqlen, stream);
+  require(qkv.rows % seqlen == 0, "attention: seqlen must divide the rows of qkv");
+  require(out.dtype == stream.compute_dtype() && out.rows == qkv.rows && out.cols == layout.heads * layout.head_dim,
+          "attention: out must be [tokens, heads head_dim] of the compute type");
+  require(options.window >= 0 && options.soft_cap >= 0.0f, "attention: window and soft_cap must not be negative");
+  require(options.key_bias.empty() || (options.key_bias.rows == layout.heads && options.key_bias.cols == seqlen),
+          "attention: key_bias must be [heads, seqlen]");
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) {
+      require(layout.head_dim <= 256 && layout.head_dim % 8 == 0, "attention: on CUDA head_dim must be a multiple of 8, at most 256");
+      return cuda::attention(qkv, layout, seqlen, options, out, stream);
+    }
+  const auto values = qkv.as<const float>();
+  const auto result = out.as<float>();
+  const std::int64_t samples = values.rows / seqlen;
+  const std::int64_t tiles = (seqlen + query_tile - 1) / query_tile;
+  const int head_dim = static_cast<int>(layout.head_dim);
+  const int qkv_stride = static_cast<int>(values.stride);
+#pragma omp parallel
+  {
+    std::vector<float> scores;
+#pragma omp for schedule(dynamic)
+    for (std::int64_t task = 0; task < samples * layout.heads * tiles; ++task) {
+      const std::int64_t begin = task % tiles * query_tile;
+      const std::int64_t head = task / tiles % layout.heads;
+      const std::int64_t first_row = task / tiles / layout.heads * seqlen;
+      const std::int64_t end = std::min(begin + query_tile, seqlen);
+      const std::int64_t first_key = options.window > 0 ? std::max<std::int64_t>(0, begin - options.window + 1) : 0;
+      const int queries = static_cast<int>(end - begin);
+      const int keys = static_cast<int>(end - first_key);
+      const float* q = values.row(first_row + begin) + layout.q_column(head);
+      const float* k = values.row(first_row + first_key) + layout.k_column(head / layout.group());
+      const float* v = values.row(first_row + first_key) + layout.v_column(head / layout.group());
+      scores.resize(static_cast<std::size_t>(query_tile * seqlen));
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, queries, keys, head_dim, options.scale, q, qkv_stride, k, qkv_stride, 0.0f,
+                  scores.data(), keys);
+      float sum[query_tile];
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t seen = options.window > 0 ? std::max<std::int64_t>(0, i - options.window + 1) : 0;
+        float* row = scores.data() + (i - begin) * keys;
+        const float* bias = options.key_bias.empty() ? nullptr : options.key_bias.row(head) + seen;
+        std::fill(row, row + (seen - first_key), 0.0f);
+        sum[i - begin] = exponentiate(row + (seen - first_key), i + 1 - seen, options.soft_cap, bias);
+        std::fill(row + (i + 1 - first_key), row + keys, 0.0f);
+      }
+      float* to = result.row(first_row + begin) + head * layout.head_dim;
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, queries, head_dim, keys, 1.0f, scores.data(), keys, v, qkv_stride, 0.0f, to,
+                  static_cast<int>(result.stride));
+      for (std::int64_t i = 0; i < queries; ++i) divide(to + i * result.stride, layout.head_dim, sum[i]);
+    }
+  }
+}
+
+}  // namespace qpipe

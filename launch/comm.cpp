@@ -1,0 +1,262 @@
+#include "launch/comm.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+
+#include "launch/device.h"
+#include "launch/device_cuda.h"
+#include "launch/mpi_calls.h"
+#include "launch/nccl_comm.h"
+
+namespace qpipe {
+
+namespace {
+
+struct DestroyNcclComm {
+  void operator()(NcclComm* comm) const {
+    if constexpr (has_cuda) cuda::destroy_nccl_comm(comm);
+  }
+};
+
+// NCCL refuses two ranks on one GPU of one host. With a host id of its own each rank counts as a machine, and they talk through sockets.
+// NCCL reads these once, at its first use in the process.
+void pretend_own_host(int rank, bool one_host) {
+  setenv("NCCL_HOSTID", ("qpipe-" + std::to_string(rank) + "-" + std::to_string(getpid())).c_str(), 1);
+  if (one_host) setenv("NCCL_SOCKET_IFNAME", "lo", 0);
+}
+
+}  // namespace
+
+struct Comm::State {
+  Options options;
+  MPI_Comm mpi = MPI_COMM_NULL;
+  int rank = 0;
+  int size = 1;
+  int exceptions = std::uncaught_exceptions();
+  bool failed = false;  // an operation did not finish: the ranks are no longer in step
+  std::unique_ptr<NcclComm, DestroyNcclComm> nccl;
+
+  ~State() {
+    nccl.reset();
+    if (mpi != MPI_COMM_NULL && !failed && std::uncaught_exceptions() <= exceptions) MPI_Comm_free(&mpi);
+  }
+
+  // Around every operation: a Comm on which one failed takes no other.
+  class Attempt {
+   public:
+    explicit Attempt(State& state) : state_(state) {
+      if (state.failed) throw std::runtime_error(this_rank() + ": an earlier operation of this communicator failed");
+      state.failed = true;
+    }
+    ~Attempt() {
+      if (std::uncaught_exceptions() <= exceptions_) state_.failed = false;
+    }
+    Attempt(const Attempt&) = delete;
+    Attempt& operator=(const Attempt&) = delete;
+
+   private:
+    State& state_;
+    int exceptions_ = std::uncaught_exceptions();
+  };
+
+  std::vector<std::string> all_gather(const std::string& bytes, const char* operation) {
+    Attempt attempt(*this);
+    return all_gather_bytes(bytes, mpi, operation, options.timeout);
+  }
+
+  // The least value of all ranks.
+  std::int64_t all_reduce_min(std::int64_t value, const char* operation) {
+    Attempt attempt(*this);
+    std::vector<MPI_Request> requests;
+    start_all_reduce(&value, 1, sizeof(value), MPI_INT64_T, MPI_MIN, mpi, requests);
+    finish(requests, operation, options.timeout);
+    return value;
+  }
+
+  bool rank_exists(int other) const { return other >= 0 && other < size; }
+};
+
+Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<State>()) {
+  int initialized = 0;
+  check(MPI_Initialized(&initialized));
+  if (initialized == 0) throw std::logic_error("Comm needs an MpiSession");
+  State& s = *state_;
+  s.options = options;
+  {
+    State::Attempt attempt(s);
+    std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
+    check(MPI_Comm_idup(MPI_COMM_WORLD, &s.mpi, requests.data()));
+    finish(requests, "start of a communicator", options.timeout);
+    check(MPI_Comm_set_errhandler(s.mpi, MPI_ERRORS_RETURN));
+    check(MPI_Comm_rank(s.mpi, &s.rank));
+    check(MPI_Comm_size(s.mpi, &s.size));
+  }
+  if (s.size == 1) return;
+
+  const std::vector<std::string> hosts = s.all_gather(host_name(), "start of a communicator");
+  const std::vector<std::string> backends = s.all_gather(stream.on_cuda() ? "cuda" : "cpu", "start of a communicator");
+  for (std::size_t other = 1; other < backends.size(); ++other)
+    if (backends[other] != backends[0])
+      throw std::runtime_error("rank 0 on host " + hosts[0] + " uses " + backends[0] + ", but rank " + std::to_string(other) + " on host " +
+                               hosts[other] + " uses " + backends[other] + "; set parallel.backend to one of them");
+  if constexpr (has_cuda) {
+    if (!stream.on_cuda()) return;
+    const std::string conflict = gpu_conflict(s.all_gather(cuda::gpu_uuid(stream.device()), "start of NCCL"), hosts);
+    if (!conflict.empty() && !options.share_gpu) throw std::runtime_error(conflict);
+    const bool shared = !conflict.empty();  // the same on all ranks
+    if (shared) pretend_own_host(s.rank, std::equal(hosts.begin() + 1, hosts.end(), hosts.begin()));
+    std::string id;
+    std::string fault;
+    if (root()) try {
+        id = cuda::nccl_unique_id();
+      } catch (const std::exception& error) {
+        fault = error.what();
+      }
+    fault = first_failure(fault);
+    if (!fault.empty()) throw std::runtime_error(fault);
+    id = broadcast(id, 0);
+    State::Attempt attempt(s);
+    s.nccl.reset(cuda::create_nccl_comm(id, s.rank, s.size, shared, this_rank(), options.timeout, stream));
+  }
+}
+
+Comm::~Comm() = default;
+
+int Comm::rank() const { return state_->rank; }
+int Comm::size() const { return state_->size; }
+
+void Comm::broadcast(void* data, std::size_t bytes, int from, Stream& stream) {
+  require(state_->rank_exists(from), "Comm::broadcast: no such rank");
+  if (size() == 1 || bytes == 0) return;
+  State::Attempt attempt(*state_);
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::broadcast(*state_->nccl, data, bytes, from, stream);
+  std::vector<MPI_Request> requests;
+  start_broadcast(data, bytes, from, state_->mpi, requests);
+  finish(requests, "broadcast of " + std::to_string(bytes) + " bytes from rank " + std::to_string(from), state_->options.timeout);
+}
+
+void Comm::all_reduce_sum(Matrix<std::int64_t> x, Stream& stream) {
+  require(x.contiguous(), "Comm::all_reduce_sum: the matrix is not contiguous");
+  const auto count = static_cast<std::size_t>(x.size());
+  if (size() == 1 || count == 0) return;
+  State::Attempt attempt(*state_);
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::all_reduce_sum(*state_->nccl, x.data, count, stream);
+  std::vector<MPI_Request> requests;
+  start_all_reduce(x.data, count, sizeof(std::int64_t), MPI_INT64_T, MPI_SUM, state_->mpi, requests);
+  finish(requests, "all_reduce_sum of " + std::to_string(count) + " integers", state_->options.timeout);
+}
+
+void Comm::all_reduce_max(Matrix<float> x, Stream& stream) {
+  require(x.contiguous(), "Comm::all_reduce_max: the matrix is not contiguous");
+  const auto count = static_cast<std::size_t>(x.size());
+  if (size() == 1 || count == 0) return;
+  State::Attempt attempt(*state_);
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::all_reduce_max(*state_->nccl, x.data, count, stream);
+  // Floats ≥ +0 are ordered as their bits are, and a NaN has greater bits than any of them; MPI_MAX on floats may drop a NaN.
+  static_assert(sizeof(float) == sizeof(std::uint32_t));
+  std::vector<MPI_Request> requests;
+  start_all_reduce(x.data, count, sizeof(float), MPI_UINT32_T, MPI_MAX, state_->mpi, requests);
+  finish(requests, "all_reduce_max of " + std::to_string(count) + " floats", state_->options.timeout);
+}
+
+void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<RowRange>& rows, Stream& stream) {
+  require(rows.size() == static_cast<std::size_t>(size()), "Comm::all_gather_rows: one range for each rank is needed");
+  std::vector<cuda::Piece> pieces;
+  std::size_t bytes = 0;
+  for (const RowRange& range : rows) {
+    require(range.begin >= 0 && range.count >= 0, "Comm::all_gather_rows: a range is negative");
+    pieces.push_back({static_cast<std::size_t>(range.begin) * row_bytes, static_cast<std::size_t>(range.count) * row_bytes});
+    bytes += pieces.back().bytes;
+  }
+  if (size() == 1 || bytes == 0) return;
+  State::Attempt attempt(*state_);
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::broadcast_pieces(*state_->nccl, data, pieces, stream);
+  std::vector<MPI_Request> requests;
+  for (std::size_t owner = 0; owner < pieces.size(); ++owner)
+    start_broadcast(static_cast<char*>(data) + pieces[owner].begin, pieces[owner].bytes, static_cast<int>(owner), state_->mpi, requests);
+  finish(requests, "all_gather_rows of " + std::to_string(bytes) + " bytes", state_->options.timeout);
+}
+
+void Comm::wait(Stream& stream) {
+  if (!stream.on_cuda()) return;
+  if (size() == 1) return stream.synchronize();
+  State::Attempt attempt(*state_);
+  if constexpr (has_cuda) cuda::wait(*state_->nccl, stream);
+}
+
+void Comm::barrier() {
+  State::Attempt attempt(*state_);
+  std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
+  check(MPI_Ibarrier(state_->mpi, requests.data()));
+  finish(requests, "barrier", state_->options.timeout);
+}
+
+std::string Comm::broadcast(const std::string& text, int from) {
+  require(state_->rank_exists(from), "Comm::broadcast: no such rank");
+  State::Attempt attempt(*state_);
+  std::vector<MPI_Request> requests;
+  const std::string operation = "broadcast of a text from rank " + std::to_string(from);
+  auto length = static_cast<std::int64_t>(text.size());
+  start_broadcast(&length, sizeof(length), from, state_->mpi, requests);
+  finish(requests, operation, state_->options.timeout);
+  std::string result = rank() == from ? text : std::string(static_cast<std::size_t>(length), '\0');
+  start_broadcast(result.data(), result.size(), from, state_->mpi, requests);
+  finish(requests, operation, state_->options.timeout);
+  return result;
+}
+
+std::vector<std::string> Comm::gather(const std::string& text) {
+  State::Attempt attempt(*state_);
+  std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
+  const auto ranks = static_cast<std::size_t>(size());
+  const auto mine = static_cast<std::int64_t>(text.size());
+  std::vector<std::int64_t> lengths(ranks);
+  check(MPI_Igather(&mine, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, 0, state_->mpi, requests.data()));
+  finish(requests, "gather", state_->options.timeout);
+
+  // Point to point, because MPI_Igatherv counts all ranks' bytes in one int.
+  std::vector<std::string> all;
+  if (!root()) {
+    for (std::size_t begin = 0; begin < text.size(); begin += mpi_chunk_bytes)
+      check(MPI_Isend(text.data() + begin, static_cast<int>(std::min(mpi_chunk_bytes, text.size() - begin)), MPI_BYTE, 0, 0, state_->mpi,
+                      &requests.emplace_back(MPI_REQUEST_NULL)));
+  } else {
+    all.resize(ranks);
+    all[0] = text;
+    for (std::size_t from = 1; from < ranks; ++from) {
+      all[from].resize(static_cast<std::size_t>(lengths[from]));
+      for (std::size_t begin = 0; begin < all[from].size(); begin += mpi_chunk_bytes)
+        check(MPI_Irecv(all[from].data() + begin, static_cast<int>(std::min(mpi_chunk_bytes, all[from].size() - begin)), MPI_BYTE,
+                        static_cast<int>(from), 0, state_->mpi, &requests.emplace_back(MPI_REQUEST_NULL)));
+    }
+  }
+  finish(requests, "gather", state_->options.timeout);
+  return all;
+}
+
+std::vector<double> Comm::all_gather(const std::vector<double>& values) {
+  const std::string bytes(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double));
+  std::vector<double> all;
+  for (const std::string& part : state_->all_gather(bytes, "all_gather")) {
+    const std::size_t before = all.size();
+    all.resize(before + part.size() / sizeof(double));
+    if (!part.empty()) std::memcpy(all.data() + before, part.data(), part.size());
+  }
+  return all;
+}
+
+std::string Comm::first_failure(const std::string& message) {
+  const std::int64_t first = state_->all_reduce_min(message.empty() ? size() : rank(), "exchange of faults");
+  return first == size() ? "" : broadcast(message, static_cast<int>(first));
+}
+
+}  // namespace qpipe

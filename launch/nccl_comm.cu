@@ -1,0 +1,163 @@
+#include <nccl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <source_location>
+#include <stdexcept>
+
+#include "kernels/cuda_handles.h"
+#include "launch/bounded_wait.h"
+#include "launch/nccl_comm.h"
+
+namespace qpipe {
+
+struct NcclComm {
+  ncclComm_t comm = nullptr;  // null after an abort
+  std::string who;
+  std::chrono::seconds timeout{};
+  cudaStream_t stream = nullptr;
+  int exceptions = std::uncaught_exceptions();
+};
+
+namespace {
+
+// Connecting takes seconds on any machine, however short the limit for a collective is.
+constexpr std::chrono::seconds connect_timeout{120};
+
+[[noreturn]] void fail(NcclComm& comm, const std::string& operation, const std::string& reason, std::source_location where) {
+  if (comm.comm != nullptr) ncclCommAbort(comm.comm);  // ends kernels that wait for a peer
+  comm.comm = nullptr;
+  throw std::runtime_error(comm.who + ": NCCL " + operation + ": " + reason + " (" + where.file_name() + ":" +
+                           std::to_string(where.line()) + ")");
+}
+
+std::string describe(ncclResult_t status, ncclComm_t comm) {
+  const char* detail = ncclGetLastError(comm);
+  return std::string(ncclGetErrorString(status)) + (detail != nullptr && *detail != '\0' ? std::string(", ") + detail : "");
+}
+
+std::string too_late(std::chrono::seconds timeout) {
+  return "not finished after " + std::to_string(timeout.count()) +
+         " s: another rank failed, hangs or is late (parallel.timeout raises the limit)";
+}
+
+void check_usable(const NcclComm& comm, const std::string& operation) {
+  if (comm.comm == nullptr) throw std::runtime_error(comm.who + ": NCCL " + operation + ": the communicator was aborted earlier");
+}
+
+// The asynchronous state of the communicator: true when nothing is being set up or queued.
+bool is_settled(NcclComm& comm, const std::string& operation, std::source_location where) {
+  ncclResult_t state = ncclSuccess;
+  const ncclResult_t status = ncclCommGetAsyncError(comm.comm, &state);
+  if (status != ncclSuccess) fail(comm, operation, describe(status, comm.comm), where);
+  if (state != ncclSuccess && state != ncclInProgress) fail(comm, operation, describe(state, comm.comm), where);
+  return state == ncclSuccess;
+}
+
+// After a call on a non-blocking communicator: no other call may follow, and nothing may be queued behind it, before NCCL has queued it.
+void settle(NcclComm& comm, ncclResult_t status, const std::string& operation, std::chrono::seconds timeout,
+            std::source_location where = std::source_location::current()) {
+  if (status != ncclSuccess && status != ncclInProgress) fail(comm, operation, describe(status, comm.comm), where);
+  if (!poll_until([&] { return is_settled(comm, operation, where); }, timeout)) fail(comm, operation, too_late(timeout), where);
+}
+
+}  // namespace
+
+namespace cuda {
+
+std::string nccl_unique_id() {
+  ncclUniqueId id{};
+  const ncclResult_t status = ncclGetUniqueId(&id);
+  if (status != ncclSuccess) throw std::runtime_error("NCCL does not start: " + describe(status, nullptr));
+  return {id.internal, sizeof(id.internal)};
+}
+
+NcclComm* create_nccl_comm(const std::string& unique_id, int rank, int size, bool over_sockets, const std::string& who,
+                           std::chrono::seconds timeout, Stream& stream) {
+  ncclUniqueId id{};
+  if (unique_id.size() != sizeof(id.internal)) throw std::invalid_argument("create_nccl_comm: not an NCCL id");
+  std::memcpy(id.internal, unique_id.data(), sizeof(id.internal));
+  check(cudaSetDevice(stream.device()));
+  auto* comm = new NcclComm;
+  try {
+    comm->who = who;
+    comm->timeout = timeout;
+    comm->stream = stream.cuda().stream;
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    if (over_sockets) config.netName = "Socket";
+    settle(*comm, ncclCommInitRankConfig(&comm->comm, size, id, rank, &config), "start", std::max(timeout, connect_timeout));
+  } catch (...) {
+    destroy_nccl_comm(comm);
+    throw;
+  }
+  return comm;
+}
+
+void destroy_nccl_comm(NcclComm* comm) noexcept {
+  if (comm == nullptr) return;
+  if (comm->comm != nullptr) {
+    try {
+      if (std::uncaught_exceptions() > comm->exceptions) throw std::runtime_error("another exception is on its way");
+      const auto where = std::source_location::current();
+      const auto idle = [&] { return is_settled(*comm, "end", where) && cudaStreamQuery(comm->stream) != cudaErrorNotReady; };
+      if (!poll_until(idle, comm->timeout)) throw std::runtime_error("the stream does not end");
+      settle(*comm, ncclCommFinalize(comm->comm), "end", comm->timeout);
+      ncclCommDestroy(comm->comm);
+    } catch (...) {
+      if (comm->comm != nullptr) ncclCommAbort(comm->comm);
+    }
+    cudaGetLastError();  // cudaStreamQuery leaves cudaErrorNotReady behind
+  }
+  delete comm;
+}
+
+void broadcast(NcclComm& comm, void* data, std::size_t bytes, int from, Stream& stream) {
+  check_usable(comm, "broadcast");
+  settle(comm, ncclBroadcast(data, data, bytes, ncclUint8, from, comm.comm, stream.cuda().stream), "broadcast", comm.timeout);
+}
+
+void broadcast_pieces(NcclComm& comm, void* data, const std::vector<Piece>& pieces, Stream& stream) {
+  check_usable(comm, "all_gather_rows");
+  ncclResult_t status = ncclGroupStart();
+  for (std::size_t owner = 0; owner < pieces.size(); ++owner) {
+    if (pieces[owner].bytes == 0) continue;
+    char* piece = static_cast<char*>(data) + pieces[owner].begin;
+    const ncclResult_t queued =
+        ncclBroadcast(piece, piece, pieces[owner].bytes, ncclUint8, static_cast<int>(owner), comm.comm, stream.cuda().stream);
+    if (status == ncclSuccess && queued != ncclInProgress) status = queued;
+  }
+  const ncclResult_t ended = ncclGroupEnd();  // closes the group also after a refused call
+  settle(comm, status == ncclSuccess ? ended : status, "all_gather_rows", comm.timeout);
+}
+
+void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count, Stream& stream) {
+  check_usable(comm, "all_reduce_sum");
+  settle(comm, ncclAllReduce(x, x, count, ncclInt64, ncclSum, comm.comm, stream.cuda().stream), "all_reduce_sum", comm.timeout);
+}
+
+void all_reduce_max(NcclComm& comm, float* x, std::size_t count, Stream& stream) {
+  check_usable(comm, "all_reduce_max");
+  // Floats ≥ +0 are ordered as their bits are, and a NaN has greater bits than any of them; ncclMax on floats may drop a NaN.
+  settle(comm, ncclAllReduce(x, x, count, ncclUint32, ncclMax, comm.comm, stream.cuda().stream), "all_reduce_max", comm.timeout);
+}
+
+void wait(NcclComm& comm, Stream& stream) {
+  check_usable(comm, "wait for the GPU");
+  const auto where = std::source_location::current();
+  bool waited = false;
+  const auto done = [&] {
+    const cudaError_t status = cudaStreamQuery(stream.cuda().stream);
+    if (status != cudaSuccess && status != cudaErrorNotReady) fail(comm, "wait for the GPU", cudaGetErrorString(status), where);
+    waited = waited || status == cudaErrorNotReady;
+    is_settled(comm, "collective", where);  // throws when a peer failed, also while the stream still waits for it
+    return status == cudaSuccess;
+  };
+  const bool in_time = poll_until(done, comm.timeout);
+  if (waited) cudaGetLastError();  // cudaStreamQuery leaves cudaErrorNotReady behind
+  if (!in_time) fail(comm, "wait for the GPU", too_late(comm.timeout), where);
+}
+
+}  // namespace cuda
+}  // namespace qpipe

@@ -1,0 +1,209 @@
+#include "pipeline/cli.h"
+
+#include <fmt/format.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <vector>
+
+#include "kernels/stream.h"
+#include "pipeline/checkpoint.h"
+#include "pipeline/error.h"
+#include "pipeline/model.h"
+#include "pipeline/quantize.h"
+
+namespace qpipe {
+
+namespace {
+
+constexpr const char* usage = R"(qpipe quantizes a Hugging Face checkpoint into one that loads as it is.
+
+  qpipe CONFIG.toml [--set section.key=value ...] [--dry-run]
+        quantize; the last --set of a key wins over the file. --dry-run checks the configuration, the model and the plan, prints the
+        effective configuration, and writes nothing. Runs on many GPUs under mpirun or srun: mpirun -np 8 qpipe CONFIG.toml
+  qpipe eval --model DIR --data FILE [--samples N] [--seqlen N] [--dataset NAME] [--text-field FIELD] [--backend auto|cpu|cuda]
+             [--logits OUT.safetensors]
+        perplexity of an original or a quantized checkpoint; also under mpirun
+  qpipe tokenize --model DIR --data FILE --out FILE.h5 [--samples N] [--seqlen N] [--seed N] [--mode windows|documents|sequential]
+             [--text-field FIELD]
+        text to token ids, for calibration.data and evaluate.data
+  qpipe --help | --version
+        `qpipe eval --help` and `qpipe tokenize --help` tell their defaults
+
+Exit codes: 0 done, 64 wrong arguments, 65 damaged data, 66 missing input, 69 unsupported here, 70 defect of qpipe, 73 or 74 output cannot
+be written, 78 wrong configuration.
+
+Options of CONFIG.toml:
+
+)";
+
+std::string version_text() { return fmt::format("qpipe {} (backends: {})\n", QPIPE_VERSION, has_cuda ? "cpu, cuda" : "cpu"); }
+
+[[noreturn]] void usage_fault(const std::string& message) {
+  throw UserError(ExitCode::usage, message + "; `qpipe --help` lists the commands and options");
+}
+
+struct Environment {
+  bool found = false;
+  int rank = 0;
+};
+
+// Open MPI, PMIx, MPICH and Intel MPI, Slurm: the innermost launcher first, as mpirun may run inside a Slurm allocation.
+Environment read_environment() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"})
+    if (const char* text = std::getenv(name)) return {true, std::atoi(text)};
+  return {};
+}
+
+// Logs go to stderr: stdout is for results.
+void set_log_level(const std::string& level) {
+  if (spdlog::get("qpipe") == nullptr) spdlog::set_default_logger(spdlog::stderr_color_mt("qpipe"));
+  spdlog::set_level(spdlog::level::from_str(level));
+}
+
+int run(const ShowText& command) {
+  fmt::print("{}", command.text);
+  return static_cast<int>(ExitCode::ok);
+}
+
+int run(const QuantizeRequest& command) {
+  set_log_level(command.options.run.log_level);
+  if (command.dry_run && environment_rank() == 0) {
+    fmt::print("{}", options_as_toml(command.options));
+    std::fflush(stdout);
+  }
+  return run_quantize(command.options, command.dry_run);
+}
+
+int run(const EvalRequest& command) { return run_eval(command); }
+
+int run(const TokenizeRequest& command) {
+  const Checkpoint checkpoint(command.model);
+  DatasetRequest request = command.dataset;
+  request.tokenizer = command.model;
+  request.vocab = read_architecture(checkpoint.config(), (checkpoint.folder() / "config.json").string()).vocab;
+  const Tokens tokens = load_tokens(request);
+  write_tokens_hdf5(tokens, command.out, request.dataset);
+  fmt::print("{}: /{} [{}, {}], from {}\n", command.out.string(), request.dataset, tokens.samples, tokens.seqlen, tokens.source);
+  return static_cast<int>(ExitCode::ok);
+}
+
+// What the parser is told and where it puts the answers.
+struct Arguments {
+  CLI::App app{"qpipe", "qpipe"};
+  CLI::App* eval = nullptr;
+  CLI::App* tokenize = nullptr;
+  std::string config;
+  std::vector<std::string> sets;
+  bool dry_run = false;
+  bool help = false;
+  bool version = false;
+  EvalRequest eval_request;
+  TokenizeRequest tokenize_request;
+  std::string tokenize_data;
+  std::string tokenize_out;
+
+  Arguments() {
+    app.set_help_flag();
+    app.add_flag("-h,--help", help);
+    app.add_flag("--version", version);
+    app.add_option("config", config);
+    app.add_option("--set", sets)->allow_extra_args(false);
+    app.add_flag("--dry-run", dry_run);
+
+    eval = app.add_subcommand("eval", "Perplexity of a checkpoint, original or quantized, on consecutive windows of tokens or text.");
+    add_input(*eval, eval_request.model, eval_request.data, eval_request.text_field);
+    eval->add_option("--dataset", eval_request.dataset, "name of the token ids in an .h5 or .safetensors file")->capture_default_str();
+    eval->add_option("--samples", eval_request.samples, "how many windows; 0: all")->check(CLI::NonNegativeNumber)->capture_default_str();
+    eval->add_option("--seqlen", eval_request.seqlen, "tokens of each window")->check(CLI::Range(2, 1 << 24))->capture_default_str();
+    eval->add_option("--backend", eval_request.backend, "where to compute")
+        ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+        ->capture_default_str();
+    eval->add_option("--logits", eval_request.logits, "safetensors file to write all logits to, float32 [samples, seqlen, vocab]");
+
+    DatasetRequest& dataset = tokenize_request.dataset;
+    dataset.samples = 128;
+    dataset.seqlen = 2048;
+    tokenize = app.add_subcommand("tokenize", "Text to token ids: int32 [samples, seqlen] in an HDF5 file.");
+    add_input(*tokenize, tokenize_request.model, tokenize_data, dataset.text_field);
+    tokenize->add_option("--out", tokenize_out, "HDF5 file to write")->required();
+    tokenize->add_option("--samples", dataset.samples, "how many samples; 0: all there are (not for windows)")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    tokenize->add_option("--seqlen", dataset.seqlen, "tokens of each sample")->check(CLI::Range(1, 1 << 24))->capture_default_str();
+    tokenize->add_option("--seed", dataset.seed, "of the random choice")->check(CLI::NonNegativeNumber)->capture_default_str();
+    tokenize
+        ->add_option("--mode", dataset.mode,
+                     "random windows of the concatenated text, the start of each document, or consecutive windows from the start")
+        ->check(CLI::IsMember({"windows", "documents", "sequential"}))
+        ->capture_default_str();
+  }
+
+ private:
+  static void add_input(CLI::App& command, std::string& model, std::string& data, std::string& text_field) {
+    command.set_help_flag("-h,--help", "this text");
+    command.add_option("--model", model, "folder of the checkpoint")->required();
+    command.add_option("--data", data, "token ids (.h5, .safetensors) or text (.txt, .jsonl, also with .gz)")->required();
+    command.add_option("--text-field", text_field, "field of each .jsonl line that holds the text")->capture_default_str();
+  }
+};
+
+void require_input(const std::string& option, const std::string& path, bool folder) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  const auto fault = [&](const std::string& message) { throw UserError(ExitCode::no_input, option + " " + path + ": " + message); };
+  if (!std::filesystem::exists(status)) fault(folder ? "no such folder" : "no such file");
+  if (folder && !std::filesystem::is_directory(status)) fault("is a file; give the folder that holds config.json and the safetensors");
+  if (!folder && std::filesystem::is_directory(status)) fault("is a folder; give a file");
+}
+
+}  // namespace
+
+int environment_rank() { return read_environment().rank; }
+
+bool has_launcher() { return read_environment().found; }
+
+bool is_collective(const Command& command) {
+  return std::holds_alternative<QuantizeRequest>(command) || std::holds_alternative<EvalRequest>(command);
+}
+
+int run_command(const Command& command) {
+  return std::visit([](const auto& request) { return run(request); }, command);
+}
+
+Command read_command(int argc, const char* const* argv) {
+  Arguments arguments;
+  try {
+    arguments.app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    return ShowText{(*arguments.eval ? arguments.eval : arguments.tokenize)->help()};
+  } catch (const CLI::ParseError& error) {
+    usage_fault(error.what());
+  }
+  if (arguments.help) return ShowText{usage + options_help()};
+  if (arguments.version) return ShowText{version_text()};
+  const bool subcommand = *arguments.eval || *arguments.tokenize;
+  if (subcommand && (!arguments.config.empty() || !arguments.sets.empty() || arguments.dry_run))
+    usage_fault("a configuration file, --set and --dry-run do not go with eval and tokenize");
+
+  if (*arguments.eval) {
+    require_input("--model", arguments.eval_request.model, true);
+    require_input("--data", arguments.eval_request.data, false);
+    return arguments.eval_request;
+  }
+  if (*arguments.tokenize) {
+    TokenizeRequest request = arguments.tokenize_request;
+    request.dataset.data = arguments.tokenize_data;
+    request.out = arguments.tokenize_out;
+    require_input("--model", request.model, true);
+    require_input("--data", arguments.tokenize_data, false);
+    if (request.out.extension() != ".h5" && request.out.extension() != ".hdf5") usage_fault("--out must end in .h5 or .hdf5");
+    return request;
+  }
+  if (arguments.config.empty()) usage_fault("give a configuration file (qpipe CONFIG.toml) or a command (eval, tokenize)");
+  return QuantizeRequest{load_options(arguments.config, arguments.sets), arguments.dry_run};
+}
+
+}  // namespace qpipe

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""The command line from outside: cli_test.py QPIPE [MPIEXEC]. Exit codes, one line on stderr, in time, from one rank."""
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+QPIPE = ""
+MPIEXEC = ""
+LAUNCHER_VARIABLES = ("OMPI_", "PMIX_", "PMI_", "SLURM_")
+
+
+def environment():
+    env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
+    env["OMP_NUM_THREADS"] = "1"
+    if os.geteuid() == 0:
+        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    return env
+
+
+def run(*arguments, ranks=0, env=()):
+    command = [QPIPE, *arguments]
+    if ranks:
+        command = [MPIEXEC, "--oversubscribe", "--bind-to", "none", "-np", str(ranks), *command]
+    return subprocess.run(command, env=dict(environment(), **dict(env)), capture_output=True, text=True, timeout=120)
+
+
+class CommandLine(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = self.folder.name
+        os.mkdir(os.path.join(self.path, "model"))
+        open(os.path.join(self.path, "calib.h5"), "w").close()
+
+    def tearDown(self):
+        self.folder.cleanup()
+
+    def write(self, quantize="bits = 4\n", model="model"):
+        """[quantize] is line 7."""
+        name = os.path.join(self.path, "run.toml")
+        with open(name, "w") as f:
+            f.write(f'[model]\npath = "{self.path}/{model}"\n[calibration]\ndata = "{self.path}/calib.h5"\n'
+                    f'[output]\npath = "{self.path}/out"\n[quantize]\n{quantize}')
+        return name
+
+    def expect_fault(self, result, code, *parts):
+        self.assertEqual(result.returncode, code, result.stderr)
+        lines = result.stderr.splitlines()
+        self.assertEqual(len(lines), 1, result.stderr)
+        self.assertTrue(lines[0].startswith("qpipe: error: "), lines[0])
+        for part in parts:
+            self.assertIn(part, lines[0])
+        self.assertEqual(result.stdout, "")
+        self.assertFalse(os.path.exists(os.path.join(self.path, "out")))
+
+    def test_help_and_version(self):
+        version = run("--version")
+        self.assertEqual(version.returncode, 0)
+        self.assertRegex(version.stdout, r"^qpipe \d+\.\d+\.\d+ \(backends: cpu(, cuda)?\)\n$")
+        for flag in ("--help", "-h"):
+            text = run(flag)
+            self.assertEqual((text.returncode, text.stderr), (0, ""))
+            for section in ("model", "calibration", "quantize", "parallel", "memory", "output", "run", "evaluate"):
+                self.assertIn(f"\n[{section}]\n", text.stdout)
+            self.assertRegex(text.stdout, r"\n  group_size +integer +128 +inputs +\S")
+            self.assertRegex(text.stdout, r"\n  timeout +integer +600 +s +\S")
+        for command, option in (("eval", "--logits"), ("tokenize", "--out")):
+            text = run(command, "--help")
+            self.assertEqual((text.returncode, text.stderr), (0, ""))
+            self.assertIn(option, text.stdout)
+            self.assertIn("2048", text.stdout)
+
+    def test_usage(self):
+        self.expect_fault(run(), 64, "configuration file", "qpipe --help")
+        self.expect_fault(run("--st", "a=b"), 64, "--st")
+        self.expect_fault(run("a.toml", "b.toml"), 64, "b.toml")
+        self.expect_fault(run(self.write(), "--set"), 64, "--set")
+        self.expect_fault(run(self.write(), "--set", "quantize.bits"), 64, "section.key=value")
+        self.expect_fault(run("eval", "--model", self.path), 64, "--data is required")
+        self.expect_fault(run("eval", "--model", self.path, "--data", "x", "--backend", "gpu"), 64, "--backend", "cpu")
+        self.expect_fault(run("eval", "--model", self.path, "--data", "x", "--seqlen", "1"), 64, "--seqlen")
+        self.expect_fault(run("eval", "--model", self.path, "--data", "x", "--samples", "many"), 64, "--samples")
+        self.expect_fault(run("tokenize", "--model", self.path, "--data", self.write(), "--out", "x.txt"), 64, "--out", ".h5")
+        self.expect_fault(run("tokenize", "--model", self.path, "--data", "x", "--out", "x.h5", "--mode", "random"), 64, "--mode")
+
+    def test_missing_inputs(self):
+        missing = os.path.join(self.path, "missing")
+        self.expect_fault(run(missing + ".toml"), 66, missing + ".toml: no such file")
+        self.expect_fault(run(self.path), 66, "is a folder")
+        self.expect_fault(run(self.write(model="modle")), 66, "run.toml:2: model.path", "no such folder")
+        self.expect_fault(run("eval", "--model", missing, "--data", self.write()), 66, "--model", "no such folder")
+        self.expect_fault(run("eval", "--model", self.path, "--data", missing), 66, "--data", "no such file")
+        self.expect_fault(run("tokenize", "--model", missing, "--data", self.write(), "--out", "x.h5"), 66, "--model", "no such folder")
+
+    def test_configuration_faults(self):
+        self.expect_fault(run(self.write("bits = 5\n")), 78, "run.toml:8: quantize.bits = 5", "one of 2, 3, 4, 8")
+        self.expect_fault(run(self.write("bits = \"4\"\n")), 78, "run.toml:8: quantize.bits", "expected an integer")
+        self.expect_fault(run(self.write("\ngroup_size = 48\n")), 78, "run.toml:9: quantize.group_size = 48")
+        self.expect_fault(run(self.write("[quantise]\nbits = 4\n")), 78, "run.toml:8: unknown section [quantise]", "[quantize]?")
+        self.expect_fault(run(self.write("bits 4\n")), 78, "run.toml:8: ")
+        self.expect_fault(run(self.write(), "--set", "quantize.bit=4"), 78, "unknown key quantize.bit", "quantize.bits?")
+        self.expect_fault(run(self.write(), "--set", f"output.path={self.path}/model/"), 78, "output.path", "model.path")
+
+    def test_each_set_takes_one_value(self):
+        # A file after --set is the configuration, and the last --set of a key wins.
+        config = self.write()
+        self.expect_fault(run("--set", "quantize.bits=3", config, "--set", "quantize.bits=8", "--set", "quantize.bits=7"), 78,
+                          "quantize.bits = 7")
+        self.expect_fault(run("--set=quantize.group_size=-2", config), 78, "quantize.group_size = -2")
+
+    def test_within_a_second(self):
+        config = self.write("bits = 5\n")
+        seconds = []
+        for _ in range(3):  # the machine may be busy with other tests
+            start = time.monotonic()
+            run(config)
+            seconds.append(time.monotonic() - start)
+        self.assertLess(min(seconds), 1.0)
+
+    def test_a_folder_without_a_model(self):
+        result = run(self.write(), "--set", "parallel.backend=cpu")
+        self.assertIn(result.returncode, (65, 66))
+        self.expect_fault(result, result.returncode, "model")
+        result = run(self.write(), "--set", "parallel.backend=cpu", "--dry-run")
+        self.assertIn(result.returncode, (65, 66))
+        self.assertIn('path = "' + self.path + '/model"', result.stdout)
+        self.assertIn("\n[quantize]\nmethod = \"gptq\"\nbits = 4\n", result.stdout)
+        self.assertFalse(os.path.exists(os.path.join(self.path, "out")))
+
+    def test_other_ranks_are_silent(self):
+        # Without an mpirun around: no rank but the first tells of a fault that all of them find. Singletons of Open MPI do not read these.
+        config = self.write("bits = 5\n")
+        for variable in ("PMI_RANK", "SLURM_PROCID"):
+            self.assertEqual(len(run(config, env=[(variable, "0")]).stderr.splitlines()), 1, variable)
+            result = run(config, env=[(variable, "1")])
+            self.assertEqual((result.returncode, result.stderr), (78, ""), variable)
+            result = run("--version", env=[(variable, "1")])
+            self.assertEqual((result.returncode, result.stdout), (0, ""), variable)
+
+    def ours(self, result):
+        return [line for line in result.stderr.splitlines() if "qpipe: error" in line]
+
+    def test_ranks_tell_a_common_fault_once(self):
+        if not MPIEXEC:
+            self.skipTest("no mpiexec")
+        for _ in range(3):  # the message must not get lost when another rank is faster
+            result = run(self.write("bits = 5\n"), ranks=3)
+            self.assertEqual(result.returncode, 78, result.stderr)
+            self.assertEqual(len(self.ours(result)), 1, result.stderr)
+            self.assertIn("quantize.bits = 5", self.ours(result)[0])
+        result = run(self.write(), "--set", "parallel.backend=cpu", ranks=3)  # found after MPI_Init, in the model's folder
+        self.assertIn(result.returncode, (65, 66), result.stderr)
+        self.assertEqual(len(self.ours(result)), 1, result.stderr)
+        result = run("--version", ranks=3)
+        self.assertEqual((result.returncode, len(result.stdout.splitlines())), (0, 1))
+        self.assertNotIn("MPI_ABORT", result.stderr)
+        result = run("tokenize", "--model", self.path, "--data", self.write(), "--out", "x.h5", ranks=2)  # one rank's work
+        self.assertIn(result.returncode, (65, 66), result.stderr)
+        self.assertEqual(len(self.ours(result)), 1, result.stderr)
+
+
+if __name__ == "__main__":
+    QPIPE = os.path.abspath(sys.argv.pop(1))
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        MPIEXEC = sys.argv.pop(1)
+    unittest.main()
