@@ -1,0 +1,134 @@
+#include "kernels/cuda_handles.h"
+#include "kernels/difference.h"
+#include "kernels/vector_cuda.h"
+
+namespace qpipe::cuda {
+
+namespace {
+
+constexpr int warp = 32;
+constexpr int threads = 256;
+constexpr int most_blocks = 512;  // partial sums, added by one block at the end
+constexpr unsigned all_lanes = 0xffffffffu;
+
+// The sum over the block in thread 0, in a fixed order.
+__device__ double reduce_block(double x) {
+  __shared__ double partial[threads / warp];
+  for (int step = warp / 2; step > 0; step /= 2) x += __shfl_xor_sync(all_lanes, x, step);
+  if (threadIdx.x % warp == 0) partial[threadIdx.x / warp] = x;
+  __syncthreads();
+  double sum = 0.0;
+  for (int i = 0; i < threads / warp; ++i) sum += partial[i];
+  return sum;
+}
+
+// Row r belongs to block r % gridDim.x.
+template <int count, class A, class B>
+__global__ void __launch_bounds__(threads) squared_difference_kernel(const A* a, std::int64_t a_stride, const B* b, std::int64_t b_stride,
+                                                                     std::int64_t rows, std::int64_t cols, double* partial) {
+  double sum = 0.0;
+  for (std::int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
+    float row_sum = 0.0f;
+    for (std::int64_t c = std::int64_t{threadIdx.x} * count; c < cols; c += threads * count) {
+      float x[count];
+      float y[count];
+      load(a + r * a_stride + c, x);
+      load(b + r * b_stride + c, y);
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        const float difference = x[i] - y[i];
+        row_sum = fmaf(difference, difference, row_sum);
+      }
+    }
+    sum += static_cast<double>(row_sum);
+  }
+  const double total = reduce_block(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+__global__ void __launch_bounds__(threads) dot_kernel(Matrix<const float> a, Matrix<const float> b, double* partial) {
+  double sum = 0.0;
+  for (std::int64_t r = blockIdx.x; r < a.rows; r += gridDim.x) {
+    float row_sum = 0.0f;
+    for (std::int64_t c = threadIdx.x; c < a.cols; c += threads)
+      row_sum = fmaf(a.data[r * a.stride + c], b.data[r * b.stride + c], row_sum);
+    sum += static_cast<double>(row_sum);
+  }
+  const double total = reduce_block(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = total;
+}
+
+__global__ void __launch_bounds__(threads) add_partials(const double* partial, int count, double* total) {
+  double sum = 0.0;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) sum += partial[i];
+  const double all = reduce_block(sum);
+  if (threadIdx.x == 0) *total += all;
+}
+
+template <class A, class B>
+__global__ void subtract_kernel(const A* a, std::int64_t a_stride, const B* b, std::int64_t b_stride, Matrix<float> delta) {
+  const std::int64_t c = first_column(1);
+  if (c >= delta.cols) return;
+  for (std::int64_t r = blockIdx.y; r < delta.rows; r += gridDim.y)
+    delta.data[r * delta.stride + c] = __fsub_rn(widen(a[r * a_stride + c]), widen(b[r * b_stride + c]));
+}
+
+// Calls launch(const A*, const B*) with the element types of a and b, each f32 or bf16.
+template <class Launch>
+void with_types(ConstTensor a, ConstTensor b, Launch launch) {
+  const auto known = [](DType type) { return type == DType::f32 || type == DType::bf16; };
+  require(known(a.dtype) && known(b.dtype), "difference: a and b must be f32 or bf16");
+  const auto with_b = [&](auto* x) {
+    if (b.dtype == DType::f32)
+      launch(x, static_cast<const float*>(b.data));
+    else
+      launch(x, static_cast<const __nv_bfloat16*>(b.data));
+  };
+  if (a.dtype == DType::f32)
+    with_b(static_cast<const float*>(a.data));
+  else
+    with_b(static_cast<const __nv_bfloat16*>(a.data));
+  check_launch();
+}
+
+int block_count(std::int64_t rows) { return static_cast<int>(std::min<std::int64_t>(rows, most_blocks)); }
+
+}  // namespace
+
+void add_squared_difference(ConstTensor a, ConstTensor b, Matrix<double> total, Stream& stream) {
+  if (a.size() == 0) return;
+  const int blocks = block_count(a.rows);
+  const Array<double> partial(1, blocks, stream);
+  const cudaStream_t queue = stream.cuda().stream;
+  const bool vectors = vectorizable(a) && vectorizable(b);
+  with_types(a, b, [&](auto* x, auto* y) {
+    if (vectors)
+      squared_difference_kernel<8><<<blocks, threads, 0, queue>>>(x, a.stride, y, b.stride, a.rows, a.cols, partial.view.data);
+    else
+      squared_difference_kernel<1><<<blocks, threads, 0, queue>>>(x, a.stride, y, b.stride, a.rows, a.cols, partial.view.data);
+  });
+  add_partials<<<1, threads, 0, queue>>>(partial.view.data, blocks, total.data);
+  check_launch();
+}
+
+void add_gram_loss(ConstTensor a, ConstTensor b, Matrix<const float> h, Matrix<float> scratch, Matrix<double> total, Stream& stream) {
+  const Matrix<float> delta = scratch.row_range(0, a.rows);
+  const Matrix<float> product = scratch.row_range(a.rows, a.rows);
+  const cudaStream_t queue = stream.cuda().stream;
+  with_types(a, b, [&](auto* x, auto* y) {
+    subtract_kernel<<<row_grid(a.rows, a.cols, 1), row_threads, 0, queue>>>(x, a.stride, y, b.stride, delta);
+  });
+  // Row-major product = delta · h is column-major productᵀ = hᵀ deltaᵀ, and h is symmetric.
+  const float one = 1.0f;
+  const float none = 0.0f;
+  check(cublasGemmEx_64(stream.cuda().cublas, CUBLAS_OP_N, CUBLAS_OP_N, h.cols, delta.rows, h.rows, &one, h.data, CUDA_R_32F, h.stride,
+                        delta.data, CUDA_R_32F, delta.stride, &none, product.data, CUDA_R_32F, product.stride, CUBLAS_COMPUTE_32F_FAST_TF32,
+                        CUBLAS_GEMM_DEFAULT));
+  const int blocks = block_count(a.rows);
+  const Array<double> partial(1, blocks, stream);
+  dot_kernel<<<blocks, threads, 0, queue>>>(delta, product, partial.view.data);
+  add_partials<<<1, threads, 0, queue>>>(partial.view.data, blocks, total.data);
+  check_launch();
+}
+
+}  // namespace qpipe::cuda
