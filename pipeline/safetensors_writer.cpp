@@ -1,0 +1,158 @@
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <utility>
+
+#include "pipeline/error.h"
+#include "pipeline/json_text.h"
+#include "pipeline/safetensors.h"
+
+namespace qpipe {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+[[noreturn]] void fail(const fs::path& path, const char* what, int error) {
+  throw UserError(ExitCode::io, fmt::format("{}: {}: {}", path.string(), what, std::strerror(error)));
+}
+
+struct Place {
+  std::int64_t offset = 0;  // from the start of the file
+  std::int64_t bytes = 0;
+  enum { unwritten, started, written } progress = unwritten;
+};
+
+struct Layout {
+  std::string head;  // the length and the padded header
+  std::map<std::string, Place> places;
+  std::int64_t file_bytes = 0;
+};
+
+Layout lay_out(std::vector<TensorInfo> tensors) {
+  std::sort(tensors.begin(), tensors.end(), [](const TensorInfo& a, const TensorInfo& b) {
+    return size_of(a.dtype) != size_of(b.dtype) ? size_of(a.dtype) > size_of(b.dtype) : a.name < b.name;
+  });
+  Layout layout;
+  std::string header = R"({"__metadata__":{"format":"pt"})";
+  std::int64_t end = 0;
+  for (const TensorInfo& tensor : tensors) {
+    const Place place{end, tensor.bytes()};
+    if (tensor.name == "__metadata__" || !layout.places.emplace(tensor.name, place).second)
+      throw std::invalid_argument("safetensors: the name " + in_quotes(tensor.name) + " is reserved or given twice");
+    if (__builtin_add_overflow(end, place.bytes, &end)) throw std::invalid_argument("safetensors: the file's size overflows");
+    header += fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", nlohmann::json(tensor.name).dump(),
+                          name_of(tensor.dtype), fmt::join(tensor.shape, ","), place.offset, end);
+  }
+  header += '}';
+  header.append((8 - header.size() % 8) % 8, ' ');
+  if (header.size() > static_cast<std::size_t>(most_json_bytes))
+    throw std::invalid_argument("safetensors: the header is over the format's limit; write more shards");
+  for (int shift = 0; shift < 64; shift += 8) layout.head += static_cast<char>(std::uint64_t{header.size()} >> shift & 0xff);
+  layout.head += header;
+  const auto data_begin = static_cast<std::int64_t>(layout.head.size());
+  if (__builtin_add_overflow(end, data_begin, &layout.file_bytes)) throw std::invalid_argument("safetensors: the file's size overflows");
+  for (auto& [name, place] : layout.places) place.offset += data_begin;
+  return layout;
+}
+
+void sync_folder(const fs::path& folder) {
+  const int descriptor = open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) fail(folder, "cannot be opened", errno);
+  const int error = fsync(descriptor) == 0 ? 0 : errno;
+  close(descriptor);
+  if (error != 0 && error != EINVAL) fail(folder, "cannot be written to disk", error);  // EINVAL: the file system does not sync folders
+}
+
+}  // namespace
+
+struct SafetensorsWriter::State {
+  fs::path path;
+  fs::path temporary;
+  int descriptor = -1;
+  std::mutex mutex;  // guards `places`
+  std::map<std::string, Place> places;
+
+  ~State() {
+    if (descriptor < 0) return;
+    close(descriptor);
+    unlink(temporary.c_str());
+  }
+
+  // pwrite from any thread.
+  void write_at(const void* data, std::int64_t count, std::int64_t offset) const {
+    const auto* bytes = static_cast<const char*>(data);
+    for (std::int64_t done = 0; done < count;) {
+      const ssize_t wrote = pwrite(descriptor, bytes + done, static_cast<std::size_t>(count - done), offset + done);
+      if (wrote < 0 && errno == EINTR) continue;
+      if (wrote <= 0) fail(temporary, "cannot be written", wrote < 0 ? errno : EIO);
+      done += wrote;
+    }
+  }
+};
+
+SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<TensorInfo>& tensors) : state_(new State) {
+  Layout layout = lay_out(tensors);
+  State& s = *state_;
+  s.path = path;
+  s.temporary = path.string() + ".tmp";
+  s.places = std::move(layout.places);
+  // What a stopped run left is replaced, not written through: it may be a link.
+  if (unlink(s.temporary.c_str()) != 0 && errno != ENOENT) fail(s.temporary, "cannot be replaced", errno);
+  s.descriptor = open(s.temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (s.descriptor < 0) fail(s.temporary, "cannot be created", errno);
+  // A disk that is too small shows now and not after hours of work; file systems that cannot reserve space go on.
+  const int reserved = fallocate(s.descriptor, 0, 0, layout.file_bytes) == 0 ? 0 : errno;
+  if (reserved == ENOSPC || reserved == EDQUOT || reserved == EFBIG)
+    fail(s.temporary, fmt::format("cannot reserve {} bytes", layout.file_bytes).c_str(), reserved);
+  if (ftruncate(s.descriptor, layout.file_bytes) != 0) fail(s.temporary, "cannot be given its size", errno);
+  s.write_at(layout.head.data(), static_cast<std::int64_t>(layout.head.size()), 0);
+}
+
+SafetensorsWriter::~SafetensorsWriter() = default;
+SafetensorsWriter::SafetensorsWriter(SafetensorsWriter&&) noexcept = default;
+SafetensorsWriter& SafetensorsWriter::operator=(SafetensorsWriter&&) noexcept = default;
+
+void SafetensorsWriter::write(const std::string& name, const void* data) {
+  State& s = *state_;
+  const auto claim = [&]() -> Place& {
+    const std::lock_guard lock(s.mutex);
+    if (s.descriptor < 0) throw std::logic_error(s.path.string() + ": is finished; " + in_quotes(name) + " comes too late");
+    const auto found = s.places.find(name);
+    if (found == s.places.end()) throw std::logic_error(s.path.string() + ": has no tensor " + in_quotes(name));
+    if (found->second.progress != Place::unwritten) throw std::logic_error(s.path.string() + ": " + in_quotes(name) + " is written twice");
+    found->second.progress = Place::started;
+    return found->second;
+  };
+  Place& place = claim();
+  s.write_at(data, place.bytes, place.offset);
+  const std::lock_guard lock(s.mutex);
+  place.progress = Place::written;
+}
+
+void SafetensorsWriter::finish() {
+  State& s = *state_;
+  const std::lock_guard lock(s.mutex);
+  if (s.descriptor < 0) throw std::logic_error(s.path.string() + ": is finished already");
+  for (const auto& [name, place] : s.places)
+    if (place.progress != Place::written) throw std::logic_error(s.path.string() + ": " + in_quotes(name) + " was not written");
+  // After a failed fsync the kernel may have dropped the data, so the file cannot be finished any more.
+  int error = fsync(s.descriptor) == 0 ? 0 : errno;
+  if (close(std::exchange(s.descriptor, -1)) != 0 && error == 0) error = errno;
+  if (error == 0 && std::rename(s.temporary.c_str(), s.path.c_str()) != 0) error = errno;
+  if (error != 0) {
+    unlink(s.temporary.c_str());
+    fail(s.path, "cannot be finished", error);
+  }
+  sync_folder(s.path.parent_path());
+}
+
+}  // namespace qpipe
