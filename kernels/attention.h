@@ -24,6 +24,7 @@ struct HeadLayout {
   std::int64_t q_column(std::int64_t head) const { return head / group() * q_group_stride + head % group() * head_dim; }
   std::int64_t k_column(std::int64_t kv_head) const { return k_begin + kv_head * kv_stride; }
   std::int64_t v_column(std::int64_t kv_head) const { return v_begin + kv_head * kv_stride; }
+  bool operator==(const HeadLayout&) const = default;
 };
 
 // Rotates q and k heads in place. Row r has position r % seqlen. With f = inverse_frequencies [1, r/2] (r ≤ head_dim

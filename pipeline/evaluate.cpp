@@ -7,6 +7,7 @@
 #include "kernels/linear.h"
 #include "pipeline/error.h"
 #include "pipeline/layer_source.h"
+#include "pipeline/model.h"
 #include "stages/activations.h"
 
 namespace qpipe {
@@ -29,6 +30,7 @@ std::vector<std::int32_t> next_tokens(const std::int32_t* ids, std::int64_t toke
 Perplexity evaluate(const Checkpoint& checkpoint, const Architecture& architecture, const Tokens& tokens, std::int64_t micro_batch,
                     Comm& comm, Stream& stream, const LogitsSink& sink, const std::function<void(std::int64_t, std::int64_t)>& progress) {
   if (tokens.seqlen < 2) throw UserError(ExitCode::data, tokens.source + ": perplexity needs windows of at least 2 tokens");
+  check_sequence_length(architecture, tokens.seqlen);
   LayerSource source(checkpoint, architecture, comm, stream);
   const Blocking blocking = cut_samples(tokens.samples, tokens.seqlen, micro_batch);
   Activations activations = make_activations(architecture, blocking, comm.rank(), comm.size(), stream);

@@ -240,6 +240,7 @@ int run_quantize(const Options& options, bool dry_run) {
   progress.say(fmt::format("qpipe {}: {} ({}, {} layers), {} {}-bit, {:.3f} bits per weight, {} rank{} on {}", QPIPE_VERSION, report.model,
                            architecture.model_type, architecture.layers, report.method, plan.defaults.bits, plan.bits_per_weight,
                            comm.size(), comm.size() == 1 ? "" : "s", report.device));
+  if (calibrated) check_sequence_length(architecture, options.calibration.seqlen);
   if (dry_run) return 0;
 
   const Tokens calibration = calibrated ? load_calibration(options, architecture, comm) : Tokens{};

@@ -22,6 +22,8 @@ struct Rope {
   bool interleaved = false;
   float amplitude = 1.0f;                  // YaRN's attention factor
   std::vector<float> inverse_frequencies;  // rotated width / 2
+  std::int64_t longest = 0;                // sequences longer than this have other frequencies (dynamic scaling); 0: none have
+  bool operator==(const Rope&) const = default;
 };
 
 // One linear of a layer as the checkpoint names it.
@@ -30,6 +32,7 @@ struct LinearSpec {
   std::int64_t out_features = 0;
   std::int64_t in_features = 0;
   bool bias = false;
+  bool operator==(const LinearSpec&) const = default;
 };
 
 // Names of tensors inside a layer, without its prefix; empty where the family has none.
@@ -38,6 +41,7 @@ struct LayerNames {
   std::string mlp_norm;
   std::string q_norm;
   std::string k_norm;
+  bool operator==(const LayerNames&) const = default;
 };
 
 struct Architecture {
@@ -81,6 +85,8 @@ struct Architecture {
   std::string final_norm;    // "model.norm"
   std::string lm_head;       // "lm_head"; its weight is the embedding when tied
   bool lm_head_bias = false;
+
+  bool operator==(const Architecture&) const = default;
 };
 
 }  // namespace qpipe
