@@ -7,7 +7,7 @@
 #include <iterator>
 #include <map>
 #include <sstream>
-#include <toml++/toml.hpp>
+#include <toml++/toml.h>
 #include <type_traits>
 
 #include "pipeline/error.h"

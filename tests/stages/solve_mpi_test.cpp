@@ -133,7 +133,9 @@ TEST_P(Solve, ReadBackIsWhatWasSolved) {
     const QuantizedLinear q = solved(settings);
     const std::vector<float> expected = dequantized(q);
     EXPECT_EQ(read_back(q, GptqFormat::v2), expected) << "bits " << settings.bits;
-    if (!q.has_zero_of_zero) EXPECT_EQ(read_back(q, GptqFormat::v1), expected) << "bits " << settings.bits;
+    if (!q.has_zero_of_zero) {
+      EXPECT_EQ(read_back(q, GptqFormat::v1), expected) << "bits " << settings.bits;
+    }
   }
 }
 
@@ -223,7 +225,7 @@ std::vector<Backend> solve_backends() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Solve, testing::ValuesIn(solve_backends()),
-                         [](const auto& info) { return info.param == Backend::cuda ? "cuda" : "cpu"; });
+                         [](const testing::TestParamInfo<Backend>& tested) { return tested.param == Backend::cuda ? "cuda" : "cpu"; });
 
 }  // namespace
 }  // namespace qpipe
