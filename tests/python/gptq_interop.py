@@ -31,7 +31,7 @@ SETTINGS = {
     "rtn": (["method=rtn", "bits=4", "group_size=32"], {"bits": 4}),
 }
 EVERY_SETTING = "llama-mha"
-OTHER_MODELS = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "phi3", "gpt-neox", "opt", "starcoder2"]  # each with these:
+OTHER_MODELS = ["llama", "llama-mha-tied-bias", "mistral", "qwen2", "qwen3", "falcon-7b-style", "falcon-40b-style"]  # each with these:
 OTHER_SETTINGS = ["sym4-g32", "asym4-g32"]
 
 
