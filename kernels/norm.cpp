@@ -9,10 +9,10 @@ namespace qpipe {
 namespace {
 
 QPIPE_SIMD_CLONES void rms_norm_row(const float* x, const float* weight, std::int64_t d, float eps, float offset, float* y) {
-  float squares = 0.0f;
+  double squares = 0.0;  // in float32 a large element swallows the small ones, unless the compiler happens to use many lanes
 #pragma omp simd reduction(+ : squares)
-  for (std::int64_t i = 0; i < d; ++i) squares += x[i] * x[i];
-  const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(d) + eps);
+  for (std::int64_t i = 0; i < d; ++i) squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  const auto inverse = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(d) + static_cast<double>(eps)));
 #pragma omp simd
   for (std::int64_t i = 0; i < d; ++i) y[i] = x[i] * inverse * (offset + weight[i]);
 }
