@@ -43,7 +43,15 @@ struct alignas(16) Run {
   std::uint8_t code[run];
 };
 
-// aligned: rows of code can be accessed in 16-byte pieces.
+// The words of a run, in the largest pieces that they fill.
+template <int bits>
+struct alignas(bits == 3   ? 4
+               : bits == 2 ? 8
+                           : 16) Words {
+  unsigned word[bits];
+};
+
+// aligned: rows of code and of words can be accessed in whole runs.
 template <int bits, bool aligned>
 __global__ void pack_rows_kernel(Matrix<const std::uint8_t> code, Matrix<std::uint32_t> words) {
   const std::int64_t first = (std::int64_t{blockIdx.x} * threads + threadIdx.x) * run;
@@ -58,12 +66,16 @@ __global__ void pack_rows_kernel(Matrix<const std::uint8_t> code, Matrix<std::ui
 #pragma unroll
       for (int i = 0; i < run; ++i) held.code[i] = first + i < code.cols ? from[i] : std::uint8_t{0};
     }
-    unsigned word[bits];
-    to_words<bits>(held.code, word);
+    Words<bits> packed;
+    to_words<bits>(held.code, packed.word);
     std::uint32_t* to = words.data + row * words.stride + word_begin;
+    if (aligned && first + run <= code.cols) {
+      *reinterpret_cast<Words<bits>*>(to) = packed;
+    } else {
 #pragma unroll
-    for (int w = 0; w < bits; ++w)
-      if (word_begin + w < words.cols) to[w] = word[w];
+      for (int w = 0; w < bits; ++w)
+        if (word_begin + w < words.cols) to[w] = packed.word[w];
+    }
   }
 }
 
@@ -74,11 +86,15 @@ __global__ void unpack_rows_kernel(Matrix<const std::uint32_t> words, Matrix<std
   const std::int64_t word_begin = first / run * bits;
   for (std::int64_t row = blockIdx.y; row < code.rows; row += gridDim.y) {
     const std::uint32_t* from = words.data + row * words.stride + word_begin;
-    unsigned word[bits];
+    Words<bits> packed;
+    if (aligned && first + run <= code.cols) {
+      packed = *reinterpret_cast<const Words<bits>*>(from);
+    } else {
 #pragma unroll
-    for (int w = 0; w < bits; ++w) word[w] = word_begin + w < words.cols ? from[w] : 0u;
+      for (int w = 0; w < bits; ++w) packed.word[w] = word_begin + w < words.cols ? from[w] : 0u;
+    }
     Run held;
-    to_codes<bits>(word, held.code);
+    to_codes<bits>(packed.word, held.code);
     std::uint8_t* to = code.data + row * code.stride + first;
     if (aligned && first + run <= code.cols) {
       *reinterpret_cast<Run*>(to) = held;
@@ -192,7 +208,7 @@ void pack_rows(Matrix<const std::uint8_t> code, int bits, Matrix<std::uint32_t> 
   const dim3 grid = run_grid(code.rows, (code.cols + run - 1) / run);
   const cudaStream_t queue = stream.cuda().stream;
   with_bits(bits, [&](auto width) {
-    if (rows_aligned(code, 16))
+    if (rows_aligned(code, alignof(Run)) && rows_aligned(words, alignof(Words<width()>)))
       pack_rows_kernel<width(), true><<<grid, threads, 0, queue>>>(code, words);
     else
       pack_rows_kernel<width(), false><<<grid, threads, 0, queue>>>(code, words);
@@ -205,7 +221,7 @@ void unpack_rows(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_
   const dim3 grid = run_grid(code.rows, (code.cols + run - 1) / run);
   const cudaStream_t queue = stream.cuda().stream;
   with_bits(bits, [&](auto width) {
-    if (rows_aligned(code, 16))
+    if (rows_aligned(code, alignof(Run)) && rows_aligned(words, alignof(Words<width()>)))
       unpack_rows_kernel<width(), true><<<grid, threads, 0, queue>>>(words, code);
     else
       unpack_rows_kernel<width(), false><<<grid, threads, 0, queue>>>(words, code);
