@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "kernels/simd.h"
@@ -48,15 +49,18 @@ CodeSteps code_steps(const FourBitTable& table) {
   return steps;
 }
 
-QPIPE_SIMD_CLONES void find_codes(const float* w, std::int64_t count, float reciprocal, const CodeSteps& steps, std::uint8_t* code) {
+// Written out for the compiler, which makes vectors of the loop around it but not of a nest of loops. NaN is above all thresholds.
+template <std::size_t... k>
+[[gnu::always_inline]] inline std::int32_t sum_of_steps(float x, const CodeSteps& steps, std::index_sequence<k...>) {
+  return (steps.first + ... + (x <= steps.threshold[k] ? 0 : steps.step[k]));
+}
+
+QPIPE_SIMD_CLONES void find_codes(const float* __restrict w, std::int64_t count, float reciprocal, const CodeSteps& __restrict steps,
+                                  std::uint8_t* __restrict code) {
+  const CodeSteps local = steps;
 #pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float x = w[i] * reciprocal;
-    std::int32_t sum = steps.first;
-#pragma GCC unroll 15
-    for (int k = 0; k < 15; ++k) sum += x <= steps.threshold[k] ? 0 : steps.step[k];
-    code[i] = static_cast<std::uint8_t>(sum);
-  }
+  for (std::int64_t i = 0; i < count; ++i)
+    code[i] = static_cast<std::uint8_t>(sum_of_steps(w[i] * reciprocal, local, std::make_index_sequence<15>{}));
 }
 
 QPIPE_SIMD_CLONES void pack_pairs(const std::uint8_t* code, std::int64_t pairs, std::uint8_t* packed) {
