@@ -26,7 +26,7 @@ Family find_family(const ConfigJson& config) {
     if (family.model_type == name) return family;
   const std::string near = nearest_name(name, known);
   throw UserError(ExitCode::unavailable, config.where + ": model_type '" + name + "' is not supported" +
-                                             (near.empty() ? "" : "; did you mean '" + near + "'?") + " Supported: " + joined(known));
+                                             (near.empty() ? "." : "; did you mean '" + near + "'?") + " Supported: " + joined(known));
 }
 
 Json option_value(const ConfigJson& config, const Option& option) {

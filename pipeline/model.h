@@ -17,7 +17,8 @@ Architecture read_architecture(const nlohmann::json& config, const std::string& 
 // The model_types of the table, sorted.
 std::vector<std::string> supported_families();
 
-// Throws UserError when sequences of this length need other rotary positions than the architecture has (dynamic scaling beyond its context).
+// Throws UserError when sequences of this length need other rotary positions than the architecture has (dynamic scaling beyond its
+// context).
 void check_sequence_length(const Architecture& architecture, std::int64_t seqlen);
 
 // Checks that every tensor the architecture needs is in the checkpoint with the right shape and a float dtype (packed linears of a GPTQ

@@ -1,6 +1,6 @@
 #include "pipeline/safetensors.h"
 
-#include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 
@@ -219,8 +219,8 @@ TEST(SafetensorsRead, ManyThreads) {
   const TemporaryFolder folder;
   std::string header = "{";
   for (int i = 0; i < 256; ++i)
-    header += (i > 0 ? "," : "") + ("\"" + std::to_string(i)) + R"(":{"dtype":"U8","shape":[1024],"data_offsets":[)" +
-              std::to_string(i * 1024) + "," + std::to_string(i * 1024 + 1024) + "]}";
+    header +=
+        fmt::format(R"({}"{}":{{"dtype":"U8","shape":[1024],"data_offsets":[{},{}]}})", i > 0 ? "," : "", i, i * 1024, (i + 1) * 1024);
   std::string bytes = safetensors_bytes(header + "}", 0);
   for (int i = 0; i < 256; ++i) bytes += std::string(1024, static_cast<char>(i));
   const SafetensorsFile file(folder.write("x", bytes));
@@ -259,7 +259,7 @@ TEST(SafetensorsRead, Fuzz) {
         case 3: header.insert(at, header.substr(below(header.size()), below(40))); break;
         default: header[at] = static_cast<char>('0' + below(10)); break;
       }
-      if (header.empty()) header = "{";
+      if (header.empty()) header += '{';
     }
     std::string bytes = little_endian(header.size()) + header + valid.substr(header_end);
     if (below(8) == 0) bytes[below(8)] = static_cast<char>(below(256));
@@ -340,7 +340,7 @@ TEST(SafetensorsWrite, RoundTripOfEveryDtype) {
 // The data of every tensor starts at a multiple of its dtype's size in the file, odd sizes notwithstanding.
 TEST(SafetensorsWrite, Alignment) {
   std::vector<TensorInfo> tensors;
-  for (const DType dtype : every_dtype) tensors.push_back({"z" + std::string(name_of(dtype)), dtype, {3}});
+  for (const DType dtype : every_dtype) tensors.push_back({fmt::format("z{}", name_of(dtype)), dtype, {3}});
   const TemporaryFolder folder;
   const fs::path path = folder.path() / "x.safetensors";
   SafetensorsWriter writer(path, tensors);
@@ -362,7 +362,7 @@ TEST(SafetensorsWrite, Alignment) {
 TEST(SafetensorsWrite, AnyThreadAnyOrderGivesTheSameBytes) {
   std::vector<TensorInfo> tensors;
   for (int i = 0; i < 64; ++i)
-    tensors.push_back({"t" + std::to_string(i), every_dtype[static_cast<std::size_t>(i) % every_dtype.size()], {i, 31}});
+    tensors.push_back({fmt::format("t{}", i), every_dtype[static_cast<std::size_t>(i) % every_dtype.size()], {i, 31}});
   const auto data_of = [](const TensorInfo& tensor) {
     return std::string(static_cast<std::size_t>(tensor.bytes()), static_cast<char>(std::stoi(tensor.name.substr(1))));
   };

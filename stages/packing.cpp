@@ -1,0 +1,72 @@
+#include "stages/packing.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace qpipe {
+
+std::runtime_error not_finite(const std::string& tensor) {
+  return std::runtime_error(tensor + ": a scale is not finite; check the checkpoint for damaged weights");
+}
+
+PackedTensor packed_tensor(NamedTensor info, const void* values, std::size_t bytes) {
+  PackedTensor result{std::move(info), std::vector<unsigned char>(bytes)};
+  if (bytes > 0) std::memcpy(result.data.data(), values, bytes);
+  return result;
+}
+
+namespace {
+
+template <class T>
+PackedTensor exact_scales(NamedTensor info, const std::vector<float>& scales, T (*narrow)(float)) {
+  std::vector<T> stored(scales.size());
+  for (std::size_t i = 0; i < scales.size(); ++i) {
+    stored[i] = narrow(scales[i]);
+    if (to_float(stored[i]) != scales[i])
+      throw std::invalid_argument(info.name + ": a scale is not a value of " + std::string(name_of(info.dtype)) +
+                                  ", so the codes were chosen for another one");
+  }
+  return packed_tensor(std::move(info), stored);
+}
+
+}  // namespace
+
+PackedTensor packed_scales(NamedTensor info, const std::vector<float>& scales) {
+  if (!std::all_of(scales.begin(), scales.end(), [](float s) { return std::isfinite(s); })) throw not_finite(info.name);
+  switch (info.dtype) {
+    case DType::f32: return packed_tensor(std::move(info), scales);
+    case DType::f16: return exact_scales<f16>(std::move(info), scales, to_f16);
+    case DType::bf16: return exact_scales<bf16>(std::move(info), scales, to_bf16);
+    default: throw std::invalid_argument(info.name + ": scales are stored as F32, F16 or BF16");
+  }
+}
+
+ContiguousGroups contiguous_groups(const std::string& module, const QuantizedLinear& quantized, Stream& stream) {
+  const std::int64_t out = quantized.scale.view.rows;
+  const std::size_t groups = quantized.stored_group.size();
+  const std::size_t in = quantized.group_of.size();
+  for (std::size_t k = 0; k < in; ++k)
+    if (static_cast<std::size_t>(quantized.stored_group[static_cast<std::size_t>(quantized.group_of[k])]) != k * groups / in)
+      throw std::invalid_argument(module + ": groups are not runs of columns, which this format has no index for");
+  const auto scale = download_matrix(quantized.scale.view, stream);
+  const auto zero = download_matrix(quantized.zero.view, stream);
+  ContiguousGroups result{std::vector<float>(scale.size()), std::vector<std::uint8_t>(zero.size())};
+  for (std::size_t r = 0; r < static_cast<std::size_t>(out); ++r)
+    for (std::size_t g = 0; g < groups; ++g) {
+      const std::size_t to = r * groups + static_cast<std::size_t>(quantized.stored_group[g]);
+      result.scale[to] = scale[r * groups + g];
+      result.zero[to] = zero[r * groups + g];
+    }
+  return result;
+}
+
+Array<std::int32_t> runs_of_columns(std::int64_t in_features, std::int64_t groups, Stream& stream) {
+  std::vector<std::int32_t> group_of(static_cast<std::size_t>(in_features));
+  for (std::int64_t k = 0; k < in_features; ++k)
+    group_of[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k * groups / in_features);
+  return upload_matrix(group_of, 1, in_features, stream);
+}
+
+}  // namespace qpipe

@@ -1,0 +1,62 @@
+// What the format files share: host copies of a solved linear's parts, in the order and type that is stored.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "stages/gptq_format.h"
+
+namespace qpipe {
+
+// A contiguous device matrix on the host, row-major.
+template <class T>
+std::vector<std::remove_const_t<T>> download_matrix(Matrix<T> matrix, Stream& stream) {
+  std::vector<std::remove_const_t<T>> values(static_cast<std::size_t>(matrix.size()));
+  copy_to_host(values.data(), matrix.data, values.size() * sizeof(T), stream);
+  return values;
+}
+
+template <class T>
+Array<T> upload_matrix(const std::vector<T>& values, std::int64_t rows, std::int64_t cols, Stream& stream) {
+  Array<T> array(rows, cols, stream);
+  copy_to_device(array.view.data, values.data(), values.size() * sizeof(T), stream);
+  return array;
+}
+
+// values → tensor.data as they are in memory.
+PackedTensor packed_tensor(NamedTensor info, const void* values, std::size_t bytes);
+
+template <class T>
+PackedTensor packed_tensor(NamedTensor info, const std::vector<T>& values) {
+  return packed_tensor(std::move(info), values.data(), values.size() * sizeof(T));
+}
+
+// The fault that a NaN or an infinity in the source weights is by the time scales are stored.
+std::runtime_error not_finite(const std::string& tensor);
+
+// Scales as info.dtype (f32, f16 or bf16). Throws not_finite, and std::invalid_argument naming the tensor when a scale is not a value of
+// that type: rounding it now would store something else than what the codes were chosen for.
+PackedTensor packed_scales(NamedTensor info, const std::vector<float>& scales);
+
+// A solved linear whose groups are runs of columns: what formats without a group index can hold.
+struct ContiguousGroups {
+  std::vector<float> scale;        // [out, groups], stored order
+  std::vector<std::uint8_t> zero;  // [out, groups], stored order
+};
+// Throws std::invalid_argument naming the module when columns of a stored group do not stand together (desc_act without static groups).
+ContiguousGroups contiguous_groups(const std::string& module, const QuantizedLinear& quantized, Stream& stream);
+
+// [rows, cols] → [cols, rows].
+template <class T>
+std::vector<T> transposed(const std::vector<T>& x, std::int64_t rows, std::int64_t cols) {
+  std::vector<T> result(x.size());
+  for (std::int64_t r = 0; r < rows; ++r)
+    for (std::int64_t c = 0; c < cols; ++c) result[static_cast<std::size_t>(c * rows + r)] = x[static_cast<std::size_t>(r * cols + c)];
+  return result;
+}
+
+// Column → group for groups of equal runs of columns, on the device.
+Array<std::int32_t> runs_of_columns(std::int64_t in_features, std::int64_t groups, Stream& stream);
+
+}  // namespace qpipe
