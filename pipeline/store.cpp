@@ -57,8 +57,9 @@ void Store::put(const std::string& module, const QuantizedLinear& quantized, Str
   std::vector<PackedTensor> mine;
   for (PackedTensor& tensor : pack_gptq(module, quantized, plan_.format, stream)) {
     if (!shards_.owns(tensor.info.name)) continue;
-    if (plan_.may_need_v2 && tensor.info.name.ends_with(".qzeros"))
-      zeros_[tensor.info.name] = {std::move(tensor), s.bits};
+    const std::string name = tensor.info.name;  // the move below empties the tensor's own
+    if (plan_.may_need_v2 && name.ends_with(".qzeros"))
+      zeros_[name] = {std::move(tensor), s.bits};
     else
       mine.push_back(std::move(tensor));
   }
