@@ -193,14 +193,17 @@ __device__ float reduce_lanes(float x) {
 __device__ DeviceGrid find_row_grid(const float (&v)[owned], int c, int group_chunks, const GridOptions& options) {
   float lo = 0.0f;
   float hi = 0.0f;
+  float poison = 0.0f;  // NaN when some weight is not finite
 #pragma unroll
   for (int i = 0; i < owned; ++i)
     if (i / 4 >= c && i / 4 < c + group_chunks) {
       lo = v[i] < lo ? v[i] : lo;
       hi = v[i] > hi ? v[i] : hi;
+      poison += __fmul_rn(v[i], 0.0f);
     }
 #pragma unroll
   for (int step = lanes / 2; step > 0; step /= 2) {
+    poison += __shfl_xor_sync(all_lanes, poison, step);
     lo = fminf(lo, __shfl_xor_sync(all_lanes, lo, step));
     hi = fmaxf(hi, __shfl_xor_sync(all_lanes, hi, step));
   }
@@ -223,6 +226,7 @@ __device__ DeviceGrid find_row_grid(const float (&v)[owned], int c, int group_ch
       }
     }
   }
+  best.scale += poison;
   return best;
 }
 

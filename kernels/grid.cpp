@@ -86,10 +86,12 @@ void check_bits(int bits) { require(bits == 2 || bits == 3 || bits == 4 || bits 
 Grid find_grid(const float* w, std::int64_t count, const GridOptions& options) {
   float lo = 0.0f;
   float hi = 0.0f;
-#pragma omp simd reduction(min : lo) reduction(max : hi)
+  float poison = 0.0f;  // NaN when some weight is not finite
+#pragma omp simd reduction(min : lo) reduction(max : hi) reduction(+ : poison)
   for (std::int64_t i = 0; i < count; ++i) {
     lo = w[i] < lo ? w[i] : lo;
     hi = w[i] > hi ? w[i] : hi;
+    poison += w[i] * 0.0f;
   }
   if (options.symmetric) {
     hi = -lo > hi ? -lo : hi;
@@ -100,7 +102,7 @@ Grid find_grid(const float* w, std::int64_t count, const GridOptions& options) {
     hi = 1.0f;
   }
   Grid best = grid_of_range(lo, hi, options);
-  if (options.mse_norm <= 0.0f) return best;
+  if (options.mse_norm <= 0.0f || std::isnan(poison)) return {best.scale + poison, best.zero};
 
   constexpr int steps = 80;
   const float max_code = largest_code(options.bits);

@@ -22,12 +22,15 @@ __global__ void find_grids_kernel(Matrix<const float> w, std::int64_t group_size
 
   float lo = 0.0f;
   float hi = 0.0f;
+  float poison = 0.0f;  // NaN when some weight is not finite
   for (std::int64_t i = lane; i < group_size; i += warp) {
     const float value = values[i];
     lo = value < lo ? value : lo;
     hi = value > hi ? value : hi;
+    poison += __fmul_rn(value, 0.0f);
   }
   for (int step = warp / 2; step > 0; step /= 2) {
+    poison += __shfl_xor_sync(all_lanes, poison, step);
     lo = fminf(lo, __shfl_xor_sync(all_lanes, lo, step));
     hi = fmaxf(hi, __shfl_xor_sync(all_lanes, hi, step));
   }
@@ -49,7 +52,7 @@ __global__ void find_grids_kernel(Matrix<const float> w, std::int64_t group_size
     }
   }
   if (lane == 0) {
-    scale.data[row * scale.stride + group] = best.scale;
+    scale.data[row * scale.stride + group] = best.scale + poison;
     zero.data[row * zero.stride + group] = static_cast<std::uint8_t>(best.zero);
   }
 }

@@ -16,7 +16,8 @@ struct GridOptions {
 // an all-zero group gets lo = −1, hi = 1.  scale = (hi − lo)/(2^bits − 1), ROUNDED TO FLOAT16 (at least the smallest positive one)
 // before zero = rne(−lo/scale) and before any error is measured.
 // w [rows, groups·group_size], scale [rows, groups], zero [rows, groups].  group_size > 0 divides w.cols.
-// A scale above float16's range (65504) is stored as infinity: callers check.
+// A scale above float16's range (65504) is stored as infinity, and the scale of a group with a weight that is not finite as NaN: callers
+// check.
 void find_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid, Matrix<float> scale, Matrix<std::uint8_t> zero,
                 Stream& stream);
 
