@@ -53,27 +53,65 @@ void prepare_output_folder(const fs::path& folder, bool overwrite) {
     throw UserError(ExitCode::cannot_create, folder.string() + ": is not writable: " + std::strerror(errno));
 }
 
-ShardSet::ShardSet(const fs::path& folder, const std::vector<TensorInfo>& tensors, std::int64_t max_shard_bytes, int rank, int ranks) {
-  const auto plan = plan_shards(tensors, max_shard_bytes);
-  for (std::size_t shard = 0; shard < plan.size(); ++shard) {
-    std::vector<TensorInfo> members;
-    for (const std::size_t i : plan[shard]) {
-      members.push_back(tensors[i]);
-      total_bytes_ += tensors[i].bytes();
-      if (static_cast<int>(shard % static_cast<std::size_t>(ranks)) == rank) shard_of_[tensors[i].name] = shard;
+namespace {
+
+// Runs `work`; what it throws on any rank is thrown on all.
+template <class Work>
+void on_all(Comm& comm, const std::string& fault_before, Work work) {
+  std::string fault = fault_before;
+  if (fault.empty()) {
+    try {
+      work();
+    } catch (const std::exception& error) {
+      fault = error.what();
     }
-    if (static_cast<int>(shard % static_cast<std::size_t>(ranks)) == rank)
-      writers_.emplace(shard, SafetensorsWriter(folder / shard_name(shard, plan.size()), members));
   }
-  if (plan.size() > 1) index_ = make_index(tensors, plan);
+  fault = comm.first_failure(fault);
+  if (!fault.empty()) throw UserError(ExitCode::io, fault);
 }
 
-bool ShardSet::owns(const std::string& name) const { return shard_of_.count(name) != 0; }
+}  // namespace
+
+ShardSet::ShardSet(const fs::path& folder, const std::vector<TensorInfo>& tensors, std::int64_t max_shard_bytes, Comm& comm) {
+  const auto plan = plan_shards(tensors, max_shard_bytes);
+  std::vector<std::vector<TensorInfo>> members(plan.size());
+  for (std::size_t shard = 0; shard < plan.size(); ++shard)
+    for (const std::size_t i : plan[shard]) {
+      members[shard].push_back(tensors[i]);
+      shard_of_[tensors[i].name] = shard;
+      total_bytes_ += tensors[i].bytes();
+    }
+  if (plan.size() > 1) index_ = make_index(tensors, plan);
+
+  const auto mine = [&](std::size_t shard) { return static_cast<int>(shard % static_cast<std::size_t>(comm.size())) == comm.rank(); };
+  std::map<std::size_t, SafetensorsWriter> writers;
+  const auto open_shards = [&](SafetensorsWriter::Role role) {
+    for (std::size_t shard = 0; shard < plan.size(); ++shard)
+      if (mine(shard) == (role == SafetensorsWriter::Role::owner))
+        writers.emplace(shard, SafetensorsWriter(folder / shard_name(shard, plan.size()), members[shard], role));
+  };
+  on_all(comm, "", [&] { open_shards(SafetensorsWriter::Role::owner); });
+  on_all(comm, "", [&] { open_shards(SafetensorsWriter::Role::helper); });
+  for (auto& [shard, writer] : writers) writers_.push_back(std::move(writer));
+}
 
 void ShardSet::write(const std::string& name, const void* data) { writers_.at(shard_of_.at(name)).write(name, data); }
 
-void ShardSet::finish() {
-  for (auto& [shard, writer] : writers_) writer.finish();
+void ShardSet::finish(const std::string& fault, Comm& comm) {
+  on_all(comm, fault, [&] {
+    for (SafetensorsWriter& writer : writers_) writer.flush();
+  });
+  std::vector<double> written;
+  for (const SafetensorsWriter& writer : writers_) written.push_back(static_cast<double>(writer.written_bytes()));
+  const std::vector<double> by_rank = comm.all_gather(written);
+  on_all(comm, "", [&] {
+    for (std::size_t shard = 0; shard < writers_.size(); ++shard) {
+      if (static_cast<int>(shard % static_cast<std::size_t>(comm.size())) != comm.rank()) continue;
+      double elsewhere = -written[shard];
+      for (std::size_t rank = 0; rank < static_cast<std::size_t>(comm.size()); ++rank) elsewhere += by_rank[rank * writers_.size() + shard];
+      writers_[shard].finish(static_cast<std::int64_t>(elsewhere));
+    }
+  });
 }
 
 void write_text_file(const fs::path& path, const std::string& text) {

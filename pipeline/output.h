@@ -3,11 +3,11 @@
 
 #include <filesystem>
 #include <map>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "launch/comm.h"
 #include "pipeline/safetensors.h"
 
 namespace qpipe {
@@ -16,17 +16,17 @@ namespace qpipe {
 // 0 only.
 void prepare_output_folder(const std::filesystem::path& folder, bool overwrite);
 
-// This rank's shards. Shards are planned from the tensors' sizes alone, so that every rank count gives the same files; shard s belongs to
-// rank s mod ranks.
+// The shards of the output, planned from the tensors' sizes alone, so that every rank count gives the same files. Shard s is made and
+// finished by rank s mod ranks; every rank may write every tensor, each tensor once.
 class ShardSet {
  public:
-  ShardSet(const std::filesystem::path& folder, const std::vector<TensorInfo>& tensors_in_order, std::int64_t max_shard_bytes, int rank,
-           int ranks);
+  // Collective.
+  ShardSet(const std::filesystem::path& folder, const std::vector<TensorInfo>& tensors_in_order, std::int64_t max_shard_bytes, Comm& comm);
 
-  bool owns(const std::string& name) const;
-  // Thread-safe. The tensor must be owned.
+  // Thread-safe.
   void write(const std::string& name, const void* data);
-  void finish();
+  // Collective. `fault` is this rank's own ("" without): a fault of any rank is thrown on all, and the shards are dropped.
+  void finish(const std::string& fault, Comm& comm);
 
   // model.safetensors.index.json; null when there is a single file.
   nlohmann::json index() const { return index_; }
@@ -34,7 +34,7 @@ class ShardSet {
 
  private:
   std::map<std::string, std::size_t> shard_of_;
-  std::map<std::size_t, SafetensorsWriter> writers_;  // of the owned shards
+  std::vector<SafetensorsWriter> writers_;
   nlohmann::json index_;
   std::int64_t total_bytes_ = 0;
 };

@@ -43,19 +43,25 @@ class SafetensorsFile {
   std::unique_ptr<State> state_;
 };
 
-// A file written piece by piece: the header and the file's full size first (under PATH.tmp), then the tensors in any order and from any
-// thread, then fsync, rename and fsync of the folder. Without finish() the temporary file is removed. The order in the file is by
-// descending alignment of the dtype, then by name. __metadata__ is {"format": "pt"}.
+// A file written piece by piece: the header and the file's full size first (under PATH.tmp), then the tensors in any order, from any
+// thread and from several processes, then fsync, rename and fsync of the folder. Without finish() the owner removes the temporary file.
+// The order in the file is by descending alignment of the dtype, then by name. __metadata__ is {"format": "pt"}.
 class SafetensorsWriter {
  public:
-  SafetensorsWriter(const std::filesystem::path& path, const std::vector<TensorInfo>& tensors);
+  enum class Role { owner, helper };  // the owner makes the file before any helper joins, and finishes it after all have flushed
+
+  SafetensorsWriter(const std::filesystem::path& path, const std::vector<TensorInfo>& tensors, Role role = Role::owner);
   ~SafetensorsWriter();
   SafetensorsWriter(SafetensorsWriter&&) noexcept;
   SafetensorsWriter& operator=(SafetensorsWriter&&) noexcept;
 
   void write(const std::string& name, const void* data);
-  // Every tensor must have been written once. Throws otherwise.
-  void finish();
+  // Bytes of the tensors that this writer wrote.
+  std::int64_t written_bytes() const;
+  // fsync of what this writer wrote; no more tensors after it.
+  void flush();
+  // Owner only. Every tensor must have been written once, here or by the helpers, which wrote bytes_of_helpers. Throws otherwise.
+  void finish(std::int64_t bytes_of_helpers = 0);
 
  private:
   struct State;

@@ -77,14 +77,22 @@ void sync_folder(const fs::path& folder) {
 struct SafetensorsWriter::State {
   fs::path path;
   fs::path temporary;
+  Role role = Role::owner;
   int descriptor = -1;
-  std::mutex mutex;  // guards `places`
+  bool flushed = false;
+  mutable std::mutex mutex;  // guards `places` and `flushed`
   std::map<std::string, Place> places;
 
   ~State() {
     if (descriptor < 0) return;
     close(descriptor);
-    unlink(temporary.c_str());
+    if (role == Role::owner) unlink(temporary.c_str());
+  }
+
+  std::int64_t count_bytes() const {
+    std::int64_t bytes = 0;
+    for (const auto& [name, place] : places) bytes += place.progress == Place::written ? place.bytes : 0;
+    return bytes;
   }
 
   // pwrite from any thread.
@@ -96,15 +104,23 @@ struct SafetensorsWriter::State {
       if (wrote <= 0) fail(temporary, "cannot be written", wrote < 0 ? errno : EIO);
       done += wrote;
     }
+    // Starts the way to the disk now, so that the fsync at the end has little left to do.
+    sync_file_range(descriptor, offset, count, SYNC_FILE_RANGE_WRITE);
   }
 };
 
-SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<TensorInfo>& tensors) : state_(new State) {
+SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<TensorInfo>& tensors, Role role) : state_(new State) {
   Layout layout = lay_out(tensors);
   State& s = *state_;
   s.path = path;
   s.temporary = path.string() + ".tmp";
   s.places = std::move(layout.places);
+  s.role = role;
+  if (role == Role::helper) {
+    s.descriptor = open(s.temporary.c_str(), O_WRONLY | O_CLOEXEC);
+    if (s.descriptor < 0) fail(s.temporary, "cannot be opened (all ranks write to one folder; is it on a shared file system?)", errno);
+    return;
+  }
   // What a stopped run left is replaced, not written through: it may be a link.
   if (unlink(s.temporary.c_str()) != 0 && errno != ENOENT) fail(s.temporary, "cannot be replaced", errno);
   s.descriptor = open(s.temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
@@ -125,7 +141,7 @@ void SafetensorsWriter::write(const std::string& name, const void* data) {
   State& s = *state_;
   const auto claim = [&]() -> Place& {
     const std::lock_guard lock(s.mutex);
-    if (s.descriptor < 0) throw std::logic_error(s.path.string() + ": is finished; " + in_quotes(name) + " comes too late");
+    if (s.descriptor < 0 || s.flushed) throw std::logic_error(s.path.string() + ": is finished; " + in_quotes(name) + " comes too late");
     const auto found = s.places.find(name);
     if (found == s.places.end()) throw std::logic_error(s.path.string() + ": has no tensor " + in_quotes(name));
     if (found->second.progress != Place::unwritten) throw std::logic_error(s.path.string() + ": " + in_quotes(name) + " is written twice");
@@ -138,12 +154,31 @@ void SafetensorsWriter::write(const std::string& name, const void* data) {
   place.progress = Place::written;
 }
 
-void SafetensorsWriter::finish() {
+std::int64_t SafetensorsWriter::written_bytes() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->count_bytes();
+}
+
+void SafetensorsWriter::flush() {
   State& s = *state_;
   const std::lock_guard lock(s.mutex);
+  s.flushed = true;
+  if (s.descriptor >= 0 && fsync(s.descriptor) != 0) fail(s.temporary, "cannot be written to disk", errno);
+}
+
+void SafetensorsWriter::finish(std::int64_t bytes_of_helpers) {
+  State& s = *state_;
+  const std::lock_guard lock(s.mutex);
+  if (s.role != Role::owner) throw std::logic_error(s.path.string() + ": only the owner finishes a file");
   if (s.descriptor < 0) throw std::logic_error(s.path.string() + ": is finished already");
-  for (const auto& [name, place] : s.places)
-    if (place.progress != Place::written) throw std::logic_error(s.path.string() + ": " + in_quotes(name) + " was not written");
+  std::int64_t all_bytes = 0;
+  for (const auto& [name, place] : s.places) {
+    all_bytes += place.bytes;
+    if (bytes_of_helpers == 0 && place.progress != Place::written)
+      throw std::logic_error(s.path.string() + ": " + in_quotes(name) + " was not written");
+  }
+  if (s.count_bytes() + bytes_of_helpers != all_bytes)
+    throw std::logic_error(fmt::format("{}: {} of {} bytes were written", s.path.string(), s.count_bytes() + bytes_of_helpers, all_bytes));
   // After a failed fsync the kernel may have dropped the data, so the file cannot be finished any more.
   int error = fsync(s.descriptor) == 0 ? 0 : errno;
   if (close(std::exchange(s.descriptor, -1)) != 0 && error == 0) error = errno;

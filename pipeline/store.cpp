@@ -1,98 +1,120 @@
 #include "pipeline/store.h"
 
 #include <cmath>
-#include <cstring>
 
+#include "kernels/activation.h"
 #include "pipeline/error.h"
 
 namespace qpipe {
 
 namespace {
 
-// At most this many layers' writes wait in memory.
+// At most this many pieces of work wait in memory.
 constexpr std::size_t most_pending = 16;
 
-float element(const std::vector<unsigned char>& data, DType dtype, std::size_t index) {
-  switch (dtype) {
-    case DType::bf16: {
-      bf16 value;
-      std::memcpy(&value, data.data() + index * sizeof(value), sizeof(value));
-      return to_float(value);
-    }
-    case DType::f16: {
-      f16 value;
-      std::memcpy(&value, data.data() + index * sizeof(value), sizeof(value));
-      return to_float(value);
-    }
-    default: {
-      float value = 0.0f;
-      std::memcpy(&value, data.data() + index * sizeof(value), sizeof(value));
-      return value;
-    }
-  }
-}
+constexpr std::int64_t piece = std::int64_t{1} << 22;  // elements that are checked at once
 
-std::vector<unsigned char> convert_tensor(const TensorInfo& from, const std::vector<unsigned char>& data, DType to) {
-  if (from.dtype == to) return data;
-  const std::size_t count = data.size() / size_of(from.dtype);
-  std::vector<unsigned char> result(count * size_of(to));
-  for (std::size_t i = 0; i < count; ++i) {
-    const float value = element(data, from.dtype, i);
-    const std::uint16_t bits = to == DType::f16 ? to_f16(value).bits : to_bf16(value).bits;
-    if (std::isfinite(value) && to == DType::f16 && !std::isfinite(to_float(f16{bits})))
+// Finite values in another float type. Throws UserError that names the tensor when a value is not finite or does not fit.
+std::vector<unsigned char> convert_tensor(const TensorInfo& from, std::vector<unsigned char> data, DType to) {
+  Stream host(Backend::cpu, 0);
+  const auto count = static_cast<std::int64_t>(data.size() / size_of(from.dtype));
+  std::vector<unsigned char> result(from.dtype == to ? 0 : static_cast<std::size_t>(count) * size_of(to));
+  std::vector<float> values(static_cast<std::size_t>(std::min(count, piece)));
+  const ConstTensor all(data.data(), from.dtype, 1, count);
+  for (std::int64_t begin = 0; begin < count; begin += piece) {
+    const std::int64_t size = std::min(piece, count - begin);
+    const Matrix<float> floats(values.data(), 1, size);
+    convert(all.col_range(begin, size), floats, host);
+    float largest = 0.0f;
+    float poison = 0.0f;  // NaN when some value is not finite
+#pragma omp simd reduction(max : largest) reduction(+ : poison)
+    for (std::int64_t i = 0; i < size; ++i) {
+      const float magnitude = std::fabs(values[static_cast<std::size_t>(i)]);
+      largest = magnitude > largest ? magnitude : largest;
+      poison += magnitude * 0.0f;
+    }
+    if (std::isnan(poison))
+      throw UserError(ExitCode::data, from.name + ": a value is not finite; the checkpoint is damaged, so get it again");
+    if (to == DType::f16 && largest >= 65520.0f)
       throw UserError(ExitCode::data,
-                      from.name + ": the value " + std::to_string(value) + " does not fit float16; set output.dtype = \"bfloat16\"");
-    std::memcpy(result.data() + i * sizeof(bits), &bits, sizeof(bits));
+                      from.name + ": the value " + std::to_string(largest) + " does not fit float16; set output.dtype = \"bfloat16\"");
+    if (from.dtype != to) convert(floats, Tensor(result.data(), to, 1, count).col_range(begin, size), host);
   }
-  return result;
+  return from.dtype == to ? std::move(data) : std::move(result);
 }
 
 }  // namespace
 
-void Store::put(const std::string& module, const QuantizedLinear& quantized, Stream& stream) {
-  const LinearSettings& s = quantized.settings;
-  bool owned = false;
-  for (const NamedTensor& tensor : gptq_tensors(module, 0, 0, s.bits, 1)) owned = owned || shards_.owns(tensor.name);
-  if (!owned) return;
-  std::vector<PackedTensor> mine;
-  for (PackedTensor& tensor : pack_gptq(module, quantized, plan_.format, stream)) {
-    if (!shards_.owns(tensor.info.name)) continue;
-    const std::string name = tensor.info.name;  // the move below empties the tensor's own
-    if (plan_.may_need_v2 && name.ends_with(".qzeros"))
-      zeros_[name] = {std::move(tensor), s.bits};
+Store::Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, Comm& comm)
+    : plan_(plan), checkpoint_(checkpoint), shards_(shards), comm_(comm) {
+  int next = 0;
+  const auto take_turns = [&] { return next++ % comm.size(); };
+  for (const auto& [module, settings] : plan.modules) writer_of_[module] = take_turns();
+  for (const TensorInfo& info : plan.kept) {
+    if (take_turns() != comm.rank()) continue;
+    if (info.name.find(plan.layer_prefix) == 0)
+      to_copy_.push_back(info);
     else
-      mine.push_back(std::move(tensor));
+      later([this, info] { copy_tensor(info); });
   }
-  write_later(std::move(mine));
 }
 
-void Store::write_later(std::vector<PackedTensor> tensors) {
+Store::~Store() {
+  for (std::future<void>& work : pending_) work.wait();
+}
+
+void Store::later(std::function<void()> work) {
   if (pending_.size() >= most_pending) {
     pending_.front().get();
     pending_.erase(pending_.begin());
   }
-  pending_.push_back(std::async(std::launch::async, [this, tensors = std::move(tensors)] {
+  pending_.push_back(std::async(std::launch::async, std::move(work)));
+}
+
+void Store::put(const std::string& module, const QuantizedLinear& quantized, Stream& stream) {
+  if (writer_of_.at(module) != comm_.rank()) return;
+  std::vector<PackedTensor> tensors;
+  for (PackedTensor& tensor : pack_integer(module, quantized, plan_.storage, stream)) {
+    const std::string name = tensor.info.name;
+    if (plan_.may_need_v2 && name.ends_with(".qzeros"))
+      zeros_[name] = {std::move(tensor), quantized.settings.bits};
+    else
+      tensors.push_back(std::move(tensor));
+  }
+  put(std::move(tensors));
+}
+
+void Store::put(std::vector<PackedTensor> tensors) {
+  later([this, tensors = std::move(tensors)] {
     for (const PackedTensor& tensor : tensors) shards_.write(tensor.info.name, tensor.data.data());
-  }));
+  });
 }
 
 void Store::copy_tensor(const TensorInfo& info) {
   const TensorInfo& stored = checkpoint_.info(info.name);
   std::vector<unsigned char> data(static_cast<std::size_t>(stored.bytes()));
   checkpoint_.read(info.name, data.data());
-  shards_.write(info.name, convert_tensor(stored, data, info.dtype).data());
+  shards_.write(info.name, convert_tensor(stored, std::move(data), info.dtype).data());
 }
 
-void Store::finish(bool zero_of_zero) {
-  for (std::future<void>& write : pending_) write.get();
-  pending_.clear();
+void Store::write_the_rest(bool zero_of_zero) {
   for (auto& [name, entry] : zeros_) {
     if (zero_of_zero) zeros_v1_to_v2(entry.first.data, entry.second);
     shards_.write(name, entry.first.data.data());
   }
-  for (const TensorInfo& info : plan_.tensors)
-    if (shards_.owns(info.name) && checkpoint_.contains(info.name)) copy_tensor(info);
-  shards_.finish();
+  for (const TensorInfo& info : to_copy_) copy_tensor(info);
+  for (std::future<void>& work : pending_) work.get();
+  pending_.clear();
+}
+
+void Store::finish(bool zero_of_zero) {
+  std::string fault;
+  try {
+    write_the_rest(zero_of_zero);
+  } catch (const std::exception& error) {
+    fault = error.what();
+  }
+  shards_.finish(fault, comm_);
 }
 
 }  // namespace qpipe

@@ -1,4 +1,4 @@
-// Solved linears and the tensors that stay as they are, on their way to the shards.
+// Quantized linears and the tensors that stay as they are, on their way to the shards.
 #pragma once
 
 #include <future>
@@ -14,22 +14,34 @@ namespace qpipe {
 
 class Store {
  public:
-  Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards) : plan_(plan), checkpoint_(checkpoint), shards_(shards) {}
+  // Begins to copy the tensors outside of the decoder layers (embedding, head) in the background, divided over the ranks.
+  Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, Comm& comm);
+  // Waits for the background.
+  ~Store();
+  Store(const Store&) = delete;
+  Store& operator=(const Store&) = delete;
 
-  // Packs what this rank owns and writes it in the background, while the next layer is computed.
+  // A linear that every rank holds: one rank packs it and writes it in the background, while the next one is computed.
   void put(const std::string& module, const QuantizedLinear& quantized, Stream& stream);
 
-  // Every tensor that is not packed, converted to the plan's dtype. Waits for the background writes and closes the shards.
-  // zero_of_zero: some asymmetric zero is 0, so that zeros kept back for format v1 are written as v2.
+  // Tensors that this rank alone has packed.
+  void put(std::vector<PackedTensor> tensors);
+
+  // Collective. Copies what is left, waits for the background and closes the shards.
+  // zero_of_zero: some asymmetric zero is 0, so that zeros kept back for format gptq are written as gptq_v2.
   void finish(bool zero_of_zero);
 
  private:
-  void write_later(std::vector<PackedTensor> tensors);
+  void later(std::function<void()> work);
   void copy_tensor(const TensorInfo& info);
+  void write_the_rest(bool zero_of_zero);
 
   const QuantizePlan& plan_;
   const Checkpoint& checkpoint_;
   ShardSet& shards_;
+  Comm& comm_;
+  std::map<std::string, int> writer_of_;  // module → rank
+  std::vector<TensorInfo> to_copy_;       // by this rank, at the end
   std::vector<std::future<void>> pending_;
   std::map<std::string, std::pair<PackedTensor, int>> zeros_;  // kept back, with their bits
 };
