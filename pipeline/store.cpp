@@ -65,6 +65,20 @@ void Store::put(const std::string& module, const QuantizedLinear& quantized, Str
   write_later(std::move(mine));
 }
 
+void Store::replace(const std::string& name, const std::vector<float>& values) {
+  if (!owns(name)) return;
+  TensorInfo info = checkpoint_.info(name);
+  info.dtype = DType::f32;
+  std::vector<unsigned char> data(values.size() * sizeof(float));
+  if (static_cast<std::int64_t>(data.size()) != info.bytes()) throw std::invalid_argument("Store::replace: " + name + " has another size");
+  std::memcpy(data.data(), values.data(), data.size());
+  replaced_.insert(name);
+  std::vector<PackedTensor> tensor(1);
+  tensor.front().info.name = name;
+  tensor.front().data = convert_tensor(info, data, plan_.dtype);
+  write_later(std::move(tensor));
+}
+
 void Store::write_later(std::vector<PackedTensor> tensors) {
   if (pending_.size() >= most_pending) {
     pending_.front().get();
@@ -90,7 +104,7 @@ void Store::finish(bool zero_of_zero) {
     shards_.write(name, entry.first.data.data());
   }
   for (const TensorInfo& info : plan_.tensors)
-    if (shards_.owns(info.name) && checkpoint_.contains(info.name)) copy_tensor(info);
+    if (shards_.owns(info.name) && checkpoint_.contains(info.name) && !replaced_.contains(info.name)) copy_tensor(info);
   shards_.finish();
 }
 

@@ -3,6 +3,7 @@
 
 #include <future>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,11 @@ class Store {
   // Packs what this rank owns and writes it in the background, while the next layer is computed.
   void put(const std::string& module, const QuantizedLinear& quantized, Stream& stream);
 
-  // Every tensor that is not packed, converted to the plan's dtype. Waits for the background writes and closes the shards.
+  // These values, in the plan's dtype, instead of the checkpoint's tensor of that name and shape.
+  void replace(const std::string& name, const std::vector<float>& values);
+  bool owns(const std::string& name) const { return shards_.owns(name); }
+
+  // Every other tensor that is not packed, converted to the plan's dtype. Waits for the background writes and closes the shards.
   // zero_of_zero: some asymmetric zero is 0, so that zeros kept back for format v1 are written as v2.
   void finish(bool zero_of_zero);
 
@@ -31,6 +36,7 @@ class Store {
   const Checkpoint& checkpoint_;
   ShardSet& shards_;
   std::vector<std::future<void>> pending_;
+  std::set<std::string> replaced_;
   std::map<std::string, std::pair<PackedTensor, int>> zeros_;  // kept back, with their bits
 };
 
