@@ -20,26 +20,6 @@ constexpr std::int64_t row_block = 512;
 
 GridOptions grid_of(const LinearSettings& s) { return {s.bits, s.symmetric, 0.0f}; }
 
-// w̄ = mean over the rows of the quantized linears of |w| / (max |w| of its group + 1e-6).
-std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPair& pair, const std::vector<LinearSettings>& settings,
-                                            Stream& stream) {
-  const std::int64_t d = layer.linears[pair.linears.front()].stored.cols;
-  Array<std::int64_t> sum(1, d, stream);
-  fill_zero(sum.view.data, sum.memory.bytes(), stream);
-  std::int64_t rows = 0;
-  for (std::size_t i = 0; i < pair.linears.size(); ++i) {
-    if (settings[i].skip) continue;
-    const ConstTensor stored = layer.linears[pair.linears[i]].stored;
-    accumulate_relative_magnitude(stored, settings[i].group_columns(d), sum, stream);
-    rows += stored.rows;
-  }
-  std::vector<std::int64_t> host(static_cast<std::size_t>(d));
-  copy_to_host(host.data(), sum.view.data, sum.memory.bytes(), stream);
-  std::vector<double> mean;
-  for (const std::int64_t value : host) mean.push_back(static_cast<double>(value) * relative_magnitude_unit / static_cast<double>(rows));
-  return mean;
-}
-
 Array<float> upload_rows(const std::vector<std::vector<float>>& rows, Stream& stream) {
   Array<float> array(static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(rows.front().size()), stream);
   for (std::size_t r = 0; r < rows.size(); ++r)
@@ -160,6 +140,25 @@ std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair, con
 }
 
 }  // namespace
+
+std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPair& pair, const std::vector<LinearSettings>& settings,
+                                            Stream& stream) {
+  const std::int64_t d = layer.linears[pair.linears.front()].stored.cols;
+  Array<std::int64_t> sum(1, d, stream);
+  fill_zero(sum.view.data, sum.memory.bytes(), stream);
+  std::int64_t rows = 0;
+  for (std::size_t i = 0; i < pair.linears.size(); ++i) {
+    if (settings[i].skip) continue;
+    const ConstTensor stored = layer.linears[pair.linears[i]].stored;
+    accumulate_relative_magnitude(stored, settings[i].group_columns(d), sum, stream);
+    rows += stored.rows;
+  }
+  std::vector<std::int64_t> host(static_cast<std::size_t>(d));
+  copy_to_host(host.data(), sum.view.data, sum.memory.bytes(), stream);
+  std::vector<double> mean;
+  for (const std::int64_t value : host) mean.push_back(static_cast<double>(value) * relative_magnitude_unit / static_cast<double>(rows));
+  return mean;
+}
 
 std::vector<std::vector<float>> candidate_scales(const std::vector<double>& activation, const std::vector<double>& weight,
                                                  const ScaleSearch& options) {

@@ -28,6 +28,10 @@ struct ScaledPair {
   double loss = 0.0;  // exact: mean squared error of an output element; gram: Σ over outputs of their mean squared errors
 };
 
+// w̄ = mean over the rows of the pair's quantized linears of |w| / (max |w| of its group + 1e-6), [d].
+std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPair& pair, const std::vector<LinearSettings>& settings,
+                                            Stream& stream);
+
 // One row of factors for each ratio r: s = max(x̄^r / (w̄^(1−r) + 1e-4), 1e-4) with duo scaling, else max(x̄^r, 1e-4); then
 // s /= √(max s · min s), and 1 where that is not a positive finite float32. x̄, w̄ [d].
 std::vector<std::vector<float>> candidate_scales(const std::vector<double>& activation, const std::vector<double>& weight,
