@@ -54,7 +54,8 @@ void search_clip(Matrix<const float> w, Matrix<const float> h, std::int64_t grou
                  Stream& stream) {
   check_bits(grid.bits);
   require(grid.mse_norm == 0.0f, "search_clip: no search of the grid here");
-  require(group_size > 0 && group_size <= 256 && w.cols % group_size == 0, "search_clip: group_size must divide the columns, at most 256");
+  require(group_size > 0 && w.cols % group_size == 0, "search_clip: group_size must divide the number of columns");
+  require(group_size <= largest_clip_group, "search_clip: group_size must be at most 128");
   require(h.rows == w.cols && h.cols == w.cols, "search_clip: h must be [d, d]");
   const std::int64_t groups = w.cols / group_size;
   require(limit.rows == w.rows && limit.cols == groups, "search_clip: limit must be [rows, groups]");

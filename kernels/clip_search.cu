@@ -122,12 +122,9 @@ __global__ void clamp_groups_kernel(Matrix<float> w, Matrix<const float> limit, 
 void search_clip(Matrix<const float> w, Matrix<const float> h, std::int64_t group_size, const GridOptions& grid, Matrix<float> limit,
                  Stream& stream) {
   if (w.size() == 0) return;
-  // 240 squared floats are the most that shared memory holds (227 KiB).
-  require(group_size <= 240, "search_clip: on CUDA groups have at most 240 columns");
   if (group_size <= 32) return launch<1>(w, h, group_size, grid, limit, stream);
   if (group_size <= 64) return launch<2>(w, h, group_size, grid, limit, stream);
-  if (group_size <= 128) return launch<4>(w, h, group_size, grid, limit, stream);
-  return launch<8>(w, h, group_size, grid, limit, stream);
+  return launch<4>(w, h, group_size, grid, limit, stream);
 }
 
 void clamp_groups(Matrix<float> w, Matrix<const float> limit, Stream& stream) {

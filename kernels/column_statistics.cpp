@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/load_float.h"
+#include "kernels/weights.h"
 
 namespace qpipe {
 
@@ -53,11 +53,12 @@ void accumulate_column_abs(ConstTensor x, Matrix<const std::int32_t> exponent, i
 
 void accumulate_relative_magnitude(ConstTensor w, std::int64_t group_size, Matrix<std::int64_t> sum, Stream& stream) {
   require(group_size > 0 && w.cols % group_size == 0, "accumulate_relative_magnitude: group_size must divide the number of columns");
+  require_weights(w.dtype, "accumulate_relative_magnitude: w must be f32, f16 or bf16");
   require(sum.cols == w.cols, "accumulate_relative_magnitude: sum must be [1, d]");
   require(w.rows < std::int64_t{1} << 22, "accumulate_relative_magnitude: too many rows");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::accumulate_relative_magnitude(w, group_size, sum, stream);
-  with_float_type(w, [&](auto weights) { add_relative_magnitudes(weights, group_size, sum); });
+  with_type(w, [&](auto weights) { add_relative_magnitudes(weights, group_size, sum); });
 }
 
 }  // namespace qpipe

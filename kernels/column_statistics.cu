@@ -1,6 +1,5 @@
 #include "kernels/column_statistics.h"
-#include "kernels/cuda_handles.h"
-#include "kernels/vector_cuda.h"
+#include "kernels/weights_cuda.h"
 
 namespace qpipe::cuda {
 
@@ -78,19 +77,8 @@ void accumulate_relative_magnitude(ConstTensor w, std::int64_t group_size, Matri
   const dim3 grid(blocks(groups, threads / warp), blocks(w.rows, rows_per_warp));
   const auto size = static_cast<int>(group_size);
   const cudaStream_t queue = stream.cuda().stream;
-  switch (w.dtype) {
-    case DType::f16:
-      relative_magnitude_kernel<<<grid, threads, 0, queue>>>(static_cast<const __half*>(w.data), w.stride, w.rows, groups, size, sum);
-      break;
-    case DType::bf16:
-      relative_magnitude_kernel<<<grid, threads, 0, queue>>>(static_cast<const __nv_bfloat16*>(w.data), w.stride, w.rows, groups, size,
-                                                             sum);
-      break;
-    case DType::f32:
-      relative_magnitude_kernel<<<grid, threads, 0, queue>>>(static_cast<const float*>(w.data), w.stride, w.rows, groups, size, sum);
-      break;
-    default: throw std::invalid_argument("accumulate_relative_magnitude: w must be f32, f16 or bf16");
-  }
+  with_elements(
+      w, [&](const auto* from) { relative_magnitude_kernel<<<grid, threads, 0, queue>>>(from, w.stride, w.rows, groups, size, sum); });
   check_launch();
 }
 

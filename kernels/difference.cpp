@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels/load_float.h"
 #include "kernels/simd.h"
+#include "kernels/weights.h"
 
 namespace qpipe {
 
@@ -28,11 +28,12 @@ double sum_rows(std::int64_t rows, RowSum row_sum) {
   return total;
 }
 
-QPIPE_SIMD_CLONES double squared_distance(const float* a, const float* b, std::int64_t count) {
+template <class A, class B>
+double squared_distance(const A* a, const B* b, std::int64_t count) {
   double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t i = 0; i < count; ++i) {
-    const float difference = a[i] - b[i];
+    const float difference = to_float(a[i]) - to_float(b[i]);
     sum += static_cast<double>(difference) * difference;
   }
   return sum;
@@ -47,6 +48,8 @@ QPIPE_SIMD_CLONES double dot(const float* a, const float* b, std::int64_t count)
 
 void check_pair(ConstTensor a, ConstTensor b, const Matrix<double>& total) {
   require(a.rows == b.rows && a.cols == b.cols, "difference: a and b must have the same shape");
+  require_weights(a.dtype, "difference: a must be f32, f16 or bf16");
+  require_weights(b.dtype, "difference: b must be f32, f16 or bf16");
   require(total.rows == 1 && total.cols == 1, "difference: total must be [1, 1]");
 }
 
@@ -56,9 +59,10 @@ void add_squared_difference(ConstTensor a, ConstTensor b, Matrix<double> total, 
   check_pair(a, b, total);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::add_squared_difference(a, b, total, stream);
-  const auto x = a.as<const float>();
-  const auto y = b.as<const float>();
-  total(0, 0) += sum_rows(x.rows, [&](std::int64_t r) { return squared_distance(x.row(r), y.row(r), x.cols); });
+  with_type(a, [&](auto x) {
+    with_type(
+        b, [&](auto y) { total(0, 0) += sum_rows(x.rows, [&](std::int64_t r) { return squared_distance(x.row(r), y.row(r), x.cols); }); });
+  });
 }
 
 void add_gram_loss(ConstTensor a, ConstTensor b, Matrix<const float> h, Matrix<float> scratch, Matrix<double> total, Stream& stream) {
@@ -70,8 +74,8 @@ void add_gram_loss(ConstTensor a, ConstTensor b, Matrix<const float> h, Matrix<f
     if (stream.on_cuda()) return cuda::add_gram_loss(a, b, h, scratch, total, stream);
   const Matrix<float> delta = scratch.row_range(0, a.rows);
   const Matrix<float> product = scratch.row_range(a.rows, a.rows);
-  with_float_type(a, [&](auto x) {
-    with_float_type(b, [&](auto y) {
+  with_type(a, [&](auto x) {
+    with_type(b, [&](auto y) {
 #pragma omp parallel for schedule(static)
       for (std::int64_t r = 0; r < delta.rows; ++r)
         for (std::int64_t c = 0; c < delta.cols; ++c) delta(r, c) = to_float(x(r, c)) - to_float(y(r, c));

@@ -1,6 +1,5 @@
-#include "kernels/cuda_handles.h"
 #include "kernels/difference.h"
-#include "kernels/vector_cuda.h"
+#include "kernels/weights_cuda.h"
 
 namespace qpipe::cuda {
 
@@ -73,24 +72,6 @@ __global__ void subtract_kernel(const A* a, std::int64_t a_stride, const B* b, s
     delta.data[r * delta.stride + c] = __fsub_rn(widen(a[r * a_stride + c]), widen(b[r * b_stride + c]));
 }
 
-// Calls launch(const A*, const B*) with the element types of a and b, each f32 or bf16.
-template <class Launch>
-void with_types(ConstTensor a, ConstTensor b, Launch launch) {
-  const auto known = [](DType type) { return type == DType::f32 || type == DType::bf16; };
-  require(known(a.dtype) && known(b.dtype), "difference: a and b must be f32 or bf16");
-  const auto with_b = [&](auto* x) {
-    if (b.dtype == DType::f32)
-      launch(x, static_cast<const float*>(b.data));
-    else
-      launch(x, static_cast<const __nv_bfloat16*>(b.data));
-  };
-  if (a.dtype == DType::f32)
-    with_b(static_cast<const float*>(a.data));
-  else
-    with_b(static_cast<const __nv_bfloat16*>(a.data));
-  check_launch();
-}
-
 int block_count(std::int64_t rows) { return static_cast<int>(std::min<std::int64_t>(rows, most_blocks)); }
 
 }  // namespace
@@ -101,11 +82,13 @@ void add_squared_difference(ConstTensor a, ConstTensor b, Matrix<double> total, 
   const Array<double> partial(1, blocks, stream);
   const cudaStream_t queue = stream.cuda().stream;
   const bool vectors = vectorizable(a) && vectorizable(b);
-  with_types(a, b, [&](auto* x, auto* y) {
-    if (vectors)
-      squared_difference_kernel<8><<<blocks, threads, 0, queue>>>(x, a.stride, y, b.stride, a.rows, a.cols, partial.view.data);
-    else
-      squared_difference_kernel<1><<<blocks, threads, 0, queue>>>(x, a.stride, y, b.stride, a.rows, a.cols, partial.view.data);
+  with_elements(a, [&](const auto* x) {
+    with_elements(b, [&](const auto* y) {
+      with_count(vectors, [&](auto count) {
+        squared_difference_kernel<decltype(count)::value>
+            <<<blocks, threads, 0, queue>>>(x, a.stride, y, b.stride, a.rows, a.cols, partial.view.data);
+      });
+    });
   });
   add_partials<<<1, threads, 0, queue>>>(partial.view.data, blocks, total.data);
   check_launch();
@@ -115,8 +98,10 @@ void add_gram_loss(ConstTensor a, ConstTensor b, Matrix<const float> h, Matrix<f
   const Matrix<float> delta = scratch.row_range(0, a.rows);
   const Matrix<float> product = scratch.row_range(a.rows, a.rows);
   const cudaStream_t queue = stream.cuda().stream;
-  with_types(a, b, [&](auto* x, auto* y) {
-    subtract_kernel<<<row_grid(a.rows, a.cols, 1), row_threads, 0, queue>>>(x, a.stride, y, b.stride, delta);
+  with_elements(a, [&](const auto* x) {
+    with_elements(b, [&](const auto* y) {
+      subtract_kernel<<<row_grid(a.rows, a.cols, 1), row_threads, 0, queue>>>(x, a.stride, y, b.stride, delta);
+    });
   });
   // Row-major product = delta · h is column-major productᵀ = hᵀ deltaᵀ, and h is symmetric.
   const float one = 1.0f;

@@ -1,6 +1,6 @@
 #include "kernels/grid_cuda.h"
 #include "kernels/scaled_rounding.h"
-#include "kernels/vector_cuda.h"
+#include "kernels/weights_cuda.h"
 
 namespace qpipe::cuda {
 
@@ -61,56 +61,19 @@ __global__ void __launch_bounds__(threads)
   for (int i = lane + warp * most_held; i < group_size; i += warp) put(i, scaled(i));
 }
 
-template <class T>
-void scaled_rounding_of(ConstTensor w, Matrix<const float> s, std::int64_t group_size, const GridOptions& grid, Tensor out,
-                        Stream& stream) {
-  const std::int64_t groups = w.cols / group_size;
-  const auto blocks = static_cast<unsigned>((w.rows * groups + warps_per_block - 1) / warps_per_block);
-  const auto* from = static_cast<const T*>(w.data);
-  const auto size = static_cast<int>(group_size);
-  const cudaStream_t queue = stream.cuda().stream;
-  if (out.dtype == DType::f32)
-    scaled_rounding_kernel<<<blocks, threads, 0, queue>>>(from, w.stride, s, w.rows, groups, size, grid, static_cast<float*>(out.data),
-                                                          out.stride);
-  else
-    scaled_rounding_kernel<<<blocks, threads, 0, queue>>>(from, w.stride, s, w.rows, groups, size, grid,
-                                                          static_cast<__nv_bfloat16*>(out.data), out.stride);
-}
-
-template <class T>
-__global__ void scale_columns_kernel(const T* w, std::int64_t stride, Matrix<const float> s, Matrix<float> out) {
-  const std::int64_t c = first_column(1);
-  if (c >= out.cols) return;
-  for (std::int64_t r = blockIdx.y; r < out.rows; r += gridDim.y)
-    out.data[r * out.stride + c] = __fmul_rn(widen(w[r * stride + c]), s.data[c]);
-}
-
-// Calls launch(T{}) with the element type of w.
-template <class Launch>
-void with_device_type(ConstTensor w, Launch launch) {
-  switch (w.dtype) {
-    case DType::f16: launch(__half{}); break;
-    case DType::bf16: launch(__nv_bfloat16{}); break;
-    case DType::f32: launch(float{}); break;
-    default: throw std::invalid_argument("weights must be f32, f16 or bf16");
-  }
-  check_launch();
-}
-
 }  // namespace
 
 void scaled_rounding(ConstTensor w, Matrix<const float> s, std::int64_t group_size, const GridOptions& grid, Tensor out, Stream& stream) {
   if (w.size() == 0) return;
-  with_device_type(w, [&](auto type) { scaled_rounding_of<decltype(type)>(w, s, group_size, grid, out, stream); });
-}
-
-void scale_columns(ConstTensor w, Matrix<const float> s, Matrix<float> out, Stream& stream) {
-  if (w.size() == 0) return;
-  with_device_type(w, [&](auto type) {
-    using T = decltype(type);
-    scale_columns_kernel<<<row_grid(w.rows, w.cols, 1), row_threads, 0, stream.cuda().stream>>>(static_cast<const T*>(w.data), w.stride, s,
-                                                                                                out);
+  const std::int64_t groups = w.cols / group_size;
+  const auto blocks = static_cast<unsigned>((w.rows * groups + warps_per_block - 1) / warps_per_block);
+  const auto size = static_cast<int>(group_size);
+  with_elements(w, [&](const auto* from) {
+    with_elements(out, [&](auto* to) {
+      scaled_rounding_kernel<<<blocks, threads, 0, stream.cuda().stream>>>(from, w.stride, s, w.rows, groups, size, grid, to, out.stride);
+    });
   });
+  check_launch();
 }
 
 }  // namespace qpipe::cuda

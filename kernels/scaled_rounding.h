@@ -11,12 +11,8 @@ namespace qpipe {
 // positive and finite; group_size divides d; out [rows, d] f32 or bf16.
 void scaled_rounding(ConstTensor w, Matrix<const float> s, std::int64_t group_size, const GridOptions& grid, Tensor out, Stream& stream);
 
-// out[r, c] = w[r, c] · s[0, c] in float32.
-void scale_columns(ConstTensor w, Matrix<const float> s, Matrix<float> out, Stream& stream);
-
 namespace cuda {
 decltype(qpipe::scaled_rounding) scaled_rounding;
-decltype(qpipe::scale_columns) scale_columns;
-}  // namespace cuda
+}
 
 }  // namespace qpipe

@@ -106,12 +106,15 @@ Layer LayerSource::load_layer(std::int64_t index) {
     stored[slot.info.name] = {static_cast<unsigned char*>(blob.data()) + slot.offset, slot.info.dtype, slot.info.rows(), slot.info.cols()};
   layer.memory.push_back(std::move(blob));
 
-  const auto in_compute_type = [&](const std::string& name) -> ConstTensor {
+  const auto as_stored = [&](const std::string& name) -> ConstTensor {
     const auto found = stored.find(name);
-    if (found == stored.end()) return {};
-    if (found->second.dtype == stream_.compute_dtype()) return found->second;
-    TensorArray copy(stream_.compute_dtype(), found->second.rows, found->second.cols, stream_);
-    convert(found->second, copy, stream_);
+    return found == stored.end() ? ConstTensor{} : found->second;
+  };
+  const auto in_compute_type = [&](const std::string& name) -> ConstTensor {
+    const ConstTensor tensor = as_stored(name);
+    if (tensor.empty() || tensor.dtype == stream_.compute_dtype()) return tensor;
+    TensorArray copy(stream_.compute_dtype(), tensor.rows, tensor.cols, stream_);
+    convert(tensor, copy, stream_);
     layer.memory.push_back(std::move(copy.memory));
     return copy.view;
   };
@@ -136,11 +139,14 @@ Layer LayerSource::load_layer(std::int64_t index) {
     linear.weight = weight.view;
     layer.memory.push_back(std::move(weight.memory));
     linear.bias = in_compute_type(linear.name + ".bias");
+    linear.stored_bias = as_stored(linear.name + ".bias");
     layer.linears.push_back(linear);
   }
   const auto norm = [&](const std::string& name) -> Norm {
     if (name.empty()) return {};
-    return {in_compute_type(prefix + name + ".weight"), in_compute_type(prefix + name + ".bias")};
+    const std::string weight = prefix + name + ".weight";
+    const std::string bias = prefix + name + ".bias";
+    return {in_compute_type(weight), in_compute_type(bias), as_stored(weight), as_stored(bias)};
   };
   layer.attention_norm = norm(architecture_.names.attention_norm);
   layer.mlp_norm = norm(architecture_.names.mlp_norm);

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <toml++/toml.h>
 
 #include <algorithm>
 #include <fstream>
@@ -7,7 +8,6 @@
 #include <iterator>
 #include <map>
 #include <sstream>
-#include <toml++/toml.h>
 #include <type_traits>
 
 #include "pipeline/error.h"
@@ -360,8 +360,12 @@ void validate(const Options& options, const Origins& origins) {
   const Options::Quantize& quantize = options.quantize;
   require(!quantize.desc_act || !quantize.act_group_aware, origins, "quantize.act_group_aware", "true",
           "cannot be combined with quantize.desc_act = true; choose one order of the columns");
-  require(quantize.method != "gptq" || !options.calibration.data.empty(), origins, "calibration.data", "\"\"",
-          "gptq needs calibration data: a file of token ids (.h5, .safetensors) or of text (.txt, .jsonl)");
+  const bool awq = quantize.method == "awq";
+  require(!awq || !quantize.desc_act, origins, "quantize.desc_act", "true", "is gptq's; awq keeps the columns in place, so remove it");
+  require(!awq || quantize.mse == 0.0, origins, "quantize.mse", as_toml_value(quantize.mse),
+          "is gptq's and rtn's; awq has awq.clip in its place, so remove it");
+  require(quantize.method == "rtn" || !options.calibration.data.empty(), origins, "calibration.data", "\"\"",
+          quantize.method + " needs calibration data: a file of token ids (.h5, .safetensors) or of text (.txt, .jsonl)");
   std::error_code error;
   const fs::path model = fs::weakly_canonical(options.model.path, error);
   const fs::path output = fs::weakly_canonical(options.output.path, error);
@@ -387,7 +391,7 @@ void check_input(const Origins& origins, const std::string& key, const std::stri
 
 void check_inputs(const Options& options, const Origins& origins) {
   check_input(origins, "model.path", options.model.path, true);
-  if (options.quantize.method == "gptq") check_input(origins, "calibration.data", options.calibration.data, false);
+  if (options.quantize.method != "rtn") check_input(origins, "calibration.data", options.calibration.data, false);
   if (!options.evaluate.data.empty()) check_input(origins, "evaluate.data", options.evaluate.data, false);
 }
 

@@ -36,7 +36,7 @@ struct Options {
   } calibration;
 
   struct Quantize {
-    std::string method = "gptq";  // gptq | rtn
+    std::string method = "gptq";  // gptq | awq | rtn
     std::int64_t bits = 4;
     std::int64_t group_size = 128;  // -1: one group per output channel
     bool symmetric = true;
@@ -47,9 +47,18 @@ struct Options {
     double damp_auto_increment = 0.01;  // added after each failed factorisation
     double mse = 0.0;                   // exponent of the scale search's error; 0: no search
     bool true_sequential = true;
-    std::string propagate = "quantized";  // quantized | original
+    std::string propagate = "auto";  // auto (= original for awq, else quantized) | quantized | original
     std::vector<ModuleOverride> overrides;
   } quantize;
+
+  struct Awq {
+    std::string search = "exact";  // exact | gram
+    std::int64_t grid = 20;
+    bool duo_scaling = true;
+    bool clip = true;
+    bool zero_point = true;        // in place of quantize.symmetric
+    std::string rounding = "rtn";  // rtn | gptq
+  } awq;
 
   struct Parallel {
     std::string backend = "auto";  // auto | cpu | cuda

@@ -17,7 +17,7 @@ void visit_options(Tree& options, Visit&& visit) {
 
   auto& calibration = options.calibration;
   visit("calibration.data", calibration.data, AnyValue{}, "",
-        "token ids (.h5, .hdf5, .safetensors) or text (.txt, .jsonl, each also with .gz); needed by gptq");
+        "token ids (.h5, .hdf5, .safetensors) or text (.txt, .jsonl, each also with .gz); needed by gptq and awq");
   visit("calibration.dataset", calibration.dataset, Required{}, "", "name of the token ids in an .h5 or .safetensors file");
   visit("calibration.text_field", calibration.text_field, Required{}, "", "field of each .jsonl line that holds the text");
   visit("calibration.samples", calibration.samples, AtLeast{1}, "samples", "how many sequences to calibrate on");
@@ -28,11 +28,13 @@ void visit_options(Tree& options, Visit&& visit) {
   visit("calibration.cache", calibration.cache, AnyValue{}, "", "folder of tokenized text; empty: $XDG_CACHE_HOME/qpipe or ~/.cache/qpipe");
 
   auto& quantize = options.quantize;
-  visit("quantize.method", quantize.method, OneOf{{"gptq", "rtn"}}, "", "gptq, or rtn: round to nearest, which needs no calibration");
+  visit("quantize.method", quantize.method, OneOf{{"gptq", "awq", "rtn"}}, "",
+        "gptq, awq, or rtn: round to nearest, which needs no calibration");
   visit("quantize.bits", quantize.bits, OneOfNumbers{{2, 3, 4, 8}}, "bits", "width of a quantized weight");
   visit("quantize.group_size", quantize.group_size, GroupSize{}, "inputs",
         "weights that share a scale and a zero; -1: a whole output channel");
-  visit("quantize.symmetric", quantize.symmetric, AnyValue{}, "", "grid centred on zero; false: with a zero point, more exact at 2-4 bits");
+  visit("quantize.symmetric", quantize.symmetric, AnyValue{}, "",
+        "grid centred on zero; false: with a zero point, more exact at 2-4 bits (awq: awq.zero_point)");
   visit("quantize.desc_act", quantize.desc_act, AnyValue{}, "",
         "quantize columns by descending activation, groups formed in that order (slower inference)");
   visit("quantize.static_groups", quantize.static_groups, AnyValue{}, "", "fix all groups' scales from the original weights");
@@ -44,8 +46,18 @@ void visit_options(Tree& options, Visit&& visit) {
   visit("quantize.mse", quantize.mse, AtLeast{0}, "", "search scales that minimise the sum of |error|^mse; 2.4 is usual, 0: no search");
   visit("quantize.true_sequential", quantize.true_sequential, AnyValue{}, "",
         "inside a layer, calibrate each step on the quantized steps before it");
-  visit("quantize.propagate", quantize.propagate, OneOf{{"quantized", "original"}}, "", "which layer outputs the next layer calibrates on");
+  visit("quantize.propagate", quantize.propagate, OneOf{{"auto", "quantized", "original"}}, "",
+        "which layer outputs the next layer calibrates on; auto: original for awq, else quantized");
   visit("quantize.overrides", quantize.overrides, AnyValue{}, "", "settings of single modules; the first match wins");
+
+  auto& awq = options.awq;
+  visit("awq.search", awq.search, OneOf{{"exact", "gram"}}, "",
+        "how scales are compared: by the outputs of attention and MLP, or by those of the linears alone (faster)");
+  visit("awq.grid", awq.grid, AtLeast{1}, "ratios", "how many scales are tried for each group of linears");
+  visit("awq.duo_scaling", awq.duo_scaling, AnyValue{}, "", "scales follow the weights' relative magnitude, too");
+  visit("awq.clip", awq.clip, AnyValue{}, "", "search how far each group of weights is cut off before rounding");
+  visit("awq.zero_point", awq.zero_point, AnyValue{}, "", "grid with a zero point; false: centred on zero");
+  visit("awq.rounding", awq.rounding, OneOf{{"rtn", "gptq"}}, "", "how the scaled weights are rounded: to nearest, or by gptq");
 
   auto& parallel = options.parallel;
   visit("parallel.backend", parallel.backend, OneOf{{"auto", "cpu", "cuda"}}, "", "auto: cuda when a GPU is there");

@@ -4,20 +4,24 @@
 
 #include <regex>
 
+#include "kernels/clip_search.h"
 #include "pipeline/error.h"
 #include "pipeline/layer_source.h"
 #include "pipeline/shard_plan.h"
+#include "stages/clip.h"
 
 namespace qpipe {
 
 namespace {
 
-LinearSettings default_settings(const Options::Quantize& o) {
+LinearSettings default_settings(const Options& options) {
+  const Options::Quantize& o = options.quantize;
+  const bool awq = o.method == "awq";
   LinearSettings s;
-  s.method = o.method == "rtn" ? Method::rtn : Method::gptq;
+  s.method = (awq ? options.awq.rounding : o.method) == "rtn" ? Method::rtn : Method::gptq;
   s.bits = static_cast<int>(o.bits);
   s.group_size = o.group_size;
-  s.symmetric = o.symmetric;
+  s.symmetric = awq ? !options.awq.zero_point : o.symmetric;
   s.desc_act = s.method == Method::gptq && o.desc_act;
   s.static_groups = s.method == Method::gptq && o.static_groups;
   s.act_group_aware = s.method == Method::gptq && o.act_group_aware;
@@ -48,18 +52,27 @@ void check_sizes(const std::string& module, const LinearSpec& linear, const Line
     fault("GPTQ packs 32 values at a time, and a size is no multiple of 32; add an entry to quantize.overrides with skip = true for it");
 }
 
+void check_clip(const std::string& module, const LinearSpec& linear, const LinearSettings& s) {
+  if (s.group_columns(linear.in_features) > largest_clip_group)
+    throw UserError(ExitCode::config,
+                    fmt::format("{}: awq.clip needs groups of at most {} inputs, and quantize.group_size = {}; choose a smaller "
+                                "group or set awq.clip = false",
+                                module, largest_clip_group, s.group_size));
+}
+
 TensorInfo as_info(const NamedTensor& tensor) { return {tensor.name, tensor.dtype, tensor.shape}; }
 
 }  // namespace
 
 QuantizePlan plan_quantization(const Options& options, const Architecture& architecture, const Checkpoint& checkpoint) {
   QuantizePlan plan;
-  plan.defaults = default_settings(options.quantize);
+  plan.defaults = default_settings(options);
   plan.dtype = options.output.dtype == "bfloat16" ? DType::bf16 : DType::f16;
-  plan.quantized_propagation = options.quantize.propagate == "quantized";
+  plan.awq = options.quantize.method == "awq";
+  plan.quantized_propagation = options.quantize.propagate == "auto" ? !plan.awq : options.quantize.propagate == "quantized";
   plan.max_shard_bytes = parse_size(options.output.max_shard_size);
-  plan.format = options.output.format == "gptq_v2" || (options.output.format == "auto" && !options.quantize.symmetric) ? GptqFormat::v2
-                                                                                                                       : GptqFormat::v1;
+  plan.format =
+      options.output.format == "gptq_v2" || (options.output.format == "auto" && !plan.defaults.symmetric) ? GptqFormat::v2 : GptqFormat::v1;
 
   std::vector<std::regex> patterns;
   for (const ModuleOverride& o : options.quantize.overrides) patterns.emplace_back(o.match);
@@ -88,6 +101,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
         keep(module + ".weight");
       } else {
         check_sizes(module, linear, settings);
+        if (plan.awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
         if (!settings.symmetric && plan.format == GptqFormat::v1) plan.may_need_v2 = true;
         for (const NamedTensor& tensor :
              gptq_tensors(module, linear.out_features, linear.in_features, settings.bits, settings.group_size)) {

@@ -21,6 +21,7 @@ struct QuantizePlan {
   GptqFormat format = GptqFormat::v1;
   bool may_need_v2 = false;  // v1 was asked for an asymmetric grid: v2 if a zero of 0 turns up
   bool quantized_propagation = true;
+  bool awq = false;  // modules' settings say how the scaled weights are rounded
   std::int64_t max_shard_bytes = 0;
   double bits_per_weight = 0.0;  // of the quantized linears, with scales, zeros and g_idx
 };

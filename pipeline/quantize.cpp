@@ -20,6 +20,9 @@
 #include "pipeline/tokens_on_ranks.h"
 #include "stages/activations.h"
 #include "stages/calibrate.h"
+#include "stages/clip.h"
+#include "stages/fold.h"
+#include "stages/rescale.h"
 
 namespace qpipe {
 
@@ -67,32 +70,39 @@ std::vector<std::size_t> chosen(const Loop& loop, const Layer& layer, const Step
   return result;
 }
 
-void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessian) {
-  std::vector<const Linear*> linears;
+std::vector<LinearSettings> settings_of(const Loop& loop, const Layer& layer, const std::vector<std::size_t>& linears) {
   std::vector<LinearSettings> settings;
-  for (const std::size_t i : chosen(loop, layer, step)) {
-    linears.push_back(&layer.linears[i]);
-    settings.push_back(loop.plan.modules.at(layer.linears[i].name));
-  }
-  if (linears.empty()) return;
-  std::vector<QuantizedLinear> solved;
+  for (const std::size_t i : linears) settings.push_back(loop.plan.modules.at(layer.linears[i].name));
+  return settings;
+}
+
+std::vector<QuantizedLinear> solve_linears(Loop& loop, const Hessian* hessian, const std::vector<const Linear*>& linears,
+                                           const std::vector<LinearSettings>& settings) {
+  Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
+  return solve(hessian, linears, settings, loop.comm, loop.stream);
+}
+
+void store_solved(Loop& loop, const std::string& name, const QuantizedLinear& q) {
   {
-    Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
-    solved = solve(hessian, linears, settings, loop.comm, loop.stream);
+    Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+    loop.store.put(name, q, loop.stream);
   }
+  loop.zero_of_zero = loop.zero_of_zero || q.has_zero_of_zero;
+  loop.report.modules.push_back({name, q.settings.bits, q.settings.group_size, q.mean_squared_error, q.damp, q.fell_back, false});
+  if (q.fell_back)
+    loop.progress.say("warning: " + name +
+                      ": its Hessian is not positive definite at any damping; rounded to nearest. Use more calibration samples.");
+}
+
+void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessian) {
+  const std::vector<std::size_t> indices = chosen(loop, layer, step);
+  if (indices.empty()) return;
+  std::vector<const Linear*> linears;
+  for (const std::size_t i : indices) linears.push_back(&layer.linears[i]);
+  const std::vector<QuantizedLinear> solved = solve_linears(loop, hessian, linears, settings_of(loop, layer, indices));
   for (std::size_t i = 0; i < solved.size(); ++i) {
-    const QuantizedLinear& q = solved[i];
-    {
-      Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
-      loop.store.put(linears[i]->name, q, loop.stream);
-    }
-    if (loop.plan.quantized_propagation) dequantize_into(q, linears[i]->weight, loop.stream);
-    loop.zero_of_zero = loop.zero_of_zero || q.has_zero_of_zero;
-    loop.report.modules.push_back(
-        {linears[i]->name, q.settings.bits, q.settings.group_size, q.mean_squared_error, q.damp, q.fell_back, false});
-    if (q.fell_back)
-      loop.progress.say("warning: " + linears[i]->name +
-                        ": its Hessian is not positive definite at any damping; rounded to nearest. Use more calibration samples.");
+    store_solved(loop, linears[i]->name, solved[i]);
+    if (loop.plan.quantized_propagation) dequantize_into(solved[i], linears[i]->weight, loop.stream);
   }
 }
 
@@ -124,10 +134,23 @@ void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer&
   }
 }
 
-// true_sequential = false: all of the layer's Hessians see its original weights; the layer runs again with the quantized ones.
-void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+// The layer's input, where run_again will need it.
+Buffer save_hidden(Loop& loop, const Activations& activations) {
+  if (!loop.plan.quantized_propagation) return {};
   Buffer saved(activations.hidden_memory.bytes(), loop.stream);
   copy_on_device(saved.data(), activations.hidden_memory.data(), saved.bytes(), loop.stream);
+  return saved;
+}
+
+void run_again(Loop& loop, const DecoderTables& tables, const Layer& layer, const Buffer& saved, Activations& activations) {
+  copy_on_device(activations.hidden_memory.data(), saved.data(), saved.bytes(), loop.stream);
+  start(loop, layer, activations);
+  for (const Step& step : layer_steps(loop.architecture)) forward_step(loop, tables, layer, step.kind, activations);
+}
+
+// true_sequential = false: all of the layer's Hessians see its original weights; the layer runs again with the quantized ones.
+void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  const Buffer saved = save_hidden(loop, activations);
   const std::vector<Step> steps = layer_steps(loop.architecture);
   std::vector<Hessian> hessians(steps.size());
   start(loop, layer, activations);
@@ -139,10 +162,89 @@ void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& laye
     solve_step(loop, layer, steps[i], &hessians[i]);
     hessians[i] = Hessian{};
   }
-  if (!loop.plan.quantized_propagation) return;
-  copy_on_device(activations.hidden_memory.data(), saved.data(), saved.bytes(), loop.stream);
+  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, saved, activations);
+}
+
+ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, const ScalingPair& pair, const Activations& activations,
+                       const Hessian& hessian) {
+  Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
+  const Options::Awq& o = loop.options.awq;
+  const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling};
+  ScaledPair found = search_scale(loop.architecture, tables, layer, pair, settings_of(loop, layer, pair.linears), activations, hessian,
+                                  search, loop.comm, loop.stream);
+  ScaleReport report{layer_prefix(loop.architecture, layer.index) + source_name(loop.architecture, pair), {}, found.ratio, found.loss};
+  for (const std::size_t i : pair.linears) report.linears.push_back(layer.linears[i].name);
+  loop.report.scales.push_back(report);
+  return found;
+}
+
+// What the factors change in tensors that are not packed.
+void store_scaled(Loop& loop, const Layer& layer, const std::vector<ScaledPair>& pairs, const std::vector<LinearFactors>& factors) {
+  Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+  for (const ChangedTensor& tensor : divided_vectors(loop.architecture, layer, pairs, loop.stream))
+    loop.store.replace(tensor.name, tensor.values);
+  for (std::size_t i = 0; i < layer.linears.size(); ++i) {
+    const std::string name = layer.linears[i].name + ".weight";
+    if (factors[i].none() || !loop.plan.modules.at(layer.linears[i].name).skip || !loop.store.owns(name)) continue;
+    const Array<float> weight = scaled_weight(layer.linears[i], factors[i], loop.stream);
+    std::vector<float> values(static_cast<std::size_t>(weight.view.size()));
+    copy_to_host(values.data(), weight.view.data, weight.memory.bytes(), loop.stream);
+    loop.store.replace(name, values);
+  }
+}
+
+// Clips and rounds the scaled weights of one step. hessian: of the input that the scaled layer has.
+void solve_scaled_step(Loop& loop, const Layer& layer, const Step& step, const std::vector<LinearFactors>& factors,
+                       const Hessian& hessian) {
+  const std::vector<std::size_t> indices = chosen(loop, layer, step);
+  const std::vector<LinearSettings> settings = settings_of(loop, layer, indices);
+  std::vector<Linear> scaled;
+  std::vector<Array<float>> memory;
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
+    const Linear& linear = layer.linears[indices[i]];
+    memory.push_back(scaled_weight(linear, factors[indices[i]], loop.stream));
+    if (loop.options.awq.clip && may_clip(linear.name)) clip_weight(memory.back(), hessian, settings[i], loop.comm, loop.stream);
+    scaled.push_back(linear);
+    scaled.back().stored = memory.back().view;
+  }
+  std::vector<const Linear*> linears;
+  for (const Linear& linear : scaled) linears.push_back(&linear);
+  std::vector<QuantizedLinear> solved = solve_linears(loop, &hessian, linears, settings);
+  for (std::size_t i = 0; i < solved.size(); ++i) {
+    const Linear& linear = layer.linears[indices[i]];
+    solved[i].mean_squared_error = output_error(linear, factors[indices[i]], solved[i], hessian, loop.comm, loop.stream);
+    store_solved(loop, linear.name, solved[i]);
+    if (loop.plan.quantized_propagation) unscaled_weight_into(solved[i], factors[indices[i]], linear.weight, loop.stream);
+  }
+}
+
+// AWQ: every pair's factors are searched with the layer's original weights; then the layer is scaled, clipped and rounded.
+void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  const Buffer saved = save_hidden(loop, activations);
+  const std::vector<Step> steps = layer_steps(loop.architecture);
+  const std::vector<ScalingPair> candidates = scaling_pairs(loop.architecture);
+  std::vector<Hessian> hessians(steps.size());
+  std::vector<ScaledPair> pairs;
   start(loop, layer, activations);
-  for (const Step& step : steps) forward_step(loop, tables, layer, step.kind, activations);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    if (!chosen(loop, layer, steps[i]).empty()) {
+      hessians[i] = calibrate_step(loop, layer, steps[i], activations);
+      for (const ScalingPair& pair : candidates)
+        if (pair.step == steps[i].kind) pairs.push_back(search_pair(loop, tables, layer, pair, activations, hessians[i]));
+    }
+    forward_step(loop, tables, layer, steps[i].kind, activations);
+  }
+  const std::vector<LinearFactors> factors = linear_factors(layer, pairs);
+  store_scaled(loop, layer, pairs, factors);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    if (chosen(loop, layer, steps[i]).empty()) continue;
+    for (const ScaledPair& p : pairs)
+      if (p.pair.step == steps[i].kind) divide_input(hessians[i], p.scale, loop.stream);
+    solve_scaled_step(loop, layer, steps[i], factors, hessians[i]);
+    hessians[i] = Hessian{};
+  }
+  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, saved, activations);
 }
 
 void quantize_without_calibration(Loop& loop, Layer& layer) {
@@ -219,7 +321,7 @@ int run_quantize(const Options& options, bool dry_run) {
     throw UserError(ExitCode::data, source.folder().string() + ": is quantized already; give model.path the original checkpoint");
   check_tensors(architecture, source);
   QuantizePlan plan = plan_quantization(options, architecture, source);
-  const bool calibrated = plan.defaults.method == Method::gptq;
+  const bool calibrated = plan.awq || plan.defaults.method == Method::gptq;
   if (calibrated && options.calibration.data.empty())
     throw UserError(ExitCode::config,
                     "calibration.data is not set; give a file of token ids (.h5, .safetensors) or of text (.txt, .jsonl)");
@@ -279,6 +381,8 @@ int run_quantize(const Options& options, bool dry_run) {
       }
       if (!calibrated)
         quantize_without_calibration(loop, layer);
+      else if (plan.awq)
+        quantize_layer_awq(loop, tables, layer, activations);
       else if (options.quantize.true_sequential && plan.quantized_propagation)
         quantize_layer_sequentially(loop, tables, layer, activations);
       else
@@ -321,10 +425,11 @@ int run_quantize(const Options& options, bool dry_run) {
   const std::string report_path = options.run.report.empty() ? options.output.path + ".report.json" : options.run.report;
   report.options = options_as_json(options);
   on_root(comm, [&] { write_text_file(report_path, report_json(report).dump(2) + "\n"); });
-  progress.say(
-      fmt::format("wrote {} ({:.2f} GB) in {:.1f} s: read {:.1f}, hessian {:.1f}, solve {:.1f}, forward {:.1f}, write {:.1f}; report in {}",
-                  options.output.path, static_cast<double>(report.bytes) * 1e-9, report.seconds.total, report.seconds.read,
-                  report.seconds.hessian, report.seconds.solve, report.seconds.forward, report.seconds.write, report_path));
+  progress.say(fmt::format(
+      "wrote {} ({:.2f} GB) in {:.1f} s: read {:.1f}, hessian {:.1f}, search {:.1f}, solve {:.1f}, forward {:.1f}, write {:.1f}; report in "
+      "{}",
+      options.output.path, static_cast<double>(report.bytes) * 1e-9, report.seconds.total, report.seconds.read, report.seconds.hessian,
+      report.seconds.search, report.seconds.solve, report.seconds.forward, report.seconds.write, report_path));
   return 0;
 }
 

@@ -33,11 +33,14 @@ nlohmann::json report_json(const RunReport& r) {
                       {"seconds",
                        {{"read", r.seconds.read},
                         {"hessian", r.seconds.hessian},
+                        {"search", r.seconds.search},
                         {"solve", r.seconds.solve},
                         {"forward", r.seconds.forward},
                         {"write", r.seconds.write},
                         {"total", r.seconds.total}}},
                       {"modules", modules}};
+  for (const ScaleReport& s : r.scales)
+    json["scales"].push_back({{"source", s.source}, {"linears", s.linears}, {"ratio", s.ratio}, {"loss", s.loss}});
   if (r.perplexity_before) json["perplexity"]["before"] = *r.perplexity_before;
   if (r.perplexity_after) json["perplexity"]["after"] = *r.perplexity_after;
   if (!r.evaluation.empty()) json["perplexity"]["data"] = r.evaluation;

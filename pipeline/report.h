@@ -20,9 +20,18 @@ struct ModuleReport {
   bool skipped = false;
 };
 
+// AWQ's factors for the linears of one input.
+struct ScaleReport {
+  std::string source;  // the norm or linear that takes them out of the input
+  std::vector<std::string> linears;
+  double ratio = 0.0;
+  double loss = 0.0;
+};
+
 struct PhaseSeconds {
   double read = 0.0;
   double hessian = 0.0;
+  double search = 0.0;
   double solve = 0.0;
   double forward = 0.0;
   double write = 0.0;
@@ -44,6 +53,7 @@ struct RunReport {
   double bits_per_weight = 0.0;  // of the quantized linears, scales and zeros included
   std::int64_t bytes = 0;        // of all tensors written
   std::vector<ModuleReport> modules;
+  std::vector<ScaleReport> scales;
   PhaseSeconds seconds;
   std::size_t gpu_peak_bytes = 0;
   int ranks = 1;

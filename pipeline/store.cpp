@@ -1,6 +1,7 @@
 #include "pipeline/store.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "kernels/activation.h"
 #include "pipeline/error.h"
@@ -53,7 +54,7 @@ Store::Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& s
   for (const TensorInfo& info : plan.kept) {
     if (take_turns() != comm.rank()) continue;
     if (info.name.find(plan.layer_prefix) == 0)
-      to_copy_.push_back(info);
+      to_copy_[info.name] = info;
     else
       later([this, info] { copy_tensor(info); });
   }
@@ -90,6 +91,22 @@ void Store::put(std::vector<PackedTensor> tensors) {
   });
 }
 
+void Store::replace(const std::string& name, const std::vector<float>& values) {
+  const auto found = to_copy_.find(name);
+  if (found == to_copy_.end()) return;
+  TensorInfo info = found->second;
+  const DType dtype = info.dtype;
+  info.dtype = DType::f32;
+  std::vector<unsigned char> data(values.size() * sizeof(float));
+  if (static_cast<std::int64_t>(data.size()) != info.bytes()) throw std::invalid_argument("Store::replace: " + name + " has another size");
+  std::memcpy(data.data(), values.data(), data.size());
+  PackedTensor tensor{{name, dtype, info.shape}, convert_tensor(info, std::move(data), dtype)};
+  to_copy_.erase(found);
+  std::vector<PackedTensor> tensors;
+  tensors.push_back(std::move(tensor));
+  put(std::move(tensors));
+}
+
 void Store::copy_tensor(const TensorInfo& info) {
   const TensorInfo& stored = checkpoint_.info(info.name);
   std::vector<unsigned char> data(static_cast<std::size_t>(stored.bytes()));
@@ -102,7 +119,7 @@ void Store::write_the_rest(bool zero_of_zero) {
     if (zero_of_zero) zeros_v1_to_v2(entry.first.data, entry.second);
     shards_.write(name, entry.first.data.data());
   }
-  for (const TensorInfo& info : to_copy_) copy_tensor(info);
+  for (const auto& [name, info] : to_copy_) copy_tensor(info);
   for (std::future<void>& work : pending_) work.get();
   pending_.clear();
 }

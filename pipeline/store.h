@@ -27,6 +27,12 @@ class Store {
   // Tensors that this rank alone has packed.
   void put(std::vector<PackedTensor> tensors);
 
+  // These values, in the plan's dtype, instead of the checkpoint's tensor of that name and shape, which lies in a decoder layer. Every rank
+  // has them; one writes.
+  void replace(const std::string& name, const std::vector<float>& values);
+  // Whether this rank writes the tensor, which stays unquantized and lies in a decoder layer: the others may leave replace() out.
+  bool owns(const std::string& name) const { return to_copy_.contains(name); }
+
   // Collective. Copies what is left, waits for the background and closes the shards.
   // zero_of_zero: some asymmetric zero is 0, so that zeros kept back for format gptq are written as gptq_v2.
   void finish(bool zero_of_zero);
@@ -41,7 +47,7 @@ class Store {
   ShardSet& shards_;
   Comm& comm_;
   std::map<std::string, int> writer_of_;  // module → rank
-  std::vector<TensorInfo> to_copy_;       // by this rank, at the end
+  std::map<std::string, TensorInfo> to_copy_;  // by this rank, at the end
   std::vector<std::future<void>> pending_;
   std::map<std::string, std::pair<PackedTensor, int>> zeros_;  // kept back, with their bits
 };

@@ -2,14 +2,25 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <stdexcept>
 
+#include "kernels/column_statistics.h"
 #include "kernels/diagonal.h"
 #include "kernels/hessian.h"
 
 namespace qpipe {
 
-Hessian calibrate(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {
+namespace {
+
+// The units of the fixed-point sums over all ranks' tokens (kernels/hessian.h).
+struct FixedPoint {
+  Array<std::int32_t> exponent;  // [1, d]
+  std::vector<std::int32_t> host_exponent;
+  int log2_tokens = 0;
+};
+
+FixedPoint choose_units(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {
   const std::int64_t width = activations.blocks.empty() ? 0 : activations.blocks.front().input.cols;
   // A rank without blocks learns the width from the others.
   std::int64_t d = 0;
@@ -21,29 +32,50 @@ Hessian calibrate(const Activations& activations, const std::string& what, Comm&
   comm.all_reduce_max(maximum, stream);
   std::vector<float> host_maximum(static_cast<std::size_t>(d));
   copy_to_host(host_maximum.data(), maximum.view.data, maximum.memory.bytes(), stream);
-  std::vector<std::int32_t> host_exponent(static_cast<std::size_t>(d));
+  FixedPoint units{Array<std::int32_t>(1, d, stream), std::vector<std::int32_t>(static_cast<std::size_t>(d)), 0};
   try {
-    hessian_exponents({host_maximum.data(), 1, d}, {host_exponent.data(), 1, d});
+    hessian_exponents({host_maximum.data(), 1, d}, {units.host_exponent.data(), 1, d});
   } catch (const std::domain_error& fault) {
     throw std::runtime_error(what + ": " + fault.what());
   }
-  Array<std::int32_t> exponent(1, d, stream);
-  copy_to_device(exponent.view.data, host_exponent.data(), host_exponent.size() * sizeof(std::int32_t), stream);
+  copy_to_device(units.exponent.view.data, units.host_exponent.data(), units.exponent.memory.bytes(), stream);
+  units.log2_tokens = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(activations.blocking.tokens() - 1)));
+  return units;
+}
 
-  const std::int64_t tokens = activations.blocking.tokens();
-  const int log2_tokens = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(tokens - 1)));
+}  // namespace
+
+Hessian calibrate(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {
+  const FixedPoint units = choose_units(activations, what, comm, stream);
+  const std::int64_t d = units.exponent.view.cols;
   Hessian result{Array<float>(d, d, stream), std::vector<float>(static_cast<std::size_t>(d))};
   {
     Array<std::int64_t> sum(d, d, stream);
     fill_zero(sum.view.data, sum.memory.bytes(), stream);
-    for (const Block& block : activations.blocks) accumulate_hessian(block.input, exponent, log2_tokens, result.matrix, sum, stream);
+    for (const Block& block : activations.blocks)
+      accumulate_hessian(block.input, units.exponent, units.log2_tokens, result.matrix, sum, stream);
     comm.all_reduce_sum(sum, stream);
-    finish_hessian(sum, exponent, log2_tokens, tokens, result.matrix, stream);
+    finish_hessian(sum, units.exponent, units.log2_tokens, activations.blocking.tokens(), result.matrix, stream);
   }
   Array<float> on_device(1, d, stream);
   diagonal(result.matrix, on_device, stream);
   copy_to_host(result.diagonal.data(), on_device.view.data, on_device.memory.bytes(), stream);
   return result;
+}
+
+std::vector<double> mean_magnitude(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {
+  const FixedPoint units = choose_units(activations, what, comm, stream);
+  Array<std::int64_t> sum(1, units.exponent.view.cols, stream);
+  fill_zero(sum.view.data, sum.memory.bytes(), stream);
+  for (const Block& block : activations.blocks) accumulate_column_abs(block.input, units.exponent, units.log2_tokens, sum, stream);
+  comm.all_reduce_sum(sum, stream);
+  std::vector<std::int64_t> host(units.host_exponent.size());
+  copy_to_host(host.data(), sum.view.data, sum.memory.bytes(), stream);
+  std::vector<double> mean(host.size());
+  for (std::size_t i = 0; i < mean.size(); ++i)
+    mean[i] = std::ldexp(static_cast<double>(host[i]), units.host_exponent[i] + units.log2_tokens - 62) /
+              static_cast<double>(activations.blocking.tokens());
+  return mean;
 }
 
 }  // namespace qpipe

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "launch/comm.h"
 #include "stages/activations.h"
@@ -16,5 +17,9 @@ struct Hessian {
 // `what` names the step in messages ("layer 3, input of self_attn.o_proj"). Collective. Throws std::runtime_error naming it and the column
 // when an activation is NaN or infinite (every rank throws the same).
 Hessian calibrate(const Activations& activations, const std::string& what, Comm& comm, Stream& stream);
+
+// mean_t |x[t, i]| over the tokens of all ranks, [d] on every rank, bit-identical for any number of ranks. Collective; throws as
+// calibrate().
+std::vector<double> mean_magnitude(const Activations& activations, const std::string& what, Comm& comm, Stream& stream);
 
 }  // namespace qpipe

@@ -114,26 +114,39 @@ void start_layer(const Architecture& a, const Layer& layer, Block& block, Stream
   apply_norm(a, layer.attention_norm, block.hidden, block.input, stream);
 }
 
+void attention_heads(const Architecture& a, const DecoderTables& tables, const Layer& layer, std::int64_t seqlen, ConstTensor x, Tensor y,
+                     Tensor scratch, Stream& stream) {
+  const Tensor qkv = top_left(scratch, x.rows, a.heads.width());
+  project(layer, 0, a.qkv.size(), x, qkv, stream);
+  const HeadLayout& heads = a.heads;
+  if (!layer.q_norm.empty()) {  // families with q/k norms have q|k|v side by side
+    rms_norm_heads(qkv.col_range(0, heads.heads * heads.head_dim), heads.heads, layer.q_norm, a.norm_eps, a.norm_offset, stream);
+    rms_norm_heads(qkv.col_range(heads.k_begin, heads.kv_heads * heads.head_dim), heads.kv_heads, layer.k_norm, a.norm_eps, a.norm_offset,
+                   stream);
+  }
+  if (a.rope.enabled) rope(qkv, heads, tables.inverse_frequencies, a.rope.amplitude, a.rope.interleaved, seqlen, stream);
+  AttentionOptions options;
+  options.scale = a.attention_scale;
+  options.window = a.window.at(static_cast<std::size_t>(layer.index));
+  options.key_bias = tables.key_bias;
+  attention(qkv, heads, seqlen, options, y, stream);
+}
+
+void mlp_activations(const Architecture& a, const Layer& layer, ConstTensor x, Tensor y, Tensor scratch, Stream& stream) {
+  const Tensor up = top_left(scratch, x.rows, mlp_width(a));
+  project(layer, mlp_in_index(a), a.mlp_in.size(), x, up, stream);
+  if (a.gated_mlp) return gated_activation(up, a.activation, y, stream);
+  return activation(up, a.activation, y, stream);
+}
+
 void advance(const Architecture& a, const DecoderTables& tables, const Layer& layer, StepKind kind, std::int64_t seqlen, Block& block,
              Tensor scratch, Stream& stream) {
   const std::int64_t tokens = block.hidden.rows;
   switch (kind) {
     case StepKind::attention_in: {
-      const Tensor qkv = top_left(scratch, tokens, a.heads.width());
-      project(layer, 0, a.qkv.size(), block.input, qkv, stream);
-      const HeadLayout& heads = a.heads;
-      if (!layer.q_norm.empty()) {  // families with q/k norms have q|k|v side by side
-        rms_norm_heads(qkv.col_range(0, heads.heads * heads.head_dim), heads.heads, layer.q_norm, a.norm_eps, a.norm_offset, stream);
-        rms_norm_heads(qkv.col_range(heads.k_begin, heads.kv_heads * heads.head_dim), heads.kv_heads, layer.k_norm, a.norm_eps,
-                       a.norm_offset, stream);
-      }
-      if (a.rope.enabled) rope(qkv, heads, tables.inverse_frequencies, a.rope.amplitude, a.rope.interleaved, seqlen, stream);
-      AttentionOptions options;
-      options.scale = a.attention_scale;
-      options.window = a.window.at(static_cast<std::size_t>(layer.index));
-      options.key_bias = tables.key_bias;
+      const ConstTensor x = block.input;
       block.input = input_of_width(block, a.attention_out.in_features);
-      return attention(qkv, heads, seqlen, options, block.input, stream);
+      return attention_heads(a, tables, layer, seqlen, x, block.input, scratch, stream);
     }
     case StepKind::attention_out: {
       const Linear& out = layer.linears[attention_out_index(a)];
@@ -150,11 +163,9 @@ void advance(const Architecture& a, const DecoderTables& tables, const Layer& la
       return copy_on_device(block.input.data, mlp_input.data, static_cast<std::size_t>(mlp_input.bytes()), stream);
     }
     case StepKind::mlp_in: {
-      const Tensor up = top_left(scratch, tokens, mlp_width(a));
-      project(layer, mlp_in_index(a), a.mlp_in.size(), block.input, up, stream);
+      const ConstTensor x = block.input;
       block.input = input_of_width(block, a.mlp_out.in_features);
-      if (a.gated_mlp) return gated_activation(up, a.activation, block.input, stream);
-      return activation(up, a.activation, block.input, stream);
+      return mlp_activations(a, layer, x, block.input, scratch, stream);
     }
     case StepKind::mlp_out: return add_to_hidden(layer.linears[mlp_out_index(a)], block.input, block.hidden, stream);
   }

@@ -21,15 +21,18 @@ namespace qpipe {
 // A linear on the device. `stored` is the weight as the checkpoint has it (what is quantized), `weight` the compute type's copy that the
 // forward pass uses; quantization overwrites `weight` with the dequantized codes.
 struct Linear {
-  std::string name;    // full module name: "model.layers.3.self_attn.q_proj"
-  ConstTensor stored;  // [out, in]; empty when the checkpoint is packed
-  Tensor weight;       // [out, in]
-  ConstTensor bias;    // [1, out] or empty, compute type
+  std::string name;         // full module name: "model.layers.3.self_attn.q_proj"
+  ConstTensor stored;       // [out, in]; empty when the checkpoint is packed
+  Tensor weight;            // [out, in]
+  ConstTensor bias;         // [1, out] or empty, compute type
+  ConstTensor stored_bias;  // as the checkpoint has it
 };
 
 struct Norm {
-  ConstTensor weight;  // [1, d]
-  ConstTensor bias;    // [1, d] or empty
+  ConstTensor weight;         // [1, d], compute type
+  ConstTensor bias;           // [1, d] or empty
+  ConstTensor stored_weight;  // as the checkpoint has them
+  ConstTensor stored_bias;
 };
 
 struct Layer {
@@ -76,6 +79,12 @@ struct Block {
 
 // block.input = norm(block.hidden): the input of the first step.
 void start_layer(const Architecture& architecture, const Layer& layer, Block& block, Stream& stream);
+
+// y = the heads' outputs, or the input of the MLP's last linear, for the step's input x: what attention_in and mlp_in do. y may lie in x's
+// memory; scratch as advance().
+void attention_heads(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, std::int64_t seqlen, ConstTensor x,
+                     Tensor y, Tensor scratch, Stream& stream);
+void mlp_activations(const Architecture& architecture, const Layer& layer, ConstTensor x, Tensor y, Tensor scratch, Stream& stream);
 
 // Runs the step's linears on block.input and leaves the next step's input there (after mlp_out: the layer's output in block.hidden).
 // scratch: compute type, at least [tokens, scratch_width].

@@ -18,6 +18,9 @@ SETTINGS = {
     "at-once": ["quantize.true_sequential=false", "quantize.group_size=32", "output.format=gptq_v2"],
     "original": ["quantize.propagate=original", "quantize.group_size=32", "quantize.act_group_aware=true"],
     "v1-asym": ["quantize.symmetric=false", "quantize.group_size=32", "output.format=gptq"],
+    "awq": ["quantize.method=awq", "quantize.group_size=32"],
+    "awq-gram-quantized": ["quantize.method=awq", "quantize.group_size=32", "awq.search=gram", "quantize.propagate=quantized", "awq.zero_point=false"],
+    "awq-gptq": ["quantize.method=awq", "quantize.group_size=32", "awq.rounding=gptq", "quantize.act_group_aware=true"],
     "rtn": ["quantize.method=rtn", "quantize.group_size=32"],
 }
 
@@ -34,6 +37,7 @@ def main():
     parser.add_argument("--share-gpu", action="store_true")
     parser.add_argument("--ranks", default="1,2,3,4")
     parser.add_argument("--models", default="llama,falcon-7b-style,qwen3")
+    parser.add_argument("--settings", default="", help="only those whose name contains this")
     args = parser.parse_args()
     if not os.path.isdir(os.path.join(args.shared, "oracles")):
         print("no oracles: skipped")
@@ -66,7 +70,9 @@ samples = 5
 """)
         for model in args.models.split(","):
             for name, settings in SETTINGS.items():
-                if model != "llama" and name not in ("sym4", "static-groups", "v1-asym"):
+                if model != "llama" and name not in ("sym4", "static-groups", "v1-asym", "awq"):
+                    continue
+                if args.settings not in name:
                     continue
                 expected = None
                 for ranks in [int(r) for r in args.ranks.split(",")]:

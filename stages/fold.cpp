@@ -1,0 +1,133 @@
+#include "stages/fold.h"
+
+#include <algorithm>
+
+#include "kernels/activation.h"
+#include "kernels/diagonal.h"
+#include "kernels/difference.h"
+#include "kernels/quantize_groups.h"
+#include "kernels/scaling.h"
+#include "launch/share.h"
+
+namespace qpipe {
+
+namespace {
+
+constexpr std::int64_t row_block = 512;
+
+template <class T>
+Array<T> upload(const std::vector<T>& values, Stream& stream) {
+  if (values.empty()) return {};
+  Array<T> array(1, static_cast<std::int64_t>(values.size()), stream);
+  copy_to_device(array.view.data, values.data(), values.size() * sizeof(T), stream);
+  return array;
+}
+
+std::vector<float> download(ConstTensor tensor, Stream& stream) {
+  const Array<float> copy(tensor.rows, tensor.cols, stream);
+  convert(tensor, copy.view, stream);
+  std::vector<float> values(static_cast<std::size_t>(tensor.size()));
+  copy_to_host(values.data(), copy.view.data, values.size() * sizeof(float), stream);
+  return values;
+}
+
+std::vector<float> reciprocals(std::vector<float> values) {
+  for (float& value : values) value = 1.0f / value;
+  return values;
+}
+
+// b / s for the run of rows that the factors belong to.
+std::vector<float> divided(std::vector<float> values, const std::vector<float>& scale, std::int64_t first, float offset) {
+  for (std::size_t i = 0; i < scale.size(); ++i) {
+    float& value = values.at(static_cast<std::size_t>(first) + i);
+    value = (offset + value) / scale[i] - offset;
+  }
+  return values;
+}
+
+}  // namespace
+
+std::vector<LinearFactors> linear_factors(const Layer& layer, const std::vector<ScaledPair>& pairs) {
+  std::vector<LinearFactors> factors(layer.linears.size());
+  for (const ScaledPair& p : pairs) {
+    for (const std::size_t i : p.pair.linears) factors[i].column = p.scale;
+    if (p.pair.source != ScaleSource::linear) continue;
+    std::vector<float>& row = factors[p.pair.source_linear].row;
+    row.assign(static_cast<std::size_t>(layer.linears[p.pair.source_linear].weight.rows), 1.0f);
+    std::copy(p.scale.begin(), p.scale.end(), row.begin() + p.pair.source_first_row);
+  }
+  return factors;
+}
+
+Array<float> scaled_weight(const Linear& linear, const LinearFactors& factors, Stream& stream) {
+  Array<float> weight(linear.stored.rows, linear.stored.cols, stream);
+  scale_weight(linear.stored, upload(factors.column, stream), upload(factors.row, stream), weight, stream);
+  return weight;
+}
+
+void unscaled_weight_into(const QuantizedLinear& quantized, const LinearFactors& factors, Tensor weight, Stream& stream) {
+  const Array<float> scaled(weight.rows, weight.cols, stream);
+  dequantize_into(quantized, scaled.view, stream);
+  scale_weight(scaled.view, upload(reciprocals(factors.column), stream), upload(reciprocals(factors.row), stream), scaled, stream);
+  convert(scaled.view, weight, stream);
+}
+
+std::vector<ChangedTensor> divided_vectors(const Architecture& a, const Layer& layer, const std::vector<ScaledPair>& pairs,
+                                           Stream& stream) {
+  std::vector<ChangedTensor> changed;
+  const auto change = [&](const std::string& name, ConstTensor stored, const ScaledPair& p, float offset) {
+    if (!stored.empty()) changed.push_back({name, divided(download(stored, stream), p.scale, p.pair.source_first_row, offset)});
+  };
+  const std::string prefix = a.layer_prefix + std::to_string(layer.index) + ".";
+  for (const ScaledPair& p : pairs) {
+    if (p.pair.source == ScaleSource::linear) {
+      const Linear& source = layer.linears[p.pair.source_linear];
+      change(source.name + ".bias", source.stored_bias, p, 0.0f);
+      continue;
+    }
+    const Norm& norm = p.pair.source == ScaleSource::attention_norm ? layer.attention_norm : layer.mlp_norm;
+    const std::string name = prefix + source_name(a, p.pair);
+    change(name + ".weight", norm.stored_weight, p, a.norm_offset);
+    change(name + ".bias", norm.stored_bias, p, 0.0f);
+  }
+  return changed;
+}
+
+void divide_input(Hessian& hessian, const std::vector<float>& scale, Stream& stream) {
+  unscale_hessian(hessian.matrix, upload(scale, stream), stream);
+  const Array<float> on_device(1, hessian.matrix.view.cols, stream);
+  diagonal(hessian.matrix, on_device, stream);
+  copy_to_host(hessian.diagonal.data(), on_device.view.data, on_device.memory.bytes(), stream);
+}
+
+double output_error(const Linear& linear, const LinearFactors& factors, const QuantizedLinear& quantized, const Hessian& hessian,
+                    Comm& comm, Stream& stream) {
+  const std::int64_t d = linear.stored.cols;
+  const RowRange mine = share_rows({linear.stored.rows}, row_block, comm.size()).front()[static_cast<std::size_t>(comm.rank())];
+  const Array<float> column = upload(factors.column, stream);
+  const Array<float> row = upload(factors.row, stream);
+  const Array<std::int32_t> group_of = upload(quantized.group_of, stream);
+  const Array<float> exact(row_block, d, stream);
+  const Array<float> rounded(row_block, d, stream);
+  const Array<float> scratch(2 * row_block, d, stream);
+  const std::int64_t blocks = (mine.count + row_block - 1) / row_block;
+  const Array<double> total(1, blocks, stream);
+  fill_zero(total.view.data, total.memory.bytes(), stream);
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const std::int64_t begin = mine.begin + block * row_block;
+    const std::int64_t count = std::min(row_block, mine.begin + mine.count - begin);
+    const Matrix<float> w = exact.view.row_range(0, count);
+    const Matrix<float> q = rounded.view.row_range(0, count);
+    scale_weight(linear.stored.row_range(begin, count), column, row.empty() ? row.view : row.view.col_range(begin, count), w, stream);
+    dequantize(quantized.code.view.row_range(begin, count), quantized.scale.view.row_range(begin, count),
+               quantized.zero.view.row_range(begin, count), group_of, q, stream);
+    add_gram_loss(w, q, hessian.matrix, scratch, total.view.col_range(block, 1), stream);
+  }
+  std::vector<double> host(static_cast<std::size_t>(blocks));
+  copy_to_host(host.data(), total.view.data, host.size() * sizeof(double), stream);
+  double sum = 0.0;
+  for (const double value : comm.all_gather(host)) sum += value;
+  return sum / static_cast<double>(linear.stored.rows);
+}
+
+}  // namespace qpipe

@@ -1,0 +1,208 @@
+#include "stages/rescale.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+#include "kernels/activation.h"
+#include "kernels/column_statistics.h"
+#include "kernels/difference.h"
+#include "kernels/linear.h"
+#include "kernels/scaled_rounding.h"
+#include "launch/share.h"
+
+namespace qpipe {
+
+namespace {
+
+// Rows whose Gram losses are added on one device, in fixed blocks.
+constexpr std::int64_t row_block = 512;
+
+GridOptions grid_of(const LinearSettings& s) { return {s.bits, s.symmetric, 0.0f}; }
+
+Array<float> upload_rows(const std::vector<std::vector<float>>& rows, Stream& stream) {
+  Array<float> array(static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(rows.front().size()), stream);
+  for (std::size_t r = 0; r < rows.size(); ++r)
+    copy_to_device(array.view.row(static_cast<std::int64_t>(r)), rows[r].data(), rows[r].size() * sizeof(float), stream);
+  return array;
+}
+
+// losses[c] = Σ over all ranks' rows of `own`, in the order of the ranks: the blocks' order, whoever owns them.
+std::vector<double> add_in_block_order(const Array<double>& own, Comm& comm, Stream& stream) {
+  std::vector<double> host(static_cast<std::size_t>(own.view.size()));
+  copy_to_host(host.data(), own.view.data, host.size() * sizeof(double), stream);
+  const std::vector<double> all = comm.all_gather(host);
+  const auto count = static_cast<std::size_t>(own.view.cols);
+  std::vector<double> losses(count, 0.0);
+  for (std::size_t i = 0; i < all.size(); ++i) losses[i % count] += all[i];
+  return losses;
+}
+
+Array<double> zeros(std::int64_t rows, std::int64_t cols, Stream& stream) {
+  Array<double> array(rows, cols, stream);
+  fill_zero(array.view.data, array.memory.bytes(), stream);
+  return array;
+}
+
+Matrix<double> element(const Array<double>& array, std::int64_t row, std::int64_t col) { return {array.view.row(row) + col, 1, 1}; }
+
+// The output of what the pair is judged by, without residual and biases of its last linear. between: memory for widest_input columns.
+void inspected_output(const Architecture& a, const DecoderTables& tables, const Layer& layer, Inspected inspected, std::int64_t seqlen,
+                      ConstTensor x, Tensor between, Tensor scratch, Matrix<float> y, Stream& stream) {
+  const Linear& attention_out = layer.linears[a.qkv.size()];
+  const Linear& mlp_out = layer.linears.back();
+  const auto of_width = [&](std::int64_t width) { return Tensor(between.data, between.dtype, x.rows, width); };
+  if (inspected != Inspected::mlp) {
+    const Tensor heads = of_width(a.attention_out.in_features);
+    attention_heads(a, tables, layer, seqlen, x, heads, scratch, stream);
+    linear(heads, attention_out.weight, {}, y, stream);
+  }
+  if (inspected != Inspected::attention) {
+    const Tensor activations = of_width(a.mlp_out.in_features);
+    mlp_activations(a, layer, x, activations, scratch, stream);
+    if (inspected == Inspected::mlp)
+      linear(activations, mlp_out.weight, {}, y, stream);
+    else
+      linear_add(activations, mlp_out.weight, {}, 1.0f, y, stream);
+  }
+}
+
+// Mean squared differences of the inspected output. Blocks outside, candidates inside: one reference output is held, and nothing waits.
+std::vector<double> output_losses(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
+                                  const std::vector<LinearSettings>& settings, const Activations& activations,
+                                  const std::vector<std::vector<float>>& scales, Comm& comm, Stream& stream) {
+  const Array<float> candidates = upload_rows(scales, stream);
+  const Blocking& blocking = activations.blocking;
+  const std::int64_t tokens = blocking.block_samples * blocking.seqlen;
+  std::vector<TensorArray> trial(pair.linears.size());
+  for (std::size_t i = 0; i < trial.size(); ++i) {
+    const Tensor weight = layer.linears[pair.linears[i]].weight;
+    if (!settings[i].skip) trial[i] = TensorArray(weight.dtype, weight.rows, weight.cols, stream);
+  }
+  const auto swap_weights = [&] {
+    for (std::size_t i = 0; i < trial.size(); ++i)
+      if (!settings[i].skip) std::swap(layer.linears[pair.linears[i]].weight, trial[i].view);
+  };
+  const TensorArray between(stream.compute_dtype(), tokens, widest_input(a), stream);
+  const Array<float> reference(tokens, a.hidden, stream);
+  const Array<float> output(tokens, a.hidden, stream);
+  const Array<double> total = zeros(activations.owned.count, candidates.view.rows, stream);
+  for (std::size_t b = 0; b < activations.blocks.size(); ++b) {
+    const ConstTensor x = activations.blocks[b].input;
+    const Matrix<float> expected = reference.view.row_range(0, x.rows);
+    const Matrix<float> got = output.view.row_range(0, x.rows);
+    const auto run = [&](Matrix<float> y) {
+      inspected_output(a, tables, layer, pair.inspected, blocking.seqlen, x, between, activations.scratch, y, stream);
+    };
+    run(expected);
+    for (std::int64_t c = 0; c < candidates.view.rows; ++c) {
+      for (std::size_t i = 0; i < trial.size(); ++i)
+        if (!settings[i].skip)
+          scaled_rounding(layer.linears[pair.linears[i]].stored, candidates.view.row_range(c, 1), settings[i].group_columns(x.cols),
+                          grid_of(settings[i]), trial[i].view, stream);
+      swap_weights();
+      run(got);
+      swap_weights();
+      add_squared_difference(expected, got, element(total, static_cast<std::int64_t>(b), c), stream);
+    }
+  }
+  std::vector<double> losses = add_in_block_order(total, comm, stream);
+  for (double& loss : losses) loss /= static_cast<double>(blocking.tokens() * a.hidden);
+  return losses;
+}
+
+// Σ over the pair's linears of tr(ΔW H ΔWᵀ).
+std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair, const std::vector<LinearSettings>& settings,
+                                const Hessian& hessian, const std::vector<std::vector<float>>& scales, Comm& comm, Stream& stream) {
+  const Array<float> candidates = upload_rows(scales, stream);
+  const std::int64_t d = candidates.view.cols;
+  std::vector<std::int64_t> rows;
+  for (std::size_t i = 0; i < pair.linears.size(); ++i) rows.push_back(settings[i].skip ? 0 : layer.linears[pair.linears[i]].stored.rows);
+  const auto shares = share_rows(rows, row_block, comm.size());
+  const auto mine = [&](std::size_t i) { return shares[i][static_cast<std::size_t>(comm.rank())]; };
+  std::int64_t blocks = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i) blocks += (mine(i).count + row_block - 1) / row_block;
+  const Array<double> total = zeros(blocks, candidates.view.rows, stream);
+  const Array<float> rounded(row_block, d, stream);
+  const Array<float> scratch(2 * row_block, d, stream);
+  std::int64_t block = 0;
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    for (std::int64_t begin = 0; begin < mine(i).count; begin += row_block, ++block) {
+      const std::int64_t count = std::min(row_block, mine(i).count - begin);
+      const ConstTensor w = layer.linears[pair.linears[i]].stored.row_range(mine(i).begin + begin, count);
+      const Matrix<float> q = rounded.view.row_range(0, count);
+      for (std::int64_t c = 0; c < candidates.view.rows; ++c) {
+        scaled_rounding(w, candidates.view.row_range(c, 1), settings[i].group_columns(d), grid_of(settings[i]), q, stream);
+        add_gram_loss(w, q, hessian.matrix, scratch, element(total, block, c), stream);
+      }
+    }
+  return add_in_block_order(total, comm, stream);
+}
+
+}  // namespace
+
+std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPair& pair, const std::vector<LinearSettings>& settings,
+                                            Stream& stream) {
+  const std::int64_t d = layer.linears[pair.linears.front()].stored.cols;
+  Array<std::int64_t> sum(1, d, stream);
+  fill_zero(sum.view.data, sum.memory.bytes(), stream);
+  std::int64_t rows = 0;
+  for (std::size_t i = 0; i < pair.linears.size(); ++i) {
+    if (settings[i].skip) continue;
+    const ConstTensor stored = layer.linears[pair.linears[i]].stored;
+    accumulate_relative_magnitude(stored, settings[i].group_columns(d), sum, stream);
+    rows += stored.rows;
+  }
+  std::vector<std::int64_t> host(static_cast<std::size_t>(d));
+  copy_to_host(host.data(), sum.view.data, sum.memory.bytes(), stream);
+  std::vector<double> mean;
+  for (const std::int64_t value : host) mean.push_back(static_cast<double>(value) * relative_magnitude_unit / static_cast<double>(rows));
+  return mean;
+}
+
+std::vector<std::vector<float>> candidate_scales(const std::vector<double>& activation, const std::vector<double>& weight,
+                                                 const ScaleSearch& options) {
+  std::vector<std::vector<float>> candidates;
+  std::vector<double> s(activation.size());
+  for (std::int64_t i = 0; i < options.grid; ++i) {
+    const double ratio = static_cast<double>(i) / static_cast<double>(options.grid);
+    for (std::size_t c = 0; c < s.size(); ++c) {
+      const double x = std::pow(activation[c], ratio);
+      s[c] = std::max(options.duo_scaling ? x / (std::pow(weight[c], 1.0 - ratio) + 1e-4) : x, 1e-4);
+    }
+    const auto [low, high] = std::minmax_element(s.begin(), s.end());
+    const double middle = std::sqrt(*low * *high);
+    std::vector<float>& row = candidates.emplace_back();
+    for (const double value : s) {
+      const auto normalised = static_cast<float>(value / middle);
+      row.push_back(std::isfinite(normalised) && normalised > 0.0f ? normalised : 1.0f);
+    }
+  }
+  return candidates;
+}
+
+std::vector<double> scale_losses(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
+                                 const std::vector<LinearSettings>& settings, const Activations& activations, const Hessian& hessian,
+                                 const std::vector<std::vector<float>>& scales, ScaleLoss loss, Comm& comm, Stream& stream) {
+  if (loss == ScaleLoss::exact && pair.inspected != Inspected::linears)
+    return output_losses(a, tables, layer, pair, settings, activations, scales, comm, stream);
+  return gram_losses(layer, pair, settings, hessian, scales, comm, stream);
+}
+
+ScaledPair search_scale(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
+                        const std::vector<LinearSettings>& settings, const Activations& activations, const Hessian& hessian,
+                        const ScaleSearch& options, Comm& comm, Stream& stream) {
+  const std::string& name = layer.linears[pair.linears.front()].name;
+  const std::vector<double> activation = mean_magnitude(activations, "input of " + name, comm, stream);
+  const std::vector<double> weight = mean_relative_magnitude(layer, pair, settings, stream);
+  std::vector<std::vector<float>> candidates = candidate_scales(activation, weight, options);
+  const std::vector<double> losses =
+      scale_losses(a, tables, layer, pair, settings, activations, hessian, candidates, options.loss, comm, stream);
+  std::size_t best = losses.size();
+  for (std::size_t c = 0; c < losses.size(); ++c)
+    if (std::isfinite(losses[c]) && (best == losses.size() || losses[c] < losses[best])) best = c;
+  if (best == losses.size()) throw std::runtime_error(name + ": no scale gives a finite loss; check the checkpoint for damaged weights");
+  return {pair, std::move(candidates[best]), static_cast<double>(best) / static_cast<double>(options.grid), losses[best]};
+}
+
+}  // namespace qpipe
