@@ -70,6 +70,22 @@ void Buffer::release() noexcept {
   data_ = nullptr;
 }
 
+HostBuffer::HostBuffer(std::size_t bytes, Stream& stream) {
+  const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
+  void* data = nullptr;
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) data = cuda::allocate_host(rounded);
+  if (!stream.on_cuda()) data = std::aligned_alloc(alignment, rounded);
+  if (data == nullptr) throw std::bad_alloc();
+  data_ = std::unique_ptr<unsigned char, Release>(static_cast<unsigned char*>(data), Release{stream.on_cuda()});
+}
+
+void HostBuffer::Release::operator()(unsigned char* data) const {
+  if constexpr (has_cuda)
+    if (page_locked) return cuda::release_host(data);
+  std::free(data);
+}
+
 void copy_to_device(void* device, const void* host, std::size_t bytes, Stream& stream) {
   if (bytes == 0) return;
   if constexpr (has_cuda)

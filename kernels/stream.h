@@ -90,6 +90,22 @@ class Buffer {
   Stream* stream_ = nullptr;
 };
 
+// Host memory that the stream's device copies from and to at full speed (page-locked on CUDA), uninitialised.
+class HostBuffer {
+ public:
+  HostBuffer() = default;
+  HostBuffer(std::size_t bytes, Stream& stream);
+
+  unsigned char* data() const { return data_.get(); }
+
+ private:
+  struct Release {
+    bool page_locked;
+    void operator()(unsigned char* data) const;
+  };
+  std::unique_ptr<unsigned char, Release> data_{nullptr, Release{false}};
+};
+
 // An owned matrix on a stream's device; converts to its view.
 template <class T>
 struct Array {

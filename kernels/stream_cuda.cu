@@ -89,6 +89,14 @@ void* allocate(std::size_t bytes, Stream& stream) {
   return data;
 }
 
+void* allocate_host(std::size_t bytes) {
+  void* data = nullptr;
+  check(cudaHostAlloc(&data, bytes, cudaHostAllocDefault));
+  return data;
+}
+
+void release_host(void* data) noexcept { cudaFreeHost(data); }
+
 void release(void* data, Stream& stream) noexcept { cudaFreeAsync(data, stream.cuda().stream); }
 
 void copy(void* to, const void* from, std::size_t bytes, bool wait, Stream& stream) {

@@ -11,6 +11,8 @@ CudaHandles* create_handles(int device);
 void destroy_handles(CudaHandles* handles) noexcept;
 void synchronize(Stream& stream);
 void* allocate(std::size_t bytes, Stream& stream);
+void* allocate_host(std::size_t bytes);
+void release_host(void* data) noexcept;
 void release(void* data, Stream& stream) noexcept;
 // wait: return only when the copy is done (for host memory that the caller may reuse).
 void copy(void* to, const void* from, std::size_t bytes, bool wait, Stream& stream);

@@ -338,6 +338,8 @@ void check_value(const Origins& origins, const std::string& key, const auto& val
   refused(origins.at(key), key, as_toml_value(value), fault);
 }
 
+bool needs_calibration(const std::string& method) { return method == "gptq" || method == "awq"; }
+
 void validate(const Options& options, const Origins& origins) {
   visit_options(options, [&](const std::string& key, const auto& value, const auto& rule, const char*, const char*) {
     if constexpr (std::is_same_v<decltype(value), const std::vector<ModuleOverride>&>) {
@@ -364,7 +366,7 @@ void validate(const Options& options, const Origins& origins) {
   require(!awq || !quantize.desc_act, origins, "quantize.desc_act", "true", "is gptq's; awq keeps the columns in place, so remove it");
   require(!awq || quantize.mse == 0.0, origins, "quantize.mse", as_toml_value(quantize.mse),
           "is gptq's and rtn's; awq has awq.clip in its place, so remove it");
-  require(quantize.method == "rtn" || !options.calibration.data.empty(), origins, "calibration.data", "\"\"",
+  require(!needs_calibration(quantize.method) || !options.calibration.data.empty(), origins, "calibration.data", "\"\"",
           quantize.method + " needs calibration data: a file of token ids (.h5, .safetensors) or of text (.txt, .jsonl)");
   std::error_code error;
   const fs::path model = fs::weakly_canonical(options.model.path, error);
@@ -391,7 +393,7 @@ void check_input(const Origins& origins, const std::string& key, const std::stri
 
 void check_inputs(const Options& options, const Origins& origins) {
   check_input(origins, "model.path", options.model.path, true);
-  if (options.quantize.method != "rtn") check_input(origins, "calibration.data", options.calibration.data, false);
+  if (needs_calibration(options.quantize.method)) check_input(origins, "calibration.data", options.calibration.data, false);
   if (!options.evaluate.data.empty()) check_input(origins, "evaluate.data", options.evaluate.data, false);
 }
 

@@ -36,7 +36,7 @@ struct Options {
   } calibration;
 
   struct Quantize {
-    std::string method = "gptq";  // gptq | awq | rtn
+    std::string method = "gptq";  // gptq | awq | rtn | bnb-nf4 | bnb-fp4 | bnb-int8 | fp8 | fp8-block | nvfp4 | mxfp4
     std::int64_t bits = 4;
     std::int64_t group_size = 128;  // -1: one group per output channel
     bool symmetric = true;
@@ -60,6 +60,13 @@ struct Options {
     std::string rounding = "rtn";  // rtn | gptq
   } awq;
 
+  struct Bnb {
+    std::int64_t block_size = 64;
+    bool double_quant = false;
+    std::string storage = "uint8";       // uint8 | bfloat16 | float16 | float32: the same bytes
+    std::string compute_dtype = "auto";  // auto (= output.dtype) | bfloat16 | float16 | float32
+  } bnb;
+
   struct Parallel {
     std::string backend = "auto";  // auto | cpu | cuda
     bool share_gpu = false;
@@ -73,8 +80,9 @@ struct Options {
 
   struct Output {
     std::string path;
-    std::string format = "auto";  // auto | gptq | gptq_v2
-    std::string dtype = "auto";   // of scales' neighbours (norms, embeddings, skipped linears): auto (= float16) | float16 | bfloat16
+    std::string format = "auto";  // auto | gptq | gptq_v2 | awq | compressed-tensors | bitsandbytes | fp8
+    std::string target = "any";   // any | vllm | transformers: who must load the result
+    std::string dtype = "auto";   // of the tensors left unquantized: auto | float16 | bfloat16
     std::string max_shard_size = "5GB";
     bool overwrite = false;
   } output;

@@ -28,8 +28,10 @@ void visit_options(Tree& options, Visit&& visit) {
   visit("calibration.cache", calibration.cache, AnyValue{}, "", "folder of tokenized text; empty: $XDG_CACHE_HOME/qpipe or ~/.cache/qpipe");
 
   auto& quantize = options.quantize;
-  visit("quantize.method", quantize.method, OneOf{{"gptq", "awq", "rtn"}}, "",
-        "gptq, awq, or rtn: round to nearest, which needs no calibration");
+  visit(
+      "quantize.method", quantize.method,
+      OneOf{{"gptq", "awq", "rtn", "bnb-nf4", "bnb-fp4", "bnb-int8", "fp8", "fp8-block", "nvfp4", "mxfp4"}}, "",
+      "gptq and awq calibrate; rtn rounds to nearest; bnb-*: bitsandbytes; fp8, nvfp4, mxfp4: floats for vLLM; fp8-block: as DeepSeek-V3");
   visit("quantize.bits", quantize.bits, OneOfNumbers{{2, 3, 4, 8}}, "bits", "width of a quantized weight");
   visit("quantize.group_size", quantize.group_size, GroupSize{}, "inputs",
         "weights that share a scale and a zero; -1: a whole output channel");
@@ -59,6 +61,14 @@ void visit_options(Tree& options, Visit&& visit) {
   visit("awq.zero_point", awq.zero_point, AnyValue{}, "", "grid with a zero point; false: centred on zero");
   visit("awq.rounding", awq.rounding, OneOf{{"rtn", "gptq"}}, "", "how the scaled weights are rounded: to nearest, or by gptq");
 
+  auto& bnb = options.bnb;
+  visit("bnb.block_size", bnb.block_size, OneOfNumbers{{64, 128, 256, 512, 1024, 2048, 4096}}, "weights", "that share a scale, in 4 bits");
+  visit("bnb.double_quant", bnb.double_quant, AnyValue{}, "", "quantize the scales, too: 0.37 bits less for each weight");
+  visit("bnb.storage", bnb.storage, OneOf{{"uint8", "bfloat16", "float16", "float32"}}, "",
+        "type that the packed bytes are declared as; bfloat16 suits FSDP");
+  visit("bnb.compute_dtype", bnb.compute_dtype, OneOf{{"auto", "bfloat16", "float16", "float32"}}, "",
+        "type that loaders compute in; auto: that of the unquantized tensors");
+
   auto& parallel = options.parallel;
   visit("parallel.backend", parallel.backend, OneOf{{"auto", "cpu", "cuda"}}, "", "auto: cuda when a GPU is there");
   visit("parallel.share_gpu", parallel.share_gpu, AnyValue{}, "", "let several ranks use one GPU");
@@ -70,8 +80,11 @@ void visit_options(Tree& options, Visit&& visit) {
 
   auto& output = options.output;
   visit("output.path", output.path, Required{}, "", "folder to write the quantized checkpoint to");
-  visit("output.format", output.format, OneOf{{"auto", "gptq", "gptq_v2"}}, "", "auto: gptq when symmetric, else gptq_v2");
-  visit("output.dtype", output.dtype, OneOf{{"auto", "float16", "bfloat16"}}, "", "of the tensors left unquantized; auto: float16");
+  visit("output.format", output.format, OneOf{{"auto", "gptq", "gptq_v2", "awq", "compressed-tensors", "bitsandbytes", "fp8"}}, "",
+        "auto: what the method and output.target ask for; gptq and rtn: gptq when symmetric, else gptq_v2");
+  visit("output.target", output.target, OneOf{{"any", "vllm", "transformers"}}, "", "who must load the result");
+  visit("output.dtype", output.dtype, OneOf{{"auto", "float16", "bfloat16"}}, "",
+        "of the tensors left unquantized; auto: float16 beside integer codes, else the source's");
   visit("output.max_shard_size", output.max_shard_size, ByteSize{}, "", "size of a safetensors file");
   visit("output.overwrite", output.overwrite, AnyValue{}, "", "write into a folder that is not empty");
 

@@ -6,6 +6,7 @@
 
 #include "kernels/clip_search.h"
 #include "pipeline/error.h"
+#include "pipeline/format_choice.h"
 #include "pipeline/layer_source.h"
 #include "pipeline/shard_plan.h"
 #include "stages/clip.h"
@@ -31,25 +32,36 @@ LinearSettings default_settings(const Options& options) {
   return s;
 }
 
-void apply(const ModuleOverride& o, LinearSettings& s) {
-  s.skip = o.skip;
-  if (o.bits != 0) s.bits = static_cast<int>(o.bits);
-  if (o.group_size != 0) s.group_size = o.group_size;
-  if (!o.symmetric.empty()) s.symmetric = o.symmetric == "true";
-}
-
-void check_sizes(const std::string& module, const LinearSpec& linear, const LinearSettings& s) {
-  const auto fault = [&](const std::string& message) {
-    throw UserError(ExitCode::config, fmt::format("{} (out {}, in {}): {}", module, linear.out_features, linear.in_features, message));
+// A codec's own condition on the sizes; "" when it is met.
+std::string size_fault(const LinearSpec& linear, const LinearSettings& s, const StorageSettings& storage) {
+  const auto multiple = [&](std::int64_t of) {
+    return linear.in_features % of == 0
+               ? ""
+               : fmt::format("its groups of {} inputs do not divide {}; add an entry to quantize.overrides with skip = true for it", of,
+                             linear.in_features);
   };
+  switch (storage.codec) {
+    case Codec::nvfp4: return multiple(16);
+    case Codec::mxfp4: return multiple(32);
+    case Codec::nf4:
+    case Codec::fp4:
+    case Codec::int8_rows:
+    case Codec::float8_rows:
+    case Codec::float8_blocks: return {};
+    case Codec::integer: break;
+  }
   if (s.group_size > 0 && linear.in_features % s.group_size != 0) {
     std::string sizes;
     for (const std::int64_t g : {32, 64, 96, 128, 192, 256, 512, 1024})
       if (linear.in_features % g == 0) sizes += fmt::format("{}, ", g);
-    fault(fmt::format("quantize.group_size = {} does not divide the {} inputs; use {}or -1", s.group_size, linear.in_features, sizes));
+    return fmt::format("quantize.group_size = {} does not divide the {} inputs; use {}or -1", s.group_size, linear.in_features, sizes);
   }
   if (linear.in_features % 32 != 0 || linear.out_features % 32 != 0)
-    fault("GPTQ packs 32 values at a time, and a size is no multiple of 32; add an entry to quantize.overrides with skip = true for it");
+    return fmt::format(
+        "{} packs 32 values at a time, and a size is no multiple of 32; add an entry to quantize.overrides with skip = true for it",
+        name_of(storage.format));
+  if (storage.format == Format::awq && s.bits != 4) return "awq holds 4 bits only; remove bits from the entry of quantize.overrides";
+  return {};
 }
 
 void check_clip(const std::string& module, const LinearSpec& linear, const LinearSettings& s) {
@@ -60,19 +72,24 @@ void check_clip(const std::string& module, const LinearSpec& linear, const Linea
                                 module, largest_clip_group, s.group_size));
 }
 
-TensorInfo as_info(const NamedTensor& tensor) { return {tensor.name, tensor.dtype, tensor.shape}; }
+// The type of the decoder's first linear.
+DType source_dtype(const Architecture& architecture, const Checkpoint& checkpoint) {
+  return checkpoint.info(layer_prefix(architecture, 0) + all_linears(architecture).front().name + ".weight").dtype;
+}
 
 }  // namespace
 
 QuantizePlan plan_quantization(const Options& options, const Architecture& architecture, const Checkpoint& checkpoint) {
   QuantizePlan plan;
   plan.defaults = default_settings(options);
-  plan.dtype = options.output.dtype == "bfloat16" ? DType::bf16 : DType::f16;
+  const FormatChoice choice = choose_format(options, plan.defaults, source_dtype(architecture, checkpoint));
+  plan.storage = choice.storage;
+  plan.notes = choice.notes;
+  plan.layer_prefix = architecture.layer_prefix;
   plan.awq = options.quantize.method == "awq";
   plan.quantized_propagation = options.quantize.propagate == "auto" ? !plan.awq : options.quantize.propagate == "quantized";
   plan.max_shard_bytes = parse_size(options.output.max_shard_size);
-  plan.format =
-      options.output.format == "gptq_v2" || (options.output.format == "auto" && !plan.defaults.symmetric) ? GptqFormat::v2 : GptqFormat::v1;
+  plan.calibrated = !plan.casts() && (plan.awq || plan.defaults.method == Method::gptq);
 
   std::vector<std::regex> patterns;
   for (const ModuleOverride& o : options.quantize.overrides) patterns.emplace_back(o.match);
@@ -80,7 +97,8 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
 
   const auto keep = [&](const std::string& name) {
     const TensorInfo& info = checkpoint.info(name);
-    plan.tensors.push_back({name, plan.dtype, info.shape});
+    plan.kept.push_back({name, plan.storage.dtype, info.shape});
+    plan.tensors.push_back(plan.kept.back());
   };
   keep(architecture.embedding);
   double packed_bits = 0.0;
@@ -92,7 +110,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       LinearSettings settings = plan.defaults;
       for (std::size_t i = 0; i < patterns.size(); ++i) {
         if (!std::regex_search(module, patterns[i])) continue;
-        apply(options.quantize.overrides[i], settings);
+        apply_override(options.quantize.overrides[i], settings);
         used[i] = true;
         break;
       }
@@ -100,12 +118,13 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       if (settings.skip) {
         keep(module + ".weight");
       } else {
-        check_sizes(module, linear, settings);
+        const std::string fault = size_fault(linear, settings, plan.storage);
+        if (!fault.empty())
+          throw UserError(ExitCode::config, fmt::format("{} (out {}, in {}): {}", module, linear.out_features, linear.in_features, fault));
         if (plan.awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
-        if (!settings.symmetric && plan.format == GptqFormat::v1) plan.may_need_v2 = true;
-        for (const NamedTensor& tensor :
-             gptq_tensors(module, linear.out_features, linear.in_features, settings.bits, settings.group_size)) {
-          plan.tensors.push_back(as_info(tensor));
+        if (!settings.symmetric && plan.storage.format == Format::gptq) plan.may_need_v2 = true;
+        for (const NamedTensor& tensor : stored_tensors(module, linear.out_features, linear.in_features, settings, plan.storage)) {
+          plan.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
           packed_bits += 8.0 * static_cast<double>(plan.tensors.back().bytes());
         }
         packed_weights += static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
@@ -133,23 +152,11 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
   return plan;
 }
 
-nlohmann::json dynamic_json(const Options& options) {
-  if (options.quantize.overrides.empty()) return nullptr;
-  nlohmann::json dynamic = nlohmann::json::object();
-  for (const ModuleOverride& o : options.quantize.overrides) {
-    // GPTQModel anchors its patterns at the start of the name.
-    const std::string pattern = ".*(?:" + o.match + ")";
-    if (o.skip) {
-      dynamic["-:" + pattern] = nlohmann::json::object();
-      continue;
-    }
-    nlohmann::json entry = nlohmann::json::object();
-    if (o.bits != 0) entry["bits"] = o.bits;
-    if (o.group_size != 0) entry["group_size"] = o.group_size;
-    if (!o.symmetric.empty()) entry["sym"] = o.symmetric == "true";
-    dynamic["+:" + pattern] = entry;
-  }
-  return dynamic;
+std::vector<std::string> QuantizePlan::skipped() const {
+  std::vector<std::string> names;
+  for (const auto& [module, settings] : modules)
+    if (settings.skip) names.push_back(module);
+  return names;
 }
 
 }  // namespace qpipe

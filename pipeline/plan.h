@@ -8,7 +8,7 @@
 #include "pipeline/checkpoint.h"
 #include "pipeline/options.h"
 #include "stages/architecture.h"
-#include "stages/gptq_format.h"
+#include "stages/format.h"
 
 namespace qpipe {
 
@@ -16,21 +16,24 @@ struct QuantizePlan {
   LinearSettings defaults;
   // Full module name → settings (skip included), for every linear of every decoder layer.
   std::map<std::string, LinearSettings> modules;
+  StorageSettings storage;
   std::vector<TensorInfo> tensors;  // of the output, in order: embedding, layers, final norm, head
-  DType dtype = DType::f16;         // of the tensors that are not packed
-  GptqFormat format = GptqFormat::v1;
-  bool may_need_v2 = false;  // v1 was asked for an asymmetric grid: v2 if a zero of 0 turns up
+  std::vector<TensorInfo> kept;     // those of them that are copied from the source, in the output's type
+  std::string layer_prefix;         // of the names of the layers' tensors
+  std::vector<std::string> notes;   // for the user
+  bool may_need_v2 = false;         // gptq was asked for an asymmetric grid: gptq_v2 if a zero of 0 turns up
   bool quantized_propagation = true;
-  bool awq = false;  // modules' settings say how the scaled weights are rounded
+  bool awq = false;         // modules' settings say how the scaled weights are rounded
+  bool calibrated = false;  // the method needs calibration data
   std::int64_t max_shard_bytes = 0;
-  double bits_per_weight = 0.0;  // of the quantized linears, with scales, zeros and g_idx
+  double bits_per_weight = 0.0;  // of the quantized linears, with scales, zeros and indices
+
+  bool casts() const { return storage.codec != Codec::integer; }  // codes follow from the weights alone
+  std::vector<std::string> skipped() const;                       // the modules that stay as they are
 };
 
 // Throws UserError(ExitCode::config) when a group size does not divide a module's inputs (names the sizes that do), when sizes cannot be
-// packed, or when an override matches nothing.
+// packed, when an override matches nothing, and as choose_format does.
 QuantizePlan plan_quantization(const Options& options, const Architecture& architecture, const Checkpoint& checkpoint);
-
-// The plan's per-module differences as GPTQModel's `dynamic`; null without overrides.
-nlohmann::json dynamic_json(const Options& options);
 
 }  // namespace qpipe

@@ -4,13 +4,14 @@
 #include <fmt/format.h>
 
 #include <chrono>
-#include <fstream>
 
 #include "launch/comm.h"
 #include "launch/device.h"
+#include "pipeline/cast.h"
 #include "pipeline/dataset.h"
 #include "pipeline/error.h"
 #include "pipeline/evaluate.h"
+#include "pipeline/folder.h"
 #include "pipeline/layer_source.h"
 #include "pipeline/model.h"
 #include "pipeline/plan.h"
@@ -251,6 +252,28 @@ void quantize_without_calibration(Loop& loop, Layer& layer) {
   for (const Step& step : layer_steps(loop.architecture)) solve_step(loop, layer, step, nullptr);
 }
 
+void quantize_layers(Loop& loop, const DecoderTables& tables, LayerSource& layers, Activations& activations) {
+  for (std::int64_t index = 0; index < loop.architecture.layers; ++index) {
+    Layer layer;
+    {
+      Timed timed(loop.report.seconds.read, loop.comm, loop.stream);
+      layer = layers.load_layer(index);
+    }
+    if (!loop.plan.calibrated)
+      quantize_without_calibration(loop, layer);
+    else if (loop.plan.awq)
+      quantize_layer_awq(loop, tables, layer, activations);
+    else if (loop.options.quantize.true_sequential && loop.plan.quantized_propagation)
+      quantize_layer_sequentially(loop, tables, layer, activations);
+    else
+      quantize_layer_at_once(loop, tables, layer, activations);
+    const ModuleReport* last = loop.report.modules.empty() ? nullptr : &loop.report.modules.back();
+    loop.progress.update(index + 1, last == nullptr ? fmt::format("layer {}", index)
+                                                    : fmt::format("layer {}  {} mse {:.3e}", index,
+                                                                  last->name.substr(last->name.rfind('.') + 1), last->mean_squared_error));
+  }
+}
+
 Tokens load_calibration(const Options& options, const Architecture& architecture, Comm& comm) {
   DatasetRequest request;
   request.data = options.calibration.data;
@@ -280,37 +303,6 @@ Tokens load_evaluation(const Options& options, const Architecture& architecture,
   return load_tokens_on_all_ranks(request, comm);
 }
 
-// "org/name" when config.json knows it, else the folder's name.
-std::string model_name(const Checkpoint& checkpoint) {
-  const std::string recorded = checkpoint.config().value("_name_or_path", "");
-  if (!recorded.empty() && recorded.find('/') != std::string::npos && recorded.front() != '/' && recorded.front() != '.') return recorded;
-  return std::filesystem::weakly_canonical(checkpoint.folder()).filename().string();
-}
-
-// The `license:` line of the source's model card, if it has one.
-std::string source_license(const std::filesystem::path& folder) {
-  std::ifstream card(folder / "README.md");
-  std::string line;
-  if (!std::getline(card, line) || line != "---") return {};
-  while (std::getline(card, line) && line != "---")
-    if (line.starts_with("license: ")) return line.substr(9);
-  return {};
-}
-
-void write_folder(const std::filesystem::path& folder, const Checkpoint& source, const QuantizePlan& plan, const GptqConfig& gptq,
-                  const ShardSet& shards, const RunReport& report) {
-  copy_auxiliary_files(source.folder(), folder);
-  if (!shards.index().is_null()) write_text_file(folder / "model.safetensors.index.json", shards.index().dump(2) + "\n");
-  const nlohmann::json quantization = gptq_config_json(gptq);
-  nlohmann::json config = source.config();
-  config.erase("dtype");
-  config["torch_dtype"] = plan.dtype == DType::f16 ? "float16" : "bfloat16";
-  config["quantization_config"] = quantization;
-  write_text_file(folder / "quantize_config.json", quantization.dump(2) + "\n");
-  write_text_file(folder / "README.md", model_card(report, plan.defaults, source_license(source.folder())));
-  write_text_file(folder / "config.json", config.dump(2) + "\n");
-}
-
 }  // namespace
 
 int run_quantize(const Options& options, bool dry_run) {
@@ -321,8 +313,7 @@ int run_quantize(const Options& options, bool dry_run) {
     throw UserError(ExitCode::data, source.folder().string() + ": is quantized already; give model.path the original checkpoint");
   check_tensors(architecture, source);
   QuantizePlan plan = plan_quantization(options, architecture, source);
-  const bool calibrated = plan.awq || plan.defaults.method == Method::gptq;
-  if (calibrated && options.calibration.data.empty())
+  if (plan.calibrated && options.calibration.data.empty())
     throw UserError(ExitCode::config,
                     "calibration.data is not set; give a file of token ids (.h5, .safetensors) or of text (.txt, .jsonl)");
 
@@ -339,13 +330,14 @@ int run_quantize(const Options& options, bool dry_run) {
   report.bits_per_weight = plan.bits_per_weight;
   report.ranks = comm.size();
   report.device = stream.device_name();
-  progress.say(fmt::format("qpipe {}: {} ({}, {} layers), {} {}-bit, {:.3f} bits per weight, {} rank{} on {}", QPIPE_VERSION, report.model,
-                           architecture.model_type, architecture.layers, report.method, plan.defaults.bits, plan.bits_per_weight,
+  progress.say(fmt::format("qpipe {}: {} ({}, {} layers), {} as {}, {:.3f} bits per weight, {} rank{} on {}", QPIPE_VERSION, report.model,
+                           architecture.model_type, architecture.layers, report.method, name_of(plan.storage.format), plan.bits_per_weight,
                            comm.size(), comm.size() == 1 ? "" : "s", report.device));
-  if (calibrated) check_sequence_length(architecture, options.calibration.seqlen);
+  for (const std::string& note : plan.notes) progress.say("note: " + note);
+  if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
   if (dry_run) return 0;
 
-  const Tokens calibration = calibrated ? load_calibration(options, architecture, comm) : Tokens{};
+  const Tokens calibration = plan.calibrated ? load_calibration(options, architecture, comm) : Tokens{};
   const Tokens evaluation = options.evaluate.data.empty() ? Tokens{} : load_evaluation(options, architecture, comm);
   report.calibration = calibration.source;
   report.calibration_hash = calibration.hash;
@@ -359,66 +351,46 @@ int run_quantize(const Options& options, bool dry_run) {
   }
 
   {
-    ShardSet shards(options.output.path, plan.tensors, plan.max_shard_bytes, comm.rank(), comm.size());
-    Store store(plan, source, shards);
+    ShardSet shards(options.output.path, plan.tensors, plan.max_shard_bytes, comm);
+    Store store(plan, source, shards, comm);
     LayerSource layers(source, architecture, comm, stream);
     Loop loop{options, architecture, plan, comm, stream, store, progress, report};
 
     Activations activations;
     DecoderTables tables;
-    if (calibrated) {
+    if (plan.calibrated) {
       const Blocking blocking = cut_samples(calibration.samples, calibration.seqlen, options.memory.micro_batch);
       activations = make_activations(architecture, blocking, comm.rank(), comm.size(), stream);
       tables = make_tables(architecture, calibration.seqlen, stream);
       const TensorArray embedding = layers.load_tensor(architecture.embedding);
       embed_tokens(architecture, calibration.ids, embedding, activations, stream);
     }
-    for (std::int64_t index = 0; index < architecture.layers; ++index) {
-      Layer layer;
-      {
-        Timed timed(report.seconds.read, comm, stream);
-        layer = layers.load_layer(index);
-      }
-      if (!calibrated)
-        quantize_without_calibration(loop, layer);
-      else if (plan.awq)
-        quantize_layer_awq(loop, tables, layer, activations);
-      else if (options.quantize.true_sequential && plan.quantized_propagation)
-        quantize_layer_sequentially(loop, tables, layer, activations);
-      else
-        quantize_layer_at_once(loop, tables, layer, activations);
-      const ModuleReport* last = report.modules.empty() ? nullptr : &report.modules.back();
-      progress.update(index + 1, last == nullptr ? fmt::format("layer {}", index)
-                                                 : fmt::format("layer {}  {} mse {:.3e}", index,
-                                                               last->name.substr(last->name.rfind('.') + 1), last->mean_squared_error));
+    if (plan.casts()) {
+      Timed timed(report.seconds.solve, comm, stream);
+      cast_layers(source, architecture, plan, store, comm, stream,
+                  [&](std::int64_t index) { progress.update(index + 1, fmt::format("layer {}", index)); });
+    } else {
+      quantize_layers(loop, tables, layers, activations);
     }
     {
       Timed timed(report.seconds.write, comm, stream);
-      std::string fault;
-      try {
-        store.finish(plan.may_need_v2 && loop.zero_of_zero);
-      } catch (const std::exception& error) {
-        fault = error.what();
-      }
-      fault = comm.first_failure(fault);
-      if (!fault.empty()) throw UserError(ExitCode::io, fault);
+      store.finish(plan.may_need_v2 && loop.zero_of_zero);
     }
     if (plan.may_need_v2 && loop.zero_of_zero) {
-      plan.format = GptqFormat::v2;
+      plan.storage.format = Format::gptq_v2;
       progress.say("note: an asymmetric zero of 0 does not fit checkpoint format gptq (v1): written as gptq_v2");
     }
     report.bytes = shards.total_bytes();
-    report.format = plan.format == GptqFormat::v1 ? "gptq" : "gptq_v2";
+    report.format = name_of(plan.storage.format);
     report.gpu_peak_bytes = stream.on_cuda() ? stream.bytes_peak() : 0;
-    const GptqConfig gptq{plan.defaults, plan.format, options.quantize.true_sequential, dynamic_json(options), QPIPE_VERSION};
-    on_root(comm, [&] { write_folder(options.output.path, source, plan, gptq, shards, report); });
+    on_root(comm, [&] { write_folder(options, source, plan, shards.index(), report); });
     report.seconds.total = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 
     if (evaluation.samples > 0 && options.evaluate.after) {
       const Checkpoint quantized(options.output.path);
       report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, comm, stream).value;
       progress.say(fmt::format("perplexity of the quantized model: {:.3f}", *report.perplexity_after));
-      on_root(comm, [&] { write_folder(options.output.path, source, plan, gptq, shards, report); });
+      on_root(comm, [&] { write_folder(options, source, plan, shards.index(), report); });
     }
   }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <functional>
 
 namespace qpipe {
 
@@ -47,17 +48,48 @@ nlohmann::json report_json(const RunReport& r) {
   return json;
 }
 
-std::string model_card(const RunReport& r, const LinearSettings& s, const std::string& license) {
-  const std::string base = std::filesystem::path(r.model).filename().string();
-  std::string card = fmt::format(
-      "---\nbase_model: {}\nbase_model_relation: quantized\nlibrary_name: transformers\npipeline_tag: text-generation\n{}tags:\n- {}\n- "
-      "{}-bit\n- qpipe\n"
-      "---\n\n# {} quantized to {} bits ({})\n\n",
-      r.model, license.empty() ? "" : "license: " + license + "\n", r.method, s.bits, base, s.bits, r.method);
-  card += fmt::format("Made with qpipe {} from `{}`.\n\n| setting | value |\n| --- | --- |\n", r.version, r.model);
-  const auto row = [&](const std::string& name, const std::string& value) { card += fmt::format("| {} | {} |\n", name, value); };
-  row("method", r.method);
-  row("checkpoint format", r.format);
+namespace {
+
+// "4-bit", or the name of a format that is not counted in bits alone.
+std::string width_text(const QuantizePlan& plan) {
+  switch (plan.storage.codec) {
+    case Codec::nf4: return "NF4";
+    case Codec::fp4: return "FP4";
+    case Codec::int8_rows: return "LLM.int8";
+    case Codec::float8_rows:
+    case Codec::float8_blocks: return "FP8";
+    case Codec::nvfp4: return "NVFP4";
+    case Codec::mxfp4: return "MXFP4";
+    case Codec::integer: break;
+  }
+  return fmt::format("{}-bit", plan.defaults.bits);
+}
+
+// What transformers needs installed, and whether vLLM serves the folder.
+struct Loaders {
+  std::string transformers;
+  std::string vllm;
+};
+
+Loaders loaders(const QuantizePlan& plan) {
+  const LinearSettings& s = plan.defaults;
+  const std::string serves = "vLLM serves it as it is: `vllm serve THIS_FOLDER`.";
+  switch (plan.storage.format) {
+    case Format::gptq:
+    case Format::gptq_v2:
+      return {"optimum and gptqmodel", s.symmetric && (s.bits == 4 || s.bits == 8) && !(s.desc_act && !s.static_groups && s.group_size > 0)
+                                           ? serves
+                                           : "vLLM does not serve this variant: it takes symmetric 4- or 8-bit GPTQ without desc_act."};
+    case Format::awq: return {"gptqmodel", serves};
+    case Format::compressed_tensors: return {"compressed-tensors", serves};
+    case Format::bitsandbytes: return {"bitsandbytes", "vLLM needs a plug-in for bitsandbytes checkpoints."};
+    case Format::fp8: return {"a GPU with FP8 (compute capability 8.9 or newer)", serves};
+  }
+  return {};
+}
+
+void add_integer_rows(const QuantizePlan& plan, const std::function<void(const std::string&, const std::string&)>& row) {
+  const LinearSettings& s = plan.defaults;
   row("bits", std::to_string(s.bits));
   row("group size", s.group_size > 0 ? std::to_string(s.group_size) : "one group per output");
   row("grid", s.symmetric ? "symmetric" : "asymmetric");
@@ -69,6 +101,28 @@ std::string model_card(const RunReport& r, const LinearSettings& s, const std::s
     row("damping", fmt::format("{} of the mean diagonal", s.damp_percent));
   }
   if (s.mse_norm > 0.0f) row("scale search", fmt::format("exponent {}", s.mse_norm));
+}
+
+}  // namespace
+
+std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::string& license) {
+  const std::string base = std::filesystem::path(r.model).filename().string();
+  const std::string width = width_text(plan);
+  std::string tags = "- " + r.method + "\n";
+  if (plan.storage.codec == Codec::integer) tags += "- " + width + "\n";
+  std::string card = fmt::format(
+      "---\nbase_model: {}\nbase_model_relation: quantized\nlibrary_name: transformers\npipeline_tag: text-generation\n{}tags:\n{}- qpipe\n"
+      "---\n\n# {} in {} ({})\n\n",
+      r.model, license.empty() ? "" : "license: " + license + "\n", tags, base, width, r.method);
+  card += fmt::format("Made with qpipe {} from `{}`.\n\n| setting | value |\n| --- | --- |\n", r.version, r.model);
+  const auto row = [&](const std::string& name, const std::string& value) { card += fmt::format("| {} | {} |\n", name, value); };
+  row("method", r.method);
+  row("checkpoint format", r.format);
+  if (plan.storage.codec == Codec::integer) add_integer_rows(plan, row);
+  if (plan.storage.codec == Codec::nf4 || plan.storage.codec == Codec::fp4) {
+    row("block size", std::to_string(plan.storage.four_bit.block_size));
+    row("double quantization", plan.storage.four_bit.double_quant ? "yes" : "no");
+  }
   row("bits per quantized weight", fmt::format("{:.3f}", r.bits_per_weight));
   if (!r.calibration.empty()) row("calibration", fmt::format("{} ({} tokens)", r.calibration, r.calibration_tokens));
   if (r.perplexity_before || r.perplexity_after) {
@@ -76,15 +130,12 @@ std::string model_card(const RunReport& r, const LinearSettings& s, const std::s
     if (r.perplexity_before) card += fmt::format("| original | {:.3f} |\n", *r.perplexity_before);
     if (r.perplexity_after) card += fmt::format("| quantized | {:.3f} |\n", *r.perplexity_after);
   }
-  card +=
-      "\n## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer  # needs optimum and gptqmodel\n\n"
+  const Loaders l = loaders(plan);
+  card += fmt::format(
+      "\n## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer  # needs {}\n\n"
       "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\", device_map=\"auto\")\n"
-      "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n";
-  if (s.method == Method::gptq || s.method == Method::rtn) {
-    const bool served = s.symmetric && (s.bits == 4 || s.bits == 8) && !(s.desc_act && !s.static_groups && s.group_size > 0);
-    card += served ? "\nvLLM serves it as it is: `vllm serve THIS_FOLDER`.\n"
-                   : "\nvLLM does not serve this variant: it takes symmetric 4- or 8-bit GPTQ without desc_act.\n";
-  }
+      "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n\n{}\n",
+      l.transformers, l.vllm);
   return card;
 }
 

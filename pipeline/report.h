@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "stages/solve.h"
+#include "pipeline/plan.h"
 
 namespace qpipe {
 
@@ -63,6 +63,6 @@ struct RunReport {
 nlohmann::json report_json(const RunReport& report);
 
 // README.md. Holds nothing that depends on the machine or the number of ranks, so that equal runs give equal folders.
-std::string model_card(const RunReport& report, const LinearSettings& settings, const std::string& license);
+std::string model_card(const RunReport& report, const QuantizePlan& plan, const std::string& license);
 
 }  // namespace qpipe

@@ -46,7 +46,7 @@ class Store {
   const Checkpoint& checkpoint_;
   ShardSet& shards_;
   Comm& comm_;
-  std::map<std::string, int> writer_of_;  // module → rank
+  std::map<std::string, int> writer_of_;       // module → rank
   std::map<std::string, TensorInfo> to_copy_;  // by this rank, at the end
   std::vector<std::future<void>> pending_;
   std::map<std::string, std::pair<PackedTensor, int>> zeros_;  // kept back, with their bits

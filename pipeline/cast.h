@@ -1,0 +1,20 @@
+// Methods without calibration: the weights are read, quantized and stored, nothing else.
+#pragma once
+
+#include <functional>
+
+#include "launch/comm.h"
+#include "pipeline/checkpoint.h"
+#include "pipeline/plan.h"
+#include "pipeline/store.h"
+#include "stages/architecture.h"
+
+namespace qpipe {
+
+// Quantizes the layers l with l mod ranks = rank, each step's linears at a time, while the next ones are read in the background. Without
+// communication. progress(l) is called after each of this rank's layers. Memory: the weights of two steps on the host, of one on the
+// device.
+void cast_layers(const Checkpoint& checkpoint, const Architecture& architecture, const QuantizePlan& plan, Store& store, const Comm& comm,
+                 Stream& stream, const std::function<void(std::int64_t)>& progress);
+
+}  // namespace qpipe
