@@ -138,6 +138,18 @@ INSTANTIATE_TEST_SUITE_P(Oracles, Models,
 
 class PeerCheckpoints : public Engine {};
 
+// ‖logits − reference‖ / ‖reference‖ on the CPU, where both run in float32 but for what the peer did otherwise (oracles/README.md).
+double peer_bound(const std::string& name) {
+  const auto begins = [&](const char* text) { return name.starts_with(text); };
+  // The peer's unpacked weights and activations were bfloat16: 1.0-1.6% as for the models above, and twice that.
+  if (begins("gptq") || name == "ct-nvfp4a16" || name == "ct-mxfp4a16" || name == "bnb-nf4-bf16storage") return 0.03;
+  // LLM.int8 rounds activations to int8, each row with its maximum a: an error of a/127/√12 in each element, where the elements have
+  // a/3 or so: 0.7% in each of the seven linears of a layer.
+  if (name == "bnb-int8") return 0.03;
+  // The same numbers in another order of sums; bitsandbytes' matmul and the others' differ in that too.
+  return begins("bnb") ? 1e-4 : 1e-3;
+}
+
 TEST_P(PeerCheckpoints, ReadBackGivesThePeersLogits) {
   const Checkpoint checkpoint(oracles / "checkpoints" / GetParam().name);
   const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
@@ -147,13 +159,23 @@ TEST_P(PeerCheckpoints, ReadBackGivesThePeersLogits) {
   if (comm.size() > 1) GTEST_SKIP() << "one rank holds all samples";
   const std::vector<float> logits = logits_of(checkpoint, architecture, tokens);
   const bool cuda = GetParam().backend == Backend::cuda;
-  EXPECT_LT(relative_error(logits, read_floats(reference, "logits_float32")), cuda ? 0.03 : 1e-3);
-  EXPECT_LT(relative_error(logits, read_floats(reference, "logits")), cuda ? 0.04 : 0.03);  // the peer ran in bfloat16
+  ASSERT_TRUE(reference.contains("logits_float32") || reference.contains("logits"));
+  for (const char* name : {"logits_float32", "logits"}) {
+    if (!reference.contains(name)) continue;
+    const double error = relative_error(logits, read_floats(reference, name));
+    const bool exact = name == std::string("logits_float32");
+    const double limit = exact ? 1e-3 : peer_bound(GetParam().name);
+    EXPECT_LT(error, cuda ? std::max(limit, exact ? 0.03 : 0.04) : limit) << name;
+    RecordProperty(name, std::to_string(error));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Oracles, PeerCheckpoints,
-                         testing::ValuesIn(on_backends({"gptq-sym2-g32", "gptq-sym3-g32", "gptq-sym4-g32", "gptq-sym4-g32-desc",
-                                                        "gptq-sym8-col", "gptqv2-asym4-g32"})),
+                         testing::ValuesIn(on_backends({"awq-gemm-g32", "bnb-fp4", "bnb-int8", "bnb-nf4", "bnb-nf4-bf16storage",
+                                                        "bnb-nf4-double", "ct-awq-w4-asym", "ct-fp8-dynamic", "ct-gptq-w4-asym-static",
+                                                        "ct-gptq-w4-sym", "ct-mxfp4a16", "ct-nvfp4a16", "ct-rtn-w8", "gptq-sym2-g32",
+                                                        "gptq-sym3-g32", "gptq-sym4-g32", "gptq-sym4-g32-desc", "gptq-sym8-col",
+                                                        "gptqv2-asym4-g32"})),
                          case_name);
 
 // Each window alone, whatever the blocks: the perplexity does not depend on the micro-batch or on the number of ranks.
