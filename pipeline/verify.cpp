@@ -132,12 +132,20 @@ bool matches(const std::string& pattern, const std::string& name) {
 
 // Whether quantization_config says that a linear is left unquantized, as the format's loaders match names.
 bool is_skipped(StoredFormat format, const Json& quantization, const std::string& module) {
-  const auto any = [&](const char* key, auto&& predicate) {
-    const Json list = quantization.value(key, Json());
+  const auto any = [](const Json& object, const char* key, auto&& predicate) {
+    const Json list = object.value(key, Json());
     return list.is_array() &&
            std::any_of(list.begin(), list.end(), [&](const Json& x) { return x.is_string() && predicate(x.get<std::string>()); });
   };
   const auto inside = [&](const std::string& name) { return module.find(name) != std::string::npos; };
+  const auto named = [&](const std::string& name) { return name.starts_with("re:") ? matches(name.substr(3), module) : name == module; };
+  const auto is_targeted = [&] {  // by a group of compressed-tensors
+    const Json groups = quantization.value("config_groups", Json());
+    if (!groups.is_object()) return false;
+    return std::any_of(groups.begin(), groups.end(), [&](const Json& group) {
+      return group.is_object() && any(group, "targets", [&](const std::string& name) { return name == "Linear" || named(name); });
+    });
+  };
   switch (format) {
     case StoredFormat::unquantized: return true;
     case StoredFormat::gptq_v1:
@@ -154,15 +162,13 @@ bool is_skipped(StoredFormat format, const Json& quantization, const std::string
       return true;
     }
     case StoredFormat::awq:
-    case StoredFormat::fp8: return any("modules_to_not_convert", inside);
+    case StoredFormat::fp8: return any(quantization, "modules_to_not_convert", inside);
     case StoredFormat::ct_integer:
     case StoredFormat::ct_float8:
     case StoredFormat::ct_nvfp4:
-    case StoredFormat::ct_mxfp4:
-      return any("ignore",
-                 [&](const std::string& name) { return name.starts_with("re:") ? matches(name.substr(3), module) : name == module; });
+    case StoredFormat::ct_mxfp4: return any(quantization, "ignore", named) || !is_targeted();
     case StoredFormat::bnb_four_bit:
-    case StoredFormat::bnb_int8: return any("llm_int8_skip_modules", inside);
+    case StoredFormat::bnb_int8: return any(quantization, "llm_int8_skip_modules", inside);
   }
   throw std::logic_error("is_skipped: " + name_of(format));
 }

@@ -222,6 +222,10 @@ TEST_F(VerifyTest, FusedLinearsOfWhichOneIsNotPacked) {
   expect_among(result, "linear '" + module + "' is not packed, but quantization_config does not say so");
   copy("ct-mxfp4a16", unpack, [&](Json& c) { c["quantization_config"]["ignore"] = {"lm_head", "re:.*layers\\.1\\.self_attn\\.k_proj"}; });
   expect_only(verify(), {"is unpacked, but"});
+  copy("ct-mxfp4a16", unpack, [&](Json& c) {
+    c["quantization_config"]["config_groups"]["group_0"]["targets"] = {"re:.*(q|v|o|gate|up|down)_proj", "re:.*[02].self_attn.k_proj"};
+  });
+  expect_only(verify(), {"is unpacked, but"});
   copy("ct-mxfp4a16", {}, [&](Json& c) { c["quantization_config"]["ignore"] = {"lm_head", "model.layers.1.mlp.down_proj"}; });
   expect_only(verify(), {"'model.layers.1.mlp.down_proj' is packed, but quantization_config says that it is not"});
 }
