@@ -70,11 +70,11 @@ void Buffer::release() noexcept {
   data_ = nullptr;
 }
 
-HostBuffer::HostBuffer(std::size_t bytes, Stream& stream) {
+HostBuffer::HostBuffer(std::size_t bytes, const Stream& stream) : bytes_(bytes) {
   const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
   void* data = nullptr;
   if constexpr (has_cuda)
-    if (stream.on_cuda()) data = cuda::allocate_host(rounded);
+    if (stream.on_cuda()) data = cuda::allocate_host(rounded, stream.device());
   if (!stream.on_cuda()) data = std::aligned_alloc(alignment, rounded);
   if (data == nullptr) throw std::bad_alloc();
   data_ = std::unique_ptr<unsigned char, Release>(static_cast<unsigned char*>(data), Release{stream.on_cuda()});

@@ -94,15 +94,17 @@ class Buffer {
 class HostBuffer {
  public:
   HostBuffer() = default;
-  HostBuffer(std::size_t bytes, Stream& stream);
+  HostBuffer(std::size_t bytes, const Stream& stream);  // from any thread
 
   unsigned char* data() const { return data_.get(); }
+  std::size_t bytes() const { return bytes_; }
 
  private:
   struct Release {
     bool page_locked;
     void operator()(unsigned char* data) const;
   };
+  std::size_t bytes_ = 0;
   std::unique_ptr<unsigned char, Release> data_{nullptr, Release{false}};
 };
 

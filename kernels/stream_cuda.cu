@@ -89,8 +89,9 @@ void* allocate(std::size_t bytes, Stream& stream) {
   return data;
 }
 
-void* allocate_host(std::size_t bytes) {
+void* allocate_host(std::size_t bytes, int device) {
   void* data = nullptr;
+  check(cudaSetDevice(device));  // a new thread has device 0
   check(cudaHostAlloc(&data, bytes, cudaHostAllocDefault));
   return data;
 }

@@ -11,7 +11,7 @@ CudaHandles* create_handles(int device);
 void destroy_handles(CudaHandles* handles) noexcept;
 void synchronize(Stream& stream);
 void* allocate(std::size_t bytes, Stream& stream);
-void* allocate_host(std::size_t bytes);
+void* allocate_host(std::size_t bytes, int device);  // from any thread
 void release_host(void* data) noexcept;
 void release(void* data, Stream& stream) noexcept;
 // wait: return only when the copy is done (for host memory that the caller may reuse).

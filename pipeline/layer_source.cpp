@@ -29,7 +29,9 @@ LayerSource::LayerSource(const Checkpoint& checkpoint, const Architecture& archi
       architecture_(architecture),
       comm_(comm),
       stream_(stream),
-      format_(read_stored_format(checkpoint.config(), (checkpoint.folder() / "config.json").string())) {}
+      format_(read_stored_format(checkpoint.config(), (checkpoint.folder() / "config.json").string())) {
+  prefetch(0);
+}
 
 LayerSource::~LayerSource() = default;
 
@@ -58,15 +60,25 @@ LayerSource::Plan LayerSource::plan_layer(std::int64_t index) const {
   return plan;
 }
 
-std::vector<unsigned char> LayerSource::read(const Plan& plan) const {
-  std::vector<unsigned char> blob(plan.bytes);
-  for (const Slot& slot : plan.slots) checkpoint_.read(slot.info.name, blob.data() + slot.offset);
-  return blob;
+HostBuffer LayerSource::read(const Plan& plan, HostBuffer to) const {
+  if (to.bytes() < plan.bytes) to = HostBuffer(plan.bytes, stream_);
+  std::vector<std::future<void>> reads;  // a single reader does not saturate a fast disk
+  for (const Slot& slot : plan.slots)
+    reads.push_back(
+        std::async(std::launch::async, [this, &slot, place = to.data() + slot.offset] { checkpoint_.read(slot.info.name, place); }));
+  for (std::future<void>& done : reads) done.get();
+  return to;
 }
 
 void LayerSource::prefetch(std::int64_t index) {
   if (index >= architecture_.layers || owner(index) != comm_.rank() || ahead_.count(index) != 0) return;
-  ahead_[index] = std::async(std::launch::async, [this, index] { return read(plan_layer(index)); });
+  HostBuffer to;
+  if (!spare_.empty()) {
+    to = std::move(spare_.back());
+    spare_.pop_back();
+  }
+  ahead_[index] = std::async(std::launch::async,
+                             [this, index, buffer = std::move(to)]() mutable { return read(plan_layer(index), std::move(buffer)); });
 }
 
 Layer LayerSource::load_layer(std::int64_t index) {
@@ -78,8 +90,9 @@ Layer LayerSource::load_layer(std::int64_t index) {
   if (owner(index) == comm_.rank()) {
     prefetch(index);
     try {
-      const std::vector<unsigned char> data = ahead_.at(index).get();
-      copy_to_device(blob.data(), data.data(), data.size(), stream_);
+      HostBuffer data = ahead_.at(index).get();
+      copy_to_device(blob.data(), data.data(), plan.bytes, stream_);
+      spare_.push_back(std::move(data));
     } catch (const std::exception& error) {
       fault = error.what();
     }

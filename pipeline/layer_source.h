@@ -43,7 +43,7 @@ class LayerSource {
   };
   Plan plan_layer(std::int64_t index) const;
   int owner(std::int64_t index) const;
-  std::vector<unsigned char> read(const Plan& plan) const;
+  HostBuffer read(const Plan& plan, HostBuffer to) const;
   void prefetch(std::int64_t index);
 
   const Checkpoint& checkpoint_;
@@ -51,7 +51,8 @@ class LayerSource {
   Comm& comm_;
   Stream& stream_;
   StoredFormat format_;
-  std::map<std::int64_t, std::future<std::vector<unsigned char>>> ahead_;
+  std::map<std::int64_t, std::future<HostBuffer>> ahead_;
+  std::vector<HostBuffer> spare_;  // to read into: page-locking memory anew takes as long as reading it
 };
 
 // "model.layers.3." for layer 3.
