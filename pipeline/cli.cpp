@@ -23,6 +23,8 @@ constexpr const char* usage = R"(qpipe quantizes a Hugging Face checkpoint into 
   qpipe CONFIG.toml [--set section.key=value ...] [--dry-run]
         quantize; the last --set of a key wins over the file. --dry-run checks the configuration, the model and the plan, prints the
         effective configuration, and writes nothing. Runs on many GPUs under mpirun or srun: mpirun -np 8 qpipe CONFIG.toml
+  qpipe compare CONFIG.toml --methods gptq,awq,bnb-nf4,rtn [--set section.key=value ...] [--out FILE-STEM] [--dry-run]
+        quantize with each method into OUTPUT-METHOD and print one table: perplexity, size, time, who loads it; also under mpirun
   qpipe eval --model DIR --data FILE [--samples N] [--seqlen N] [--dataset NAME] [--text-field FIELD] [--backend auto|cpu|cuda]
              [--logits OUT.safetensors]
         perplexity of an original or a quantized checkpoint; also under mpirun
@@ -32,7 +34,7 @@ constexpr const char* usage = R"(qpipe quantizes a Hugging Face checkpoint into 
   qpipe verify DIR [--original DIR] [--json FILE]
         a quantized checkpoint against its format, and, given the original, the error of every weight; needs no GPU
   qpipe --help | --version
-        `qpipe eval --help` and `qpipe tokenize --help` tell their defaults
+        `qpipe COMMAND --help` tells a command's options and defaults
 
 Exit codes: 0 done, 64 wrong arguments, 65 damaged data, 66 missing input, 69 unsupported here, 70 defect of qpipe, 73 or 74 output cannot
 be written, 78 wrong configuration.
@@ -79,6 +81,11 @@ int run(const QuantizeRequest& command) {
   return run_quantize(command.options, command.dry_run);
 }
 
+int run(const CompareRequest& command) {
+  set_log_level(command.options.front().run.log_level);
+  return run_compare(command);
+}
+
 int run(const EvalRequest& command) { return run_eval(command); }
 
 int run(const VerifyRequest& command) { return run_verify(command); }
@@ -97,6 +104,7 @@ int run(const TokenizeRequest& command) {
 // What the parser is told and where it puts the answers.
 struct Arguments {
   CLI::App app{"qpipe", "qpipe"};
+  CLI::App* compare = nullptr;
   CLI::App* eval = nullptr;
   CLI::App* tokenize = nullptr;
   CLI::App* verify = nullptr;
@@ -105,6 +113,11 @@ struct Arguments {
   bool dry_run = false;
   bool help = false;
   bool version = false;
+  std::string compare_config;
+  std::string compare_methods;
+  std::vector<std::string> compare_sets;
+  std::string compare_out;
+  bool compare_dry_run = false;
   EvalRequest eval_request;
   TokenizeRequest tokenize_request;
   VerifyRequest verify_request;
@@ -118,6 +131,18 @@ struct Arguments {
     app.add_option("config", config);
     app.add_option("--set", sets)->allow_extra_args(false);
     app.add_flag("--dry-run", dry_run);
+
+    compare = app.add_subcommand("compare", "Quantizes one model with several methods; one table of quality, size, time and loaders.");
+    compare->set_help_flag("-h,--help", "this text");
+    compare->add_option("config", compare_config, "configuration file; needs evaluate.data")->required();
+    compare
+        ->add_option("--methods", compare_methods,
+                     "names of quantize.method divided by commas, each with settings of [quantize], [awq] or [bnb] after a colon: "
+                     "gptq,gptq:act_group_aware=true,mse=2.4,bnb-nf4")
+        ->required();
+    compare->add_option("--set", compare_sets, "section.key=value, for all methods")->allow_extra_args(false);
+    compare->add_option("--out", compare_out, "stem of the files STEM.json and STEM.md; without: OUTPUT.compare");
+    compare->add_flag("--dry-run", compare_dry_run, "check every method against the model; write nothing");
 
     eval = app.add_subcommand("eval", "Perplexity of a checkpoint, original or quantized, on consecutive windows of tokens or text.");
     add_input(*eval, eval_request.model, eval_request.data, eval_request.text_field);
@@ -178,7 +203,8 @@ int environment_rank() { return read_environment().rank; }
 bool has_launcher() { return read_environment().found; }
 
 bool is_collective(const Command& command) {
-  return std::holds_alternative<QuantizeRequest>(command) || std::holds_alternative<EvalRequest>(command);
+  return std::holds_alternative<QuantizeRequest>(command) || std::holds_alternative<CompareRequest>(command) ||
+         std::holds_alternative<EvalRequest>(command);
 }
 
 int run_command(const Command& command) {
@@ -196,10 +222,16 @@ Command read_command(int argc, const char* const* argv) {
   }
   if (arguments.help) return ShowText{usage + options_help()};
   if (arguments.version) return ShowText{version_text()};
-  const bool subcommand = *arguments.eval || *arguments.tokenize || *arguments.verify;
+  const bool subcommand = *arguments.compare || *arguments.eval || *arguments.tokenize || *arguments.verify;
   if (subcommand && (!arguments.config.empty() || !arguments.sets.empty() || arguments.dry_run))
-    usage_fault("a configuration file, --set and --dry-run do not go with eval, tokenize and verify");
+    usage_fault("a configuration file, --set and --dry-run stand behind `compare`, and do not go with eval, tokenize and verify");
 
+  if (*arguments.compare) {
+    CompareRequest request =
+        read_compare(arguments.compare_config, arguments.compare_methods, arguments.compare_sets, arguments.compare_out);
+    request.dry_run = arguments.compare_dry_run;
+    return request;
+  }
   if (*arguments.eval) {
     require_input("--model", arguments.eval_request.model, true);
     require_input("--data", arguments.eval_request.data, false);
@@ -220,7 +252,7 @@ Command read_command(int argc, const char* const* argv) {
     if (!request.original.empty()) require_input("--original", request.original.string(), true);
     return request;
   }
-  if (arguments.config.empty()) usage_fault("give a configuration file (qpipe CONFIG.toml) or a command (eval, tokenize, verify)");
+  if (arguments.config.empty()) usage_fault("give a configuration file (qpipe CONFIG.toml) or a command (compare, eval, tokenize, verify)");
   return QuantizeRequest{load_options(arguments.config, arguments.sets), arguments.dry_run};
 }
 

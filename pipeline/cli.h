@@ -5,6 +5,7 @@
 #include <string>
 #include <variant>
 
+#include "pipeline/compare.h"
 #include "pipeline/dataset.h"
 #include "pipeline/evaluate_command.h"
 #include "pipeline/options.h"
@@ -28,7 +29,7 @@ struct TokenizeRequest {
   std::filesystem::path out;  // .h5
 };
 
-using Command = std::variant<ShowText, QuantizeRequest, EvalRequest, TokenizeRequest, VerifyRequest>;
+using Command = std::variant<ShowText, QuantizeRequest, CompareRequest, EvalRequest, TokenizeRequest, VerifyRequest>;
 
 // Reads the arguments, and the configuration file if there is one. Needs no MPI, so that faults are told at once. Throws UserError:
 // ExitCode::usage for the arguments, else as load_options.

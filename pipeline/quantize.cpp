@@ -305,7 +305,7 @@ Tokens load_evaluation(const Options& options, const Architecture& architecture,
 
 }  // namespace
 
-int run_quantize(const Options& options, bool dry_run) {
+RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before) {
   const auto begin = std::chrono::steady_clock::now();
   const Checkpoint source(options.model.path);
   const Architecture architecture = read_architecture(source.config(), (source.folder() / "config.json").string());
@@ -335,7 +335,7 @@ int run_quantize(const Options& options, bool dry_run) {
                            comm.size(), comm.size() == 1 ? "" : "s", report.device));
   for (const std::string& note : plan.notes) progress.say("note: " + note);
   if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
-  if (dry_run) return 0;
+  if (dry_run) return report;
 
   const Tokens calibration = plan.calibrated ? load_calibration(options, architecture, comm) : Tokens{};
   const Tokens evaluation = options.evaluate.data.empty() ? Tokens{} : load_evaluation(options, architecture, comm);
@@ -345,7 +345,9 @@ int run_quantize(const Options& options, bool dry_run) {
   report.evaluation = evaluation.source;
   on_root(comm, [&] { prepare_output_folder(options.output.path, options.output.overwrite); });
 
-  if (evaluation.samples > 0 && options.evaluate.before) {
+  report.perplexity_before = perplexity_before;
+  if (evaluation.samples > 0 && options.evaluate.before && !perplexity_before) {
+    Timed timed(report.seconds.evaluate, comm, stream);
     report.perplexity_before = evaluate(source, architecture, evaluation, options.memory.micro_batch, comm, stream).value;
     progress.say(fmt::format("perplexity of the original: {:.3f}", *report.perplexity_before));
   }
@@ -384,9 +386,9 @@ int run_quantize(const Options& options, bool dry_run) {
     report.format = name_of(plan.storage.format);
     report.gpu_peak_bytes = stream.on_cuda() ? stream.bytes_peak() : 0;
     on_root(comm, [&] { write_folder(options, source, plan, shards.index(), report); });
-    report.seconds.total = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 
     if (evaluation.samples > 0 && options.evaluate.after) {
+      Timed timed(report.seconds.evaluate, comm, stream);
       const Checkpoint quantized(options.output.path);
       report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, comm, stream).value;
       progress.say(fmt::format("perplexity of the quantized model: {:.3f}", *report.perplexity_after));
@@ -396,12 +398,18 @@ int run_quantize(const Options& options, bool dry_run) {
 
   const std::string report_path = options.run.report.empty() ? options.output.path + ".report.json" : options.run.report;
   report.options = options_as_json(options);
+  report.seconds.total = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   on_root(comm, [&] { write_text_file(report_path, report_json(report).dump(2) + "\n"); });
   progress.say(fmt::format(
-      "wrote {} ({:.2f} GB) in {:.1f} s: read {:.1f}, hessian {:.1f}, search {:.1f}, solve {:.1f}, forward {:.1f}, write {:.1f}; report in "
-      "{}",
+      "wrote {} ({:.2f} GB) in {:.1f} s: read {:.1f}, hessian {:.1f}, search {:.1f}, solve {:.1f}, forward {:.1f}, write {:.1f}, "
+      "evaluate {:.1f}; report in {}",
       options.output.path, static_cast<double>(report.bytes) * 1e-9, report.seconds.total, report.seconds.read, report.seconds.hessian,
-      report.seconds.search, report.seconds.solve, report.seconds.forward, report.seconds.write, report_path));
+      report.seconds.search, report.seconds.solve, report.seconds.forward, report.seconds.write, report.seconds.evaluate, report_path));
+  return report;
+}
+
+int run_quantize(const Options& options, bool dry_run) {
+  quantize(options, dry_run);
   return 0;
 }
 

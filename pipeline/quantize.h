@@ -1,12 +1,19 @@
 // qpipe CONFIG.toml: reads a checkpoint, quantizes it layer by layer and writes the output folder.
 #pragma once
 
+#include <optional>
+
 #include "pipeline/options.h"
+#include "pipeline/report.h"
 
 namespace qpipe {
 
 // Collective over all ranks of MPI_COMM_WORLD, which is initialised. dry_run: checks the model and the plan, writes nothing.
-// Returns the exit code. Throws UserError for faults that every rank finds alike, other exceptions for faults of one rank.
+// perplexity_before: the original's, where it is known; it is computed otherwise, if the options ask for it.
+// Throws UserError for faults that every rank finds alike, other exceptions for faults of one rank.
+RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before = std::nullopt);
+
+// The same as a command: returns the exit code.
 int run_quantize(const Options& options, bool dry_run);
 
 }  // namespace qpipe

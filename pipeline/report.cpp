@@ -38,6 +38,7 @@ nlohmann::json report_json(const RunReport& r) {
                         {"solve", r.seconds.solve},
                         {"forward", r.seconds.forward},
                         {"write", r.seconds.write},
+                        {"evaluate", r.seconds.evaluate},
                         {"total", r.seconds.total}}},
                       {"modules", modules}};
   for (const ScaleReport& s : r.scales)

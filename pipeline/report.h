@@ -35,6 +35,7 @@ struct PhaseSeconds {
   double solve = 0.0;
   double forward = 0.0;
   double write = 0.0;
+  double evaluate = 0.0;
   double total = 0.0;
 };
 

@@ -85,6 +85,17 @@ class CommandLine(unittest.TestCase):
         self.assertIn("model: is empty", empty.stderr)
         self.assertTrue(empty.stdout.endswith("1 fault(s)\n"), empty.stdout)
 
+    def test_compare(self):
+        text = run("compare", "--help")
+        self.assertEqual((text.returncode, text.stderr), (0, ""))
+        self.assertIn("--methods", text.stdout)
+        self.expect_fault(run("compare", self.write()), 64, "--methods is required")
+        self.expect_fault(run("compare", "--methods", "rtn"), 64, "config is required")
+        self.expect_fault(run("compare", self.write(), "--methods", "rtn,gtpq"), 64, "unknown method gtpq", "did you mean gptq?")
+        self.expect_fault(run("compare", self.write(), "--methods", "rtn:mze=2"), 64, "unknown setting mze", "did you mean mse?")
+        self.expect_fault(run("compare", self.write(), "--methods", "rtn"), 78, "run.toml: evaluate.data is not set", "[evaluate]")
+        self.expect_fault(run("--dry-run", "compare", self.write(), "--methods", "rtn"), 64, "behind `compare`")
+
     def test_usage(self):
         self.expect_fault(run(), 64, "configuration file", "qpipe --help")
         self.expect_fault(run("--st", "a=b"), 64, "--st")
