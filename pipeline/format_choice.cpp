@@ -141,6 +141,12 @@ void add_notes(const Options& options, const LinearSettings& s, FormatChoice& ch
             "\"fp8\"");
       break;
     case Format::compressed_tensors:
+      // compressed-tensors 0.19 and 0.20 make room for unpacked zero points when they load into their compressed form.
+      if (options.output.target != "vllm" && choice.storage.codec == Codec::integer && !s.symmetric)
+        note(
+            "transformers loads asymmetric compressed-tensors codes only with "
+            "quantization_config=CompressedTensorsConfig(dequantize=True)");
+      break;
     case Format::fp8: break;
   }
 }

@@ -59,7 +59,10 @@ nlohmann::json awq_config_json(std::int64_t group_size, const std::vector<std::s
                       {"zero_point", true},
                       {"sym", false},
                       {"modules_to_not_convert", nullptr}};
-  if (!modules_to_not_convert.empty()) json["modules_to_not_convert"] = modules_to_not_convert;
+  if (modules_to_not_convert.empty()) return json;
+  json["modules_to_not_convert"] = modules_to_not_convert;
+  // GPTQModel knows no modules_to_not_convert; its `dynamic` holds regular expressions, where "-:" excludes what matches from the start.
+  for (const std::string& name : modules_to_not_convert) json["dynamic"]["-:" + name + "$"] = nlohmann::json::object();
   return json;
 }
 

@@ -23,7 +23,7 @@ struct AwqLinearView {
 void unpack_awq_linear(const AwqLinearView& packed, Tensor weight, Stream& stream);
 
 // quantization_config of config.json. modules_to_not_convert: names that loaders match as substrings (AutoAWQ, vLLM) or suffixes
-// (transformers); empty is written as null.
+// (transformers); empty is written as null. They are also written as GPTQModel's `dynamic`, which is all that it reads.
 nlohmann::json awq_config_json(std::int64_t group_size, const std::vector<std::string>& modules_to_not_convert);
 
 }  // namespace qpipe

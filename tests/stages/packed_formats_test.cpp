@@ -258,7 +258,9 @@ TEST(PackedFormatsConfig, Fp8AndAwq) {
     "weight_block_size": [128, 128], "modules_to_not_convert": ["lm_head"]})"));
   EXPECT_EQ(awq_config_json(128, {}), json::parse(R"({"quant_method": "awq", "version": "gemm", "bits": 4, "group_size": 128,
     "zero_point": true, "sym": false, "modules_to_not_convert": null})"));
-  EXPECT_EQ(awq_config_json(64, {"mlp.gate"})["modules_to_not_convert"], json::array({"mlp.gate"}));
+  const json skipping = awq_config_json(64, {"mlp.gate"});
+  EXPECT_EQ(skipping["modules_to_not_convert"], json::array({"mlp.gate"}));
+  EXPECT_EQ(skipping["dynamic"], json::parse(R"({"-:mlp.gate$": {}})"));
 }
 
 }  // namespace
