@@ -5,6 +5,7 @@
 #include "pipeline/error.h"
 #include "pipeline/layer_source.h"
 #include "pipeline/model.h"
+#include "pipeline/read_back.h"
 #include "pipeline/suggest.h"
 
 namespace qpipe {
@@ -25,70 +26,51 @@ std::string text_of(const Shape& shape) {
 
 struct Check {
   const Checkpoint& checkpoint;
+  StoredFormat format;
+  std::size_t most;
   std::set<std::string> known;
+  std::vector<std::string> faults;
 
-  [[noreturn]] void fail(const std::string& message) const {
-    throw UserError(ExitCode::data, checkpoint.folder().string() + ": " + message);
-  }
+  bool done() const { return faults.size() >= most; }
 
-  const TensorInfo& find(const std::string& name) {
-    known.insert(name);
-    if (!checkpoint.contains(name)) {
-      const std::string near = nearest_name(name, checkpoint.names());
-      fail("tensor '" + name + "' is missing, and config.json asks for it" + (near.empty() ? "" : "; the nearest name is '" + near + "'"));
-    }
-    return checkpoint.info(name);
-  }
-
-  void expect_shape(const TensorInfo& info, const Shape& shape) const {
-    if (info.shape != shape)
-      fail("tensor '" + info.name + "' has shape " + text_of(info.shape) + ", but config.json makes it " + text_of(shape));
-  }
-
-  void expect_float(const TensorInfo& info) const {
-    if (info.dtype != DType::f32 && info.dtype != DType::f16 && info.dtype != DType::bf16)
-      fail("tensor '" + info.name + "' has dtype " + std::string(name_of(info.dtype)) + "; F32, F16 or BF16 is needed");
-  }
-
-  void expect_words(const TensorInfo& info) const {
-    if (info.dtype != DType::i32)
-      fail("tensor '" + info.name + "' has dtype " + std::string(name_of(info.dtype)) + "; packed codes are I32");
+  void fail(const std::string& message) {
+    if (!done()) faults.push_back(checkpoint.folder().string() + ": " + message);
   }
 
   void weights(const std::string& name, const Shape& shape) {
-    const TensorInfo& info = find(name);
-    expect_shape(info, shape);
-    expect_float(info);
+    known.insert(name);
+    if (done()) return;
+    if (!checkpoint.contains(name)) {
+      const std::string near = nearest_name(name, checkpoint.names());
+      return fail("tensor '" + name + "' is missing, and config.json asks for it" +
+                  (near.empty() ? "" : "; the nearest name is '" + near + "'"));
+    }
+    const TensorInfo& info = checkpoint.info(name);
+    if (info.shape != shape)
+      return fail("tensor '" + name + "' has shape " + text_of(info.shape) + ", but config.json makes it " + text_of(shape));
+    if (info.dtype != DType::f32 && info.dtype != DType::f16 && info.dtype != DType::bf16)
+      fail("tensor '" + name + "' has dtype " + std::string(name_of(info.dtype)) + "; F32, F16 or BF16 is needed");
   }
 
-  // formats.md §1: b bits from qweight [K·b/32, N], groups from scales [G, N].
-  void packed(const std::string& module, std::int64_t out, std::int64_t in) {
-    const TensorInfo& qweight = find(module + ".qweight");
-    const TensorInfo& qzeros = find(module + ".qzeros");
-    const TensorInfo& scales = find(module + ".scales");
-    const TensorInfo& g_idx = find(module + ".g_idx");
-    for (const TensorInfo* words : {&qweight, &qzeros, &g_idx}) expect_words(*words);
-    expect_float(scales);
-    std::int64_t bits = 0;
-    for (const std::int64_t candidate : {2, 3, 4, 8})
-      if (in % 32 == 0 && out % 32 == 0 && qweight.shape == Shape{in / 32 * candidate, out}) bits = candidate;
-    if (bits == 0)
-      fail("tensor '" + qweight.name + "' has shape " + text_of(qweight.shape) +
-           ", which holds no codes of 2, 3, 4 or 8 bits for a weight " + text_of({out, in}) + " of sizes that are multiples of 32");
-    const std::int64_t groups = scales.shape.empty() ? 0 : scales.shape.front();
-    if (groups < 1 || groups > in)
-      fail("tensor '" + scales.name + "' has shape " + text_of(scales.shape) + ": from 1 to " + std::to_string(in) +
-           " groups are possible");
-    expect_shape(scales, {groups, out});
-    expect_shape(qzeros, {groups, out / 32 * bits});
-    expect_shape(g_idx, {in});
+  void packed(const std::string& module, const LinearSpec& spec) {
+    try {
+      for (const std::string& name : check_packed_linear(format, checkpoint, module, spec.out_features, spec.in_features).names)
+        known.insert(name);
+    } catch (const UserError& error) {
+      if (!done()) faults.emplace_back(error.what());
+      for (const std::string& name : checkpoint.names_of(module)) known.insert(name);  // one fault a linear
+    }
   }
 
   void linear(const std::string& module, const LinearSpec& spec) {
-    if (is_packed(checkpoint, module))
-      packed(module, spec.out_features, spec.in_features);
-    else
+    if (format == StoredFormat::unquantized && !checkpoint.contains(module + ".weight") && is_packed(checkpoint, module)) {
+      fail("linear '" + module + "' is packed ('" + checkpoint.names_of(module).front() + "'), but config.json has no quantization_config");
+      for (const std::string& name : checkpoint.names_of(module)) known.insert(name);
+    } else if (format != StoredFormat::unquantized && is_packed(checkpoint, module)) {
+      packed(module, spec);
+    } else {
       weights(module + ".weight", {spec.out_features, spec.in_features});
+    }
     if (spec.bias) weights(module + ".bias", {spec.out_features});
   }
 
@@ -107,12 +89,8 @@ std::vector<unsigned char> bytes_of(const Checkpoint& checkpoint, const std::str
 
 }  // namespace
 
-bool is_packed(const Checkpoint& checkpoint, const std::string& module) {
-  return checkpoint.contains(module + ".qweight") && !checkpoint.contains(module + ".weight");
-}
-
-void check_tensors(const Architecture& a, const Checkpoint& checkpoint) {
-  Check check{checkpoint, {}};
+std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& checkpoint, std::size_t most) {
+  Check check{checkpoint, read_stored_format(checkpoint.config(), (checkpoint.folder() / "config.json").string()), most, {}, {}};
   check.weights(a.embedding, {a.vocab, a.hidden});
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     const std::string prefix = layer_prefix(a, layer);
@@ -140,13 +118,19 @@ void check_tensors(const Architecture& a, const Checkpoint& checkpoint) {
   }
 
   // transformers ties only equal tensors when a checkpoint holds both.
-  if (a.tied_embeddings && checkpoint.contains(head)) {
+  if (check.faults.empty() && a.tied_embeddings && checkpoint.contains(head)) {
     const bool equal = checkpoint.info(head).dtype == checkpoint.info(a.embedding).dtype &&
                        bytes_of(checkpoint, head) == bytes_of(checkpoint, a.embedding);
     if (!equal)
       check.fail("tie_word_embeddings is true, but '" + head + "' differs from '" + a.embedding +
                  "'; set tie_word_embeddings to false in config.json to keep both");
   }
+  return check.faults;
+}
+
+void check_tensors(const Architecture& architecture, const Checkpoint& checkpoint) {
+  const std::vector<std::string> faults = tensor_faults(architecture, checkpoint, 1);
+  if (!faults.empty()) throw UserError(ExitCode::data, faults.front());
 }
 
 }  // namespace qpipe

@@ -190,6 +190,14 @@ std::vector<std::string> Checkpoint::names() const {
   return names;
 }
 
+std::vector<std::string> Checkpoint::names_of(const std::string& module) const {
+  const std::string prefix = module + ".";
+  std::vector<std::string> names;
+  for (auto tensor = shard_of_.lower_bound(prefix); tensor != shard_of_.end() && tensor->first.starts_with(prefix); ++tensor)
+    names.push_back(tensor->first);
+  return names;
+}
+
 void Checkpoint::read(const std::string& name, void* to) const {
   info(name);
   shards_[shard_of_.at(name)].read(name, to);

@@ -22,7 +22,8 @@ class Checkpoint {
   const nlohmann::json& config() const { return config_; }
   bool contains(const std::string& name) const { return shard_of_.count(name) != 0; }
   const TensorInfo& info(const std::string& name) const;
-  std::vector<std::string> names() const;  // sorted
+  std::vector<std::string> names() const;                              // sorted
+  std::vector<std::string> names_of(const std::string& module) const;  // those that begin with MODULE and a dot
   void read(const std::string& name, void* to) const;
   std::int64_t total_bytes() const;
 

@@ -29,6 +29,8 @@ constexpr const char* usage = R"(qpipe quantizes a Hugging Face checkpoint into 
   qpipe tokenize --model DIR --data FILE --out FILE.h5 [--samples N] [--seqlen N] [--seed N] [--mode windows|documents|sequential]
              [--text-field FIELD]
         text to token ids, for calibration.data and evaluate.data
+  qpipe verify DIR [--original DIR] [--json FILE]
+        a quantized checkpoint against its format, and, given the original, the error of every weight; needs no GPU
   qpipe --help | --version
         `qpipe eval --help` and `qpipe tokenize --help` tell their defaults
 
@@ -79,6 +81,8 @@ int run(const QuantizeRequest& command) {
 
 int run(const EvalRequest& command) { return run_eval(command); }
 
+int run(const VerifyRequest& command) { return run_verify(command); }
+
 int run(const TokenizeRequest& command) {
   const Checkpoint checkpoint(command.model);
   DatasetRequest request = command.dataset;
@@ -95,6 +99,7 @@ struct Arguments {
   CLI::App app{"qpipe", "qpipe"};
   CLI::App* eval = nullptr;
   CLI::App* tokenize = nullptr;
+  CLI::App* verify = nullptr;
   std::string config;
   std::vector<std::string> sets;
   bool dry_run = false;
@@ -102,6 +107,7 @@ struct Arguments {
   bool version = false;
   EvalRequest eval_request;
   TokenizeRequest tokenize_request;
+  VerifyRequest verify_request;
   std::string tokenize_data;
   std::string tokenize_out;
 
@@ -139,6 +145,12 @@ struct Arguments {
                      "random windows of the concatenated text, the start of each document, or consecutive windows from the start")
         ->check(CLI::IsMember({"windows", "documents", "sequential"}))
         ->capture_default_str();
+
+    verify = app.add_subcommand("verify", "Checks a quantized checkpoint against its format. Exit code 65, and a line for each fault.");
+    verify->set_help_flag("-h,--help", "this text");
+    verify->add_option("folder", verify_request.folder, "folder of the quantized checkpoint")->required();
+    verify->add_option("--original", verify_request.original, "folder of the model that was quantized: tells the error of every weight");
+    verify->add_option("--json", verify_request.json, "file to write the report to");
   }
 
  private:
@@ -178,15 +190,15 @@ Command read_command(int argc, const char* const* argv) {
   try {
     arguments.app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    return ShowText{(*arguments.eval ? arguments.eval : arguments.tokenize)->help()};
+    return ShowText{arguments.app.get_subcommands().front()->help()};
   } catch (const CLI::ParseError& error) {
     usage_fault(error.what());
   }
   if (arguments.help) return ShowText{usage + options_help()};
   if (arguments.version) return ShowText{version_text()};
-  const bool subcommand = *arguments.eval || *arguments.tokenize;
+  const bool subcommand = *arguments.eval || *arguments.tokenize || *arguments.verify;
   if (subcommand && (!arguments.config.empty() || !arguments.sets.empty() || arguments.dry_run))
-    usage_fault("a configuration file, --set and --dry-run do not go with eval and tokenize");
+    usage_fault("a configuration file, --set and --dry-run do not go with eval, tokenize and verify");
 
   if (*arguments.eval) {
     require_input("--model", arguments.eval_request.model, true);
@@ -202,7 +214,13 @@ Command read_command(int argc, const char* const* argv) {
     if (request.out.extension() != ".h5" && request.out.extension() != ".hdf5") usage_fault("--out must end in .h5 or .hdf5");
     return request;
   }
-  if (arguments.config.empty()) usage_fault("give a configuration file (qpipe CONFIG.toml) or a command (eval, tokenize)");
+  if (*arguments.verify) {
+    const VerifyRequest& request = arguments.verify_request;
+    require_input("verify", request.folder.string(), true);
+    if (!request.original.empty()) require_input("--original", request.original.string(), true);
+    return request;
+  }
+  if (arguments.config.empty()) usage_fault("give a configuration file (qpipe CONFIG.toml) or a command (eval, tokenize, verify)");
   return QuantizeRequest{load_options(arguments.config, arguments.sets), arguments.dry_run};
 }
 

@@ -8,6 +8,7 @@
 #include "pipeline/dataset.h"
 #include "pipeline/evaluate_command.h"
 #include "pipeline/options.h"
+#include "pipeline/verify.h"
 
 namespace qpipe {
 
@@ -27,7 +28,7 @@ struct TokenizeRequest {
   std::filesystem::path out;  // .h5
 };
 
-using Command = std::variant<ShowText, QuantizeRequest, EvalRequest, TokenizeRequest>;
+using Command = std::variant<ShowText, QuantizeRequest, EvalRequest, TokenizeRequest, VerifyRequest>;
 
 // Reads the arguments, and the configuration file if there is one. Needs no MPI, so that faults are told at once. Throws UserError:
 // ExitCode::usage for the arguments, else as load_options.

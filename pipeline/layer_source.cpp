@@ -18,20 +18,6 @@ void agree(Comm& comm, const std::string& fault) {
   if (!first.empty()) throw UserError(ExitCode::data, first);
 }
 
-GptqFormat format_of(const Checkpoint& checkpoint) {
-  const auto found = checkpoint.config().find("quantization_config");
-  if (found == checkpoint.config().end() || !found->is_object()) return GptqFormat::v1;
-  const std::string method = found->value("quant_method", "");
-  if (method != "gptq")
-    throw UserError(ExitCode::unavailable,
-                    checkpoint.folder().string() + "/config.json: quant_method '" + method + "' cannot be read here; supported: gptq");
-  const std::string format = found->value("checkpoint_format", found->value("format", "gptq"));
-  if (format == "gptq") return GptqFormat::v1;
-  if (format == "gptq_v2") return GptqFormat::v2;
-  throw UserError(ExitCode::unavailable, checkpoint.folder().string() + "/config.json: checkpoint_format '" + format +
-                                             "' cannot be read here; supported: gptq, gptq_v2");
-}
-
 }  // namespace
 
 std::string layer_prefix(const Architecture& architecture, std::int64_t index) {
@@ -39,7 +25,11 @@ std::string layer_prefix(const Architecture& architecture, std::int64_t index) {
 }
 
 LayerSource::LayerSource(const Checkpoint& checkpoint, const Architecture& architecture, Comm& comm, Stream& stream)
-    : checkpoint_(checkpoint), architecture_(architecture), comm_(comm), stream_(stream), format_(format_of(checkpoint)) {}
+    : checkpoint_(checkpoint),
+      architecture_(architecture),
+      comm_(comm),
+      stream_(stream),
+      format_(read_stored_format(checkpoint.config(), (checkpoint.folder() / "config.json").string())) {}
 
 LayerSource::~LayerSource() = default;
 
@@ -50,10 +40,8 @@ LayerSource::Plan LayerSource::plan_layer(std::int64_t index) const {
   std::vector<std::string> names;
   for (const LinearSpec& linear : all_linears(architecture_)) {
     const std::string module = prefix + linear.name;
-    if (is_packed(checkpoint_, module))
-      for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"}) names.push_back(module + part);
-    else
-      names.push_back(module + ".weight");
+    for (const std::string& name : checkpoint_.names_of(module))  // the weight, or its parts
+      if (name != module + ".bias") names.push_back(name);
     if (linear.bias) names.push_back(module + ".bias");
   }
   const LayerNames& norms = architecture_.names;
@@ -103,7 +91,7 @@ Layer LayerSource::load_layer(std::int64_t index) {
 
   std::map<std::string, ConstTensor> stored;
   for (const Slot& slot : plan.slots)
-    stored[slot.info.name] = {static_cast<unsigned char*>(blob.data()) + slot.offset, slot.info.dtype, slot.info.rows(), slot.info.cols()};
+    stored[slot.info.name] = view_of(slot.info, static_cast<const unsigned char*>(blob.data()) + slot.offset);
   layer.memory.push_back(std::move(blob));
 
   const auto as_stored = [&](const std::string& name) -> ConstTensor {
@@ -125,13 +113,10 @@ Layer LayerSource::load_layer(std::int64_t index) {
     linear.name = prefix + spec.name;
     TensorArray weight(stream_.compute_dtype(), spec.out_features, spec.in_features, stream_);
     if (is_packed(checkpoint_, linear.name)) {
-      const auto part = [&](const char* name) { return stored.at(linear.name + name); };
-      // int32 and uint32 words share their bytes.
-      const auto words = [](ConstTensor t) {
-        return Matrix<const std::uint32_t>(static_cast<const std::uint32_t*>(t.data), t.rows, t.cols);
-      };
-      unpack_gptq({words(part(".qweight")), words(part(".qzeros")), part(".scales"), part(".g_idx").as<const std::int32_t>()}, format_,
-                  weight, stream_);
+      PackedParts parts;
+      for (const std::string& name : checkpoint_.names_of(linear.name))
+        if (name != linear.name + ".bias") parts[name.substr(linear.name.size())] = stored.at(name);
+      read_back(format_, linear.name, parts, weight, stream_);
     } else {
       linear.stored = stored.at(linear.name + ".weight");
       convert(linear.stored, weight, stream_);

@@ -11,14 +11,15 @@
 
 #include "launch/comm.h"
 #include "pipeline/checkpoint.h"
-#include "stages/gptq_format.h"
+#include "pipeline/read_back.h"
 #include "stages/layer.h"
 
 namespace qpipe {
 
 class LayerSource {
  public:
-  // All references outlive the source. Reads GPTQ checkpoints back: packed linears are dequantized, their Linear::stored is empty.
+  // All references outlive the source. Quantized checkpoints are read back: packed linears are dequantized, their Linear::stored is
+  // empty. The checkpoint has passed check_tensors.
   LayerSource(const Checkpoint& checkpoint, const Architecture& architecture, Comm& comm, Stream& stream);
   ~LayerSource();
 
@@ -49,7 +50,7 @@ class LayerSource {
   const Architecture& architecture_;
   Comm& comm_;
   Stream& stream_;
-  GptqFormat format_ = GptqFormat::v1;
+  StoredFormat format_;
   std::map<std::int64_t, std::future<std::vector<unsigned char>>> ahead_;
 };
 

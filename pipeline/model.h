@@ -21,12 +21,12 @@ std::vector<std::string> supported_families();
 // context).
 void check_sequence_length(const Architecture& architecture, std::int64_t seqlen);
 
-// Checks that every tensor the architecture needs is in the checkpoint with the right shape and a float dtype (packed linears of a GPTQ
-// checkpoint: qweight, qzeros, scales, g_idx of consistent shapes), and that no weight of a decoder layer is left over.
-// Throws UserError naming the first tensor that is missing, of the wrong shape, or unknown.
+// Checks that every tensor the architecture needs is in the checkpoint with the right shape and a float dtype (packed linears of a
+// quantized checkpoint: the parts of its format, pipeline/read_back.h), and that no tensor is left over. Throws UserError naming the first
+// tensor that is missing, of the wrong shape, or unknown.
 void check_tensors(const Architecture& architecture, const Checkpoint& checkpoint);
 
-// A linear of a checkpoint is packed when NAME.qweight is there instead of NAME.weight.
-bool is_packed(const Checkpoint& checkpoint, const std::string& module);
+// The same, one line for each tensor, or linear, at fault; at most `most`. Throws only for a quantization that cannot be read here.
+std::vector<std::string> tensor_faults(const Architecture& architecture, const Checkpoint& checkpoint, std::size_t most);
 
 }  // namespace qpipe

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 
 #include "pipeline/error.h"
 #include "pipeline/layer_source.h"
@@ -99,9 +100,17 @@ Tensors packed() {
   return t;
 }
 
+Json quantized(const Json& quantization) {
+  Json config = config_of("llama");
+  config["quantization_config"] = quantization;
+  return config;
+}
+
+Json gptq() { return quantized({{"quant_method", "gptq"}, {"bits", 4}}); }
+
 TEST_F(CheckTensors, CompleteCheckpointsPass) {
   EXPECT_EQ(fault(config_of("llama"), llama()), "no fault");
-  EXPECT_EQ(fault(config_of("llama"), packed()), "no fault");
+  EXPECT_EQ(fault(gptq(), packed()), "no fault");
   Tensors old = llama();
   put(old, "model.layers.0.self_attn.rotary_emb.inv_freq", {8}, DType::f32);
   EXPECT_EQ(fault(config_of("llama"), old), "no fault");
@@ -160,19 +169,158 @@ TEST_F(CheckTensors, PackedPartsMustAgree) {
     put(t, module + part, shape, dtype);
     return t;
   };
-  expect_fault(config_of("llama"), changed(".qweight", {10, 32}, DType::i32), {"k_proj.qweight", "2, 3, 4 or 8 bits"});
-  expect_fault(config_of("llama"), changed(".qweight", {8, 32}, DType::f32), {"k_proj.qweight", "dtype F32", "I32"});
-  expect_fault(config_of("llama"), changed(".qzeros", {2, 8}, DType::i32), {"k_proj.qzeros", "[2, 8]", "[2, 4]"});
-  expect_fault(config_of("llama"), changed(".scales", {4, 32}, DType::f16), {"k_proj.qzeros", "[2, 4]", "[4, 4]"});
-  expect_fault(config_of("llama"), changed(".scales", {2, 64}, DType::f16), {"k_proj.scales", "[2, 64]"});
-  expect_fault(config_of("llama"), changed(".scales", {2, 32}, DType::i32), {"k_proj.scales", "dtype I32"});
-  expect_fault(config_of("llama"), changed(".g_idx", {32}, DType::i32), {"k_proj.g_idx", "[32]", "[64]"});
+  expect_fault(gptq(), changed(".qweight", {10, 32}, DType::i32), {"k_proj.qweight", "2, 3, 4 or 8 bits"});
+  expect_fault(gptq(), changed(".qweight", {8, 32}, DType::f32), {"k_proj.qweight", "dtype F32", "I32"});
+  expect_fault(gptq(), changed(".qzeros", {2, 8}, DType::i32), {"k_proj.qzeros", "[2, 8]", "[2, 4]"});
+  expect_fault(gptq(), changed(".scales", {4, 32}, DType::f16), {"k_proj.qzeros", "[2, 4]", "[4, 4]"});
+  expect_fault(gptq(), changed(".scales", {2, 64}, DType::f16), {"k_proj.scales", "[2, 64]"});
+  expect_fault(gptq(), changed(".scales", {2, 32}, DType::i32), {"k_proj.scales", "dtype I32"});
+  expect_fault(gptq(), changed(".g_idx", {32}, DType::i32), {"k_proj.g_idx", "[32]", "[64]"});
   Tensors t = packed();
   t.erase(module + ".g_idx");
-  expect_fault(config_of("llama"), t, {"k_proj.g_idx' is missing"});
+  expect_fault(gptq(), t, {"k_proj.g_idx' is missing"});
   t = packed();
   put(t, module + ".weight", {32, 64});
-  expect_fault(config_of("llama"), t, {"is unknown"});  // both packed and not
+  expect_fault(gptq(), t, {"is unknown"});  // both packed and not
+  expect_fault(config_of("llama"), packed(), {"linear 'model.layers.1.self_attn.k_proj' is packed", "no quantization_config"});
+}
+
+// Oracle checkpoints with one thing changed: tensors keep their bytes where they can.
+class PeerFaults : public CheckTensors {
+ protected:
+  void SetUp() override {
+    if (!fs::exists(checkpoints)) GTEST_SKIP() << "no oracles at " << checkpoints;
+  }
+
+  using Change = std::function<void(Tensors&)>;
+  // The fault of checkpoints/NAME after `change`, with the bytes of tensors in `filled` all set.
+  std::string fault_of(const std::string& name, const Change& change, const std::map<std::string, unsigned char>& filled = {}) {
+    const Checkpoint peer(checkpoints / name);
+    Tensors tensors;
+    for (const std::string& tensor : peer.names()) tensors[tensor] = peer.info(tensor);
+    change(tensors);
+    fs::remove_all(folder);
+    fs::create_directories(folder);
+    fs::copy(checkpoints / name / "config.json", folder / "config.json");
+    std::vector<TensorInfo> infos;
+    for (const auto& [tensor, info] : tensors) infos.push_back(info);
+    SafetensorsWriter writer(folder / "model.safetensors", infos);
+    for (const TensorInfo& info : infos) {
+      std::vector<unsigned char> bytes(static_cast<std::size_t>(info.bytes()), 0);
+      if (peer.contains(info.name) && peer.info(info.name).bytes() == info.bytes()) peer.read(info.name, bytes.data());
+      if (filled.count(info.name) != 0) std::fill(bytes.begin(), bytes.end(), filled.at(info.name));
+      writer.write(info.name, bytes.data());
+    }
+    writer.finish();
+    try {
+      const Checkpoint checkpoint(folder);
+      check_tensors(read_architecture(checkpoint.config(), "config.json"), checkpoint);
+    } catch (const UserError& error) {
+      EXPECT_EQ(error.code, ExitCode::data);
+      return error.what();
+    }
+    return "no fault";
+  }
+
+  const fs::path checkpoints = fs::path(QPIPE_SHARED) / "oracles" / "checkpoints";
+  const std::string module = "model.layers.1.mlp.up_proj";  // [128, 64]
+};
+
+struct PeerParts {
+  const char* checkpoint;
+  std::vector<const char*> parts;
+};
+
+// Every part of every format: absent, with one element more, and of another dtype.
+TEST_F(PeerFaults, EachPartMustBeThereWithItsShapeAndDtype) {
+  const std::vector<PeerParts> peers{
+      {"gptq-sym3-g32", {".qweight", ".qzeros", ".scales", ".g_idx"}},
+      {"awq-gemm-g32", {".qweight", ".qzeros", ".scales"}},
+      {"ct-gptq-w4-sym", {".weight_packed", ".weight_scale", ".weight_shape"}},
+      {"ct-awq-w4-asym", {".weight_packed", ".weight_scale", ".weight_shape", ".weight_zero_point"}},
+      {"ct-fp8-dynamic", {".weight", ".weight_scale"}},
+      {"ct-nvfp4a16", {".weight_packed", ".weight_scale", ".weight_global_scale"}},
+      {"ct-mxfp4a16", {".weight_packed", ".weight_scale"}},
+      {"bnb-fp4", {".weight", ".weight.absmax", ".weight.quant_map", ".weight.quant_state.bitsandbytes__fp4"}},
+      {"bnb-nf4-double", {".weight", ".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map"}},
+      {"bnb-nf4-bf16storage", {".weight", ".weight.absmax"}},
+      {"bnb-int8", {".weight", ".SCB"}}};
+  for (const PeerParts& peer : peers) {
+    EXPECT_EQ(fault_of(peer.checkpoint, [](Tensors&) {}), "no fault") << peer.checkpoint;
+    for (const char* part : peer.parts) {
+      const std::string name = module + part;
+      const std::string trace = std::string(peer.checkpoint) + part;
+      const auto expect_named = [&](const std::string& message) {
+        EXPECT_NE(message.find("'" + name + "'"), std::string::npos) << trace << ": " << message;
+        EXPECT_EQ(message.find('\n'), std::string::npos);
+      };
+      const bool optional = std::string(part) == ".weight_zero_point";  // without it the linear is symmetric
+      const bool is_state = std::string(part).find("quant_state") != std::string::npos;
+      const std::string absent = fault_of(peer.checkpoint, [&](Tensors& t) { t.erase(name); });
+      if (optional)
+        EXPECT_EQ(absent, "no fault");
+      else if (is_state)
+        EXPECT_NE(absent.find("quant_state.bitsandbytes__nf4' (or ..._fp4) is missing"), std::string::npos) << absent;
+      else
+        expect_named(absent);
+      const std::string longer = fault_of(peer.checkpoint, [&](Tensors& t) { t.at(name).shape.front() += 1; });
+      if (!is_state) {
+        // A scale of another group count is told with the tensor that no longer agrees.
+        EXPECT_NE(longer.find("tensor '" + module + "."), std::string::npos) << trace << ": " << longer;
+      } else {
+        EXPECT_NE(longer.find("cannot be read"), std::string::npos) << longer;
+      }
+      expect_named(fault_of(peer.checkpoint, [&](Tensors& t) { t.at(name).dtype = DType::f64; }));
+    }
+    const std::string stray = fault_of(peer.checkpoint, [&](Tensors& t) { put(t, module + ".weight_g_idx", {64}, DType::i32); });
+    EXPECT_NE(stray.find("'" + module + ".weight_g_idx' is unknown"), std::string::npos) << peer.checkpoint << ": " << stray;
+  }
+}
+
+TEST_F(PeerFaults, ContentsOfSmallParts) {
+  const auto expect = [&](const std::string& checkpoint, const std::string& part, unsigned char fill, const char* text) {
+    const std::string message = fault_of(checkpoint, [](Tensors&) {}, {{module + part, fill}});
+    EXPECT_NE(message.find("'" + module + part + "' " + text), std::string::npos) << message;
+  };
+  expect("ct-gptq-w4-sym", ".weight_shape", 1, "says another shape than [128, 64]");
+  expect("bnb-nf4", ".weight.quant_map", 0, "has other values than NF4");
+  expect("bnb-fp4", ".weight.quant_map", 0, "has other values than FP4");
+  expect("bnb-nf4", ".weight.quant_state.bitsandbytes__nf4", ' ', "cannot be read");
+  expect("bnb-int8", ".weight_format", 1, "is not 0");
+}
+
+TEST_F(PeerFaults, WhatCannotBeReadIsSaidOfTheConfiguration) {
+  const Json ct{{"quant_method", "compressed-tensors"}, {"format", "pack-quantized"}};
+  const auto with = [](Json base, const Json& more) {
+    base.update(more);
+    return base;
+  };
+  const std::vector<std::pair<Json, std::vector<const char*>>> cases{
+      {{{"quant_method", "gptq"}, {"checkpoint_format", "gptq_p"}}, {"checkpoint_format 'gptq_p'", "gptq, gptq_v2"}},
+      {{{"quant_method", "gptq"}, {"checkpoint_format", "marlin"}}, {"checkpoint_format 'marlin'"}},
+      {{{"quant_method", "gptq"}, {"lm_head", true}}, {"lm_head"}},
+      {{{"quant_method", "awq"}, {"version", "gemv"}}, {"version 'gemv'", "supported: gemm"}},
+      {{{"quant_method", "awq"}, {"version", "exllama"}}, {"version 'exllama'"}},
+      {{{"quant_method", "hqq"}}, {"quant_method 'hqq'", "gptq, awq, compressed-tensors, bitsandbytes, fp8"}},
+      {{{"quant_method", "fp8"}}, {"weight_block_size", "[128, 128]"}},
+      {{{"quant_method", "fp8"}, {"weight_block_size", {64, 64}}}, {"weight_block_size = [64,64]", "[128, 128]"}},
+      {with(ct, {{"format", "int-quantized"}}), {"format 'int-quantized'", "nvfp4-pack-quantized"}},
+      {with(ct, {{"kv_cache_scheme", {{"num_bits", 8}}}}), {"kv_cache_scheme"}},
+      {with(ct, {{"sparsity_config", {{"format", "sparse-24-bitmask"}}}}), {"sparsity_config: format"}},
+      {with(ct, {{"quantization_status", "frozen"}}), {"quantization_status", "not packed"}},
+      {with(ct, {{"config_groups", {{"group_0", {{"weights", {{"actorder", "group"}}}}}}}}), {"config_groups.group_0.weights: actorder"}},
+  };
+  for (const auto& [quantization, parts] : cases) {
+    try {
+      check(quantized(quantization), llama());
+      ADD_FAILURE() << quantization << " is accepted";
+    } catch (const UserError& error) {
+      const std::string message = error.what();
+      EXPECT_EQ(error.code, ExitCode::unavailable) << message;
+      EXPECT_NE(message.find("config.json: quantization_config: "), std::string::npos) << message;
+      for (const char* part : parts) EXPECT_NE(message.find(part), std::string::npos) << "'" << part << "' is not in: " << message;
+    }
+  }
 }
 
 TEST_F(CheckTensors, TiedHeadMustEqualTheEmbedding) {

@@ -72,6 +72,19 @@ class CommandLine(unittest.TestCase):
             self.assertIn(option, text.stdout)
             self.assertIn("2048", text.stdout)
 
+    def test_verify(self):
+        text = run("verify", "--help")
+        self.assertEqual((text.returncode, text.stderr), (0, ""))
+        self.assertIn("--original", text.stdout)
+        self.expect_fault(run("verify"), 64, "folder")
+        self.expect_fault(run("verify", os.path.join(self.path, "absent")), 66, "absent", "no such folder")
+        self.expect_fault(run("verify", self.path, "--original", os.path.join(self.path, "absent")), 66, "--original")
+        empty = run("verify", os.path.join(self.path, "model"))
+        self.assertEqual(empty.returncode, 65)
+        self.assertEqual(len(empty.stderr.splitlines()), 1)
+        self.assertIn("model: is empty", empty.stderr)
+        self.assertTrue(empty.stdout.endswith("1 fault(s)\n"), empty.stdout)
+
     def test_usage(self):
         self.expect_fault(run(), 64, "configuration file", "qpipe --help")
         self.expect_fault(run("--st", "a=b"), 64, "--st")

@@ -138,22 +138,62 @@ INSTANTIATE_TEST_SUITE_P(Oracles, Models,
 
 class PeerCheckpoints : public Engine {};
 
+// ‖logits − the peer's own‖ / ‖theirs‖ on the CPU, where we run in float32.
+double peer_bound(const std::string& name) {
+  // The peer ran in bfloat16: 1.0-1.6% as for the models above, and twice that. bitsandbytes' 4-bit matmul for CPUs does whatever the
+  // compute dtype: its logits for bnb-nf4 (float32) and bnb-nf4-bf16storage (bfloat16) are the same bits.
+  if (name.starts_with("gptq") || name.starts_with("bnb-nf4") || name == "bnb-fp4" || name == "ct-nvfp4a16" || name == "ct-mxfp4a16")
+    return 0.03;
+  // LLM.int8 rounds activations to int8, each row with its maximum a: an error of a/127/√12 an element where elements are a/3 or so,
+  // 0.7%. 21 linears in sequence: 0.7% · √21 = 3.1%, and half as much again.
+  if (name == "bnb-int8") return 0.05;
+  // e4m3 activations: 2.6% an element (3 bits of mantissa), · √21 = 12%, and half as much again.
+  if (name == "ct-fp8-dynamic") return 0.18;
+  return 1e-3;  // float32, the same numbers in another order of sums
+}
+
 TEST_P(PeerCheckpoints, ReadBackGivesThePeersLogits) {
-  const Checkpoint checkpoint(oracles / "checkpoints" / GetParam().name);
+  const std::string name = GetParam().name;
+  const Checkpoint checkpoint(oracles / "checkpoints" / name);
   const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
   check_tensors(architecture, checkpoint);
-  const SafetensorsFile reference(oracles / "checkpoints" / GetParam().name / "reference.safetensors");
+  const SafetensorsFile reference(oracles / "checkpoints" / name / "reference.safetensors");
   Tokens tokens = reference_tokens(reference);
   if (comm.size() > 1) GTEST_SKIP() << "one rank holds all samples";
   const std::vector<float> logits = logits_of(checkpoint, architecture, tokens);
-  const bool cuda = GetParam().backend == Backend::cuda;
-  EXPECT_LT(relative_error(logits, read_floats(reference, "logits_float32")), cuda ? 0.03 : 1e-3);
-  EXPECT_LT(relative_error(logits, read_floats(reference, "logits")), cuda ? 0.04 : 0.03);  // the peer ran in bfloat16
+  const bool cuda = GetParam().backend == Backend::cuda;  // bfloat16
+  int answers = 0;
+  const auto expect_close = [&](const std::vector<float>& ours, const std::vector<float>& theirs, double limit, const char* whose) {
+    const double error = relative_error(ours, theirs);
+    EXPECT_LT(error, limit) << whose;
+    RecordProperty(whose, std::to_string(error));
+    ++answers;
+  };
+  if (reference.contains("logits")) {
+    const double limit = peer_bound(name);
+    expect_close(logits, read_floats(reference, "logits"), cuda ? std::max(limit, 0.04) : limit, "logits");
+  }
+  if (reference.contains("logits_float32"))
+    expect_close(logits, read_floats(reference, "logits_float32"), cuda ? 0.03 : 1e-3, "logits_float32");
+  // The weights that the peer dequantizes, in float32: made by tests/python/make_read_back_golden.py, each sample's last position.
+  const SafetensorsFile golden(fs::path(QPIPE_TESTS) / "golden" / "read_back_logits.safetensors");
+  if (golden.contains(name)) {
+    std::vector<float> last;
+    for (std::int64_t sample = 1; sample <= tokens.samples; ++sample) {
+      const auto end = logits.begin() + static_cast<std::ptrdiff_t>(sample * tokens.seqlen * architecture.vocab);
+      last.insert(last.end(), end - static_cast<std::ptrdiff_t>(architecture.vocab), end);
+    }
+    expect_close(last, read_floats(golden, name), cuda ? 0.03 : 1e-4, "golden");
+  }
+  EXPECT_GT(answers, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Oracles, PeerCheckpoints,
-                         testing::ValuesIn(on_backends({"gptq-sym2-g32", "gptq-sym3-g32", "gptq-sym4-g32", "gptq-sym4-g32-desc",
-                                                        "gptq-sym8-col", "gptqv2-asym4-g32"})),
+                         testing::ValuesIn(on_backends({"awq-gemm-g32", "bnb-fp4", "bnb-int8", "bnb-nf4", "bnb-nf4-bf16storage",
+                                                        "bnb-nf4-double", "ct-awq-w4-asym", "ct-fp8-dynamic", "ct-gptq-w4-asym-static",
+                                                        "ct-gptq-w4-sym", "ct-mxfp4a16", "ct-nvfp4a16", "ct-rtn-w8", "gptq-sym2-g32",
+                                                        "gptq-sym3-g32", "gptq-sym4-g32", "gptq-sym4-g32-desc", "gptq-sym8-col",
+                                                        "gptqv2-asym4-g32"})),
                          case_name);
 
 // Each window alone, whatever the blocks: the perplexity does not depend on the micro-batch or on the number of ranks.
