@@ -63,13 +63,19 @@ void make_folder(const fs::path& folder) {
     throw UserError(ExitCode::cannot_create, folder.string() + ": cannot create the run folder: " + error.message() + "; set run.folder");
 }
 
+void remove_file(const fs::path& path) {
+  std::error_code error;
+  fs::remove(path, error);
+  if (error) throw UserError(ExitCode::io, path.string() + ": cannot remove: " + error.message());
+}
+
 // What earlier runs wrote here, run.json first, so that nothing is believed if this is interrupted.
 void clear(const fs::path& folder) {
-  fs::remove(folder / run_file);
+  remove_file(folder / run_file);
   sync_folder(folder);
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with("layer-") || name.starts_with(memory_prefix) || name.ends_with(".tmp")) fs::remove(entry.path());
+    if (name.starts_with("layer-") || name.starts_with(memory_prefix) || name.ends_with(".tmp")) remove_file(entry.path());
   }
 }
 
@@ -159,10 +165,13 @@ void Journal::remember(const std::string& key, const Json& value, Comm& comm) {
 }
 
 void Journal::remove() {
-  clear(folder_);
+  try {
+    clear(folder_);
+  } catch (const UserError&) {  // the output is complete; what is left does no harm
+  }
   lock_.reset();
-  std::error_code left_alone;  // a folder that holds other files
-  fs::remove(folder_, left_alone);
+  std::error_code holds_other_files;
+  fs::remove(folder_, holds_other_files);
 }
 
 }  // namespace qpipe

@@ -47,7 +47,7 @@ static int fails_at_file(int file) {
 
 __attribute__((destructor)) static void write_count(void) {
   const char* name = getenv("FAIL_COUNT");
-  FILE* file = name != NULL ? fopen(name, "w") : NULL;
+  FILE* file = name != NULL && atomic_load(&calls) > 0 ? fopen(name, "w") : NULL;  // not in the helpers of MPI
   if (file == NULL) return;
   fprintf(file, "%ld\n", atomic_load(&calls));
   fclose(file);
