@@ -350,6 +350,7 @@ void quantize_layers(Loop& loop, const DecoderTables& tables, LayerSource& layer
     if (const auto found = loop.store.finished().find(index); found != loop.store.finished().end()) {
       pass_finished_layer(loop, tables, layers, index, found->second, loop.plan.calibrated && index < end, activations);
       loop.progress.update(index + 1, fmt::format("layer {}  finished by an earlier run", index));
+      check_fallbacks(loop);
       continue;
     }
     const std::size_t modules_begin = loop.report.modules.size();

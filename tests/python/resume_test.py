@@ -394,6 +394,25 @@ class Resume(unittest.TestCase):
             self.assertLess(seconds, limit, text)
             self.clear()
 
+    def test_too_many_fallbacks(self):
+        """5 tokens give no Hessian of 64 columns; the second damping is above 1."""
+        sets = SETTINGS["gptq"] + ["quantize.damp_percent=1e-9", "quantize.damp_auto_increment=0.9999999999", "calibration.samples=1",
+                                   "calibration.seqlen=5"]
+        code, text = self.run_to_end(2, sets)
+        self.assertEqual(code, 65, text)
+        lines = [line for line in text.splitlines() if "qpipe: error" in line]
+        self.assertEqual(len(lines), 1, text)
+        self.assertIn("the Hessians of 7 of 21 modules", lines[0])
+        code, text = self.run_to_end(1, sets)  # what is done does not make it better
+        self.assertEqual(code, 65, text)
+        code, text = self.run_to_end(1, sets + ["quantize.allow_fallback=true"], "--resume")
+        self.assertEqual(code, 0, text)
+        self.assertEqual(self.layers(text, "taken"), {0}, text)
+        with open(self.output + ".report.json") as f:
+            report = json.load(f)
+        self.assertEqual(report["fell_back_to_rtn"], 21)
+        self.assertEqual(sum(m.get("fell_back_to_rtn", False) for m in report["modules"]), 21)
+
     def test_two_signals_stop_inside_a_layer(self):
         process = self.start(2, SETTINGS["gptq"] + ["calibration.samples=60"])
         while not os.path.exists(self.output + ".run/run.json") and process.poll() is None:
