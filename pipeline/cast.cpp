@@ -4,6 +4,7 @@
 #include <array>
 #include <future>
 
+#include "launch/signals.h"
 #include "pipeline/layer_source.h"
 
 namespace qpipe {
@@ -22,10 +23,11 @@ struct Group {
 };
 
 std::vector<Group> groups_of_rank(const Checkpoint& checkpoint, const Architecture& architecture, const QuantizePlan& plan,
-                                  const Comm& comm) {
+                                  const FinishedLayers& finished, const Comm& comm) {
   const std::vector<LinearSpec> linears = all_linears(architecture);
   std::vector<Group> groups;
   for (std::int64_t layer = comm.rank(); layer < architecture.layers; layer += comm.size()) {
+    if (finished.contains(layer)) continue;
     const std::string prefix = layer_prefix(architecture, layer);
     for (const Step& step : layer_steps(architecture)) {
       Group group;
@@ -59,7 +61,7 @@ Reads start_reading(const Checkpoint& checkpoint, const Group& group, const Host
 
 void cast_layers(const Checkpoint& checkpoint, const Architecture& architecture, const QuantizePlan& plan, Store& store, const Comm& comm,
                  Stream& stream, const std::function<void(std::int64_t)>& progress) {
-  const std::vector<Group> groups = groups_of_rank(checkpoint, architecture, plan, comm);
+  const std::vector<Group> groups = groups_of_rank(checkpoint, architecture, plan, store.finished(), comm);
   std::size_t largest = 0;
   for (const Group& group : groups) largest = std::max(largest, group.bytes);
   const std::array<HostBuffer, 2> staging{HostBuffer(largest, stream), HostBuffer(largest, stream)};
@@ -86,7 +88,11 @@ void cast_layers(const Checkpoint& checkpoint, const Architecture& architecture,
       for (const Linear& linear : linears) pointers.push_back(&linear);
       store.put(cast_linears(pointers, plan.storage, stream));
     }
-    if (group.last_of_layer) progress(group.layer);
+    if (!group.last_of_layer) continue;
+    store.commit(group.layer, 0, 1, {});
+    if (const auto fault = store.fault()) throw *fault;
+    progress(group.layer);
+    if (signals_received() > 0) break;
   }
 }
 

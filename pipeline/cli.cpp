@@ -20,9 +20,10 @@ namespace {
 
 constexpr const char* usage = R"(qpipe quantizes a Hugging Face checkpoint into one that loads as it is.
 
-  qpipe CONFIG.toml [--set section.key=value ...] [--dry-run]
+  qpipe CONFIG.toml [--set section.key=value ...] [--resume] [--dry-run]
         quantize; the last --set of a key wins over the file. --dry-run checks the configuration, the model and the plan, prints the
-        effective configuration, and writes nothing. Runs on many GPUs under mpirun or srun: mpirun -np 8 qpipe CONFIG.toml
+        effective configuration, and writes nothing. The same command goes on with a run that was stopped; --resume (run.resume =
+        "require") does only that. Runs on many GPUs under mpirun or srun: mpirun -np 8 qpipe CONFIG.toml
   qpipe compare CONFIG.toml --methods gptq,awq,bnb-nf4,rtn [--set section.key=value ...] [--out FILE-STEM] [--dry-run]
         quantize with each method into OUTPUT-METHOD and print one table: perplexity, size, time, who loads it; also under mpirun
   qpipe eval --model DIR --data FILE [--samples N] [--seqlen N] [--dataset NAME] [--text-field FIELD] [--backend auto|cpu|cuda]
@@ -37,7 +38,7 @@ constexpr const char* usage = R"(qpipe quantizes a Hugging Face checkpoint into 
         `qpipe COMMAND --help` tells a command's options and defaults
 
 Exit codes: 0 done, 64 wrong arguments, 65 damaged data, 66 missing input, 69 unsupported here, 70 defect of qpipe, 73 or 74 output cannot
-be written, 78 wrong configuration.
+be written, 75 stopped by a signal (the same command goes on), 78 wrong configuration.
 
 Options of CONFIG.toml:
 
@@ -111,6 +112,7 @@ struct Arguments {
   std::string config;
   std::vector<std::string> sets;
   bool dry_run = false;
+  bool resume = false;
   bool help = false;
   bool version = false;
   std::string compare_config;
@@ -131,6 +133,7 @@ struct Arguments {
     app.add_option("config", config);
     app.add_option("--set", sets)->allow_extra_args(false);
     app.add_flag("--dry-run", dry_run);
+    app.add_flag("--resume", resume);
 
     compare = app.add_subcommand("compare", "Quantizes one model with several methods; one table of quality, size, time and loaders.");
     compare->set_help_flag("-h,--help", "this text");
@@ -223,8 +226,10 @@ Command read_command(int argc, const char* const* argv) {
   if (arguments.help) return ShowText{usage + options_help()};
   if (arguments.version) return ShowText{version_text()};
   const bool subcommand = *arguments.compare || *arguments.eval || *arguments.tokenize || *arguments.verify;
-  if (subcommand && (!arguments.config.empty() || !arguments.sets.empty() || arguments.dry_run))
-    usage_fault("a configuration file, --set and --dry-run stand behind `compare`, and do not go with eval, tokenize and verify");
+  if (subcommand && (!arguments.config.empty() || !arguments.sets.empty() || arguments.dry_run || arguments.resume))
+    usage_fault(
+        "a configuration file, --set and --dry-run stand behind `compare`, and do not go with eval, tokenize and verify; --resume goes "
+        "with a configuration file alone");
 
   if (*arguments.compare) {
     CompareRequest request =
@@ -253,6 +258,7 @@ Command read_command(int argc, const char* const* argv) {
     return request;
   }
   if (arguments.config.empty()) usage_fault("give a configuration file (qpipe CONFIG.toml) or a command (compare, eval, tokenize, verify)");
+  if (arguments.resume) arguments.sets.emplace_back("run.resume=require");
   return QuantizeRequest{load_options(arguments.config, arguments.sets), arguments.dry_run};
 }
 

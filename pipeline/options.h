@@ -47,6 +47,7 @@ struct Options {
     double damp_auto_increment = 0.01;  // added after each failed factorisation
     double mse = 0.0;                   // exponent of the scale search's error; 0: no search
     bool true_sequential = true;
+    bool allow_fallback = false;     // go on when more than 2% of the modules fall back to RTN
     std::string propagate = "auto";  // auto (= original for awq, else quantized) | quantized | original
     std::vector<ModuleOverride> overrides;
   } quantize;
@@ -90,6 +91,8 @@ struct Options {
   struct Run {
     std::string progress = "auto";  // auto | bar | plain | none
     std::string report;             // JSON file; "": OUTPUT.report.json beside the output folder
+    std::string folder;             // what a stopped run goes on from; "": OUTPUT.run beside the output folder
+    std::string resume = "auto";    // auto | require | never
     std::string log_level = "info";
   } run;
 

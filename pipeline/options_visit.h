@@ -48,6 +48,8 @@ void visit_options(Tree& options, Visit&& visit) {
   visit("quantize.mse", quantize.mse, AtLeast{0}, "", "search scales that minimise the sum of |error|^mse; 2.4 is usual, 0: no search");
   visit("quantize.true_sequential", quantize.true_sequential, AnyValue{}, "",
         "inside a layer, calibrate each step on the quantized steps before it");
+  visit("quantize.allow_fallback", quantize.allow_fallback, AnyValue{}, "",
+        "go on when more than 2% of the modules have no usable Hessian and are rounded to nearest");
   visit("quantize.propagate", quantize.propagate, OneOf{{"auto", "quantized", "original"}}, "",
         "which layer outputs the next layer calibrates on; auto: original for awq, else quantized");
   visit("quantize.overrides", quantize.overrides, AnyValue{}, "", "settings of single modules; the first match wins");
@@ -91,6 +93,9 @@ void visit_options(Tree& options, Visit&& visit) {
   auto& run = options.run;
   visit("run.progress", run.progress, OneOf{{"auto", "bar", "plain", "none"}}, "", "auto: a bar on a terminal, else plain lines");
   visit("run.report", run.report, AnyValue{}, "", "JSON file of losses and timings; empty: OUTPUT.report.json beside the output folder");
+  visit("run.folder", run.folder, AnyValue{}, "", "state of an unfinished run; empty: OUTPUT.run beside the output folder");
+  visit("run.resume", run.resume, OneOf{{"auto", "require", "never"}}, "",
+        "auto: go on with an unfinished run of the same settings; require: fail when there is none; never: start over");
   visit("run.log_level", run.log_level, OneOf{{"trace", "debug", "info", "warn", "error", "off"}}, "",
         "least severe message that is logged");
 

@@ -1,11 +1,11 @@
 #include "pipeline/output.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <set>
 
 #include "pipeline/error.h"
 #include "pipeline/shard_plan.h"
@@ -28,10 +28,6 @@ bool is_written_here(const fs::path& path) {
   const std::string name = path.filename().string();
   return name == "config.json" || name == "quantize_config.json" || name == "quant_config.json" || name == "README.md" ||
          name == "quantize_report.json";
-}
-
-[[noreturn]] void fail(const fs::path& path, const char* what, int error) {
-  throw UserError(ExitCode::io, path.string() + ": " + what + ": " + std::strerror(error));
 }
 
 }  // namespace
@@ -85,10 +81,11 @@ ShardSet::ShardSet(const fs::path& folder, const std::vector<TensorInfo>& tensor
 
   const auto mine = [&](std::size_t shard) { return static_cast<int>(shard % static_cast<std::size_t>(comm.size())) == comm.rank(); };
   std::map<std::size_t, SafetensorsWriter> writers;
+  const auto leftover = SafetensorsWriter::Leftover::keep;
   const auto open_shards = [&](SafetensorsWriter::Role role) {
     for (std::size_t shard = 0; shard < plan.size(); ++shard)
       if (mine(shard) == (role == SafetensorsWriter::Role::owner))
-        writers.emplace(shard, SafetensorsWriter(folder / shard_name(shard, plan.size()), members[shard], role));
+        writers.emplace(shard, SafetensorsWriter(folder / shard_name(shard, plan.size()), members[shard], role, leftover));
   };
   on_all(comm, "", [&] { open_shards(SafetensorsWriter::Role::owner); });
   on_all(comm, "", [&] { open_shards(SafetensorsWriter::Role::helper); });
@@ -96,6 +93,16 @@ ShardSet::ShardSet(const fs::path& folder, const std::vector<TensorInfo>& tensor
 }
 
 void ShardSet::write(const std::string& name, const void* data) { writers_.at(shard_of_.at(name)).write(name, data); }
+
+void ShardSet::adopt(const std::string& name) { writers_.at(shard_of_.at(name)).adopt(name); }
+
+bool ShardSet::read(const std::string& name, void* to) const { return writers_.at(shard_of_.at(name)).read(name, to); }
+
+void ShardSet::sync(const std::vector<std::string>& names) const {
+  std::set<std::size_t> shards;
+  for (const std::string& name : names) shards.insert(shard_of_.at(name));
+  for (const std::size_t shard : shards) writers_[shard].sync();
+}
 
 void ShardSet::finish(const std::string& fault, Comm& comm) {
   on_all(comm, fault, [&] {
@@ -112,28 +119,6 @@ void ShardSet::finish(const std::string& fault, Comm& comm) {
       writers_[shard].finish(static_cast<std::int64_t>(elsewhere));
     }
   });
-}
-
-void write_text_file(const fs::path& path, const std::string& text) {
-  const fs::path temporary = path.string() + ".tmp";
-  const int file = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (file < 0) fail(temporary, "cannot create", errno);
-  std::size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t count = ::write(file, text.data() + done, text.size() - done);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) {
-      const int error = errno;
-      close(file);
-      fail(temporary, "cannot write", error);
-    }
-    done += static_cast<std::size_t>(count);
-  }
-  const bool synced = fsync(file) == 0;
-  const int error = errno;
-  close(file);
-  if (!synced) fail(temporary, "cannot write", error);
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) fail(path, "cannot rename", errno);
 }
 
 void copy_auxiliary_files(const fs::path& from, const fs::path& to) {

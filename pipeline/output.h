@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "launch/comm.h"
+#include "pipeline/durable_file.h"
 #include "pipeline/safetensors.h"
 
 namespace qpipe {
@@ -17,7 +18,8 @@ namespace qpipe {
 void prepare_output_folder(const std::filesystem::path& folder, bool overwrite);
 
 // The shards of the output, planned from the tensors' sizes alone, so that every rank count gives the same files. Shard s is made and
-// finished by rank s mod ranks; every rank may write every tensor, each tensor once.
+// finished by rank s mod ranks; every rank may write every tensor, each tensor once. Shards that are not finished stay as NAME.tmp, and the
+// next ShardSet of the same tensors goes on with them.
 class ShardSet {
  public:
   // Collective.
@@ -25,7 +27,13 @@ class ShardSet {
 
   // Thread-safe.
   void write(const std::string& name, const void* data);
-  // Collective. `fault` is this rank's own ("" without): a fault of any rank is thrown on all, and the shards are dropped.
+  // A tensor that an earlier run wrote: one rank adopts it and none writes it.
+  void adopt(const std::string& name);
+  // What stands in the shard at the tensor's place; false when the file is too short. Thread-safe.
+  bool read(const std::string& name, void* to) const;
+  // Brings these tensors to the disk. Thread-safe.
+  void sync(const std::vector<std::string>& names) const;
+  // Collective. `fault` is this rank's own ("" without): a fault of any rank is thrown on all.
   void finish(const std::string& fault, Comm& comm);
 
   // model.safetensors.index.json; null when there is a single file.
@@ -38,9 +46,6 @@ class ShardSet {
   nlohmann::json index_;
   std::int64_t total_bytes_ = 0;
 };
-
-// Writes text through a temporary file, fsync and rename. Throws UserError with the path.
-void write_text_file(const std::filesystem::path& path, const std::string& text);
 
 // Copies tokenizer, generation_config, chat template, remote code and other auxiliary files; not weights, config.json or README.md.
 void copy_auxiliary_files(const std::filesystem::path& from, const std::filesystem::path& to);

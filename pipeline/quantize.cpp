@@ -1,22 +1,30 @@
-// The method, in order: load, calibrate, solve, forward, store.
+// The method, in order: load, calibrate, solve, forward, store, commit.
 #include "pipeline/quantize.h"
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
+#include <optional>
+#include <stdexcept>
+#include <utility>
 
 #include "launch/comm.h"
 #include "launch/device.h"
+#include "launch/signals.h"
 #include "pipeline/cast.h"
 #include "pipeline/dataset.h"
 #include "pipeline/error.h"
 #include "pipeline/evaluate.h"
+#include "pipeline/fast_forward.h"
 #include "pipeline/folder.h"
+#include "pipeline/journal.h"
 #include "pipeline/layer_source.h"
 #include "pipeline/model.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
 #include "pipeline/report.h"
+#include "pipeline/run_identity.h"
 #include "pipeline/store.h"
 #include "pipeline/tokens_on_ranks.h"
 #include "stages/activations.h"
@@ -53,11 +61,29 @@ struct Loop {
   const QuantizePlan& plan;
   Comm& comm;
   Stream& stream;
+  const ShardSet& shards;
+  const Journal& journal;
   Store& store;
   Progress& progress;
   RunReport& report;
   bool zero_of_zero = false;
+  nlohmann::json factors = {};  // of the current layer, where the layers after it need them
 };
+
+// Between two pieces of work: all ranks stop together when one has a fault, or when one got so many signals. Collective.
+void check_in(Comm& comm, const std::optional<UserError>& fault, int signals, const std::string& where) {
+  const double code = fault ? static_cast<double>(fault->code) : 0.0;
+  int most_signals = 0;
+  double first_code = 0.0;
+  const std::vector<double> all = comm.all_gather({static_cast<double>(signals_received()), code});
+  for (std::size_t i = 0; i < all.size(); i += 2) {
+    most_signals = std::max(most_signals, static_cast<int>(all[i]));
+    if (first_code == 0.0) first_code = all[i + 1];
+  }
+  if (first_code != 0.0) throw UserError(static_cast<ExitCode>(first_code), comm.first_failure(fault ? fault->what() : ""));
+  if (most_signals >= signals)
+    throw UserError(ExitCode::temporary, "stopped by a signal " + where + "; run the same command again to go on");
+}
 
 std::string describe(const Layer& layer, const Step& step) {
   return fmt::format("layer {}, input of {}", layer.index, layer.linears[step.linears.front()].name);
@@ -77,10 +103,20 @@ std::vector<LinearSettings> settings_of(const Loop& loop, const Layer& layer, co
   return settings;
 }
 
+// Values that are not finite are a fault of the data, which all ranks find alike.
+template <class Work>
+auto as_user_error(Work work) {
+  try {
+    return work();
+  } catch (const std::domain_error& error) {
+    throw UserError(ExitCode::data, error.what());
+  }
+}
+
 std::vector<QuantizedLinear> solve_linears(Loop& loop, const Hessian* hessian, const std::vector<const Linear*>& linears,
                                            const std::vector<LinearSettings>& settings) {
   Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
-  return solve(hessian, linears, settings, loop.comm, loop.stream);
+  return as_user_error([&] { return solve(hessian, linears, settings, loop.comm, loop.stream); });
 }
 
 void store_solved(Loop& loop, const std::string& name, const QuantizedLinear& q) {
@@ -111,6 +147,7 @@ void forward_step(Loop& loop, const DecoderTables& tables, const Layer& layer, S
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
   for (Block& block : activations.blocks)
     advance(loop.architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, loop.stream);
+  check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
 }
 
 void start(Loop& loop, const Layer& layer, Activations& activations) {
@@ -120,7 +157,7 @@ void start(Loop& loop, const Layer& layer, Activations& activations) {
 
 Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step, const Activations& activations) {
   Timed timed(loop.report.seconds.hessian, loop.comm, loop.stream);
-  return calibrate(activations, describe(layer, step), loop.comm, loop.stream);
+  return as_user_error([&] { return calibrate(activations, describe(layer, step), loop.comm, loop.stream); });
 }
 
 // Each linear is solved on the input that the quantized linears before it give.
@@ -135,6 +172,12 @@ void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer&
   }
 }
 
+// The layer with the weights that it has now.
+void run_layer(Loop& loop, const DecoderTables& tables, const Layer& layer, Activations& activations) {
+  start(loop, layer, activations);
+  for (const Step& step : layer_steps(loop.architecture)) forward_step(loop, tables, layer, step.kind, activations);
+}
+
 // The layer's input, where run_again will need it.
 Buffer save_hidden(Loop& loop, const Activations& activations) {
   if (!loop.plan.quantized_propagation) return {};
@@ -145,8 +188,7 @@ Buffer save_hidden(Loop& loop, const Activations& activations) {
 
 void run_again(Loop& loop, const DecoderTables& tables, const Layer& layer, const Buffer& saved, Activations& activations) {
   copy_on_device(activations.hidden_memory.data(), saved.data(), saved.bytes(), loop.stream);
-  start(loop, layer, activations);
-  for (const Step& step : layer_steps(loop.architecture)) forward_step(loop, tables, layer, step.kind, activations);
+  run_layer(loop, tables, layer, activations);
 }
 
 // true_sequential = false: all of the layer's Hessians see its original weights; the layer runs again with the quantized ones.
@@ -237,6 +279,7 @@ void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, A
     forward_step(loop, tables, layer, steps[i].kind, activations);
   }
   const std::vector<LinearFactors> factors = linear_factors(layer, pairs);
+  if (loop.plan.quantized_propagation) loop.factors = factors_json(factors);
   store_scaled(loop, layer, pairs, factors);
   for (std::size_t i = 0; i < steps.size(); ++i) {
     if (chosen(loop, layer, steps[i]).empty()) continue;
@@ -252,25 +295,79 @@ void quantize_without_calibration(Loop& loop, Layer& layer) {
   for (const Step& step : layer_steps(loop.architecture)) solve_step(loop, layer, step, nullptr);
 }
 
+void quantize_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  if (!loop.plan.calibrated)
+    quantize_without_calibration(loop, layer);
+  else if (loop.plan.awq)
+    quantize_layer_awq(loop, tables, layer, activations);
+  else if (loop.options.quantize.true_sequential && loop.plan.quantized_propagation)
+    quantize_layer_sequentially(loop, tables, layer, activations);
+  else
+    quantize_layer_at_once(loop, tables, layer, activations);
+}
+
+Layer load_layer(Loop& loop, LayerSource& layers, std::int64_t index) {
+  Timed timed(loop.report.seconds.read, loop.comm, loop.stream);
+  return layers.load_layer(index);
+}
+
+// A finished layer of an earlier run: what it found, and its output for the layers that are still to do.
+void pass_finished_layer(Loop& loop, const DecoderTables& tables, LayerSource& layers, std::int64_t index, const FinishedLayer& finished,
+                         bool needed, Activations& activations) {
+  take_up_findings(finished.findings(), loop.report);
+  loop.zero_of_zero = loop.zero_of_zero || finished.findings().at("zero_of_zero");
+  if (!needed) return;
+  const Layer layer = load_layer(loop, layers, index);
+  if (loop.plan.quantized_propagation)
+    restore_propagated_weights(loop.plan, finished, loop.journal, loop.shards, layer, loop.comm, loop.stream);
+  run_layer(loop, tables, layer, activations);
+}
+
+// What the report and the layers after it need of a layer; begin: as the report was before it.
+nlohmann::json findings(Loop& loop, std::size_t modules_begin, std::size_t scales_begin) {
+  nlohmann::json json = findings_since(loop.report, modules_begin, scales_begin);
+  json["zero_of_zero"] = loop.zero_of_zero;
+  if (!loop.factors.is_null()) json["factors"] = std::exchange(loop.factors, {});
+  return json;
+}
+
+// Rounding to nearest in more than 2% of the modules is a calibration that failed.
+void check_fallbacks(const Loop& loop) {
+  if (loop.options.quantize.allow_fallback) return;
+  const auto fell_back = std::count_if(loop.report.modules.begin(), loop.report.modules.end(), [](const auto& m) { return m.fell_back; });
+  const std::size_t modules = loop.plan.modules.size() - loop.plan.skipped().size();
+  if (static_cast<std::size_t>(fell_back) * 50 > modules)
+    throw UserError(ExitCode::data,
+                    fmt::format("the Hessians of {} of {} modules are not positive definite at any damping, so that they are rounded to "
+                                "nearest; use more calibration samples, or set quantize.allow_fallback = true and run again to go on",
+                                fell_back, modules));
+}
+
 void quantize_layers(Loop& loop, const DecoderTables& tables, LayerSource& layers, Activations& activations) {
+  std::int64_t end = loop.architecture.layers;  // behind the last layer that is to do
+  while (end > 0 && loop.store.finished().contains(end - 1)) --end;
   for (std::int64_t index = 0; index < loop.architecture.layers; ++index) {
-    Layer layer;
-    {
-      Timed timed(loop.report.seconds.read, loop.comm, loop.stream);
-      layer = layers.load_layer(index);
+    if (const auto found = loop.store.finished().find(index); found != loop.store.finished().end()) {
+      pass_finished_layer(loop, tables, layers, index, found->second, loop.plan.calibrated && index < end, activations);
+      loop.progress.update(index + 1, fmt::format("layer {}  finished by an earlier run", index));
+      check_fallbacks(loop);
+      continue;
     }
-    if (!loop.plan.calibrated)
-      quantize_without_calibration(loop, layer);
-    else if (loop.plan.awq)
-      quantize_layer_awq(loop, tables, layer, activations);
-    else if (loop.options.quantize.true_sequential && loop.plan.quantized_propagation)
-      quantize_layer_sequentially(loop, tables, layer, activations);
-    else
-      quantize_layer_at_once(loop, tables, layer, activations);
+    const std::size_t modules_begin = loop.report.modules.size();
+    const std::size_t scales_begin = loop.report.scales.size();
+    Layer layer = load_layer(loop, layers, index);
+    quantize_layer(loop, tables, layer, activations);
+    {
+      Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+      loop.store.commit(index, loop.comm.rank(), loop.comm.size(), findings(loop, modules_begin, scales_begin));
+    }
     const ModuleReport* last = loop.report.modules.empty() ? nullptr : &loop.report.modules.back();
     loop.progress.update(index + 1, last == nullptr ? fmt::format("layer {}", index)
                                                     : fmt::format("layer {}  {} mse {:.3e}", index,
                                                                   last->name.substr(last->name.rfind('.') + 1), last->mean_squared_error));
+    if (signals_received() > 0) loop.store.wait_for_commits();
+    check_in(loop.comm, loop.store.fault(), 1, fmt::format("after layer {} of {}", index + 1, loop.architecture.layers));
+    check_fallbacks(loop);
   }
 }
 
@@ -306,6 +403,7 @@ Tokens load_evaluation(const Options& options, const Architecture& architecture,
 }  // namespace
 
 RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before) {
+  count_stop_signals();
   const auto begin = std::chrono::steady_clock::now();
   const Checkpoint source(options.model.path);
   const Architecture architecture = read_architecture(source.config(), (source.folder() / "config.json").string());
@@ -343,20 +441,28 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   report.calibration_hash = calibration.hash;
   report.calibration_tokens = calibration.samples * calibration.seqlen;
   report.evaluation = evaluation.source;
-  on_root(comm, [&] { prepare_output_folder(options.output.path, options.output.overwrite); });
+  Journal journal(options, run_identity(options, source, report.model, calibration, evaluation, report.device), comm);
 
-  report.perplexity_before = perplexity_before;
   if (evaluation.samples > 0 && options.evaluate.before && !perplexity_before) {
     Timed timed(report.seconds.evaluate, comm, stream);
-    report.perplexity_before = evaluate(source, architecture, evaluation, options.memory.micro_batch, comm, stream).value;
+    if (journal.remembered("perplexity_before").is_null())
+      journal.remember("perplexity_before", evaluate(source, architecture, evaluation, options.memory.micro_batch, comm, stream).value,
+                       comm);
+    perplexity_before = journal.remembered("perplexity_before").get<double>();
+  }
+  report.perplexity_before = perplexity_before;
+  if (report.perplexity_before) {
     progress.say(fmt::format("perplexity of the original: {:.3f}", *report.perplexity_before));
   }
 
   {
     ShardSet shards(options.output.path, plan.tensors, plan.max_shard_bytes, comm);
-    Store store(plan, source, shards, comm);
+    Store store(plan, source, shards, journal, comm);
+    if (journal.resumed())
+      progress.say(fmt::format("goes on with the run in {}: {} of {} layers are finished", journal.folder().string(),
+                               store.finished().size(), architecture.layers));
     LayerSource layers(source, architecture, comm, stream);
-    Loop loop{options, architecture, plan, comm, stream, store, progress, report};
+    Loop loop{options, architecture, plan, comm, stream, shards, journal, store, progress, report};
 
     Activations activations;
     DecoderTables tables;
@@ -371,6 +477,8 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       Timed timed(report.seconds.solve, comm, stream);
       cast_layers(source, architecture, plan, store, comm, stream,
                   [&](std::int64_t index) { progress.update(index + 1, fmt::format("layer {}", index)); });
+      store.wait_for_commits();
+      check_in(comm, store.fault(), 1, "between two layers");
     } else {
       quantize_layers(loop, tables, layers, activations);
     }
@@ -399,7 +507,10 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   const std::string report_path = options.run.report.empty() ? options.output.path + ".report.json" : options.run.report;
   report.options = options_as_json(options);
   report.seconds.total = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  on_root(comm, [&] { write_text_file(report_path, report_json(report).dump(2) + "\n"); });
+  on_root(comm, [&] {
+    write_text_file(report_path, report_json(report).dump(2) + "\n");
+    journal.remove();
+  });
   progress.say(fmt::format(
       "wrote {} ({:.2f} GB) in {:.1f} s: read {:.1f}, hessian {:.1f}, search {:.1f}, solve {:.1f}, forward {:.1f}, write {:.1f}, "
       "evaluate {:.1f}; report in {}",

@@ -2,10 +2,26 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <functional>
 
 namespace qpipe {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModuleReport, name, bits, group_size, mean_squared_error, damp, fell_back, skipped)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ScaleReport, source, linears, ratio, loss)
+
+nlohmann::json findings_since(const RunReport& report, std::size_t modules_begin, std::size_t scales_begin) {
+  nlohmann::json json{{"modules", nlohmann::json::array()}, {"scales", nlohmann::json::array()}};
+  for (std::size_t i = modules_begin; i < report.modules.size(); ++i) json["modules"].push_back(report.modules[i]);
+  for (std::size_t i = scales_begin; i < report.scales.size(); ++i) json["scales"].push_back(report.scales[i]);
+  return json;
+}
+
+void take_up_findings(const nlohmann::json& findings, RunReport& report) {
+  for (const nlohmann::json& module : findings.at("modules")) report.modules.push_back(module.get<ModuleReport>());
+  for (const nlohmann::json& scale : findings.at("scales")) report.scales.push_back(scale.get<ScaleReport>());
+}
 
 nlohmann::json report_json(const RunReport& r) {
   nlohmann::json modules = nlohmann::json::array();
@@ -40,6 +56,7 @@ nlohmann::json report_json(const RunReport& r) {
                         {"write", r.seconds.write},
                         {"evaluate", r.seconds.evaluate},
                         {"total", r.seconds.total}}},
+                      {"fell_back_to_rtn", std::count_if(r.modules.begin(), r.modules.end(), [](const auto& m) { return m.fell_back; })},
                       {"modules", modules}};
   for (const ScaleReport& s : r.scales)
     json["scales"].push_back({{"source", s.source}, {"linears", s.linears}, {"ratio", s.ratio}, {"loss", s.loss}});

@@ -61,6 +61,10 @@ struct RunReport {
   std::string device;
 };
 
+// The report's entries from `modules_begin` and `scales_begin` on, and their return into another report.
+nlohmann::json findings_since(const RunReport& report, std::size_t modules_begin, std::size_t scales_begin);
+void take_up_findings(const nlohmann::json& findings, RunReport& report);
+
 nlohmann::json report_json(const RunReport& report);
 
 // README.md. Holds nothing that depends on the machine or the number of ranks, so that equal runs give equal folders.

@@ -50,14 +50,25 @@ class SafetensorsWriter {
  public:
   enum class Role { owner, helper };  // the owner makes the file before any helper joins, and finishes it after all have flushed
 
-  SafetensorsWriter(const std::filesystem::path& path, const std::vector<TensorInfo>& tensors, Role role = Role::owner);
+  // keep: PATH.tmp outlives a writer that does not finish, and the next writer of the same tensors goes on with it, or with a finished
+  // PATH.
+  enum class Leftover { replace, keep };
+
+  SafetensorsWriter(const std::filesystem::path& path, const std::vector<TensorInfo>& tensors, Role role = Role::owner,
+                    Leftover leftover = Leftover::replace);
   ~SafetensorsWriter();
   SafetensorsWriter(SafetensorsWriter&&) noexcept;
   SafetensorsWriter& operator=(SafetensorsWriter&&) noexcept;
 
   void write(const std::string& name, const void* data);
-  // Bytes of the tensors that this writer wrote.
+  // Counts a tensor that an earlier run wrote as written here.
+  void adopt(const std::string& name);
+  // What is in the file at the tensor's place, written or not. False when the file is too short. Thread-safe.
+  bool read(const std::string& name, void* to) const;
+  // Bytes of the tensors that this writer wrote or adopted.
   std::int64_t written_bytes() const;
+  // fsync; more tensors may follow. Thread-safe, before finish().
+  void sync() const;
   // fsync of what this writer wrote; no more tensors after it.
   void flush();
   // Owner only. Every tensor must have been written once, here or by the helpers, which wrote bytes_of_helpers. Throws otherwise.

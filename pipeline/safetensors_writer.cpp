@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "pipeline/durable_file.h"
 #include "pipeline/error.h"
 #include "pipeline/json_text.h"
 #include "pipeline/safetensors.h"
@@ -64,14 +66,6 @@ Layout lay_out(std::vector<TensorInfo> tensors) {
   return layout;
 }
 
-void sync_folder(const fs::path& folder) {
-  const int descriptor = open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) fail(folder, "cannot be opened", errno);
-  const int error = fsync(descriptor) == 0 ? 0 : errno;
-  close(descriptor);
-  if (error != 0 && error != EINVAL) fail(folder, "cannot be written to disk", error);  // EINVAL: the file system does not sync folders
-}
-
 }  // namespace
 
 struct SafetensorsWriter::State {
@@ -80,13 +74,14 @@ struct SafetensorsWriter::State {
   Role role = Role::owner;
   int descriptor = -1;
   bool flushed = false;
+  bool kept = false;         // stays on disk when it is not finished
   mutable std::mutex mutex;  // guards `places` and `flushed`
   std::map<std::string, Place> places;
 
   ~State() {
     if (descriptor < 0) return;
     close(descriptor);
-    if (role == Role::owner) unlink(temporary.c_str());
+    if (role == Role::owner && !kept) unlink(temporary.c_str());
   }
 
   std::int64_t count_bytes() const {
@@ -107,9 +102,36 @@ struct SafetensorsWriter::State {
     // Starts the way to the disk now, so that the fsync at the end has little left to do.
     sync_file_range(descriptor, offset, count, SYNC_FILE_RANGE_WRITE);
   }
+
+  // False when the file ends before.
+  bool read_at(void* data, std::int64_t count, std::int64_t offset) const {
+    for (std::int64_t done = 0; done < count;) {
+      const ssize_t got = pread(descriptor, static_cast<char*>(data) + done, static_cast<std::size_t>(count - done), offset + done);
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) fail(temporary, "cannot be read", errno);
+      if (got == 0) return false;
+      done += got;
+    }
+    return true;
+  }
+
+  // Opens what a stopped run left if it is this file, finished or not.
+  bool reopen(const Layout& layout) {
+    if (access(temporary.c_str(), F_OK) != 0 && std::rename(path.c_str(), temporary.c_str()) != 0) return false;
+    descriptor = open(temporary.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    if (descriptor < 0) return false;
+    struct stat status {};
+    std::string head(layout.head.size(), '\0');
+    if (fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == layout.file_bytes &&
+        read_at(head.data(), static_cast<std::int64_t>(head.size()), 0) && head == layout.head)
+      return true;
+    close(std::exchange(descriptor, -1));
+    return false;
+  }
 };
 
-SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<TensorInfo>& tensors, Role role) : state_(new State) {
+SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<TensorInfo>& tensors, Role role, Leftover leftover)
+    : state_(new State) {
   Layout layout = lay_out(tensors);
   State& s = *state_;
   s.path = path;
@@ -117,13 +139,17 @@ SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<Ten
   s.places = std::move(layout.places);
   s.role = role;
   if (role == Role::helper) {
-    s.descriptor = open(s.temporary.c_str(), O_WRONLY | O_CLOEXEC);
+    s.descriptor = open(s.temporary.c_str(), O_RDWR | O_CLOEXEC);
     if (s.descriptor < 0) fail(s.temporary, "cannot be opened (all ranks write to one folder; is it on a shared file system?)", errno);
+    return;
+  }
+  if (leftover == Leftover::keep && s.reopen(layout)) {
+    s.kept = true;
     return;
   }
   // What a stopped run left is replaced, not written through: it may be a link.
   if (unlink(s.temporary.c_str()) != 0 && errno != ENOENT) fail(s.temporary, "cannot be replaced", errno);
-  s.descriptor = open(s.temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  s.descriptor = open(s.temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
   if (s.descriptor < 0) fail(s.temporary, "cannot be created", errno);
   // A disk that is too small shows now and not after hours of work; file systems that cannot reserve space go on.
   const int reserved = fallocate(s.descriptor, 0, 0, layout.file_bytes) == 0 ? 0 : errno;
@@ -131,6 +157,7 @@ SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<Ten
     fail(s.temporary, fmt::format("cannot reserve {} bytes", layout.file_bytes).c_str(), reserved);
   if (ftruncate(s.descriptor, layout.file_bytes) != 0) fail(s.temporary, "cannot be given its size", errno);
   s.write_at(layout.head.data(), static_cast<std::int64_t>(layout.head.size()), 0);
+  s.kept = leftover == Leftover::keep;
 }
 
 SafetensorsWriter::~SafetensorsWriter() = default;
@@ -159,6 +186,23 @@ std::int64_t SafetensorsWriter::written_bytes() const {
   return state_->count_bytes();
 }
 
+void SafetensorsWriter::adopt(const std::string& name) {
+  const std::lock_guard lock(state_->mutex);
+  state_->places.at(name).progress = Place::written;
+}
+
+bool SafetensorsWriter::read(const std::string& name, void* to) const {
+  const Place place = [&] {
+    const std::lock_guard lock(state_->mutex);
+    return state_->places.at(name);
+  }();
+  return state_->read_at(to, place.bytes, place.offset);
+}
+
+void SafetensorsWriter::sync() const {
+  if (fsync(state_->descriptor) != 0) fail(state_->temporary, "cannot be written to disk", errno);
+}
+
 void SafetensorsWriter::flush() {
   State& s = *state_;
   const std::lock_guard lock(s.mutex);
@@ -184,7 +228,7 @@ void SafetensorsWriter::finish(std::int64_t bytes_of_helpers) {
   if (close(std::exchange(s.descriptor, -1)) != 0 && error == 0) error = errno;
   if (error == 0 && std::rename(s.temporary.c_str(), s.path.c_str()) != 0) error = errno;
   if (error != 0) {
-    unlink(s.temporary.c_str());
+    if (!s.kept) unlink(s.temporary.c_str());
     fail(s.path, "cannot be finished", error);
   }
   sync_folder(s.path.parent_path());

@@ -2,9 +2,12 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "kernels/activation.h"
+#include "pipeline/durable_file.h"
 #include "pipeline/error.h"
+#include "pipeline/xxh3.h"
 
 namespace qpipe {
 
@@ -46,39 +49,83 @@ std::vector<unsigned char> convert_tensor(const TensorInfo& from, std::vector<un
 
 }  // namespace
 
-Store::Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, Comm& comm)
-    : plan_(plan), checkpoint_(checkpoint), shards_(shards), comm_(comm) {
+Store::Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, const Journal& journal, Comm& comm)
+    : plan_(plan), checkpoint_(checkpoint), shards_(shards), journal_(journal), comm_(comm) {
   int next = 0;
   const auto take_turns = [&] { return next++ % comm.size(); };
-  for (const auto& [module, settings] : plan.modules) writer_of_[module] = take_turns();
+  for (const auto& [module, settings] : plan.modules) {
+    writer_of_[module] = take_turns();
+    if (plan.may_need_v2 && !settings.skip) bits_of_[module + ".qzeros"] = settings.bits;
+  }
+  std::vector<TensorInfo> outside;
   for (const TensorInfo& info : plan.kept) {
     if (take_turns() != comm.rank()) continue;
     if (info.name.find(plan.layer_prefix) == 0)
       to_copy_[info.name] = info;
     else
-      later([this, info] { copy_tensor(info); });
+      outside.push_back(info);
   }
+  take_up_finished_layers();
+  for (const TensorInfo& info : outside) copies_.push_back(start([this, info] { copy_tensor(info); }));
 }
 
 Store::~Store() {
-  for (std::future<void>& work : pending_) work.wait();
+  for (std::future<void>& copy : copies_) copy.wait();
+  for (std::future<void>& write : part_->writes) write.wait();
+  wait_for_commits();
 }
 
-void Store::later(std::function<void()> work) {
-  if (pending_.size() >= most_pending) {
-    pending_.front().get();
-    pending_.erase(pending_.begin());
-  }
-  pending_.push_back(std::async(std::launch::async, std::move(work)));
+void Store::take_up_finished_layers() {
+  std::map<std::string, TensorInfo> tensors;
+  for (const TensorInfo& info : plan_.tensors) tensors[info.name] = info;
+  finished_ = find_finished_layers(journal_, tensors, shards_, comm_);
+  for (const auto& [layer, finished] : finished_)
+    for (const LayerRecord& part : finished.parts) {
+      for (const auto& [name, hash] : part.tensors) to_copy_.erase(name);
+      if (part.held.empty() || layer % comm_.size() != comm_.rank()) continue;
+      const SafetensorsFile file(journal_.folder() / (part.stem() + ".safetensors"));
+      for (const auto& [name, hash] : part.held) {
+        zeros_[name].resize(static_cast<std::size_t>(file.info(name).bytes()));
+        file.read(name, zeros_[name].data());
+      }
+    }
+}
+
+std::future<void> Store::start(std::function<void()> work) {
+  return std::async(std::launch::async, [this, work = std::move(work)] {
+    if (fault()) return;
+    std::optional<UserError> fault;
+    try {
+      work();
+    } catch (const UserError& error) {
+      fault = error;
+    } catch (const std::exception& error) {
+      fault = UserError(ExitCode::software, error.what());
+    }
+    const std::lock_guard lock(fault_mutex_);
+    if (fault && !fault_) fault_ = fault;
+  });
+}
+
+std::optional<UserError> Store::fault() const {
+  const std::lock_guard lock(fault_mutex_);
+  return fault_;
+}
+
+void Store::write(Part& part, const PackedTensor& tensor) {
+  Xxh3 hash;
+  hash.add(tensor.data.data(), tensor.data.size());
+  shards_.write(tensor.info.name, tensor.data.data());
+  const std::lock_guard lock(part.mutex);
+  part.record.tensors[tensor.info.name] = hash.hexadecimal();
 }
 
 void Store::put(const std::string& module, const QuantizedLinear& quantized, Stream& stream) {
   if (writer_of_.at(module) != comm_.rank()) return;
   std::vector<PackedTensor> tensors;
   for (PackedTensor& tensor : pack_integer(module, quantized, plan_.storage, stream)) {
-    const std::string name = tensor.info.name;
-    if (plan_.may_need_v2 && name.ends_with(".qzeros"))
-      zeros_[name] = {std::move(tensor), quantized.settings.bits};
+    if (bits_of_.contains(tensor.info.name))
+      part_->held.push_back(std::move(tensor));
     else
       tensors.push_back(std::move(tensor));
   }
@@ -86,9 +133,47 @@ void Store::put(const std::string& module, const QuantizedLinear& quantized, Str
 }
 
 void Store::put(std::vector<PackedTensor> tensors) {
-  later([this, tensors = std::move(tensors)] {
-    for (const PackedTensor& tensor : tensors) shards_.write(tensor.info.name, tensor.data.data());
-  });
+  std::vector<std::future<void>>& writes = part_->writes;
+  if (writes.size() >= most_pending) writes[writes.size() - most_pending].wait();
+  writes.push_back(start([this, part = part_, tensors = std::move(tensors)] {
+    for (const PackedTensor& tensor : tensors) write(*part, tensor);
+  }));
+}
+
+void Store::commit(std::int64_t layer, int part, int parts, nlohmann::json findings) {
+  wait_for_commits();
+  for (const PackedTensor& tensor : part_->held) zeros_[tensor.info.name] = tensor.data;
+  part_->record.layer = layer;
+  part_->record.part = part;
+  part_->record.parts = parts;
+  part_->record.findings = std::move(findings);
+  commit_ = start([this, finished = std::exchange(part_, std::make_shared<Part>())] { write_record(*finished); });
+}
+
+void Store::wait_for_commits() {
+  if (commit_.valid()) commit_.get();
+}
+
+void Store::write_record(Part& part) {
+  for (std::future<void>& write : part.writes) write.wait();
+  if (fault()) return;
+  LayerRecord& record = part.record;
+  std::vector<std::string> names;
+  for (const auto& [name, hash] : record.tensors) names.push_back(name);
+  shards_.sync(names);
+  if (!part.held.empty()) {
+    std::vector<TensorInfo> infos;
+    for (const PackedTensor& tensor : part.held) infos.push_back({tensor.info.name, tensor.info.dtype, tensor.info.shape});
+    SafetensorsWriter file(journal_.folder() / (record.stem() + ".safetensors"), infos);
+    for (const PackedTensor& tensor : part.held) {
+      file.write(tensor.info.name, tensor.data.data());
+      Xxh3 hash;
+      hash.add(tensor.data.data(), tensor.data.size());
+      record.held[tensor.info.name] = hash.hexadecimal();
+    }
+    file.finish();
+  }
+  write_text_file(journal_.folder() / (record.stem() + ".json"), to_text(record));
 }
 
 void Store::replace(const std::string& name, const std::vector<float>& values) {
@@ -115,13 +200,15 @@ void Store::copy_tensor(const TensorInfo& info) {
 }
 
 void Store::write_the_rest(bool zero_of_zero) {
-  for (auto& [name, entry] : zeros_) {
-    if (zero_of_zero) zeros_v1_to_v2(entry.first.data, entry.second);
-    shards_.write(name, entry.first.data.data());
+  for (std::future<void>& copy : copies_) copy.wait();
+  for (std::future<void>& write : part_->writes) write.wait();
+  wait_for_commits();
+  if (const auto failed = fault()) throw *failed;
+  for (auto& [name, data] : zeros_) {
+    if (zero_of_zero) zeros_v1_to_v2(data, bits_of_.at(name));
+    shards_.write(name, data.data());
   }
   for (const auto& [name, info] : to_copy_) copy_tensor(info);
-  for (std::future<void>& work : pending_) work.get();
-  pending_.clear();
 }
 
 void Store::finish(bool zero_of_zero) {

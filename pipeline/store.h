@@ -1,12 +1,19 @@
-// Quantized linears and the tensors that stay as they are, on their way to the shards.
+// Quantized linears and the tensors that stay as they are, on their way to the shards, and the records of finished layers.
+//
+// What fails in the background is a fault of this rank, which the caller asks for with fault(), so that all ranks can stop together.
 #pragma once
 
 #include <future>
 #include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "pipeline/checkpoint.h"
+#include "pipeline/error.h"
+#include "pipeline/finished_layers.h"
 #include "pipeline/output.h"
 #include "pipeline/plan.h"
 
@@ -14,8 +21,8 @@ namespace qpipe {
 
 class Store {
  public:
-  // Begins to copy the tensors outside of the decoder layers (embedding, head) in the background, divided over the ranks.
-  Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, Comm& comm);
+  // Begins to copy the tensors outside of the decoder layers (embedding, head) in the background, divided over the ranks. Collective.
+  Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, const Journal& journal, Comm& comm);
   // Waits for the background.
   ~Store();
   Store(const Store&) = delete;
@@ -33,23 +40,52 @@ class Store {
   // Whether this rank writes the tensor, which stays unquantized and lies in a decoder layer: the others may leave replace() out.
   bool owns(const std::string& name) const { return to_copy_.contains(name); }
 
+  // What an earlier run has finished: these layers are neither put nor committed.
+  const FinishedLayers& finished() const { return finished_; }
+
+  // The layer is complete: brings what this rank put since the last commit to the disk, then its record, in the background; a layer at a
+  // time, so that this waits for the layer before. This rank's part is one of `parts`.
+  void commit(std::int64_t layer, int part, int parts, nlohmann::json findings);
+  // Returns when all commits are on the disk or have failed.
+  void wait_for_commits();
+  std::optional<UserError> fault() const;
+
   // Collective. Copies what is left, waits for the background and closes the shards.
   // zero_of_zero: some asymmetric zero is 0, so that zeros kept back for format gptq are written as gptq_v2.
   void finish(bool zero_of_zero);
 
  private:
-  void later(std::function<void()> work);
+  // What this rank puts between two commits.
+  struct Part {
+    std::vector<std::future<void>> writes;
+    std::mutex mutex;  // guards `record`
+    LayerRecord record;
+    std::vector<PackedTensor> held;
+  };
+
+  // Runs in the background, or does nothing after a fault.
+  std::future<void> start(std::function<void()> work);
+  void write(Part& part, const PackedTensor& tensor);
+  void write_record(Part& part);
   void copy_tensor(const TensorInfo& info);
+  void take_up_finished_layers();
   void write_the_rest(bool zero_of_zero);
 
   const QuantizePlan& plan_;
   const Checkpoint& checkpoint_;
   ShardSet& shards_;
+  const Journal& journal_;
   Comm& comm_;
-  std::map<std::string, int> writer_of_;       // module → rank
-  std::map<std::string, TensorInfo> to_copy_;  // by this rank, at the end
-  std::vector<std::future<void>> pending_;
-  std::map<std::string, std::pair<PackedTensor, int>> zeros_;  // kept back, with their bits
+  FinishedLayers finished_;
+  std::map<std::string, int> writer_of_;                     // module → rank
+  std::map<std::string, int> bits_of_;                       // qzeros that may be kept back → their bits
+  std::map<std::string, TensorInfo> to_copy_;                // by this rank, at the end
+  std::map<std::string, std::vector<unsigned char>> zeros_;  // kept back
+  std::vector<std::future<void>> copies_;
+  std::shared_ptr<Part> part_ = std::make_shared<Part>();
+  std::future<void> commit_;
+  mutable std::mutex fault_mutex_;
+  std::optional<UserError> fault_;
 };
 
 }  // namespace qpipe

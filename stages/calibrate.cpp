@@ -5,6 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "kernels/activation.h"
 #include "kernels/column_statistics.h"
 #include "kernels/diagonal.h"
 #include "kernels/hessian.h"
@@ -19,6 +20,26 @@ struct FixedPoint {
   std::vector<std::int32_t> host_exponent;
   int log2_tokens = 0;
 };
+
+// The first sample of all ranks with an input that hessian_exponents refuses. Collective.
+std::int64_t first_sample_refused(const Activations& activations, Comm& comm, Stream& stream) {
+  const Blocking& blocking = activations.blocking;
+  std::int64_t first = blocking.samples;
+  for (std::size_t local = 0; local < activations.blocks.size() && first == blocking.samples; ++local) {
+    const Tensor input = activations.blocks[local].input;
+    const Array<float> copy(input.rows, input.cols, stream);
+    convert(input, copy.view, stream);
+    std::vector<float> values(static_cast<std::size_t>(input.size()));
+    copy_to_host(values.data(), copy.view.data, copy.memory.bytes(), stream);
+    const auto bad =
+        std::find_if(values.begin(), values.end(), [](float x) { return !(std::fabs(x) <= 0x1p48f); });  // the bound of hessian_exponents
+    if (bad == values.end()) continue;
+    const std::int64_t row = (bad - values.begin()) / input.cols;
+    first = blocking.block_begin(activations.owned.begin + static_cast<std::int64_t>(local)) + row / blocking.seqlen;
+  }
+  for (const double other : comm.all_gather({static_cast<double>(first)})) first = std::min(first, static_cast<std::int64_t>(other));
+  return first;
+}
 
 FixedPoint choose_units(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {
   const std::int64_t width = activations.blocks.empty() ? 0 : activations.blocks.front().input.cols;
@@ -36,7 +57,8 @@ FixedPoint choose_units(const Activations& activations, const std::string& what,
   try {
     hessian_exponents({host_maximum.data(), 1, d}, {units.host_exponent.data(), 1, d});
   } catch (const std::domain_error& fault) {
-    throw std::runtime_error(what + ": " + fault.what());
+    throw std::domain_error(what + ": " + fault.what() + ", first in calibration sample " +
+                            std::to_string(first_sample_refused(activations, comm, stream)));
   }
   copy_to_device(units.exponent.view.data, units.host_exponent.data(), units.exponent.memory.bytes(), stream);
   units.log2_tokens = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(activations.blocking.tokens() - 1)));

@@ -14,8 +14,8 @@ struct Hessian {
   std::vector<float> diagonal;  // host
 };
 
-// `what` names the step in messages ("layer 3, input of self_attn.o_proj"). Collective. Throws std::runtime_error naming it and the column
-// when an activation is NaN or infinite (every rank throws the same).
+// `what` names the step in messages ("layer 3, input of self_attn.o_proj"). Collective. Throws std::domain_error naming it, the column and
+// the first sample when an activation is NaN or infinite (every rank throws the same).
 Hessian calibrate(const Activations& activations, const std::string& what, Comm& comm, Stream& stream);
 
 // mean_t |x[t, i]| over the tokens of all ranks, [d] on every rank, bit-identical for any number of ranks. Collective; throws as

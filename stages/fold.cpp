@@ -68,6 +68,10 @@ Array<float> scaled_weight(const Linear& linear, const LinearFactors& factors, S
 void unscaled_weight_into(const QuantizedLinear& quantized, const LinearFactors& factors, Tensor weight, Stream& stream) {
   const Array<float> scaled(weight.rows, weight.cols, stream);
   dequantize_into(quantized, scaled.view, stream);
+  unscale_into(scaled, factors, weight, stream);
+}
+
+void unscale_into(const Array<float>& scaled, const LinearFactors& factors, Tensor weight, Stream& stream) {
   scale_weight(scaled.view, upload(reciprocals(factors.column), stream), upload(reciprocals(factors.row), stream), scaled, stream);
   convert(scaled.view, weight, stream);
 }

@@ -25,6 +25,9 @@ Array<float> scaled_weight(const Linear& linear, const LinearFactors& factors, S
 // The weight that does in the layer as it was what the quantized one does in the scaled layer: w[r, c] · row[r] / column[c].
 void unscaled_weight_into(const QuantizedLinear& quantized, const LinearFactors& factors, Tensor weight, Stream& stream);
 
+// The same from the dequantized weight, which is lost.
+void unscale_into(const Array<float>& scaled, const LinearFactors& factors, Tensor weight, Stream& stream);
+
 // A tensor to write instead of the checkpoint's.
 struct ChangedTensor {
   std::string name;

@@ -182,8 +182,8 @@ void check_and_summarise(const Linear& linear, QuantizedLinear& q, Stream& strea
   std::vector<float> scale(static_cast<std::size_t>(q.scale.view.size()));
   copy_to_host(scale.data(), q.scale.view.data, q.scale.memory.bytes(), stream);
   if (!std::all_of(scale.begin(), scale.end(), [](float s) { return std::isfinite(s); }))
-    throw std::runtime_error(linear.name +
-                             ": a weight is not finite or too large for a float16 scale; check the checkpoint for damaged weights");
+    throw std::domain_error(linear.name +
+                            ": a weight is not finite or too large for a float16 scale; check the checkpoint for damaged weights");
   std::vector<std::uint8_t> zero(static_cast<std::size_t>(q.zero.view.size()));
   copy_to_host(zero.data(), q.zero.view.data, zero.size(), stream);
   q.has_zero_of_zero = std::find(zero.begin(), zero.end(), 0) != zero.end();

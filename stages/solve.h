@@ -48,7 +48,7 @@ struct QuantizedLinear {
 };
 
 // Solves `linears` (all read the same input, none skipped). hessian: needed when a method is gptq, may be null for RTN.
-// Collective. Throws std::runtime_error naming the module when a scale is not finite.
+// Collective. Throws std::domain_error naming the module when a scale is not finite.
 std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<const Linear*>& linears,
                                    const std::vector<LinearSettings>& settings, Comm& comm, Stream& stream);
 

@@ -197,7 +197,7 @@ TEST_P(Solve, NonFiniteWeightIsAnError) {
   try {
     solved(settings);
     FAIL() << "no error";
-  } catch (const std::runtime_error& error) {
+  } catch (const std::domain_error& error) {
     EXPECT_NE(std::string(error.what()).find("layer.linear"), std::string::npos) << error.what();
   }
 }

@@ -1,0 +1,15 @@
+// Files that are there whole or not at all, whenever the machine stops.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace qpipe {
+
+// fsync of a folder: the names in it are on disk. Throws UserError(io) with the path, as does write_text_file.
+void sync_folder(const std::filesystem::path& folder);
+
+// Writes text through PATH.tmp, fsync, rename and fsync of the folder.
+void write_text_file(const std::filesystem::path& path, const std::string& text);
+
+}  // namespace qpipe
