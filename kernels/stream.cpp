@@ -42,6 +42,11 @@ void Stream::synchronize() {
     if (on_cuda()) cuda::synchronize(*this);
 }
 
+void Stream::adopt_thread() const {
+  if constexpr (has_cuda)
+    if (on_cuda()) cuda::use_device(device_);
+}
+
 void Stream::count(std::ptrdiff_t bytes) {
   in_use_ = static_cast<std::size_t>(static_cast<std::ptrdiff_t>(in_use_) + bytes);
   peak_ = std::max(peak_, in_use_);

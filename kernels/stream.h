@@ -39,6 +39,8 @@ class Stream {
   DType compute_dtype() const { return on_cuda() ? DType::bf16 : DType::f32; }
   std::string device_name() const;
   void synchronize();
+  // For a thread other than the one that made the stream, before it uses it: threads start on CUDA device 0. One thread at a time.
+  void adopt_thread() const;
   CudaHandles& cuda() const { return *handles_; }
 
   // Device memory taken through Buffer on this stream, in bytes.

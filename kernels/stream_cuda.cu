@@ -71,6 +71,8 @@ void destroy_handles(CudaHandles* handles) noexcept {
   delete handles;
 }
 
+void use_device(int device) { check(cudaSetDevice(device)); }
+
 void synchronize(Stream& stream) { check(cudaStreamSynchronize(stream.cuda().stream)); }
 
 void* allocate(std::size_t bytes, Stream& stream) {

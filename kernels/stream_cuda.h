@@ -9,6 +9,7 @@ int device_count();
 std::string device_name(int device);
 CudaHandles* create_handles(int device);
 void destroy_handles(CudaHandles* handles) noexcept;
+void use_device(int device);
 void synchronize(Stream& stream);
 void* allocate(std::size_t bytes, Stream& stream);
 void* allocate_host(std::size_t bytes, int device);  // from any thread

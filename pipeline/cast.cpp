@@ -1,8 +1,10 @@
 #include "pipeline/cast.h"
 
 #include <algorithm>
-#include <array>
+#include <atomic>
 #include <future>
+#include <memory>
+#include <mutex>
 
 #include "launch/signals.h"
 #include "pipeline/layer_source.h"
@@ -12,6 +14,7 @@ namespace qpipe {
 namespace {
 
 constexpr std::size_t alignment = 256;
+constexpr std::size_t most_workers = 4;
 
 // Linears that are quantized together.
 struct Group {
@@ -46,54 +49,97 @@ std::vector<Group> groups_of_rank(const Checkpoint& checkpoint, const Architectu
   return groups;
 }
 
-using Reads = std::vector<std::future<void>>;
+// Reads, quantizes and packs one layer after another. Several workers read and pack at the same time; the device serves one at a time.
+class Worker {
+ public:
+  Worker(const Checkpoint& checkpoint, const QuantizePlan& plan, std::int64_t largest_weight, std::size_t largest_group,
+         std::mutex& device_mutex, Stream& stream)
+      : checkpoint_(checkpoint),
+        plan_(plan),
+        device_mutex_(device_mutex),
+        stream_(stream),
+        staging_(static_cast<std::size_t>(largest_weight), stream),
+        on_device_(largest_group, stream) {}
 
-Reads start_reading(const Checkpoint& checkpoint, const Group& group, const HostBuffer& to) {
-  Reads reads;
-  for (std::size_t i = 0; i < group.weights.size(); ++i)
-    reads.push_back(std::async(std::launch::async, [&checkpoint, name = group.weights[i].name, place = to.data() + group.offsets[i]] {
-      checkpoint.read(name, place);
-    }));
-  return reads;
-}
+  std::vector<PackedTensor> cast(const Group& group) {
+    std::vector<Linear> linears;
+    for (std::size_t i = 0; i < group.weights.size(); ++i) {
+      const TensorInfo& info = group.weights[i];
+      auto* place = static_cast<unsigned char*>(on_device_.data()) + group.offsets[i];
+      checkpoint_.read(info.name, staging_.data());
+      const std::lock_guard lock(device_mutex_);
+      copy_to_device(place, staging_.data(), static_cast<std::size_t>(info.bytes()), stream_);
+      Linear linear;
+      linear.name = info.name.substr(0, info.name.size() - std::string(".weight").size());
+      linear.stored = {place, info.dtype, info.rows(), info.cols()};
+      linears.push_back(linear);
+    }
+    std::vector<const Linear*> pointers;
+    for (const Linear& linear : linears) pointers.push_back(&linear);
+    const std::lock_guard lock(device_mutex_);
+    return cast_linears(pointers, plan_.storage, stream_);
+  }
+
+ private:
+  const Checkpoint& checkpoint_;
+  const QuantizePlan& plan_;
+  std::mutex& device_mutex_;
+  Stream& stream_;
+  HostBuffer staging_;
+  Buffer on_device_;
+};
 
 }  // namespace
 
 void cast_layers(const Checkpoint& checkpoint, const Architecture& architecture, const QuantizePlan& plan, Store& store, const Comm& comm,
                  Stream& stream, const std::function<void(std::int64_t)>& progress) {
   const std::vector<Group> groups = groups_of_rank(checkpoint, architecture, plan, store.finished(), comm);
-  std::size_t largest = 0;
-  for (const Group& group : groups) largest = std::max(largest, group.bytes);
-  const std::array<HostBuffer, 2> staging{HostBuffer(largest, stream), HostBuffer(largest, stream)};
-  const Buffer on_device(largest, stream);
-
-  Reads reads;
-  if (!groups.empty()) reads = start_reading(checkpoint, groups.front(), staging[0]);
+  std::int64_t largest_weight = 0;
+  std::size_t largest_group = 0;
+  std::vector<std::size_t> layer_ends;  // layer i of this rank: groups [layer_ends[i − 1], layer_ends[i])
   for (std::size_t g = 0; g < groups.size(); ++g) {
-    const Group& group = groups[g];
-    for (std::future<void>& read : reads) read.get();
-    reads.clear();
-    if (g + 1 < groups.size()) reads = start_reading(checkpoint, groups[g + 1], staging[(g + 1) % 2]);
-    if (!group.weights.empty()) {
-      copy_to_device(on_device.data(), staging[g % 2].data(), group.bytes, stream);
-      std::vector<Linear> linears;
-      for (std::size_t i = 0; i < group.weights.size(); ++i) {
-        const TensorInfo& info = group.weights[i];
-        Linear linear;
-        linear.name = info.name.substr(0, info.name.size() - std::string(".weight").size());
-        linear.stored = {static_cast<const unsigned char*>(on_device.data()) + group.offsets[i], info.dtype, info.rows(), info.cols()};
-        linears.push_back(linear);
-      }
-      std::vector<const Linear*> pointers;
-      for (const Linear& linear : linears) pointers.push_back(&linear);
-      store.put(cast_linears(pointers, plan.storage, stream));
-    }
-    if (!group.last_of_layer) continue;
-    store.commit(group.layer, 0, 1, {});
-    if (const auto fault = store.fault()) throw *fault;
-    progress(group.layer);
-    if (signals_received() > 0) break;
+    for (const TensorInfo& info : groups[g].weights) largest_weight = std::max(largest_weight, info.bytes());
+    largest_group = std::max(largest_group, groups[g].bytes);
+    if (groups[g].last_of_layer) layer_ends.push_back(g + 1);
   }
+
+  std::mutex device_mutex;
+  std::mutex store_mutex;
+  std::atomic<std::size_t> next_layer{0};
+  std::atomic<bool> stop{false};
+  std::vector<std::unique_ptr<Worker>> workers;
+  for (std::size_t i = 0; i < std::min(most_workers, layer_ends.size()); ++i)
+    workers.push_back(std::make_unique<Worker>(checkpoint, plan, largest_weight, largest_group, device_mutex, stream));
+
+  const auto work = [&](Worker& worker) {
+    stream.adopt_thread();
+    while (!stop) {
+      const std::size_t layer = next_layer++;
+      if (layer >= layer_ends.size()) return;
+      std::vector<PackedTensor> tensors;
+      for (std::size_t g = layer == 0 ? 0 : layer_ends[layer - 1]; g < layer_ends[layer]; ++g)
+        for (PackedTensor& tensor : worker.cast(groups[g])) tensors.push_back(std::move(tensor));
+      const std::int64_t index = groups[layer_ends[layer] - 1].layer;
+      const std::lock_guard lock(store_mutex);
+      store.put(std::move(tensors));
+      store.commit(index, 0, 1, {});
+      if (const auto fault = store.fault()) throw *fault;
+      progress(index);
+      if (signals_received() > 0) stop = true;
+    }
+  };
+  std::vector<std::future<void>> running;
+  for (const auto& worker : workers)
+    running.push_back(std::async(std::launch::async, [&, &one = *worker] {
+      try {
+        work(one);
+      } catch (...) {
+        stop = true;
+        throw;
+      }
+    }));
+  for (std::future<void>& done : running) done.wait();
+  for (std::future<void>& done : running) done.get();
 }
 
 }  // namespace qpipe

@@ -11,9 +11,9 @@
 
 namespace qpipe {
 
-// Quantizes the layers l with l mod ranks = rank, each step's linears at a time, while the next ones are read in the background. Without
-// communication. progress(l) is called after each of this rank's layers. Memory: the weights of two steps on the host, of one on the
-// device.
+// Quantizes the layers l with l mod ranks = rank, several at a time, and commits each. Without communication. progress(l) is called after
+// each of this rank's layers, one call at a time. Memory of up to four workers, each: the largest weight on the host, the weights of one
+// step on the device.
 void cast_layers(const Checkpoint& checkpoint, const Architecture& architecture, const QuantizePlan& plan, Store& store, const Comm& comm,
                  Stream& stream, const std::function<void(std::int64_t)>& progress);
 

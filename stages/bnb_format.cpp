@@ -62,9 +62,9 @@ PackedTensor filled(NamedTensor info, const T* values, std::size_t count) {
 
 template <class T>
 PackedTensor downloaded(NamedTensor info, Matrix<const T> matrix, Stream& stream) {
-  PackedTensor result{std::move(info), std::vector<unsigned char>(static_cast<std::size_t>(matrix.size()) * sizeof(T))};
-  copy_to_host(result.data.data(), matrix.data, result.data.size(), stream);
-  return result;
+  PackedTensor tensor{std::move(info), std::vector<unsigned char>(static_cast<std::size_t>(matrix.size()) * sizeof(T))};
+  copy_to_host(tensor.data.data(), matrix.data, tensor.data.size(), stream);
+  return tensor;
 }
 
 void check_finite(const PackedTensor& maxima) {

@@ -27,6 +27,8 @@ Array<T> upload_matrix(const std::vector<T>& values, std::int64_t rows, std::int
 // values → tensor.data as they are in memory.
 PackedTensor packed_tensor(NamedTensor info, const void* values, std::size_t bytes);
 
+inline PackedTensor packed_tensor(NamedTensor info, std::vector<unsigned char>&& bytes) { return {std::move(info), std::move(bytes)}; }
+
 template <class T>
 PackedTensor packed_tensor(NamedTensor info, const std::vector<T>& values) {
   return packed_tensor(std::move(info), values.data(), values.size() * sizeof(T));

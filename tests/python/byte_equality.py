@@ -22,6 +22,14 @@ SETTINGS = {
     "awq-gram-quantized": ["quantize.method=awq", "quantize.group_size=32", "awq.search=gram", "quantize.propagate=quantized", "awq.zero_point=false"],
     "awq-gptq": ["quantize.method=awq", "quantize.group_size=32", "awq.rounding=gptq", "quantize.act_group_aware=true"],
     "rtn": ["quantize.method=rtn", "quantize.group_size=32"],
+    "compressed-tensors": ["output.target=vllm", "quantize.symmetric=false", "quantize.group_size=32"],
+    "bnb-nf4": ["quantize.method=bnb-nf4"],
+    "bnb-fp4-double": ["quantize.method=bnb-fp4", "bnb.double_quant=true", "bnb.storage=bfloat16"],
+    "bnb-int8": ["quantize.method=bnb-int8"],
+    "fp8": ["quantize.method=fp8"],
+    "fp8-block": ["quantize.method=fp8-block"],
+    "nvfp4": ["quantize.method=nvfp4"],
+    "mxfp4": ["quantize.method=mxfp4"],
 }
 
 
