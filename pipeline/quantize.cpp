@@ -212,7 +212,7 @@ ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, co
                        const Hessian& hessian) {
   Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
   const Options::Awq& o = loop.options.awq;
-  const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling};
+  const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling, o.search_tokens};
   ScaledPair found = search_scale(loop.architecture, tables, layer, pair, settings_of(loop, layer, pair.linears), activations, hessian,
                                   search, loop.comm, loop.stream);
   ScaleReport report{layer_prefix(loop.architecture, layer.index) + source_name(loop.architecture, pair), {}, found.ratio, found.loss};

@@ -70,7 +70,7 @@ void inspected_output(const Architecture& a, const DecoderTables& tables, const 
 // Mean squared differences of the inspected output. Blocks outside, candidates inside: one reference output is held, and nothing waits.
 std::vector<double> output_losses(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                                   const std::vector<LinearSettings>& settings, const Activations& activations,
-                                  const std::vector<std::vector<float>>& scales, Comm& comm, Stream& stream) {
+                                  const std::vector<std::vector<float>>& scales, std::int64_t search_tokens, Comm& comm, Stream& stream) {
   const Array<float> candidates = upload_rows(scales, stream);
   const Blocking& blocking = activations.blocking;
   const std::int64_t tokens = blocking.block_samples * blocking.seqlen;
@@ -88,6 +88,7 @@ std::vector<double> output_losses(const Architecture& a, const DecoderTables& ta
   const Array<float> output(tokens, a.hidden, stream);
   const Array<double> total = zeros(activations.owned.count, candidates.view.rows, stream);
   for (std::size_t b = 0; b < activations.blocks.size(); ++b) {
+    if (!is_searched(blocking, activations.owned.begin + static_cast<std::int64_t>(b), search_tokens)) continue;
     const ConstTensor x = activations.blocks[b].input;
     const Matrix<float> expected = reference.view.row_range(0, x.rows);
     const Matrix<float> got = output.view.row_range(0, x.rows);
@@ -107,7 +108,9 @@ std::vector<double> output_losses(const Architecture& a, const DecoderTables& ta
     }
   }
   std::vector<double> losses = add_in_block_order(total, comm, stream);
-  for (double& loss : losses) loss /= static_cast<double>(blocking.tokens() * a.hidden);
+  std::int64_t samples = 0;
+  for (std::int64_t b = 0; b < blocking.blocks(); ++b) samples += is_searched(blocking, b, search_tokens) ? blocking.block_size(b) : 0;
+  for (double& loss : losses) loss /= static_cast<double>(samples * blocking.seqlen * a.hidden);
   return losses;
 }
 
@@ -140,6 +143,13 @@ std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair, con
 }
 
 }  // namespace
+
+bool is_searched(const Blocking& blocking, std::int64_t block, std::int64_t tokens) {
+  const std::int64_t blocks = blocking.blocks();
+  const std::int64_t wanted =
+      tokens == 0 ? blocks : std::clamp<std::int64_t>(tokens / (blocking.block_samples * blocking.seqlen), 1, blocks);
+  return (block + 1) * wanted / blocks > block * wanted / blocks;
+}
 
 std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPair& pair, const std::vector<LinearSettings>& settings,
                                             Stream& stream) {
@@ -183,9 +193,9 @@ std::vector<std::vector<float>> candidate_scales(const std::vector<double>& acti
 
 std::vector<double> scale_losses(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                                  const std::vector<LinearSettings>& settings, const Activations& activations, const Hessian& hessian,
-                                 const std::vector<std::vector<float>>& scales, ScaleLoss loss, Comm& comm, Stream& stream) {
-  if (loss == ScaleLoss::exact && pair.inspected != Inspected::linears)
-    return output_losses(a, tables, layer, pair, settings, activations, scales, comm, stream);
+                                 const std::vector<std::vector<float>>& scales, const ScaleSearch& options, Comm& comm, Stream& stream) {
+  if (options.loss == ScaleLoss::exact && pair.inspected != Inspected::linears)
+    return output_losses(a, tables, layer, pair, settings, activations, scales, options.tokens, comm, stream);
   return gram_losses(layer, pair, settings, hessian, scales, comm, stream);
 }
 
@@ -197,7 +207,7 @@ ScaledPair search_scale(const Architecture& a, const DecoderTables& tables, Laye
   const std::vector<double> weight = mean_relative_magnitude(layer, pair, settings, stream);
   std::vector<std::vector<float>> candidates = candidate_scales(activation, weight, options);
   const std::vector<double> losses =
-      scale_losses(a, tables, layer, pair, settings, activations, hessian, candidates, options.loss, comm, stream);
+      scale_losses(a, tables, layer, pair, settings, activations, hessian, candidates, options, comm, stream);
   std::size_t best = losses.size();
   for (std::size_t c = 0; c < losses.size(); ++c)
     if (std::isfinite(losses[c]) && (best == losses.size() || losses[c] < losses[best])) best = c;

@@ -18,7 +18,13 @@ struct ScaleSearch {
   ScaleLoss loss = ScaleLoss::exact;
   std::int64_t grid = 20;   // ratios i/grid, i = 0 … grid − 1
   bool duo_scaling = true;  // weigh with the weights' relative magnitude, too
+  // exact: outputs are compared on blocks of about this many tokens, evenly spaced over the calibration set; 0: on all. AutoAWQ's own
+  // calibration set has 65,536. Everything else uses all tokens.
+  std::int64_t tokens = 65536;
 };
+
+// Whether block b of `blocking` is one of the evenly spaced blocks that hold `tokens` tokens, at least one; all blocks for 0.
+bool is_searched(const Blocking& blocking, std::int64_t block, std::int64_t tokens);
 
 // A pair with its factors, the same on every rank.
 struct ScaledPair {
@@ -49,6 +55,6 @@ ScaledPair search_scale(const Architecture& architecture, const DecoderTables& t
 // The loss of the pair for each row of `scales`: what search_scale minimises.
 std::vector<double> scale_losses(const Architecture& architecture, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                                  const std::vector<LinearSettings>& settings, const Activations& activations, const Hessian& hessian,
-                                 const std::vector<std::vector<float>>& scales, ScaleLoss loss, Comm& comm, Stream& stream);
+                                 const std::vector<std::vector<float>>& scales, const ScaleSearch& options, Comm& comm, Stream& stream);
 
 }  // namespace qpipe

@@ -145,7 +145,7 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
         EXPECT_LE(std::abs(ours[i].ratio - peers[i].ratio), 0.0501);
       equal += ours[i].ratio == peers[i].ratio ? 1 : 0;
       const std::vector<double> losses = scale_losses(s.architecture, s.tables, layer, pairs[i], settings, s.activations, hessians[i],
-                                                      {ours[i].scale, peers[i].scale}, ScaleLoss::exact, s.comm, s.stream);
+                                                      {ours[i].scale, peers[i].scale}, ScaleSearch{}, s.comm, s.stream);
       EXPECT_EQ(losses[0], ours[i].loss);
       EXPECT_LE(losses[0], losses[1] * rounding);
       for (Block& block : s.activations.blocks)
