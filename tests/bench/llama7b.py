@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""GPTQ of 8 decoder layers of Llama-2-7B's shape: the work that peers were measured on.
+"""Quantizes decoder layers of Llama-2-7B's shape: the work that peers were measured on.
 
-    python3 tests/bench/gptq_7b.py --qpipe build/release/qpipe [--work DIR] [--layers 8] [--samples 128] [--seqlen 2048] [--repeat 1] [--set k=v ...]
+    python3 tests/bench/llama7b.py --qpipe build/release/qpipe [--method gptq] [--layers 8] [--samples 128] [--seqlen 2048] [--repeat 1]
+                                   [--work DIR] [--launcher "mpirun -np 2"] [--set k=v ...]
 
 Makes random bf16 weights (hidden 4096, ffn 11008, 32 heads, vocabulary 32000) and random tokens in DIR once, quantizes them to 4 bits, group 128, and
-prints time per phase, percent of the phase's stated bound, total and peak GPU memory, beside the peers' figures for the same work. Needs torch."""
+prints time per phase, percent of the phase's stated bound, total and peak GPU memory, beside the peers' figures for the same work: gptq with 8 layers,
+awq with 4. Methods without calibration (bnb-nf4, fp8, ...; --layers 32 is the whole model) are measured against the bandwidth of reading the
+checkpoint from the page cache, which is read once before. Needs torch."""
 import argparse
 import json
 import os
@@ -14,7 +17,10 @@ import time
 
 HIDDEN, FFN, HEADS, VOCAB = 4096, 11008, 32, 32000
 # Measured on one H100 with the same shapes, tokens and settings (seconds, save included; GiB).
-PEERS = [("llm-compressor 0.14.0.1", 54.8, 2.6), ("GPTQModel 7.3.6", 132.0, 5.8)]
+PEERS = {
+    ("gptq", 8): [("llm-compressor 0.14.0.1", 54.8, 2.6), ("GPTQModel 7.3.6", 132.0, 5.8)],
+    ("awq", 4): [("llm-compressor 0.14.0.1", 67.8, 50.4)],
+}
 DENSE_BF16 = 989e12  # FLOP/s, H100/H200 SXM datasheet
 
 
@@ -73,9 +79,23 @@ def phase_flops(layers, tokens, seqlen):
     return {"forward": layers * forward, "hessian": layers * hessian}
 
 
+def read_bandwidth(folder):
+    """Bytes of the weights, and bytes/s of one sequential reader, the files being in the page cache."""
+    names = [os.path.join(folder, n) for n in os.listdir(folder) if n.endswith(".safetensors")]
+    buffer = bytearray(1 << 24)
+    for _ in range(2):  # the first pass fills the cache
+        total, start = 0, time.time()
+        for name in names:
+            with open(name, "rb", buffering=0) as f:
+                while count := f.readinto(buffer):
+                    total += count
+    return total, total / (time.time() - start)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--qpipe", default="build/release/qpipe")
+    parser.add_argument("--method", default="gptq")
     parser.add_argument("--work", default="/tmp/qpipe-bench")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--samples", type=int, default=128)
@@ -101,6 +121,7 @@ data = "{tokens}"
 samples = {args.samples}
 seqlen = {args.seqlen}
 [quantize]
+method = "{args.method}"
 bits = 4
 group_size = 128
 [output]
@@ -127,8 +148,11 @@ overwrite = true
         print(f"  process  {wall:8.2f} s")
     median = sorted(totals)[len(totals) // 2]
     print(f"\nqpipe: {median:.2f} s (median of {len(totals)}, start of the process to its end)")
-    if (args.layers, args.samples, args.seqlen) == (8, 128, 2048):
-        for name, seconds, memory in PEERS:
+    if args.method not in ("gptq", "awq"):
+        size, bandwidth = read_bandwidth(model)
+        print(f"{size / 1e9:.2f} GB of weights: {size / median / 1e9:.2f} GB/s, {100 * size / median / bandwidth:.0f}% of reading alone ({bandwidth / 1e9:.2f} GB/s)")
+    if (args.samples, args.seqlen) == (128, 2048):
+        for name, seconds, memory in PEERS.get((args.method, args.layers), []):
             print(f"{name}: {seconds:.1f} s, {memory} GiB on an H100 → {seconds / median:.1f} times as long")
 
 
