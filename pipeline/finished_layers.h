@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "pipeline/journal.h"
 #include "pipeline/output.h"
@@ -19,7 +20,7 @@ struct FinishedLayer {
 using FinishedLayers = std::map<std::int64_t, FinishedLayer>;
 
 // Layers whose every tensor has its hash. Collective: the ranks share the reading, and rank (layer mod ranks) adopts the layer's tensors in
-// `shards`. sizes: bytes of the output's tensors.
+// `shards`. tensors: those of the output, by name.
 FinishedLayers find_finished_layers(const Journal& journal, const std::map<std::string, TensorInfo>& tensors, ShardSet& shards, Comm& comm);
 
 }  // namespace qpipe

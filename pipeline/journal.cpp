@@ -100,6 +100,7 @@ bool go_on(const Options& options, const fs::path& folder, const Json& identity)
   if (options.run.resume != "never" && !before.is_null()) {
     const std::vector<std::string> differences = identity_differences(before, identity);
     if (!differences.empty()) refuse(folder, differences);
+    if (!fs::exists(options.output.path)) prepare_output_folder(options.output.path, false);  // all is done again
     return true;
   }
   if (options.run.resume == "require")

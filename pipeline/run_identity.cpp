@@ -58,6 +58,9 @@ Json run_identity(const Options& options, const Checkpoint& model, const std::st
   for (const auto& [section, values] : all_options.items())
     for (const auto& [key, value] : values.items())
       if (const std::string name = fmt::format("{}.{}", section, key); !is_free(name)) identity[name] = value;
+  // Another folder may hold what this run did not write.
+  const fs::path output = fs::absolute(options.output.path).lexically_normal();
+  identity["output.path"] = (output.has_filename() ? output : output.parent_path()).string();
   identity["qpipe version"] = QPIPE_VERSION;
   identity["device"] = device;
   identity["model name"] = model_name;

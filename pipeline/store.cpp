@@ -135,8 +135,9 @@ void Store::put(const std::string& module, const QuantizedLinear& quantized, Str
 void Store::put(std::vector<PackedTensor> tensors) {
   std::vector<std::future<void>>& writes = part_->writes;
   if (writes.size() >= most_pending) writes[writes.size() - most_pending].wait();
-  writes.push_back(start([this, part = part_, tensors = std::move(tensors)] {
-    for (const PackedTensor& tensor : tensors) write(*part, tensor);
+  writes.push_back(start([this, part = part_.get(), tensors = std::move(tensors)]() mutable {
+    const std::vector<PackedTensor> freed_soon = std::move(tensors);  // the future keeps what the lambda has until the commit
+    for (const PackedTensor& tensor : freed_soon) write(*part, tensor);
   }));
 }
 

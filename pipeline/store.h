@@ -55,7 +55,7 @@ class Store {
   void finish(bool zero_of_zero);
 
  private:
-  // What this rank puts between two commits.
+  // What this rank puts between two commits. It outlives its writes: the commit, or ~Store, waits for them.
   struct Part {
     std::vector<std::future<void>> writes;
     std::mutex mutex;  // guards `record`

@@ -226,7 +226,7 @@ class Resume(unittest.TestCase):
         return {"LD_PRELOAD": ARGS.shim, "FAIL_BELOW": self.output, **{k: str(v) for k, v in more.items()}}
 
     def step(self, first, n):
-        return range(first, n + 1) if ARGS.every_call else range(first, n + 1, max(1, n // 20))
+        return range(1, n + 1) if ARGS.every_call else range(first, n + 1, max(1, n // 20))
 
     def test_killed_at_every_call(self):
         for name, first in (("gptq-v1-asym", 1), ("nf4", 2)):
@@ -304,6 +304,7 @@ class Resume(unittest.TestCase):
             (["quantize.damp_percent=0.02"], ["quantize.damp_percent: was 0.01, is 0.02"]),
             (["calibration.samples=23", "memory.micro_batch=100"], ["calibration.samples: was 24, is 23", "calibration tokens: was",
                                                                     "memory.micro_batch: was 200, is 100"]),
+            ([f"output.path={self.output}2", f"run.folder={self.output}.run"], [f'output.path: was "{self.output}", is "{self.output}2"']),
             ([f"model.path={ARGS.shared}/oracles/models/llama-mha"], ["model config.json: was"]),
         ):
             code, text = self.run_to_end(1, SETTINGS["gptq"] + sets)
@@ -334,13 +335,15 @@ class Resume(unittest.TestCase):
     def test_damage_is_found(self):
         """Bytes lost in a shard, a record cut off, a shard deleted: those layers are done again."""
         for name in ("gptq", "gptq-v1-asym"):
-            for damage in ("shards", "record", "held", "deleted"):
+            for damage in ("shards", "record", "held", "deleted", "no output"):
                 self.stop_after_a_layer(name)
                 if damage == "shards":
                     for path in glob.glob(self.output + "/*.tmp"):
                         with open(path, "r+b") as f:
                             f.seek(os.path.getsize(path) // 2)
                             f.write(bytes(os.path.getsize(path) // 2))
+                elif damage == "no output":
+                    shutil.rmtree(self.output)
                 elif damage == "deleted":
                     for path in glob.glob(self.output + "/*.tmp"):
                         os.unlink(path)
