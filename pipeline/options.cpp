@@ -364,7 +364,7 @@ void validate(const Options& options, const Origins& origins) {
           "cannot be combined with quantize.desc_act = true; choose one order of the columns");
   const bool awq = quantize.method == "awq";
   require(!awq || !quantize.desc_act, origins, "quantize.desc_act", "true", "is gptq's; awq keeps the columns in place, so remove it");
-  require(!awq || quantize.mse == 0.0, origins, "quantize.mse", as_toml_value(quantize.mse),
+  require(!awq || quantize.mse <= 0.0, origins, "quantize.mse", as_toml_value(quantize.mse),
           "is gptq's and rtn's; awq has awq.clip in its place, so remove it");
   require(!needs_calibration(quantize.method) || !options.calibration.data.empty(), origins, "calibration.data", "\"\"",
           quantize.method + " needs calibration data: a file of token ids (.h5, .safetensors) or of text (.txt, .jsonl)");

@@ -45,7 +45,8 @@ void visit_options(Tree& options, Visit&& visit) {
   visit("quantize.damp_percent", quantize.damp_percent, Inside{0.0, 1.0}, "of mean(diag H)", "added to the Hessian's diagonal");
   visit("quantize.damp_auto_increment", quantize.damp_auto_increment, Inside{0.0, 1.0}, "of mean(diag H)",
         "added to damp_percent each time the factorisation fails");
-  visit("quantize.mse", quantize.mse, AtLeast{0}, "", "search scales that minimise the sum of |error|^mse; 2.4 is usual, 0: no search");
+  visit("quantize.mse", quantize.mse, AtLeast{-1}, "",
+        "search scales that minimise the sum of |error|^mse; 0: no search; -1: 2.4 for gptq, 0 for the others");
   visit("quantize.true_sequential", quantize.true_sequential, AnyValue{}, "",
         "inside a layer, calibrate each step on the quantized steps before it");
   visit("quantize.allow_fallback", quantize.allow_fallback, AnyValue{}, "",

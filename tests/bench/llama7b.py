@@ -124,6 +124,7 @@ seqlen = {args.seqlen}
 method = "{args.method}"
 bits = 4
 group_size = 128
+mse = 0      # the peers' figures are without a search of the scales
 [output]
 path = "{output}"
 overwrite = true

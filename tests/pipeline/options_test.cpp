@@ -142,8 +142,8 @@ TEST_F(OptionsTest, ImpossibleValues) {
   quantize_fault("damp_percent = 0\n", ":8: quantize.damp_percent = 0.0", {"must be above 0 and below 1"});
   for (const std::string damp : {"1.0", "-0.01", "nan", "inf"})
     quantize_fault("damp_percent = " + damp + "\n", ":8: quantize.damp_percent", {"must be above 0 and below 1"});
-  quantize_fault("mse = -2.4\n", ":8: quantize.mse = -2.4", {"must be at least 0"});
-  quantize_fault("mse = inf\n", ":8: quantize.mse", {"must be at least 0"});
+  quantize_fault("mse = -2.4\n", ":8: quantize.mse = -2.4", {"must be at least -1"});
+  quantize_fault("mse = inf\n", ":8: quantize.mse", {"must be at least -1"});
   quantize_fault("method = \"gtpq\"\n", ":8: quantize.method = \"gtpq\"", {"one of gptq, awq, rtn", "did you mean \"gptq\"?"});
   quantize_fault("method = \"nf4\"\n", ":8: quantize.method = \"nf4\"", {"one of gptq, awq, rtn"});
   quantize_fault("[parallel]\nbackend = \"gpu\"\n", ":9: parallel.backend = \"gpu\"", {"one of auto, cpu, cuda"});
