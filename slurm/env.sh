@@ -51,8 +51,8 @@ option() {
     here && $1 == key { sub(/^[^=]*= *"/, ""); sub(/"$/, ""); print }'
 }
 
-# The commit that the run folder $1 is at: changes with each new commit, and only then.
-last_commit() { if [[ -f $1/commit.json ]]; then cksum <"$1/commit.json"; else echo none; fi; }
+# The commits in the run folder $1, a record for each finished layer: changes with each new one, and only then.
+last_commit() { { find "$1" -maxdepth 1 -name 'layer-*.json' 2>/dev/null || :; } | sort | cksum; }
 
 # Whether three starts of this job ended at the commit $1 that they began at. The file $2 has the commit at each start, one a line.
 stalled() { (($(wc -l <"$2") >= 3)) && [[ $({ tail -n 3 "$2" && echo "$1"; } | uniq | wc -l) == 1 ]]; }
