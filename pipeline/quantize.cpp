@@ -449,11 +449,9 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       journal.remember("perplexity_before", evaluate(source, architecture, evaluation, options.memory.micro_batch, comm, stream).value,
                        comm);
     perplexity_before = journal.remembered("perplexity_before").get<double>();
+    progress.say(fmt::format("perplexity of the original: {:.3f}", *perplexity_before));
   }
   report.perplexity_before = perplexity_before;
-  if (report.perplexity_before) {
-    progress.say(fmt::format("perplexity of the original: {:.3f}", *report.perplexity_before));
-  }
 
   {
     ShardSet shards(options.output.path, plan.tensors, plan.max_shard_bytes, comm);

@@ -93,7 +93,7 @@ TEST_F(ReadCompare, EachMethodHasItsOptionsAndFolder) {
   EXPECT_EQ(request.options[0].quantize.mse, 2.4);
   EXPECT_EQ(request.options[0].quantize.bits, 3);  // the method's setting wins over --set
   EXPECT_EQ(request.options[1].quantize.method, "rtn");
-  EXPECT_EQ(request.options[1].quantize.mse, 0.0);
+  EXPECT_EQ(request.options[1].quantize.mse, -1.0);
   EXPECT_EQ(request.options[1].quantize.bits, 8);
   EXPECT_EQ(request.options[0].output.path, (folder_ / "out-gptq-mse-2.4-bits-3").string());
   EXPECT_EQ(request.options[1].output.path, (folder_ / "out-rtn").string());
