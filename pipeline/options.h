@@ -53,7 +53,7 @@ struct Options {
   } quantize;
 
   struct Awq {
-    std::string search = "exact";  // exact | gram
+    std::string search = "exact";        // exact | gram
     std::int64_t search_tokens = 65536;  // of the exact search; 0: all
     std::int64_t grid = 20;
     bool duo_scaling = true;
