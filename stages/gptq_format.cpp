@@ -7,6 +7,7 @@
 #include "kernels/activation.h"
 #include "kernels/pack.h"
 #include "kernels/quantize_groups.h"
+#include "stages/packing.h"
 
 namespace qpipe {
 
@@ -20,20 +21,6 @@ std::vector<NamedTensor> gptq_tensors(const std::string& module, std::int64_t ou
 }
 
 namespace {
-
-template <class T>
-std::vector<T> download(Matrix<T> matrix, Stream& stream) {
-  std::vector<T> values(static_cast<std::size_t>(matrix.size()));
-  copy_to_host(values.data(), matrix.data, values.size() * sizeof(T), stream);
-  return values;
-}
-
-template <class T>
-PackedTensor packed(NamedTensor info, const std::vector<T>& values) {
-  PackedTensor result{std::move(info), std::vector<unsigned char>(values.size() * sizeof(T))};
-  std::memcpy(result.data.data(), values.data(), result.data.size());
-  return result;
-}
 
 // Columns of x [rows, groups] from solved to stored order.
 template <class T>
@@ -57,25 +44,25 @@ std::vector<PackedTensor> pack_gptq(const std::string& module, const QuantizedLi
 
   Array<std::uint32_t> qweight(in * bits / 32, out, stream);
   pack_weights(q.code, bits, qweight, stream);
-  tensors.push_back(packed(infos[0], download(qweight.view, stream)));
+  tensors.push_back(packed_tensor(infos[0], download_matrix(qweight.view, stream)));
 
-  const auto zero = in_stored_order(download(q.zero.view, stream), out, q.stored_group);
+  const auto zero = in_stored_order(download_matrix(q.zero.view, stream), out, q.stored_group);
   Array<std::uint8_t> stored_zero(out, groups, stream);
   copy_to_device(stored_zero.view.data, zero.data(), zero.size(), stream);
   Array<std::uint32_t> qzeros(groups, out * bits / 32, stream);
   pack_zeros(stored_zero, bits, format == GptqFormat::v1 ? -1 : 0, qzeros, stream);
-  tensors.push_back(packed(infos[1], download(qzeros.view, stream)));
+  tensors.push_back(packed_tensor(infos[1], download_matrix(qzeros.view, stream)));
 
-  const auto scale = in_stored_order(download(q.scale.view, stream), out, q.stored_group);
+  const auto scale = in_stored_order(download_matrix(q.scale.view, stream), out, q.stored_group);
   std::vector<f16> scales(scale.size());  // [groups, out]
   for (std::int64_t n = 0; n < out; ++n)
     for (std::int64_t g = 0; g < groups; ++g)
       scales[static_cast<std::size_t>(g * out + n)] = to_f16(scale[static_cast<std::size_t>(n * groups + g)]);
-  tensors.push_back(packed(infos[2], scales));
+  tensors.push_back(packed_tensor(infos[2], scales));
 
   std::vector<std::int32_t> g_idx(q.group_of.size());
   for (std::size_t k = 0; k < g_idx.size(); ++k) g_idx[k] = q.stored_group[static_cast<std::size_t>(q.group_of[k])];
-  tensors.push_back(packed(infos[3], g_idx));
+  tensors.push_back(packed_tensor(infos[3], g_idx));
   return tensors;
 }
 
@@ -115,7 +102,7 @@ void unpack_gptq(const PackedLinearView& packed, GptqFormat format, Tensor weigh
 
   Array<float> scales(groups, out, stream);
   convert(packed.scales, scales.view, stream);
-  const auto by_group = download(scales.view, stream);
+  const auto by_group = download_matrix(scales.view, stream);
   std::vector<float> by_row(by_group.size());
   for (std::int64_t g = 0; g < groups; ++g)
     for (std::int64_t n = 0; n < out; ++n)
