@@ -1,0 +1,260 @@
+#include "pipeline/quantize_layer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "launch/signals.h"
+#include "pipeline/error.h"
+#include "pipeline/fast_forward.h"
+#include "pipeline/layer_source.h"
+#include "stages/calibrate.h"
+#include "stages/clip.h"
+#include "stages/fold.h"
+#include "stages/rescale.h"
+
+namespace qpipe {
+
+void check_in(Comm& comm, const std::optional<UserError>& fault, int signals, const std::string& where) {
+  const double code = fault ? static_cast<double>(fault->code) : 0.0;
+  int most_signals = 0;
+  double first_code = 0.0;
+  const std::vector<double> all = comm.all_gather({static_cast<double>(signals_received()), code});
+  for (std::size_t i = 0; i < all.size(); i += 2) {
+    most_signals = std::max(most_signals, static_cast<int>(all[i]));
+    if (first_code == 0.0) first_code = all[i + 1];
+  }
+  if (first_code != 0.0) throw UserError(static_cast<ExitCode>(first_code), comm.first_failure(fault ? fault->what() : ""));
+  if (most_signals >= signals)
+    throw UserError(ExitCode::temporary, "stopped by a signal " + where + "; run the same command again to go on");
+}
+namespace {
+
+std::string describe(const Layer& layer, const Step& step) {
+  return fmt::format("layer {}, input of {}", layer.index, layer.linears[step.linears.front()].name);
+}
+
+// The step's linears that are quantized, as indices into Layer::linears.
+std::vector<std::size_t> chosen(const Loop& loop, const Layer& layer, const Step& step) {
+  std::vector<std::size_t> result;
+  for (const std::size_t i : step.linears)
+    if (!loop.plan.modules.at(layer.linears[i].name).skip) result.push_back(i);
+  return result;
+}
+
+std::vector<LinearSettings> settings_of(const Loop& loop, const Layer& layer, const std::vector<std::size_t>& linears) {
+  std::vector<LinearSettings> settings;
+  for (const std::size_t i : linears) settings.push_back(loop.plan.modules.at(layer.linears[i].name));
+  return settings;
+}
+
+// Values that are not finite are a fault of the data, which all ranks find alike.
+template <class Work>
+auto as_user_error(Work work) {
+  try {
+    return work();
+  } catch (const std::domain_error& error) {
+    throw UserError(ExitCode::data, error.what());
+  }
+}
+
+std::vector<QuantizedLinear> solve_linears(Loop& loop, const Hessian* hessian, const std::vector<const Linear*>& linears,
+                                           const std::vector<LinearSettings>& settings) {
+  Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
+  return as_user_error([&] { return solve(hessian, linears, settings, loop.comm, loop.stream); });
+}
+
+void store_solved(Loop& loop, const std::string& name, const QuantizedLinear& q) {
+  {
+    Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+    loop.store.put(name, q, loop.stream);
+  }
+  loop.zero_of_zero = loop.zero_of_zero || q.has_zero_of_zero;
+  loop.report.modules.push_back({name, q.settings.bits, q.settings.group_size, q.mean_squared_error, q.damp, q.fell_back, false});
+  if (q.fell_back)
+    loop.progress.say("warning: " + name +
+                      ": its Hessian is not positive definite at any damping; rounded to nearest. Use more calibration samples.");
+}
+
+void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessian) {
+  const std::vector<std::size_t> indices = chosen(loop, layer, step);
+  if (indices.empty()) return;
+  std::vector<const Linear*> linears;
+  for (const std::size_t i : indices) linears.push_back(&layer.linears[i]);
+  const std::vector<QuantizedLinear> solved = solve_linears(loop, hessian, linears, settings_of(loop, layer, indices));
+  for (std::size_t i = 0; i < solved.size(); ++i) {
+    store_solved(loop, linears[i]->name, solved[i]);
+    if (loop.plan.quantized_propagation) dequantize_into(solved[i], linears[i]->weight, loop.stream);
+  }
+}
+
+void forward_step(Loop& loop, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations) {
+  Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
+  for (Block& block : activations.blocks)
+    advance(loop.architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, loop.stream);
+  check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
+}
+
+void start(Loop& loop, const Layer& layer, Activations& activations) {
+  Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
+  for (Block& block : activations.blocks) start_layer(loop.architecture, layer, block, loop.stream);
+}
+
+Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step, const Activations& activations) {
+  Timed timed(loop.report.seconds.hessian, loop.comm, loop.stream);
+  return as_user_error([&] { return calibrate(activations, describe(layer, step), loop.comm, loop.stream); });
+}
+
+// Each linear is solved on the input that the quantized linears before it give.
+void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  start(loop, layer, activations);
+  for (const Step& step : layer_steps(loop.architecture)) {
+    if (!chosen(loop, layer, step).empty()) {
+      const Hessian hessian = calibrate_step(loop, layer, step, activations);
+      solve_step(loop, layer, step, &hessian);
+    }
+    forward_step(loop, tables, layer, step.kind, activations);
+  }
+}
+
+}  // namespace
+
+void run_layer(Loop& loop, const DecoderTables& tables, const Layer& layer, Activations& activations) {
+  start(loop, layer, activations);
+  for (const Step& step : layer_steps(loop.architecture)) forward_step(loop, tables, layer, step.kind, activations);
+}
+
+namespace {
+
+// The layer's input, where run_again will need it.
+Buffer save_hidden(Loop& loop, const Activations& activations) {
+  if (!loop.plan.quantized_propagation) return {};
+  Buffer saved(activations.hidden_memory.bytes(), loop.stream);
+  copy_on_device(saved.data(), activations.hidden_memory.data(), saved.bytes(), loop.stream);
+  return saved;
+}
+
+void run_again(Loop& loop, const DecoderTables& tables, const Layer& layer, const Buffer& saved, Activations& activations) {
+  copy_on_device(activations.hidden_memory.data(), saved.data(), saved.bytes(), loop.stream);
+  run_layer(loop, tables, layer, activations);
+}
+
+// true_sequential = false: all of the layer's Hessians see its original weights; the layer runs again with the quantized ones.
+void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  const Buffer saved = save_hidden(loop, activations);
+  const std::vector<Step> steps = layer_steps(loop.architecture);
+  std::vector<Hessian> hessians(steps.size());
+  start(loop, layer, activations);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    if (!chosen(loop, layer, steps[i]).empty()) hessians[i] = calibrate_step(loop, layer, steps[i], activations);
+    forward_step(loop, tables, layer, steps[i].kind, activations);
+  }
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    solve_step(loop, layer, steps[i], &hessians[i]);
+    hessians[i] = Hessian{};
+  }
+  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, saved, activations);
+}
+
+ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, const ScalingPair& pair, const Activations& activations,
+                       const Hessian& hessian) {
+  Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
+  const Options::Awq& o = loop.options.awq;
+  const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling, o.search_tokens};
+  ScaledPair found = search_scale(loop.architecture, tables, layer, pair, settings_of(loop, layer, pair.linears), activations, hessian,
+                                  search, loop.comm, loop.stream);
+  ScaleReport report{layer_prefix(loop.architecture, layer.index) + source_name(loop.architecture, pair), {}, found.ratio, found.loss};
+  for (const std::size_t i : pair.linears) report.linears.push_back(layer.linears[i].name);
+  loop.report.scales.push_back(report);
+  return found;
+}
+
+// What the factors change in tensors that are not packed.
+void store_scaled(Loop& loop, const Layer& layer, const std::vector<ScaledPair>& pairs, const std::vector<LinearFactors>& factors) {
+  Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+  for (const ChangedTensor& tensor : divided_vectors(loop.architecture, layer, pairs, loop.stream))
+    loop.store.replace(tensor.name, tensor.values);
+  for (std::size_t i = 0; i < layer.linears.size(); ++i) {
+    const std::string name = layer.linears[i].name + ".weight";
+    if (factors[i].none() || !loop.plan.modules.at(layer.linears[i].name).skip || !loop.store.owns(name)) continue;
+    const Array<float> weight = scaled_weight(layer.linears[i], factors[i], loop.stream);
+    std::vector<float> values(static_cast<std::size_t>(weight.view.size()));
+    copy_to_host(values.data(), weight.view.data, weight.memory.bytes(), loop.stream);
+    loop.store.replace(name, values);
+  }
+}
+
+// Clips and rounds the scaled weights of one step. hessian: of the input that the scaled layer has.
+void solve_scaled_step(Loop& loop, const Layer& layer, const Step& step, const std::vector<LinearFactors>& factors,
+                       const Hessian& hessian) {
+  const std::vector<std::size_t> indices = chosen(loop, layer, step);
+  const std::vector<LinearSettings> settings = settings_of(loop, layer, indices);
+  std::vector<Linear> scaled;
+  std::vector<Array<float>> memory;
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
+    const Linear& linear = layer.linears[indices[i]];
+    memory.push_back(scaled_weight(linear, factors[indices[i]], loop.stream));
+    if (loop.options.awq.clip && may_clip(linear.name)) clip_weight(memory.back(), hessian, settings[i], loop.comm, loop.stream);
+    scaled.push_back(linear);
+    scaled.back().stored = memory.back().view;
+  }
+  std::vector<const Linear*> linears;
+  for (const Linear& linear : scaled) linears.push_back(&linear);
+  std::vector<QuantizedLinear> solved = solve_linears(loop, &hessian, linears, settings);
+  for (std::size_t i = 0; i < solved.size(); ++i) {
+    const Linear& linear = layer.linears[indices[i]];
+    solved[i].mean_squared_error = output_error(linear, factors[indices[i]], solved[i], hessian, loop.comm, loop.stream);
+    store_solved(loop, linear.name, solved[i]);
+    if (loop.plan.quantized_propagation) unscaled_weight_into(solved[i], factors[indices[i]], linear.weight, loop.stream);
+  }
+}
+
+// AWQ: every pair's factors are searched with the layer's original weights; then the layer is scaled, clipped and rounded.
+void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  const Buffer saved = save_hidden(loop, activations);
+  const std::vector<Step> steps = layer_steps(loop.architecture);
+  const std::vector<ScalingPair> candidates = scaling_pairs(loop.architecture);
+  std::vector<Hessian> hessians(steps.size());
+  std::vector<ScaledPair> pairs;
+  start(loop, layer, activations);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    if (!chosen(loop, layer, steps[i]).empty()) {
+      hessians[i] = calibrate_step(loop, layer, steps[i], activations);
+      for (const ScalingPair& pair : candidates)
+        if (pair.step == steps[i].kind) pairs.push_back(search_pair(loop, tables, layer, pair, activations, hessians[i]));
+    }
+    forward_step(loop, tables, layer, steps[i].kind, activations);
+  }
+  const std::vector<LinearFactors> factors = linear_factors(layer, pairs);
+  if (loop.plan.quantized_propagation) loop.factors = factors_json(factors);
+  store_scaled(loop, layer, pairs, factors);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    if (chosen(loop, layer, steps[i]).empty()) continue;
+    for (const ScaledPair& p : pairs)
+      if (p.pair.step == steps[i].kind) divide_input(hessians[i], p.scale, loop.stream);
+    solve_scaled_step(loop, layer, steps[i], factors, hessians[i]);
+    hessians[i] = Hessian{};
+  }
+  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, saved, activations);
+}
+
+void quantize_without_calibration(Loop& loop, Layer& layer) {
+  for (const Step& step : layer_steps(loop.architecture)) solve_step(loop, layer, step, nullptr);
+}
+
+}  // namespace
+
+void quantize_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  if (!loop.plan.calibrated)
+    quantize_without_calibration(loop, layer);
+  else if (loop.plan.awq)
+    quantize_layer_awq(loop, tables, layer, activations);
+  else if (loop.options.quantize.true_sequential && loop.plan.quantized_propagation)
+    quantize_layer_sequentially(loop, tables, layer, activations);
+  else
+    quantize_layer_at_once(loop, tables, layer, activations);
+}
+}  // namespace qpipe
