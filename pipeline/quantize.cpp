@@ -32,6 +32,7 @@
 namespace qpipe {
 
 namespace {
+
 Layer load_layer(Loop& loop, LayerSource& layers, std::int64_t index) {
   Timed timed(loop.report.seconds.read, loop.comm, loop.stream);
   return layers.load_layer(index);

@@ -30,6 +30,7 @@ void check_in(Comm& comm, const std::optional<UserError>& fault, int signals, co
   if (most_signals >= signals)
     throw UserError(ExitCode::temporary, "stopped by a signal " + where + "; run the same command again to go on");
 }
+
 namespace {
 
 std::string describe(const Layer& layer, const Step& step) {

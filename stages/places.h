@@ -1,0 +1,19 @@
+// Where a run keeps what does not fit on the GPU. Every choice gives the same bytes.
+#pragma once
+
+#include <cstdint>
+
+namespace qpipe {
+
+// host: page-locked memory; disk: a file in the run folder.
+enum class Place { device, host, disk };
+
+struct Places {
+  Place hidden = Place::device;            // the residual stream of all own samples
+  Place input = Place::device;             // the current step's input of all own samples
+  bool weights_by_step = false;            // a layer's weights wait in host memory; only those in use are on the device
+  std::int64_t hessian_panel_columns = 0;  // columns of a 64-bit Hessian sum that are held at once, a multiple of the kernel's; 0: all
+  bool hessian_on_host = false;            // finished Hessians wait in host memory
+};
+
+}  // namespace qpipe
