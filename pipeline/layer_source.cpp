@@ -24,18 +24,21 @@ std::string layer_prefix(const Architecture& architecture, std::int64_t index) {
   return architecture.layer_prefix + std::to_string(index) + ".";
 }
 
-LayerSource::LayerSource(const Checkpoint& checkpoint, const Architecture& architecture, Comm& comm, Stream& stream)
+LayerSource::LayerSource(const Checkpoint& checkpoint, const Architecture& architecture, Comm& comm, Stream& stream, std::int64_t first,
+                         std::int64_t stride)
     : checkpoint_(checkpoint),
       architecture_(architecture),
       comm_(comm),
       stream_(stream),
+      first_(first),
+      stride_(stride),
       format_(read_stored_format(checkpoint.config(), (checkpoint.folder() / "config.json").string())) {
-  prefetch(0);
+  for (int turn = 0; turn < comm.size(); ++turn) prefetch(first_ + turn * stride_);
 }
 
 LayerSource::~LayerSource() = default;
 
-int LayerSource::owner(std::int64_t index) const { return static_cast<int>(index % comm_.size()); }
+int LayerSource::owner(std::int64_t index) const { return static_cast<int>((index - first_) / stride_ % comm_.size()); }
 
 LayerSource::Plan LayerSource::plan_layer(std::int64_t index) const {
   const std::string prefix = layer_prefix(architecture_, index);
@@ -100,7 +103,7 @@ Layer LayerSource::load_layer(std::int64_t index) {
   }
   agree(comm_, fault);
   comm_.broadcast(blob.data(), blob.bytes(), owner(index), stream_);
-  for (std::int64_t next = index + 1; next <= index + comm_.size(); ++next) prefetch(next);
+  for (int turn = 1; turn <= comm_.size(); ++turn) prefetch(index + turn * stride_);
 
   std::map<std::string, ConstTensor> stored;
   for (const Slot& slot : plan.slots)

@@ -1,7 +1,7 @@
 // Weights from disk to every rank's device: one rank reads a tensor, the others receive it.
 //
-// A decoder layer travels as one blob. Its owner (layer mod ranks) reads it ahead of time in the background, while the ranks compute the
-// layer before.
+// A decoder layer travels as one blob. Its owner (the ranks take turns) reads it ahead of time in the background, while the ranks compute
+// the layer before.
 #pragma once
 
 #include <future>
@@ -20,7 +20,9 @@ class LayerSource {
  public:
   // All references outlive the source. Quantized checkpoints are read back: packed linears are dequantized, their Linear::stored is
   // empty. The checkpoint has passed check_tensors.
-  LayerSource(const Checkpoint& checkpoint, const Architecture& architecture, Comm& comm, Stream& stream);
+  // The ranks of `comm` will ask for the layers first, first + stride, ….
+  LayerSource(const Checkpoint& checkpoint, const Architecture& architecture, Comm& comm, Stream& stream, std::int64_t first = 0,
+              std::int64_t stride = 1);
   ~LayerSource();
 
   // Collective, in increasing order of the layers for the prefetch to pay.
@@ -50,6 +52,8 @@ class LayerSource {
   const Architecture& architecture_;
   Comm& comm_;
   Stream& stream_;
+  std::int64_t first_;
+  std::int64_t stride_;
   StoredFormat format_;
   std::map<std::int64_t, std::future<HostBuffer>> ahead_;
   std::vector<HostBuffer> spare_;  // to read into: page-locking memory anew takes as long as reading it

@@ -92,6 +92,7 @@ void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessi
 }
 
 void forward_step(Loop& loop, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations) {
+  if (kind == StepKind::mlp_out && !loop.output_needed) return;
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
   for (Block& block : activations.blocks)
     advance(loop.architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, loop.stream);
@@ -131,14 +132,14 @@ namespace {
 
 // The layer's input, where run_again will need it.
 Buffer save_hidden(Loop& loop, const Activations& activations) {
-  if (!loop.plan.quantized_propagation) return {};
-  Buffer saved(activations.hidden_memory.bytes(), loop.stream);
-  copy_on_device(saved.data(), activations.hidden_memory.data(), saved.bytes(), loop.stream);
+  if (!loop.plan.quantized_propagation || !loop.output_needed) return {};
+  Buffer saved(activations.hidden.memory.bytes(), loop.stream);
+  copy_on_device(saved.data(), activations.hidden.memory.data(), saved.bytes(), loop.stream);
   return saved;
 }
 
 void run_again(Loop& loop, const DecoderTables& tables, const Layer& layer, const Buffer& saved, Activations& activations) {
-  copy_on_device(activations.hidden_memory.data(), saved.data(), saved.bytes(), loop.stream);
+  copy_on_device(activations.hidden.memory.data(), saved.data(), saved.bytes(), loop.stream);
   run_layer(loop, tables, layer, activations);
 }
 
@@ -156,7 +157,7 @@ void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& laye
     solve_step(loop, layer, steps[i], &hessians[i]);
     hessians[i] = Hessian{};
   }
-  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, saved, activations);
+  if (loop.plan.quantized_propagation && loop.output_needed) run_again(loop, tables, layer, saved, activations);
 }
 
 ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, const ScalingPair& pair, const Activations& activations,
@@ -239,7 +240,7 @@ void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, A
     solve_scaled_step(loop, layer, steps[i], factors, hessians[i]);
     hessians[i] = Hessian{};
   }
-  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, saved, activations);
+  if (loop.plan.quantized_propagation && loop.output_needed) run_again(loop, tables, layer, saved, activations);
 }
 
 void quantize_without_calibration(Loop& loop, Layer& layer) {

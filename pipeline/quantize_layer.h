@@ -31,12 +31,13 @@ class Timed {
   Stream& stream_;
   std::chrono::steady_clock::time_point start_;
 };
+
 // What the loop carries from layer to layer.
 struct Loop {
   const Options& options;
   const Architecture& architecture;
   const QuantizePlan& plan;
-  Comm& comm;
+  Comm& comm;  // the ranks that work on one layer: a team
   Stream& stream;
   const ShardSet& shards;
   const Journal& journal;
@@ -44,8 +45,10 @@ struct Loop {
   Progress& progress;
   RunReport& report;
   bool zero_of_zero = false;
+  bool output_needed = true;    // of the current layer, by the layer after it
   nlohmann::json factors = {};  // of the current layer, where the layers after it need them
 };
+
 // Between two pieces of work: all ranks stop together when one has a fault, or when one got so many signals. Collective.
 void check_in(Comm& comm, const std::optional<UserError>& fault, int signals, const std::string& where);
 

@@ -23,18 +23,33 @@ struct Blocking {
 // Blocks of at most micro_batch tokens, at least one sample.
 Blocking cut_samples(std::int64_t samples, std::int64_t seqlen, std::int64_t micro_batch);
 
+// The residual stream of a rank's blocks, every block at a 256-byte boundary so that libraries choose the same algorithms for it on every
+// rank.
+struct HiddenBlocks {
+  Buffer memory;
+  std::vector<Tensor> blocks;
+
+  HiddenBlocks() = default;
+  HiddenBlocks(const Blocking& blocking, RowRange owned, std::int64_t width, Stream& stream);
+  void read(std::size_t local, Tensor to, Stream& stream) const;
+  void write(std::size_t local, ConstTensor from, Stream& stream);
+};
+
 struct Activations {
   Blocking blocking;
   RowRange owned;             // blocks of this rank
-  std::vector<Block> blocks;  // one for each owned block
-  Buffer hidden_memory;
+  std::vector<Block> blocks;  // one for each owned block; its hidden is hidden.blocks'
+  std::int64_t hidden_width = 0;
+  HiddenBlocks hidden;
   Buffer input_memory;
   TensorArray scratch;  // [tokens of one block, scratch_width]
 
   std::int64_t block_tokens(std::size_t local) const { return blocks[local].hidden.rows; }
+  // The residual stream becomes `other`, of the same blocks, and `other` what it was.
+  void swap_hidden(HiddenBlocks& other);
 };
 
-// Memory for the owned blocks, every block at a 256-byte boundary so that libraries choose the same algorithms for it on every rank.
+// Memory for the owned blocks.
 Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank, int ranks, Stream& stream);
 
 // hidden = embedding of the tokens. ids: row-major [samples, seqlen] on the host, all samples; table [vocab, hidden] on the device.
