@@ -108,14 +108,25 @@ struct Pipeline {
   Comm& world;
   const Teams& teams;
   const Ring& ring;
-  int team = 0;             // this rank's
+  int team = 0;                  // this rank's
   HiddenBlocks next_input = {};  // of the first team's next layer, while it works on one
-  bool streams = false;     // original propagation through several teams
-  bool hands_over = false;  // quantized propagation through several teams
-  std::int64_t end = 0;     // behind the last layer that is to do: outputs of those from end − 1 on are not needed
+  bool streams = false;          // original propagation through several teams
+  bool hands_over = false;       // quantized propagation through several teams
+  std::int64_t end = 0;          // behind the last layer that is to do: outputs of those from end − 1 on are not needed
 
   bool works_on(std::int64_t layer) const { return teams.team_of_layer(layer) == team; }
 };
+
+void show_progress(const Loop& loop, std::int64_t layer, bool earlier) {
+  std::string text = fmt::format("layer {}", layer);
+  if (earlier) {
+    text += "  finished by an earlier run";
+  } else if (!loop.report.modules.empty()) {
+    const ModuleReport& last = loop.report.modules.back();
+    text += fmt::format("  {} mse {:.3e}", last.name.substr(last.name.rfind('.') + 1), last.mean_squared_error);
+  }
+  loop.progress.update(layer + 1, text);
+}
 
 // What the layers of a round found, on every rank and in the layers' order. mine: of this team's layer if it was done now.
 void share_findings(Loop& loop, const Pipeline& pipeline, const Round& round, const nlohmann::json& mine) {
@@ -133,10 +144,11 @@ void share_findings(Loop& loop, const Pipeline& pipeline, const Round& round, co
   const nlohmann::json by_layer = nlohmann::json::parse(pipeline.world.broadcast(all, 0));
   for (std::int64_t layer = round.first; layer < round.first + round.count; ++layer) {
     const auto finished = loop.store.finished().find(layer);
-    const nlohmann::json& findings =
-        finished != loop.store.finished().end() ? finished->second.findings() : by_layer.at(static_cast<std::size_t>(layer - round.first));
+    const bool earlier = finished != loop.store.finished().end();
+    const nlohmann::json& findings = earlier ? finished->second.findings() : by_layer.at(static_cast<std::size_t>(layer - round.first));
     take_up_findings(findings, loop.report);
     loop.zero_of_zero = loop.zero_of_zero || findings.at("zero_of_zero");
+    show_progress(loop, layer, earlier);
   }
 }
 
@@ -199,18 +211,6 @@ nlohmann::json work_on_round(Loop& loop, const DecoderTables& tables, Pipeline& 
   return found;
 }
 
-std::string progress_text(const Loop& loop, const Round& round) {
-  std::string text =
-      round.count == 1 ? fmt::format("layer {}", round.first) : fmt::format("layers {} to {}", round.first, round.first + round.count - 1);
-  bool all_finished = true;
-  for (std::int64_t layer = round.first; layer < round.first + round.count; ++layer)
-    all_finished = all_finished && loop.store.finished().contains(layer);
-  if (all_finished) return text + "  finished by an earlier run";
-  if (loop.report.modules.empty()) return text;
-  const ModuleReport& last = loop.report.modules.back();
-  return text + fmt::format("  {} mse {:.3e}", last.name.substr(last.name.rfind('.') + 1), last.mean_squared_error);
-}
-
 void quantize_layers(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, LayerSource& layers, Activations& activations) {
   const std::int64_t all = loop.architecture.layers;
   pipeline.end = all;
@@ -224,9 +224,10 @@ void quantize_layers(Loop& loop, const DecoderTables& tables, Pipeline& pipeline
       share_findings(loop, pipeline, round, found);
     }
     const std::int64_t done = round.first + round.count;
-    loop.progress.update(done, progress_text(loop, round));
+    bool new_work = false;  // a run that is stopped again and again must get on
+    for (std::int64_t layer = round.first; layer < done; ++layer) new_work = new_work || !loop.store.finished().contains(layer);
     if (signals_received() > 0) loop.store.wait_for_commits();
-    check_in(pipeline.world, loop.store.fault(), 1, fmt::format("after layer {} of {}", done, all));
+    check_in(pipeline.world, loop.store.fault(), new_work ? 1 : 2, fmt::format("after layer {} of {}", done, all));
     check_fallbacks(loop);
     if (pipeline.hands_over && done < pipeline.end) hand_over(loop, pipeline, round.first, activations);
   }
