@@ -169,12 +169,13 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   report.calibration_tokens = calibration.samples * calibration.seqlen;
   report.evaluation = evaluation.source;
   Journal journal(options, run_identity(options, source, report.model, calibration, evaluation, report.device), comm);
+  plan.places.folder = journal.folder().string();
 
   if (evaluation.samples > 0 && options.evaluate.before && !perplexity_before) {
     Timed timed(report.seconds.evaluate, comm, stream);
     if (journal.remembered("perplexity_before").is_null())
-      journal.remember("perplexity_before", evaluate(source, architecture, evaluation, options.memory.micro_batch, comm, stream).value,
-                       comm);
+      journal.remember("perplexity_before",
+                       evaluate(source, architecture, evaluation, options.memory.micro_batch, plan.places, comm, stream).value, comm);
     perplexity_before = journal.remembered("perplexity_before").get<double>();
     progress.say(fmt::format("perplexity of the original: {:.3f}", *perplexity_before));
   }
@@ -193,7 +194,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     DecoderTables tables;
     if (plan.calibrated) {
       const Blocking blocking = cut_samples(calibration.samples, calibration.seqlen, options.memory.micro_batch);
-      activations = make_activations(architecture, blocking, comm.rank(), comm.size(), stream);
+      activations = make_activations(architecture, blocking, comm.rank(), comm.size(), plan.places, stream);
       tables = make_tables(architecture, calibration.seqlen, stream);
       const TensorArray embedding = layers.load_tensor(architecture.embedding);
       embed_tokens(architecture, calibration.ids, embedding, activations, stream);
@@ -223,7 +224,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     if (evaluation.samples > 0 && options.evaluate.after) {
       Timed timed(report.seconds.evaluate, comm, stream);
       const Checkpoint quantized(options.output.path);
-      report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, comm, stream).value;
+      report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, plan.places, comm, stream).value;
       progress.say(fmt::format("perplexity of the quantized model: {:.3f}", *report.perplexity_after));
       on_root(comm, [&] { write_folder(options, source, plan, shards.index(), report); });
     }

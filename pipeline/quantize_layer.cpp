@@ -93,14 +93,13 @@ void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessi
 
 void forward_step(Loop& loop, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations) {
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
-  for (Block& block : activations.blocks)
-    advance(loop.architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, loop.stream);
+  advance(loop.architecture, tables, layer, kind, activations, loop.stream);
   check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
 }
 
 void start(Loop& loop, const Layer& layer, Activations& activations) {
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
-  for (Block& block : activations.blocks) start_layer(loop.architecture, layer, block, loop.stream);
+  start_layer(loop.architecture, layer, activations, loop.stream);
 }
 
 Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step, const Activations& activations) {
@@ -123,28 +122,31 @@ void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer&
 }  // namespace
 
 void run_layer(Loop& loop, const DecoderTables& tables, const Layer& layer, Activations& activations) {
-  start(loop, layer, activations);
-  for (const Step& step : layer_steps(loop.architecture)) forward_step(loop, tables, layer, step.kind, activations);
+  Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
+  forward_layer(loop.architecture, tables, layer, activations, loop.stream);
+  check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
 }
 
 namespace {
 
-// The layer's input, where run_again will need it.
-Buffer save_hidden(Loop& loop, const Activations& activations) {
-  if (!loop.plan.quantized_propagation) return {};
-  Buffer saved(activations.hidden_memory.bytes(), loop.stream);
-  copy_on_device(saved.data(), activations.hidden_memory.data(), saved.bytes(), loop.stream);
-  return saved;
+// The layer's input, which run_again takes up.
+void save_hidden(Loop& loop, Activations& activations) {
+  if (!loop.plan.quantized_propagation) return;
+  const BlockStore& hidden = activations.hidden;
+  if (loop.saved_hidden.blocks() != hidden.blocks())
+    loop.saved_hidden = BlockStore(block_rows(activations.blocking, activations.owned), hidden.width(), hidden.place(),
+                                   loop.plan.places.folder, loop.stream);
+  copy_blocks(hidden, loop.saved_hidden, loop.stream);
 }
 
-void run_again(Loop& loop, const DecoderTables& tables, const Layer& layer, const Buffer& saved, Activations& activations) {
-  copy_on_device(activations.hidden_memory.data(), saved.data(), saved.bytes(), loop.stream);
+void run_again(Loop& loop, const DecoderTables& tables, const Layer& layer, Activations& activations) {
+  std::swap(activations.hidden, loop.saved_hidden);
   run_layer(loop, tables, layer, activations);
 }
 
 // true_sequential = false: all of the layer's Hessians see its original weights; the layer runs again with the quantized ones.
 void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
-  const Buffer saved = save_hidden(loop, activations);
+  save_hidden(loop, activations);
   const std::vector<Step> steps = layer_steps(loop.architecture);
   std::vector<Hessian> hessians(steps.size());
   start(loop, layer, activations);
@@ -156,7 +158,7 @@ void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& laye
     solve_step(loop, layer, steps[i], &hessians[i]);
     hessians[i] = Hessian{};
   }
-  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, saved, activations);
+  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, activations);
 }
 
 ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, const ScalingPair& pair, const Activations& activations,
@@ -215,7 +217,7 @@ void solve_scaled_step(Loop& loop, const Layer& layer, const Step& step, const s
 
 // AWQ: every pair's factors are searched with the layer's original weights; then the layer is scaled, clipped and rounded.
 void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
-  const Buffer saved = save_hidden(loop, activations);
+  save_hidden(loop, activations);
   const std::vector<Step> steps = layer_steps(loop.architecture);
   const std::vector<ScalingPair> candidates = scaling_pairs(loop.architecture);
   std::vector<Hessian> hessians(steps.size());
@@ -239,7 +241,7 @@ void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, A
     solve_scaled_step(loop, layer, steps[i], factors, hessians[i]);
     hessians[i] = Hessian{};
   }
-  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, saved, activations);
+  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, activations);
 }
 
 void quantize_without_calibration(Loop& loop, Layer& layer) {

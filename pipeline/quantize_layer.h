@@ -44,7 +44,8 @@ struct Loop {
   Progress& progress;
   RunReport& report;
   bool zero_of_zero = false;
-  nlohmann::json factors = {};  // of the current layer, where the layers after it need them
+  nlohmann::json factors = {};   // of the current layer, where the layers after it need them
+  BlockStore saved_hidden = {};  // the current layer's input, where the layer runs twice
 };
 // Between two pieces of work: all ranks stop together when one has a fault, or when one got so many signals. Collective.
 void check_in(Comm& comm, const std::optional<UserError>& fault, int signals, const std::string& where);

@@ -64,7 +64,7 @@ struct TinyModel {
         source(checkpoint, architecture, comm, stream) {
     const SafetensorsFile calibration(golden / "calib_tiny.safetensors");
     const auto ids = read_all<std::int32_t>(calibration, "calib");
-    activations = make_activations(architecture, cut_samples(64, 48, 1024), comm.rank(), comm.size(), stream);
+    activations = make_activations(architecture, cut_samples(64, 48, 1024), comm.rank(), comm.size(), Places{}, stream);
     tables = make_tables(architecture, 48, stream);
     embed_tokens(architecture, ids, source.load_tensor(architecture.embedding), activations, stream);
     settings.method = Method::rtn;
@@ -120,7 +120,7 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
   double peer_total = 0.0;
   for (std::int64_t index = 0; index < s.architecture.layers; ++index) {
     Layer layer = s.source.load_layer(index);
-    for (Block& block : s.activations.blocks) start_layer(s.architecture, layer, block, s.stream);
+    start_layer(s.architecture, layer, s.activations, s.stream);
     std::vector<ScaledPair> ours;
     std::vector<ScaledPair> peers;
     std::vector<Hessian> hessians;
@@ -148,8 +148,7 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
                                                       {ours[i].scale, peers[i].scale}, ScaleSearch{}, s.comm, s.stream);
       EXPECT_EQ(losses[0], ours[i].loss);
       EXPECT_LE(losses[0], losses[1] * rounding);
-      for (Block& block : s.activations.blocks)
-        advance(s.architecture, s.tables, layer, steps[i].kind, 48, block, s.activations.scratch, s.stream);
+      advance(s.architecture, s.tables, layer, steps[i].kind, s.activations, s.stream);
     }
     const std::vector<LinearFactors> our_factors = linear_factors(layer, ours);
     const std::vector<LinearFactors> peer_factors = linear_factors(layer, peers);
