@@ -87,7 +87,7 @@ Perplexity evaluate(const Checkpoint& checkpoint, const Architecture& architectu
     }
     if (sink) sink(first_sample, block_logits);
   };
-  visit(activations, Use::read, Use::none, add_losses, stream);
+  visit(activations, Access::read, Access::none, add_losses, stream);
   double total = 0.0;
   for (const double sum : comm.all_gather(sums)) total += sum;  // rank order is sample order
   Perplexity result;

@@ -104,7 +104,7 @@ void start(Loop& loop, const Layer& layer, Activations& activations) {
 
 Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step, const Activations& activations) {
   Timed timed(loop.report.seconds.hessian, loop.comm, loop.stream);
-  return as_user_error([&] { return calibrate(activations, describe(layer, step), loop.comm, loop.stream); });
+  return as_user_error([&] { return calibrate(activations, describe(layer, step), loop.plan.places, loop.comm, loop.stream); });
 }
 
 // Each linear is solved on the input that the quantized linears before it give.
@@ -162,12 +162,14 @@ void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& laye
 }
 
 ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, const ScalingPair& pair, const Activations& activations,
-                       const Hessian& hessian) {
+                       Hessian& hessian) {
   Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
   const Options::Awq& o = loop.options.awq;
   const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling, o.search_tokens};
+  if (needs_hessian(search, pair)) bring_to_device(hessian, loop.stream);
   ScaledPair found = search_scale(loop.architecture, tables, layer, pair, settings_of(loop, layer, pair.linears), activations, hessian,
                                   search, loop.comm, loop.stream);
+  leave_device(hessian);
   ScaleReport report{layer_prefix(loop.architecture, layer.index) + source_name(loop.architecture, pair), {}, found.ratio, found.loss};
   for (const std::size_t i : pair.linears) report.linears.push_back(layer.linears[i].name);
   loop.report.scales.push_back(report);
@@ -238,6 +240,7 @@ void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, A
     if (chosen(loop, layer, steps[i]).empty()) continue;
     for (const ScaledPair& p : pairs)
       if (p.pair.step == steps[i].kind) divide_input(hessians[i], p.scale, loop.stream);
+    bring_to_device(hessians[i], loop.stream);
     solve_scaled_step(loop, layer, steps[i], factors, hessians[i]);
     hessians[i] = Hessian{};
   }

@@ -33,7 +33,7 @@ Activations make_activations(const Architecture& architecture, const Blocking& b
   return result;
 }
 
-void visit(Activations& activations, Use hidden, Use input, const BlockWork& work, Stream& stream) {
+void visit(Activations& activations, Access hidden, Access input, const BlockWork& work, Stream& stream) {
   const std::vector<std::size_t> order = all_blocks(activations.blocks());
   BlockPass hidden_pass(activations.hidden, hidden, order, activations.hidden.width(), stream);
   BlockPass input_pass(activations.input, input, order, activations.input_width, stream);
@@ -70,13 +70,13 @@ void embed_tokens(const Architecture& architecture, const std::vector<std::int32
                    static_cast<std::size_t>(tokens) * sizeof(std::int32_t), stream);
     embed(block_ids, table, architecture.embedding_multiplier, block.hidden, stream);
   };
-  visit(activations, Use::write, Use::none, work, stream);
+  visit(activations, Access::write, Access::none, work, stream);
 }
 
 namespace {
 
 // Makes the next step's input, block after block, and takes its columns' maxima on the way.
-void make_input(Activations& activations, std::int64_t width, Use hidden, Use input, const BlockWork& work, Stream& stream) {
+void make_input(Activations& activations, std::int64_t width, Access hidden, Access input, const BlockWork& work, Stream& stream) {
   const Matrix<float> maximum = activations.input_maximum.view.col_range(0, width);
   fill_zero(maximum.data, static_cast<std::size_t>(width) * sizeof(float), stream);
   const auto work_and_measure = [&](std::size_t local, Block& block) {
@@ -91,7 +91,7 @@ void make_input(Activations& activations, std::int64_t width, Use hidden, Use in
 
 void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations, Stream& stream) {
   const auto work = [&](std::size_t, Block& block) { start_layer(architecture, layer, block, stream); };
-  make_input(activations, input_width(architecture, StepKind::attention_in), Use::read, Use::write, work, stream);
+  make_input(activations, input_width(architecture, StepKind::attention_in), Access::read, Access::write, work, stream);
 }
 
 void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations,
@@ -101,10 +101,10 @@ void advance(const Architecture& architecture, const DecoderTables& tables, cons
   };
   const auto width = [&](StepKind next) { return input_width(architecture, next); };
   switch (kind) {
-    case StepKind::attention_in: return make_input(activations, width(StepKind::attention_out), Use::none, Use::update, work, stream);
-    case StepKind::attention_out: return make_input(activations, width(StepKind::mlp_in), Use::update, Use::update, work, stream);
-    case StepKind::mlp_in: return make_input(activations, width(StepKind::mlp_out), Use::none, Use::update, work, stream);
-    case StepKind::mlp_out: return visit(activations, Use::update, Use::read, work, stream);
+    case StepKind::attention_in: return make_input(activations, width(StepKind::attention_out), Access::none, Access::update, work, stream);
+    case StepKind::attention_out: return make_input(activations, width(StepKind::mlp_in), Access::update, Access::update, work, stream);
+    case StepKind::mlp_in: return make_input(activations, width(StepKind::mlp_out), Access::none, Access::update, work, stream);
+    case StepKind::mlp_out: return visit(activations, Access::update, Access::read, work, stream);
   }
 }
 
@@ -113,7 +113,7 @@ void forward_layer(const Architecture& architecture, const DecoderTables& tables
   const auto work = [&](std::size_t, Block& block) {
     forward_layer(architecture, tables, layer, activations.blocking.seqlen, block, activations.scratch, stream);
   };
-  visit(activations, Use::update, Use::scratch, work, stream);
+  visit(activations, Access::update, Access::scratch, work, stream);
 }
 
 }  // namespace qpipe

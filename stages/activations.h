@@ -46,10 +46,10 @@ std::vector<std::int64_t> block_rows(const Blocking& blocking, const RowRange& o
 Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank, int ranks, const Places& places,
                              Stream& stream);
 
-// Runs work(local, block) on the device for each of the owned blocks, in order. What is not used has no memory (Use). work may change
+// Runs work(local, block) on the device for each of the owned blocks, in order. What is not used has no memory (Access). work may change
 // block.input's width; the caller then sets activations.input_width.
 using BlockWork = std::function<void(std::size_t local, Block& block)>;
-void visit(Activations& activations, Use hidden, Use input, const BlockWork& work, Stream& stream);
+void visit(Activations& activations, Access hidden, Access input, const BlockWork& work, Stream& stream);
 
 // The inputs alone, of some of the owned blocks.
 using InputWork = std::function<void(std::size_t local, ConstTensor input)>;

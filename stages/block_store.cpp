@@ -88,14 +88,14 @@ unsigned char* BlockStore::staging(std::size_t slot, const Stream& stream) const
   return slots[slot].data();
 }
 
-BlockPass::BlockPass(Use use, const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream)
-    : store_(store), use_(use), order_(std::move(order)), cols_(cols), stream_(stream) {
+BlockPass::BlockPass(Access access, const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream)
+    : store_(store), access_(access), order_(std::move(order)), cols_(cols), stream_(stream) {
   require(cols <= store.width_, "BlockPass: more columns than the store has memory for");
-  if (store.place_ == Place::device || use == Use::none) return;
+  if (store.place_ == Place::device || access == Access::none) return;
   // One to work on, one that comes, one that goes.
   const std::size_t wanted = 1 + (reads() ? 1 : 0) + (writes() ? 1 : 0);
   std::size_t bytes = store.block_bytes_;
-  if (use == Use::read) {
+  if (access == Access::read) {
     bytes = 0;
     for (const std::size_t block : order_) bytes = std::max(bytes, store.bytes(block, cols));
   }
@@ -106,11 +106,11 @@ BlockPass::BlockPass(Use use, const BlockStore& store, std::vector<std::size_t> 
   }
 }
 
-BlockPass::BlockPass(BlockStore& store, Use use, std::vector<std::size_t> order, std::int64_t cols, Stream& stream)
-    : BlockPass(use, store, std::move(order), cols, stream) {}
+BlockPass::BlockPass(BlockStore& store, Access access, std::vector<std::size_t> order, std::int64_t cols, Stream& stream)
+    : BlockPass(access, store, std::move(order), cols, stream) {}
 
 BlockPass::BlockPass(const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream)
-    : BlockPass(Use::read, store, std::move(order), cols, stream) {}
+    : BlockPass(Access::read, store, std::move(order), cols, stream) {}
 
 BlockPass::~BlockPass() {
   if (windows_.empty()) return;
@@ -145,7 +145,7 @@ void BlockPass::fetch(std::size_t turn) {
 Tensor BlockPass::begin() {
   const std::size_t block = order_.at(turn_);
   const std::int64_t rows = store_.rows(block);
-  if (use_ == Use::none) return {nullptr, store_.dtype_, rows, cols_};
+  if (access_ == Access::none) return {nullptr, store_.dtype_, rows, cols_};
   if (windows_.empty()) return {store_.on_device(block), store_.dtype_, rows, cols_};
   Window& w = window(turn_);
   if (reads()) {
@@ -167,7 +167,7 @@ Tensor BlockPass::begin() {
 
 void BlockPass::end(std::int64_t cols) {
   const std::size_t turn = turn_++;
-  if (windows_.empty() || use_ == Use::scratch) return;
+  if (windows_.empty() || access_ == Access::scratch) return;
   Window& w = window(turn);
   if (!writes()) return record(w.free, stream_);
   require(cols <= store_.width_, "BlockPass: more columns than the store has memory for");

@@ -72,14 +72,14 @@ class BlockStore {
 };
 
 // What the work on a block does to it. scratch: device memory, the contents neither needed nor kept. none: no memory.
-enum class Use { none, scratch, read, write, update };
+enum class Access { none, scratch, read, write, update };
 
 // One pass over some blocks of a store, in the given order: begin, work on the stream, end, for each; then finish. One pass at a time.
 class BlockPass {
  public:
   // cols: columns that the blocks have. A const store can only be read.
-  BlockPass(BlockStore& store, Use use, std::vector<std::size_t> order, std::int64_t cols, Stream& stream);
-  BlockPass(const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream);  // Use::read
+  BlockPass(BlockStore& store, Access access, std::vector<std::size_t> order, std::int64_t cols, Stream& stream);
+  BlockPass(const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream);  // Access::read
   ~BlockPass();
   BlockPass(const BlockPass&) = delete;
   BlockPass& operator=(const BlockPass&) = delete;
@@ -89,7 +89,7 @@ class BlockPass {
   void finish();                // all is where it belongs
 
  private:
-  BlockPass(Use use, const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream);
+  BlockPass(Access access, const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream);
   struct Window {
     Buffer memory;
     Event arrived;  // its block is in it
@@ -97,13 +97,13 @@ class BlockPass {
     Event free;  // for the next block
     std::future<void> file;
   };
-  bool reads() const { return use_ == Use::read || use_ == Use::update; }
-  bool writes() const { return use_ == Use::write || use_ == Use::update; }
+  bool reads() const { return access_ == Access::read || access_ == Access::update; }
+  bool writes() const { return access_ == Access::write || access_ == Access::update; }
   Window& window(std::size_t turn) { return windows_[turn % windows_.size()]; }
   void fetch(std::size_t turn);
 
   const BlockStore& store_;
-  Use use_;
+  Access access_;
   std::vector<std::size_t> order_;
   std::int64_t cols_;
   Stream& stream_;

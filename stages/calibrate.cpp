@@ -64,24 +64,74 @@ FixedPoint choose_units(const Activations& activations, const std::string& what,
 
 }  // namespace
 
-Hessian calibrate(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {
+namespace {
+
+// Columns [begin, begin + sum.cols) of the finished Hessian, panel by panel, in host memory.
+void finish_on_host(Matrix<const std::int64_t> sum, const FixedPoint& units, std::int64_t tokens, std::int64_t begin, Hessian& hessian,
+                    Stream& stream) {
+  const std::int64_t width = std::min(hessian_panel(stream.backend()), sum.cols);
+  const Buffer memory(static_cast<std::size_t>(sum.rows * width) * sizeof(float), stream);
+  for (std::int64_t j0 = 0; j0 < sum.cols; j0 += width) {
+    const std::int64_t cols = std::min(width, sum.cols - j0);
+    const Matrix<float> panel(static_cast<float*>(memory.data()), sum.rows - j0, cols);
+    const Matrix<const std::int64_t> part = sum.row_range(j0, panel.rows).col_range(j0, cols);
+    finish_hessian_panel(part, units.exponent, units.log2_tokens, tokens, begin + j0, panel, stream);
+    const std::size_t bytes = static_cast<std::size_t>(panel.size()) * sizeof(float);
+    HessianPanel& kept = hessian.panels.emplace_back(HessianPanel{begin + j0, cols, HostBuffer(bytes, stream)});
+    copy_to_host(kept.memory.data(), panel.data, bytes, stream);
+    const auto* values = reinterpret_cast<const float*>(kept.memory.data());
+    for (std::int64_t c = 0; c < cols; ++c) hessian.diagonal[static_cast<std::size_t>(kept.begin + c)] = values[c * (cols + 1)];
+  }
+}
+
+}  // namespace
+
+Hessian calibrate(const Activations& activations, const std::string& what, const Places& places, Comm& comm, Stream& stream) {
   const FixedPoint units = choose_units(activations, what, comm, stream);
   const std::int64_t d = units.exponent.view.cols;
-  Hessian result{Array<float>(d, d, stream), std::vector<float>(static_cast<std::size_t>(d))};
+  const std::int64_t tokens = activations.blocking.tokens();
+  const std::int64_t width = places.hessian_panel_columns > 0 ? std::min(places.hessian_panel_columns, d) : d;
+  Hessian result;
+  result.diagonal.resize(static_cast<std::size_t>(d));
+  if (!places.hessian_on_host) result.matrix = Array<float>(d, d, stream);
   {
-    Array<std::int64_t> sum(d, d, stream);
-    fill_zero(sum.view.data, sum.memory.bytes(), stream);
-    const auto add = [&](std::size_t, ConstTensor x) {
-      accumulate_hessian(x, units.exponent, units.log2_tokens, result.matrix, sum, stream);
-    };
-    visit_inputs(activations, add, stream);
-    comm.all_reduce_sum(sum, stream);
-    finish_hessian(sum, units.exponent, units.log2_tokens, activations.blocking.tokens(), result.matrix, stream);
+    const Buffer memory(static_cast<std::size_t>(d * width) * sizeof(std::int64_t), stream);
+    for (std::int64_t begin = 0; begin < d; begin += width) {
+      const Matrix<std::int64_t> sum(static_cast<std::int64_t*>(memory.data()), d - begin, std::min(width, d - begin));
+      fill_zero(sum.data, static_cast<std::size_t>(sum.size()) * sizeof(std::int64_t), stream);
+      const auto add = [&](std::size_t, ConstTensor x) { accumulate_hessian(x, units.exponent, units.log2_tokens, begin, sum, stream); };
+      visit_inputs(activations, add, stream);
+      comm.all_reduce_sum(sum, stream);
+      if (places.hessian_on_host)
+        finish_on_host(sum, units, tokens, begin, result, stream);
+      else
+        finish_hessian(sum, units.exponent, units.log2_tokens, tokens, begin, result.matrix, stream);
+    }
   }
+  if (places.hessian_on_host) return result;
   Array<float> on_device(1, d, stream);
   diagonal(result.matrix, on_device, stream);
   copy_to_host(result.diagonal.data(), on_device.view.data, on_device.memory.bytes(), stream);
   return result;
+}
+
+void place_hessian(const Hessian& hessian, Matrix<const std::int32_t> perm, Matrix<float> h, Stream& stream) {
+  Buffer memory(hessian.panels.empty() ? 0 : hessian.panels.front().memory.bytes(), stream);  // the first is the largest
+  for (const HessianPanel& panel : hessian.panels) {
+    copy_to_device(memory.data(), panel.memory.data(), panel.memory.bytes(), stream);
+    place_hessian_panel({static_cast<const float*>(memory.data()), h.rows - panel.begin, panel.cols}, panel.begin, perm, h, stream);
+  }
+}
+
+void bring_to_device(Hessian& hessian, Stream& stream) {
+  const auto d = static_cast<std::int64_t>(hessian.diagonal.size());
+  if (!hessian.matrix.empty() || hessian.panels.empty()) return;
+  hessian.matrix = Array<float>(d, d, stream);
+  place_hessian(hessian, {}, hessian.matrix, stream);
+}
+
+void leave_device(Hessian& hessian) {
+  if (!hessian.panels.empty()) hessian.matrix = {};
 }
 
 std::vector<double> mean_magnitude(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {

@@ -98,6 +98,8 @@ std::vector<ChangedTensor> divided_vectors(const Architecture& a, const Layer& l
 }
 
 void divide_input(Hessian& hessian, const std::vector<float>& scale, Stream& stream) {
+  bring_to_device(hessian, stream);
+  hessian.panels.clear();
   unscale_hessian(hessian.matrix, upload(scale, stream), stream);
   const Array<float> on_device(1, hessian.matrix.view.cols, stream);
   diagonal(hessian.matrix, on_device, stream);

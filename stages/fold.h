@@ -38,7 +38,7 @@ struct ChangedTensor {
 std::vector<ChangedTensor> divided_vectors(const Architecture& architecture, const Layer& layer, const std::vector<ScaledPair>& pairs,
                                            Stream& stream);
 
-// The Hessian of the input divided by the factors.
+// The Hessian of the input divided by the factors, on the device.
 void divide_input(Hessian& hessian, const std::vector<float>& scale, Stream& stream);
 
 // Σ over outputs of the mean squared error that the quantized linear makes in the scaled layer, over its outputs: (1/out) tr(ΔW H ΔWᵀ),

@@ -193,10 +193,14 @@ std::vector<std::vector<float>> candidate_scales(const std::vector<double>& acti
   return candidates;
 }
 
+bool needs_hessian(const ScaleSearch& search, const ScalingPair& pair) {
+  return search.loss == ScaleLoss::gram || pair.inspected == Inspected::linears;
+}
+
 std::vector<double> scale_losses(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                                  const std::vector<LinearSettings>& settings, const Activations& activations, const Hessian& hessian,
                                  const std::vector<std::vector<float>>& scales, const ScaleSearch& options, Comm& comm, Stream& stream) {
-  if (options.loss == ScaleLoss::exact && pair.inspected != Inspected::linears)
+  if (!needs_hessian(options, pair))
     return output_losses(a, tables, layer, pair, settings, activations, scales, options.tokens, comm, stream);
   return gram_losses(layer, pair, settings, hessian, scales, comm, stream);
 }

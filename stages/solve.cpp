@@ -60,7 +60,12 @@ void factor_with_damping(const Hessian& hessian, const LinearSettings& settings,
   const double mean = sum / static_cast<double>(d);
   for (double damp = settings.damp_percent; damp < 1.0; damp += settings.damp_increment) {
     result.damp = damp;
-    if (factor(hessian.matrix, result.perm, damp * mean, result.n, result.pivot, stream)) return;
+    if (hessian.matrix.empty()) {  // permuted into n on its way from the host, and factored in place
+      place_hessian(hessian, result.perm, result.n, stream);
+      if (factor(result.n.view, upload(identity_order(d), stream), damp * mean, result.n, result.pivot, stream)) return;
+    } else if (factor(hessian.matrix, result.perm, damp * mean, result.n, result.pivot, stream)) {
+      return;
+    }
   }
   result.fell_back = true;
   std::vector<float> row(static_cast<std::size_t>(d), 0.0f);

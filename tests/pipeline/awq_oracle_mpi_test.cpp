@@ -127,7 +127,7 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
     for (std::size_t i = 0; i < steps.size(); ++i) {
       const std::string source = source_name(s.architecture, pairs[i]);
       SCOPED_TRACE("layer " + std::to_string(index) + " " + source);
-      hessians.push_back(calibrate(s.activations, "test", s.comm, s.stream));
+      hessians.push_back(calibrate(s.activations, "test", Places{}, s.comm, s.stream));
       const std::vector<LinearSettings> settings(pairs[i].linears.size(), s.settings);
       ours.push_back(
           search_scale(s.architecture, s.tables, layer, pairs[i], settings, s.activations, hessians[i], search, s.comm, s.stream));
@@ -153,7 +153,7 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
     const std::vector<LinearFactors> our_factors = linear_factors(layer, ours);
     const std::vector<LinearFactors> peer_factors = linear_factors(layer, peers);
     for (std::size_t i = 0; i < steps.size(); ++i) {
-      Hessian peer_hessian{Array<float>(hessians[i].matrix.view.rows, hessians[i].matrix.view.cols, s.stream), hessians[i].diagonal};
+      Hessian peer_hessian{Array<float>(hessians[i].matrix.view.rows, hessians[i].matrix.view.cols, s.stream), {}, hessians[i].diagonal};
       copy_on_device(peer_hessian.matrix.view.data, hessians[i].matrix.view.data, hessians[i].matrix.memory.bytes(), s.stream);
       divide_input(hessians[i], ours[i].scale, s.stream);
       divide_input(peer_hessian, peers[i].scale, s.stream);

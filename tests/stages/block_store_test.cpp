@@ -58,7 +58,7 @@ class BlockStoreTest : public testing::TestWithParam<Case> {
   }
   BlockStore make(const std::vector<std::int64_t>& rows) { return {rows, width, GetParam().place, folder, stream}; }
   void fill(BlockStore& store, std::int64_t cols, int seed) {
-    BlockPass pass(store, Use::write, all_blocks(store.blocks()), cols, stream);
+    BlockPass pass(store, Access::write, all_blocks(store.blocks()), cols, stream);
     for (std::size_t b = 0; b < store.blocks(); ++b) {
       put(pass.begin(), values(store.rows(b), cols, seed + static_cast<int>(b)));
       pass.end(cols);
@@ -99,7 +99,7 @@ TEST_P(BlockStoreTest, UpdatesMayChangeTheWidth) {
     put(next.back(), values(ragged[b], width, 100 + static_cast<int>(b)));
   }
   std::vector<TensorArray> seen(ragged.size());
-  BlockPass pass(store, Use::update, all_blocks(ragged.size()), 16, stream);
+  BlockPass pass(store, Access::update, all_blocks(ragged.size()), 16, stream);
   for (std::size_t b = 0; b < ragged.size(); ++b) {
     const Tensor block = pass.begin();
     seen[b] = TensorArray(block.dtype, block.rows, block.cols, stream);
@@ -139,7 +139,7 @@ TEST_P(BlockStoreTest, CopiesAndMoves) {
 
 TEST_P(BlockStoreTest, NoBlocks) {
   BlockStore store = make({});
-  BlockPass pass(store, Use::update, {}, width, stream);
+  BlockPass pass(store, Access::update, {}, width, stream);
   pass.finish();
   EXPECT_EQ(store.blocks(), 0U);
   BlockStore copy = make({});
@@ -151,7 +151,7 @@ TEST_P(BlockStoreTest, FaultInTheWork) {
   BlockStore store = make(ragged);
   fill(store, width, 0);
   const auto fail = [&] {
-    BlockPass pass(store, Use::update, all_blocks(ragged.size()), width, stream);
+    BlockPass pass(store, Access::update, all_blocks(ragged.size()), width, stream);
     pass.begin();
     pass.end(width);
     pass.begin();
@@ -168,7 +168,7 @@ TEST_P(BlockStoreTest, DeviceMemoryIsThatOfTheWindows) {
   const std::size_t block = (24 * width * size_of(stream.compute_dtype()) + 255) / 256 * 256;
   stream.set_limit(stream.bytes_in_use() + 3 * block);
   fill(store, width, 0);
-  BlockPass pass(store, Use::update, all_blocks(many.size()), width, stream);
+  BlockPass pass(store, Access::update, all_blocks(many.size()), width, stream);
   EXPECT_THROW(Buffer(1, stream), std::runtime_error);
   stream.set_limit(0);
   for (std::size_t b = 0; b < many.size(); ++b) {

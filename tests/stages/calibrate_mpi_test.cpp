@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 
@@ -42,7 +43,7 @@ struct Planted {
 
   std::string message() {
     try {
-      calibrate(activations, "layer 3, input of m", comm, stream);
+      calibrate(activations, "layer 3, input of m", Places{}, comm, stream);
     } catch (const std::domain_error& error) {
       return error.what();
     }
@@ -60,6 +61,48 @@ TEST(Calibrate, NamesTheFirstSampleThatIsNotFinite) {
     }
   EXPECT_EQ(Planted(17, 5, 10, {9}, 0x1p49f).message(), "layer 3, input of m: activation 3 exceeds 2^48, first in calibration sample 9");
   EXPECT_EQ(Planted(17, 5, 10, {9}, 2.0f).message(), "");
+}
+
+// Wherever the inputs, the sum and the result lie: the same bits.
+TEST(Calibrate, PlacesChangeNoBits) {
+  Stream stream(Backend::cpu, 0);
+  Comm comm(stream, {});
+  const std::int64_t d = 2 * hessian_panel(Backend::cpu) + 88;
+  const Blocking blocking = cut_samples(9, 7, 14);
+  const auto made = [&](const Places& places) {
+    Activations a;
+    a.blocking = blocking;
+    a.owned = contiguous_share(blocking.blocks(), comm.rank(), comm.size());
+    a.input = BlockStore(block_rows(blocking, a.owned), d, places.input, testing::TempDir(), stream);
+    a.input_width = d;
+    a.input_maximum = Array<float>(1, d, stream);
+    fill_zero(a.input_maximum.view.data, a.input_maximum.memory.bytes(), stream);
+    for (std::size_t local = 0; local < a.blocks(); ++local) {
+      std::vector<float> values(static_cast<std::size_t>(a.input.rows(local) * d));
+      for (std::size_t i = 0; i < values.size(); ++i)
+        values[i] = std::sin(0.37f * static_cast<float>(i) + static_cast<float>(a.first_sample(local)));
+      const ConstTensor input(values.data(), DType::f32, a.input.rows(local), d);
+      column_max_abs(input, a.input_maximum, stream);
+      write_block(a.input, local, input, stream);
+    }
+    Hessian h = calibrate(a, "test", places, comm, stream);
+    EXPECT_EQ(h.matrix.empty(), places.hessian_on_host);
+    bring_to_device(h, stream);
+    std::vector<float> values(static_cast<std::size_t>(d * d));
+    copy_to_host(values.data(), h.matrix.view.data, h.matrix.memory.bytes(), stream);
+    for (std::int64_t i = 0; i < d; ++i) EXPECT_EQ(values[static_cast<std::size_t>(i * (d + 1))], h.diagonal[static_cast<std::size_t>(i)]);
+    return std::pair{values, mean_magnitude(a, "test", comm, stream)};
+  };
+  const auto expected = made({});
+  for (const Place input : {Place::device, Place::host, Place::disk})
+    for (const std::int64_t panel : {std::int64_t{0}, hessian_panel(Backend::cpu)})
+      for (const bool on_host : {false, true}) {
+        Places places;
+        places.input = input;
+        places.hessian_panel_columns = panel;
+        places.hessian_on_host = on_host;
+        EXPECT_EQ(made(places), expected) << panel << " columns, on the host " << on_host;
+      }
 }
 
 }  // namespace
