@@ -33,9 +33,9 @@ namespace qpipe {
 
 namespace {
 
-Layer load_layer(Loop& loop, LayerSource& layers, std::int64_t index) {
+Layer load_layer(Loop& loop, LayerSource& layers, std::int64_t index, bool by_step) {
   Timed timed(loop.report.seconds.read, loop.comm, loop.stream);
-  return layers.load_layer(index);
+  return layers.load_layer(index, by_step);
 }
 
 // A finished layer of an earlier run: what it found, and its output for the layers that are still to do.
@@ -44,7 +44,7 @@ void pass_finished_layer(Loop& loop, const DecoderTables& tables, LayerSource& l
   take_up_findings(finished.findings(), loop.report);
   loop.zero_of_zero = loop.zero_of_zero || finished.findings().at("zero_of_zero");
   if (!needed) return;
-  const Layer layer = load_layer(loop, layers, index);
+  Layer layer = load_layer(loop, layers, index, false);
   if (loop.plan.quantized_propagation)
     restore_propagated_weights(loop.plan, finished, loop.journal, loop.shards, layer, loop.comm, loop.stream);
   run_layer(loop, tables, layer, activations);
@@ -82,7 +82,7 @@ void quantize_layers(Loop& loop, const DecoderTables& tables, LayerSource& layer
     }
     const std::size_t modules_begin = loop.report.modules.size();
     const std::size_t scales_begin = loop.report.scales.size();
-    Layer layer = load_layer(loop, layers, index);
+    Layer layer = load_layer(loop, layers, index, loop.plan.places.weights_by_step);
     quantize_layer(loop, tables, layer, activations);
     {
       Timed timed(loop.report.seconds.write, loop.comm, loop.stream);

@@ -51,7 +51,7 @@ struct Loop {
 void check_in(Comm& comm, const std::optional<UserError>& fault, int signals, const std::string& where);
 
 // The layer with the weights that it has now.
-void run_layer(Loop& loop, const DecoderTables& tables, const Layer& layer, Activations& activations);
+void run_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations);
 
 // Solves the layer's linears and stores them. activations: the layer's input, on return the input of the next layer (unchanged when the
 // method does not calibrate).

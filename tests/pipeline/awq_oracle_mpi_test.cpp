@@ -162,7 +162,7 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
         const Array<float> our_weight = scaled_weight(linear, our_factors[l], s.stream);
         const Array<float> peer_weight = scaled_weight(linear, peer_factors[l], s.stream);
         if (may_clip(linear.name)) {
-          clip_weight(our_weight, hessians[i], s.settings, s.comm, s.stream);
+          clip_weight(our_weight, hessians[i], s.settings, s.stream);
           std::vector<float> limit = peer.find("clip", all_linears(s.architecture)[l].name, index);
           clamp_groups(peer_weight, Matrix<const float>(limit.data(), peer_weight.view.rows, peer_weight.view.cols / 32), s.stream);
         }
