@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "kernels/stopwatch.h"
+#include "stages/waiting_weights.h"
 
 namespace qpipe {
 
@@ -20,8 +21,7 @@ class Slots {
  public:
   Slots(const Activations& activations, Stream& stream) {
     for (TensorArray& slot : memory_)
-      slot = TensorArray(stream.compute_dtype(), activations.blocking.block_samples * activations.blocking.seqlen, activations.hidden_width,
-                         stream);
+      slot = TensorArray(stream.compute_dtype(), activations.blocking.block_tokens(), activations.hidden.width(), stream);
   }
   Tensor of(std::size_t block, std::int64_t tokens) const { return memory_[slot_of(block)].view.row_range(0, tokens); }
 
@@ -34,31 +34,30 @@ std::size_t bytes_of(const Tensor& tensor) { return static_cast<std::size_t>(ten
 // Blocks that arrive in order and go into a store whenever they are there.
 class Arrivals {
  public:
-  Arrivals(Link& link, HiddenBlocks& store, const Activations& activations, Stream& stream)
-      : link_(link), store_(store), activations_(activations), stream_(stream), slots_(activations, stream) {
+  Arrivals(Link& link, BlockStore& store, const Activations& activations, Stream& stream)
+      : link_(link), store_(store), stream_(stream), slots_(activations, stream) {
     while (asked_ < std::min(slots, count())) ask();
   }
   // Those that have arrived, or all.
   void take(bool all) {
     while (taken_ < count() && (all || link_.oldest_is_done())) {
       link_.wait_oldest();
-      store_.write(taken_, slots_.of(taken_, activations_.block_tokens(taken_)), stream_);
+      write_block(store_, taken_, slots_.of(taken_, store_.rows(taken_)), stream_);
       ++taken_;
       if (asked_ < count()) ask();
     }
   }
 
  private:
-  std::size_t count() const { return activations_.blocks.size(); }
+  std::size_t count() const { return store_.blocks(); }
   void ask() {
-    const Tensor slot = slots_.of(asked_, activations_.block_tokens(asked_));
+    const Tensor slot = slots_.of(asked_, store_.rows(asked_));
     link_.receive(slot.data, bytes_of(slot), stream_);
     ++asked_;
   }
 
   Link& link_;
-  HiddenBlocks& store_;
-  const Activations& activations_;
+  BlockStore& store_;
   Stream& stream_;
   Slots slots_;
   std::size_t asked_ = 0;
@@ -67,38 +66,37 @@ class Arrivals {
 
 }  // namespace
 
-StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTables& tables, const StreamTask& task, Activations& activations,
-                            const Ring& ring, Stream& stream) {
-  if (task.layer == nullptr) return {};
+StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTables& tables, Layer& layer, const StreamTask& task,
+                            Activations& activations, const Ring& ring, Stream& stream) {
   const auto begin = std::chrono::steady_clock::now();
   Stopwatch busy(stream);
-  const std::size_t count = activations.blocks.size();
+  const std::size_t count = activations.blocks();
+  const WeightsOnDevice weights(layer, task.to_next ? all_blocks(layer.linears.size()) : std::vector<std::size_t>{}, stream);
   const Slots memory(activations, stream);
-  const TensorArray input(stream.compute_dtype(), activations.blocking.block_samples * activations.blocking.seqlen,
-                          widest_input(architecture), stream);
+  const TensorArray input(stream.compute_dtype(), activations.blocking.block_tokens(), widest_input(architecture), stream);
   std::optional<Arrivals> next_input;
   if (task.next_input != nullptr) next_input.emplace(*ring.from_previous, *task.next_input, activations, stream);
 
-  const auto slot = [&](std::size_t b) { return memory.of(b, activations.block_tokens(b)); };
+  const auto slot = [&](std::size_t b) { return memory.of(b, activations.hidden.rows(b)); };
   std::size_t sent = 0;  // whose memory is free again
   const auto fill = [&](std::size_t b) {
     for (; task.to_next && sent + slots <= b; ++sent) ring.to_next->wait_oldest();
     if (task.from_previous)
       ring.from_previous->receive(slot(b).data, bytes_of(slot(b)), stream);
     else if (task.to_next)
-      activations.hidden.read(b, slot(b), stream);
+      read_block(activations.hidden, b, slot(b), stream);
   };
   if (count > 0) fill(0);
   for (std::size_t b = 0; b < count; ++b) {
     if (b + 1 < count) fill(b + 1);
     if (task.from_previous) {
       ring.from_previous->wait_oldest();
-      activations.hidden.write(b, slot(b), stream);
+      write_block(activations.hidden, b, slot(b), stream);
     }
     if (task.to_next) {
       busy.start();
       Block block{slot(b), {input.view.data, input.view.dtype, slot(b).rows, architecture.hidden}};
-      forward_layer(architecture, tables, *task.layer, activations.blocking.seqlen, block, activations.scratch, stream);
+      forward_layer(architecture, tables, layer, activations.blocking.seqlen, block, activations.scratch, stream);
       busy.stop();
       ring.to_next->send(slot(b).data, bytes_of(slot(b)), stream);
     }
@@ -118,10 +116,10 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
 
 void send_hidden(const Activations& activations, const Ring& ring, Stream& stream) {
   const Slots memory(activations, stream);
-  for (std::size_t b = 0; b < activations.blocks.size(); ++b) {
+  for (std::size_t b = 0; b < activations.blocks(); ++b) {
     if (ring.to_next->under_way() == slots) ring.to_next->wait_oldest();
-    const Tensor slot = memory.of(b, activations.block_tokens(b));
-    activations.hidden.read(b, slot, stream);
+    const Tensor slot = memory.of(b, activations.hidden.rows(b));
+    read_block(activations.hidden, b, slot, stream);
     ring.to_next->send(slot.data, bytes_of(slot), stream);
   }
   while (ring.to_next->under_way() > 0) ring.to_next->wait_oldest();

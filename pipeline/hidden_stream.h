@@ -12,10 +12,9 @@
 namespace qpipe {
 
 struct StreamTask {
-  const Layer* layer = nullptr;        // of this rank's team, with original weights; null: it has none in this round
-  bool from_previous = false;          // its input comes from the team before; else it is in `activations`
-  bool to_next = false;                // its output is needed
-  HiddenBlocks* next_input = nullptr;  // on the round's first team: the next round's input is put here; null: there is none
+  bool from_previous = false;        // the layer's input comes from the team before; else it is in `activations`
+  bool to_next = false;              // its output is needed
+  BlockStore* next_input = nullptr;  // on the round's first team: the next round's input is put here; null: there is none
 };
 
 // How a rank's time went: busy computing, or waiting for blocks.
@@ -24,9 +23,10 @@ struct StreamSeconds {
   double wait = 0.0;
 };
 
-// Collective over the teams that have a layer. Afterwards activations.blocks hold the input of `layer`.
-StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTables& tables, const StreamTask& task, Activations& activations,
-                            const Ring& ring, Stream& stream);
+// Collective over the teams that have a layer in the round. layer: this team's, with original weights. Afterwards activations.hidden holds
+// its input.
+StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTables& tables, Layer& layer, const StreamTask& task,
+                            Activations& activations, const Ring& ring, Stream& stream);
 
 // All blocks of activations' residual stream to the next team, or from the previous one.
 void send_hidden(const Activations& activations, const Ring& ring, Stream& stream);

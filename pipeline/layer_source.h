@@ -25,8 +25,9 @@ class LayerSource {
               std::int64_t stride = 1);
   ~LayerSource();
 
-  // Collective, in increasing order of the layers for the prefetch to pay.
-  Layer load_layer(std::int64_t index);
+  // Collective, in increasing order of the layers for the prefetch to pay. by_step: the linears' weights wait in host memory
+  // (stages/waiting_weights.h) until the next layer is loaded; not for packed checkpoints.
+  Layer load_layer(std::int64_t index, bool by_step = false);
 
   // Any tensor, in the checkpoint's type, or converted to the compute type. Collective.
   TensorArray load_tensor(const std::string& name);
@@ -47,6 +48,11 @@ class LayerSource {
   int owner(std::int64_t index) const;
   HostBuffer read(const Plan& plan, HostBuffer to) const;
   void prefetch(std::int64_t index);
+  // The layer's bytes as the checkpoint has them: on every rank's device, or in host_ on every rank.
+  Buffer receive_on_device(std::int64_t index, const Plan& plan);
+  void receive_on_host(std::int64_t index, const Plan& plan);
+  std::optional<HostBuffer> read_own(std::int64_t index);
+  Layer make_layer(std::int64_t index, const std::map<std::string, Tensor>& stored, bool by_step);
 
   const Checkpoint& checkpoint_;
   const Architecture& architecture_;
@@ -56,6 +62,7 @@ class LayerSource {
   std::int64_t stride_;
   StoredFormat format_;
   std::map<std::int64_t, std::future<HostBuffer>> ahead_;
+  HostBuffer host_;                // the layer whose weights wait
   std::vector<HostBuffer> spare_;  // to read into: page-locking memory anew takes as long as reading it
 };
 

@@ -57,14 +57,13 @@ Teams teams_of_run(const Options& options, const QuantizePlan& plan, const Archi
   }
 }
 
-Layer load_layer(Loop& loop, LayerSource& layers, std::int64_t index) {
+Layer load_layer(Loop& loop, LayerSource& layers, std::int64_t index, bool by_step) {
   Timed timed(loop.report.seconds.read, loop.comm, loop.stream);
-  return layers.load_layer(index);
+  return layers.load_layer(index, by_step);
 }
 
 // The output of a layer that an earlier run has finished, for the layers that are still to do.
-void pass_finished_layer(Loop& loop, const DecoderTables& tables, const Layer& layer, const FinishedLayer& finished,
-                         Activations& activations) {
+void pass_finished_layer(Loop& loop, const DecoderTables& tables, Layer& layer, const FinishedLayer& finished, Activations& activations) {
   if (loop.plan.quantized_propagation)
     restore_propagated_weights(loop.plan, finished, loop.journal, loop.shards, layer, loop.comm, loop.stream);
   run_layer(loop, tables, layer, activations);
@@ -108,11 +107,11 @@ struct Pipeline {
   Comm& world;
   const Teams& teams;
   const Ring& ring;
-  int team = 0;                  // this rank's
-  HiddenBlocks next_input = {};  // of the first team's next layer, while it works on one
-  bool streams = false;          // original propagation through several teams
-  bool hands_over = false;       // quantized propagation through several teams
-  std::int64_t end = 0;          // behind the last layer that is to do: outputs of those from end − 1 on are not needed
+  int team = 0;                // this rank's
+  BlockStore next_input = {};  // of the first team's next layer, while it works on one
+  bool streams = false;        // original propagation through several teams
+  bool hands_over = false;     // quantized propagation through several teams
+  std::int64_t end = 0;        // behind the last layer that is to do: outputs of those from end − 1 on are not needed
 
   bool works_on(std::int64_t layer) const { return teams.team_of_layer(layer) == team; }
 };
@@ -153,18 +152,16 @@ void share_findings(Loop& loop, const Pipeline& pipeline, const Round& round, co
 }
 
 // Brings the layer its input through the ring, and the layers after it theirs.
-void stream_round(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, const Round& round, const Layer* layer,
-                  Activations& activations) {
-  if (layer == nullptr) return;
+void stream_round(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, const Round& round, Layer& layer, Activations& activations) {
   StreamTask task;
-  task.layer = layer;
-  task.from_previous = layer->index > round.first;
-  task.to_next = layer->index + 1 < pipeline.end;
+  task.from_previous = layer.index > round.first;
+  task.to_next = layer.index + 1 < pipeline.end;
   const bool starts_next_round = !task.from_previous && round.first + pipeline.teams.teams < pipeline.end;
-  if (starts_next_round && pipeline.next_input.blocks.empty())
-    pipeline.next_input = HiddenBlocks(activations.blocking, activations.owned, loop.architecture.hidden, loop.stream);
+  if (starts_next_round && pipeline.next_input.blocks() == 0)
+    pipeline.next_input = BlockStore(block_rows(activations.blocking, activations.owned), loop.architecture.hidden, loop.plan.places.hidden,
+                                     loop.plan.places.folder, loop.stream);
   if (starts_next_round) task.next_input = &pipeline.next_input;
-  const StreamSeconds seconds = stream_hidden(loop.architecture, tables, task, activations, pipeline.ring, loop.stream);
+  const StreamSeconds seconds = stream_hidden(loop.architecture, tables, layer, task, activations, pipeline.ring, loop.stream);
   loop.report.seconds.forward += seconds.busy;
   loop.report.seconds.wait += seconds.wait;
 }
@@ -192,8 +189,9 @@ nlohmann::json work_on_round(Loop& loop, const DecoderTables& tables, Pipeline& 
 
   const std::size_t modules_begin = loop.report.modules.size();
   const std::size_t scales_begin = loop.report.scales.size();
-  Layer layer = load_layer(loop, layers, index);
-  if (pipeline.streams) stream_round(loop, tables, pipeline, round, &layer, activations);
+  // Weights of a finished layer are overwritten where they lie.
+  Layer layer = load_layer(loop, layers, index, loop.plan.places.weights_by_step && (todo || pipeline.streams));
+  if (pipeline.streams) stream_round(loop, tables, pipeline, round, layer, activations);
   loop.output_needed = passes && !pipeline.streams;
   if (!todo) {
     if (!pipeline.streams) pass_finished_layer(loop, tables, layer, finished->second, activations);
@@ -217,7 +215,7 @@ void quantize_layers(Loop& loop, const DecoderTables& tables, Pipeline& pipeline
   while (pipeline.end > 0 && loop.store.finished().contains(pipeline.end - 1)) --pipeline.end;
   for (const Round& round : rounds(all, pipeline.teams, !pipeline.hands_over)) {
     if (pipeline.streams && round.first > 0 && round.first < pipeline.end && pipeline.works_on(round.first))
-      activations.swap_hidden(pipeline.next_input);
+      std::swap(activations.hidden, pipeline.next_input);
     const nlohmann::json found = work_on_round(loop, tables, pipeline, layers, round, activations);
     {
       Waiting waiting(loop.report.seconds.wait);
@@ -311,12 +309,13 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   report.calibration_tokens = calibration.samples * calibration.seqlen;
   report.evaluation = evaluation.source;
   Journal journal(options, run_identity(options, source, report.model, calibration, evaluation, report.device), comm);
+  plan.places.folder = journal.folder().string();
 
   if (evaluation.samples > 0 && options.evaluate.before && !perplexity_before) {
     Timed timed(report.seconds.evaluate, comm, stream);
     if (journal.remembered("perplexity_before").is_null())
-      journal.remember("perplexity_before", evaluate(source, architecture, evaluation, options.memory.micro_batch, comm, stream).value,
-                       comm);
+      journal.remember("perplexity_before",
+                       evaluate(source, architecture, evaluation, options.memory.micro_batch, plan.places, comm, stream).value, comm);
     perplexity_before = journal.remembered("perplexity_before").get<double>();
     progress.say(fmt::format("perplexity of the original: {:.3f}", *perplexity_before));
   }
@@ -344,7 +343,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     DecoderTables tables;
     if (plan.calibrated) {
       const Blocking blocking = cut_samples(calibration.samples, calibration.seqlen, options.memory.micro_batch);
-      activations = make_activations(architecture, blocking, team.rank(), team.size(), stream);
+      activations = make_activations(architecture, blocking, team.rank(), team.size(), plan.places, stream);
       tables = make_tables(architecture, calibration.seqlen, stream);
       if (pipeline.works_on(0)) {
         const TensorArray embedding = layers.load_tensor(architecture.embedding);
@@ -376,7 +375,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     if (evaluation.samples > 0 && options.evaluate.after) {
       Timed timed(report.seconds.evaluate, comm, stream);
       const Checkpoint quantized(options.output.path);
-      report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, comm, stream).value;
+      report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, plan.places, comm, stream).value;
       progress.say(fmt::format("perplexity of the quantized model: {:.3f}", *report.perplexity_after));
       on_root(comm, [&] { write_folder(options, source, plan, shards.index(), report); });
     }
