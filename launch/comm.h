@@ -67,6 +67,14 @@ class Comm {
   // of a collective's result (Stream::synchronize would wait for a failed rank forever).
   void wait(Stream& stream);
 
+  // What the operations on device buffers moved so far: this rank's buffers' bytes, and the seconds that the stream (CPU: the caller) spent
+  // in them, waits for late ranks included.
+  struct Traffic {
+    std::int64_t bytes = 0;
+    double seconds = 0.0;
+  };
+  Traffic traffic();
+
   // Host values, by MPI.
   void barrier();
   std::string broadcast(const std::string& text, int from);

@@ -357,7 +357,11 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       store.wait_for_commits();
       check_in(comm, store.fault(), 1, "between two layers");
     } else {
+      const Comm::Traffic before = team.traffic();
       quantize_layers(loop, tables, pipeline, layers, activations);
+      const Comm::Traffic after = team.traffic();
+      report.communication = {after.bytes - before.bytes, after.seconds - before.seconds,
+                              (ring.to_next ? ring.to_next->bytes() : 0) + (ring.from_previous ? ring.from_previous->bytes() : 0)};
     }
     {
       Timed timed(report.seconds.write, comm, stream);

@@ -41,6 +41,13 @@ struct PhaseSeconds {
   double total = 0.0;
 };
 
+// What rank 0 exchanged with others while it worked on layers.
+struct Communication {
+  std::int64_t team_bytes = 0;  // weights, Hessians, factors and codes in its team
+  double team_seconds = 0.0;
+  std::int64_t hidden_bytes = 0;  // hidden states sent to and received from other teams
+};
+
 struct RunReport {
   std::string version;
   std::string model;
@@ -59,6 +66,7 @@ struct RunReport {
   std::vector<ScaleReport> scales;
   PhaseSeconds seconds;                        // of rank 0
   std::vector<PhaseSeconds> seconds_of_ranks;  // of each
+  Communication communication;
   std::size_t gpu_peak_bytes = 0;
   int ranks = 1;
   std::string device;
