@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Quantizes decoder layers of Llama-2-7B's shape, the work that peers were measured on, or of Llama-2-70B's.
+"""Quantizes decoder layers of Llama-2-7B's shape, the work that peers were measured on, or of larger models'.
 
-    python3 tests/bench/llama7b.py --qpipe build/release/qpipe [--shape 7b|70b] [--method gptq] [--layers 8] [--samples 128] [--seqlen 2048] [--repeat 1]
+    python3 tests/bench/llama7b.py --qpipe build/release/qpipe [--shape 7b|70b|405b] [--method gptq] [--layers 8] [--samples 128] [--seqlen 2048] [--repeat 1]
                                    [--work DIR] [--launcher "mpirun -np 2"] [--set k=v ...]
 
-Makes random bf16 weights (7b: hidden 4096, ffn 11008, 32 heads; 70b: hidden 8192, ffn 28672, 64 heads, 8 key and value heads; vocabulary 32000) and
-random tokens in DIR once, quantizes them to 4 bits, group 128, and
+Makes random bf16 weights (7b: hidden 4096, ffn 11008, 32 heads; 70b: hidden 8192, ffn 28672, 64 heads, 8 key and value heads; 405b: 16384, 53248, 128,
+8; vocabulary 32000) and random tokens in DIR once, quantizes them to 4 bits, group 128, and
 prints time per phase, percent of the phase's stated bound, total and peak GPU memory, beside the peers' figures for the same work: gptq with 8 layers,
 awq with 4. Methods without calibration (bnb-nf4, fp8, ...; --layers 32 is the whole model) are measured against the bandwidth of reading the
 checkpoint from the page cache, which is read once before. Needs torch."""
@@ -17,7 +17,7 @@ import sys
 import time
 
 VOCAB, HEAD_DIM = 32000, 128
-SHAPES = {"7b": (4096, 11008, 32, 32), "70b": (8192, 28672, 64, 8)}  # hidden, ffn, heads, key and value heads
+SHAPES = {"7b": (4096, 11008, 32, 32), "70b": (8192, 28672, 64, 8), "405b": (16384, 53248, 128, 8)}  # hidden, ffn, heads, key and value heads
 HIDDEN, FFN, HEADS, KV_HEADS = SHAPES["7b"]
 # Measured on one H100 with the same shapes, tokens and settings (seconds, save included; GiB).
 PEERS = {
