@@ -91,14 +91,15 @@ void* allocate(std::size_t bytes, Stream& stream) {
   return data;
 }
 
-void* allocate_host(std::size_t bytes, int device) {
-  void* data = nullptr;
+void page_lock(void* data, std::size_t bytes, int device) {
   check(cudaSetDevice(device));  // a new thread has device 0
-  check(cudaHostAlloc(&data, bytes, cudaHostAllocDefault));
-  return data;
+  const cudaError_t status = cudaHostRegister(data, bytes, cudaHostRegisterDefault);
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error("cannot page-lock " + std::to_string(bytes >> 20) + " MiB of host memory: " + cudaGetErrorString(status));
 }
 
-void release_host(void* data) noexcept { cudaFreeHost(data); }
+void page_unlock(void* data) noexcept { cudaHostUnregister(data); }
 
 void release(void* data, Stream& stream) noexcept { cudaFreeAsync(data, stream.cuda().stream); }
 

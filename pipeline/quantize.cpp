@@ -262,7 +262,7 @@ Tokens load_evaluation(const Options& options, const Architecture& architecture,
 
 }  // namespace
 
-RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before) {
+RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before, const std::optional<Places>& places) {
   count_stop_signals();
   const auto begin = std::chrono::steady_clock::now();
   const Checkpoint source(options.model.path);
@@ -271,6 +271,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     throw UserError(ExitCode::data, source.folder().string() + ": is quantized already; give model.path the original checkpoint");
   check_tensors(architecture, source);
   QuantizePlan plan = plan_quantization(options, architecture, source);
+  if (places) plan.places = *places;
   if (plan.calibrated && options.calibration.data.empty())
     throw UserError(ExitCode::config,
                     "calibration.data is not set; give a file of token ids (.h5, .safetensors) or of text (.txt, .jsonl)");
