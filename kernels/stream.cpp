@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 
@@ -13,10 +15,67 @@
 namespace qpipe {
 
 namespace {
-constexpr std::size_t alignment = 256;
-}
 
-Stream::Stream(Backend backend, int device) : backend_(backend), device_(device) {
+constexpr std::size_t alignment = 256;
+constexpr std::size_t largest_spare_bytes = std::size_t{64} << 20;  // larger ones are kept by those who need them again
+
+std::size_t round_up(std::size_t bytes) { return (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment; }
+
+}  // namespace
+
+class HostMemory {
+ public:
+  struct Block {
+    void* data = nullptr;
+    std::size_t bytes = 0;
+  };
+
+  HostMemory(Backend backend, int device) : page_locked_(backend == Backend::cuda), device_(device) {}
+  ~HostMemory() {
+    for (const auto& [bytes, data] : spare_) release(data);
+  }
+  HostMemory(const HostMemory&) = delete;
+  HostMemory& operator=(const HostMemory&) = delete;
+
+  Block take(std::size_t bytes) {
+    {
+      const std::lock_guard lock(mutex_);
+      const auto found = spare_.lower_bound(bytes);
+      if (found != spare_.end() && found->first / 4 <= bytes) {
+        const Block block{found->second, found->first};
+        spare_.erase(found);
+        return block;
+      }
+    }
+    Block block{nullptr, round_up(bytes)};
+    if constexpr (has_cuda)
+      if (page_locked_) block.data = cuda::allocate_host(block.bytes, device_);
+    if (!page_locked_) block.data = std::aligned_alloc(alignment, block.bytes);
+    if (block.data == nullptr) throw std::bad_alloc();
+    return block;
+  }
+
+  void give_back(const Block& block) {
+    if (block.bytes > largest_spare_bytes) return release(block.data);
+    const std::lock_guard lock(mutex_);
+    spare_.emplace(block.bytes, block.data);
+  }
+
+ private:
+  void release(void* data) const {
+    if constexpr (has_cuda)
+      if (page_locked_) return cuda::release_host(data);
+    std::free(data);
+  }
+
+  bool page_locked_;
+  int device_;
+  std::mutex mutex_;
+  std::multimap<std::size_t, void*> spare_;  // by size
+};
+
+Stream::Stream(Backend backend, int device)
+    : backend_(backend), device_(device), host_memory_(std::make_shared<HostMemory>(backend, device)) {
   openblas_set_num_threads(1);  // kernels call BLAS from OpenMP threads, on fixed tiles
   if (backend_ == Backend::cpu) return;
   if constexpr (has_cuda)
@@ -58,7 +117,7 @@ int cuda_device_count() {
 }
 
 Buffer::Buffer(std::size_t bytes, Stream& stream) : bytes_(bytes), stream_(&stream) {
-  const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
+  const std::size_t rounded = round_up(bytes);
   if constexpr (has_cuda)
     if (stream.on_cuda()) data_ = cuda::allocate(rounded, stream);
   if (!stream.on_cuda()) data_ = std::aligned_alloc(alignment, rounded);
@@ -76,19 +135,16 @@ void Buffer::release() noexcept {
 }
 
 HostBuffer::HostBuffer(std::size_t bytes, const Stream& stream) : bytes_(bytes) {
-  const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
-  void* data = nullptr;
-  if constexpr (has_cuda)
-    if (stream.on_cuda()) data = cuda::allocate_host(rounded, stream.device());
-  if (!stream.on_cuda()) data = std::aligned_alloc(alignment, rounded);
-  if (data == nullptr) throw std::bad_alloc();
-  data_ = std::unique_ptr<unsigned char, Release>(static_cast<unsigned char*>(data), Release{stream.on_cuda()});
+  const std::shared_ptr<HostMemory> memory = stream.host_memory_;
+  const HostMemory::Block block = memory->take(bytes);
+  data_ = static_cast<unsigned char*>(block.data);
+  owner_ = std::shared_ptr<void>(block.data, [memory, block](void*) { memory->give_back(block); });
 }
 
-void HostBuffer::Release::operator()(unsigned char* data) const {
-  if constexpr (has_cuda)
-    if (page_locked) return cuda::release_host(data);
-  std::free(data);
+HostBuffer::HostBuffer(std::vector<unsigned char> bytes) : bytes_(bytes.size()) {
+  auto owner = std::make_shared<std::vector<unsigned char>>(std::move(bytes));
+  data_ = owner->data();
+  owner_ = std::move(owner);
 }
 
 void copy_to_device(void* device, const void* host, std::size_t bytes, Stream& stream) {
