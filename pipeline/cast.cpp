@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::size_t alignment = 256;
 constexpr std::int64_t piece_bytes = std::int64_t{8} << 20;  // read and copied to the device at once
-constexpr std::size_t most_workers = 12;
+constexpr std::size_t most_workers = 8;
 constexpr std::size_t most_device_bytes = std::size_t{4} << 30;
 
 // Linears that are quantized together, at most those of one step.
@@ -161,30 +161,34 @@ std::size_t cast_layers(const Checkpoint& checkpoint, const Architecture& archit
       if (--layer.units_left == 0) store.commit_written(layer.index, [&progress, index = layer.index] { progress(index); });
     }
   };
-  std::vector<std::unique_ptr<Worker>> workers(count);
-  std::vector<std::future<void>> running;
-  for (auto& worker : workers)
-    running.push_back(std::async(std::launch::async, [&] {
+  struct Used {
+    PhaseSeconds seconds;
+    std::size_t device_bytes = 0;
+  };
+  std::vector<std::future<Used>> workers;
+  for (std::size_t i = 0; i < count; ++i)
+    workers.push_back(std::async(std::launch::async, [&] {
       stream.adopt_thread();
       omp_set_num_threads(std::max(1, cores / static_cast<int>(count)));  // of the kernels on the CPU backend
       try {
-        worker = std::make_unique<Worker>(stream, work.largest_unit);
-        take_units(*worker);
+        Worker worker(stream, work.largest_unit);
+        take_units(worker);
+        return Used{worker.seconds, worker.stream.bytes_peak()};
       } catch (...) {
         end = 0;
         throw;
       }
     }));
-  for (std::future<void>& done : running) done.wait();
+  for (const std::future<Used>& worker : workers) worker.wait();
   store.wait_for_commits();  // they use `progress`
-  for (std::future<void>& done : running) done.get();
 
   std::size_t device_bytes = 0;
-  for (const auto& worker : workers) {
-    device_bytes += worker->stream.bytes_peak();
-    seconds.read += worker->seconds.read / static_cast<double>(count);
-    seconds.solve += worker->seconds.solve / static_cast<double>(count);
-    seconds.write += worker->seconds.write / static_cast<double>(count);
+  for (std::future<Used>& worker : workers) {
+    const Used used = worker.get();
+    device_bytes += used.device_bytes;
+    seconds.read += used.seconds.read / static_cast<double>(count);
+    seconds.solve += used.seconds.solve / static_cast<double>(count);
+    seconds.write += used.seconds.write / static_cast<double>(count);
   }
   return device_bytes;
 }
