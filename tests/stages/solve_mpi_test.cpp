@@ -168,7 +168,7 @@ TEST_P(Solve, GroupAwareAndStaticOrdersKeepTheTrivialGroupIndex) {
     settings.static_groups = static_groups;
     const PackedTensor g_idx = pack_gptq("m", solved(settings), GptqFormat::v1, stream).at(3);
     std::vector<std::int32_t> groups(in_features);
-    std::memcpy(groups.data(), g_idx.data.data(), g_idx.data.size());
+    std::memcpy(groups.data(), g_idx.data.data(), g_idx.data.bytes());
     for (std::int64_t k = 0; k < in_features; ++k) EXPECT_EQ(groups[static_cast<std::size_t>(k)], k / 64);
   }
 }
