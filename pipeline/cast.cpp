@@ -19,6 +19,7 @@ namespace {
 
 constexpr std::size_t alignment = 256;
 constexpr std::int64_t piece_bytes = std::int64_t{8} << 20;  // read and copied to the device at once
+constexpr int fewest_workers = 4;                            // on one core, too: most of the time they wait for the disk
 constexpr std::size_t most_workers = 8;
 constexpr std::size_t most_device_bytes = std::size_t{4} << 30;
 
@@ -136,7 +137,7 @@ struct Worker {
 
 std::size_t cast_workers(int cores, std::size_t bytes_of_a_worker) {
   const std::size_t in_memory = most_device_bytes / std::max<std::size_t>(bytes_of_a_worker, 1);
-  return std::max<std::size_t>(1, std::min({most_workers, in_memory, static_cast<std::size_t>(std::max(cores, 2))}));
+  return std::max<std::size_t>(1, std::min({most_workers, in_memory, static_cast<std::size_t>(std::max(cores, fewest_workers))}));
 }
 
 std::size_t cast_layers(const Checkpoint& checkpoint, const Architecture& architecture, const QuantizePlan& plan, Store& store,

@@ -22,7 +22,7 @@ namespace qpipe {
 std::size_t cast_layers(const Checkpoint& checkpoint, const Architecture& architecture, const QuantizePlan& plan, Store& store,
                         const Comm& comm, const Stream& stream, const std::function<void(std::int64_t)>& progress, PhaseSeconds& seconds);
 
-// How many workers share `cores` cores when each holds so many bytes on the device. At least 1.
+// How many workers share `cores` cores when each holds so many bytes on the device: 4 to 8, fewer (at least 1) for the sake of memory.
 std::size_t cast_workers(int cores, std::size_t bytes_of_a_worker);
 
 }  // namespace qpipe
