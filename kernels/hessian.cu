@@ -90,8 +90,8 @@ void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int 
   for (std::int64_t j0 = 0; j0 < d; j0 += panel) {
     const std::int64_t j1 = std::min(d, j0 + panel);
     float* block = scratch.row(j0) + j0;
-    check(cublasGemmEx_64(stream.cuda().cublas(), CUBLAS_OP_N, CUBLAS_OP_T, j1 - j0, d - j0, x.rows, &one, values + j0, CUDA_R_16BF, x.stride,
-                          values + j0, CUDA_R_16BF, x.stride, &zero, block, CUDA_R_32F, scratch.stride, CUBLAS_COMPUTE_32F,
+    check(cublasGemmEx_64(stream.cuda().cublas(), CUBLAS_OP_N, CUBLAS_OP_T, j1 - j0, d - j0, x.rows, &one, values + j0, CUDA_R_16BF,
+                          x.stride, values + j0, CUDA_R_16BF, x.stride, &zero, block, CUDA_R_32F, scratch.stride, CUBLAS_COMPUTE_32F,
                           CUBLAS_GEMM_DEFAULT));
     const dim3 grid(blocks(j1 - j0, edge), blocks(d - j0, edge));
     add_to_sum<<<grid, dim3(edge, edge_rows), 0, stream.cuda().stream>>>(scratch, exponent, log2_tokens, j0, j1, sum);
