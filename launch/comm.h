@@ -20,7 +20,8 @@ namespace qpipe {
 // and calls abort_all_ranks, so that the others end at once.
 class MpiSession {
  public:
-  MpiSession(int& argc, char**& argv);
+  // alone: no launcher has started this process, so that MPI need not look for networks and helpers (a third of a second).
+  MpiSession(int& argc, char**& argv, bool alone = false);
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;

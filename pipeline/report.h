@@ -29,7 +29,9 @@ struct ScaleReport {
   double loss = 0.0;
 };
 
+// Of a rank's wall clock. Where several workers do different phases at once (pipeline/cast.h), their mean.
 struct PhaseSeconds {
+  double start = 0.0;  // until the first layer: checks, devices, folders, calibration tokens
   double read = 0.0;
   double hessian = 0.0;
   double search = 0.0;

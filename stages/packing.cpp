@@ -12,9 +12,8 @@ std::runtime_error not_finite(const std::string& tensor) {
 }
 
 PackedTensor packed_tensor(NamedTensor info, const void* values, std::size_t bytes) {
-  PackedTensor result{std::move(info), std::vector<unsigned char>(bytes)};
-  if (bytes > 0) std::memcpy(result.data.data(), values, bytes);
-  return result;
+  const auto* begin = static_cast<const unsigned char*>(values);
+  return {std::move(info), std::vector<unsigned char>(begin, begin + bytes)};
 }
 
 namespace {

@@ -8,12 +8,15 @@ Makes random bf16 weights (7b: hidden 4096, ffn 11008, 32 heads; 70b: hidden 819
 8; vocabulary 32000) and random tokens in DIR once, quantizes them to 4 bits, group 128, and
 prints time per phase, percent of the phase's stated bound, total and peak GPU memory, beside the peers' figures for the same work: gptq with 8 layers,
 awq with 4. Methods without calibration (bnb-nf4, fp8, ...; --layers 32 is the whole model) are measured against the bandwidth of reading the
-checkpoint from the page cache, which is read once before. Needs torch."""
+checkpoint from the page cache by one reader, and against that of writing as many bytes as the output has to the disk that it is on. The output of
+the run before is removed first, outside of the time (a disk takes a second for 4 GB). Needs torch."""
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 
 VOCAB, HEAD_DIM = 32000, 128
@@ -96,6 +99,30 @@ def read_bandwidth(folder):
     return total, total / (time.time() - start)
 
 
+def write_seconds(path, size):
+    """Until `size` new bytes are on the disk, which starts to write at once."""
+    data = memoryview(os.urandom(1 << 24))
+    done = threading.Event()
+    start = time.time()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+    def keep_the_disk_busy():
+        while not done.is_set():
+            os.fdatasync(file)
+
+    thread = threading.Thread(target=keep_the_disk_busy)
+    thread.start()
+    for begin in range(0, size, len(data)):
+        os.write(file, data[: size - begin])
+    done.set()
+    thread.join()
+    os.fsync(file)
+    seconds = time.time() - start
+    os.close(file)
+    os.unlink(path)
+    return seconds
+
+
 def main():
     global HIDDEN, FFN, HEADS, KV_HEADS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,6 +167,7 @@ overwrite = true
     flops = phase_flops(args.layers, args.samples * args.seqlen, args.seqlen)
     totals = []
     for run in range(args.repeat):
+        shutil.rmtree(output, ignore_errors=True)
         start = time.time()
         if subprocess.run(command).returncode != 0:
             sys.exit("qpipe failed")
@@ -159,6 +187,8 @@ overwrite = true
     if args.method not in ("gptq", "awq"):
         size, bandwidth = read_bandwidth(model)
         print(f"{size / 1e9:.2f} GB of weights: {size / median / 1e9:.2f} GB/s, {100 * size / median / bandwidth:.0f}% of reading alone ({bandwidth / 1e9:.2f} GB/s)")
+        seconds = write_seconds(os.path.join(args.work, "written"), report["bytes"])
+        print(f"{report['bytes'] / 1e9:.2f} GB of output: writing as much to this disk, fsync included, takes {seconds:.2f} s, {100 * seconds / median:.0f}% of the process")
     if args.shape == "7b" and (args.samples, args.seqlen) == (128, 2048):
         for name, seconds, memory in PEERS.get((args.method, args.layers), []):
             print(f"{name}: {seconds:.1f} s, {memory} GiB on an H100 → {seconds / median:.1f} times as long")
