@@ -15,6 +15,7 @@
 #include "kernels/pack_rows.h"
 #include "kernels/quantize_groups.h"
 #include "kernels/scaled_rounding.h"
+#include "kernels/scaled_rounding_loss.h"
 #include "kernels/scaling.h"
 
 namespace {
@@ -103,6 +104,13 @@ void weight_parts(std::int64_t out, std::int64_t d, Stream& stream) {
     // δ H δᵀ is half of a product by symmetry.
     report("add_gram_loss", rows, d, product(rows, d) * static_cast<double>(d) / half_flop_per_ms,
            median_ms(stream, [&] { add_gram_loss(w.view.row_range(0, rows), wide.view.row_range(0, rows), h, scratch, total, stream); }));
+  }
+  {
+    const Array<float> candidates(20, d, stream);
+    for (std::int64_t c = 0; c < 20; ++c) copy_on_device(candidates.view.row(c), s.view.data, s.memory.bytes(), stream);
+    const Array<double> losses((out + 511) / 512, 20, stream);
+    report("scaled_rounding_losses, 20", out, d, 20 * n * static_cast<double>(d) / half_flop_per_ms,
+           median_ms(stream, [&] { scaled_rounding_losses(w, candidates, group, grid, h, 512, losses, stream); }));
   }
   const Array<float> limit(out, d / group, stream);
   scale_weight(w, s, {}, wide, stream);
