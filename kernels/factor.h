@@ -17,6 +17,15 @@ namespace qpipe {
 bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot, Stream& stream);
 
 namespace cuda {
+struct FactorVariant {  // EXPERIMENT
+  int split = 0;  // fp16 x 2, bf16 x 3, tf32 x 2
+  std::int64_t nb = 512;
+  std::int64_t base = 512;
+  bool inner_parts = false;
+  bool emulated = false;
+  bool profile = false;
+};
+extern FactorVariant factor_variant;
 decltype(qpipe::factor) factor;
 }
 
