@@ -51,6 +51,10 @@ bool cholesky(Matrix<double> a) {
 
 }  // namespace
 
+std::int64_t factor_workspace_bytes(std::int64_t d) {
+  return std::max<std::int64_t>(0, d - 512) * 512 * 8 + std::max<std::int64_t>(0, d - 128) * 128 * 8 + 4 * d + 32768;
+}
+
 bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot, Stream& stream) {
   const std::int64_t d = h.rows;
   require(h.cols == d && n.rows == d && n.cols == d, "factor: h and n must be [d, d]");

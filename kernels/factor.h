@@ -16,6 +16,9 @@ namespace qpipe {
 // CPU: float64 inside. CUDA: cuSOLVER potrf in float32.
 bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot, Stream& stream);
 
+// An upper bound of the device memory that factor() of a [d, d] matrix takes on CUDA beside h and n, while it runs.
+std::int64_t factor_workspace_bytes(std::int64_t d);
+
 namespace cuda {
 struct FactorVariant {  // EXPERIMENT
   int split = 0;  // fp16 x 2, bf16 x 3, tf32 x 2
