@@ -1,4 +1,5 @@
 #include <cublas_v2.h>
+#include <cuda_pipeline.h>
 
 #include <algorithm>
 #include <cmath>
@@ -27,43 +28,6 @@ constexpr int solve_threads = 128;
 constexpr std::size_t leaf_shared_bytes = sizeof(float) * leaf * pitch;
 constexpr std::size_t solve_shared_bytes = sizeof(float) * (leaf + solve_rows) * pitch;  // 99 KiB: what every GPU from sm_80 on has
 
-struct Half {
-  using Type = __half;
-  static constexpr cudaDataType_t type = CUDA_R_16F;
-  static constexpr cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
-  static constexpr int parts = 2;
-  static constexpr int copies = 4;
-  static constexpr unsigned order = 0x0010u;  // digit c
-  static __device__ Type narrow(float x) { return __float2half_rn(x); }
-  static __device__ float widen(Type x) { return __half2float(x); }
-};
-
-struct Brain {
-  using Type = __nv_bfloat16;
-  static constexpr cudaDataType_t type = CUDA_R_16BF;
-  static constexpr cublasComputeType_t compute = CUBLAS_COMPUTE_32F;
-  static constexpr int parts = 3;
-  static constexpr int copies = 7;
-  static constexpr unsigned order = 0x0011020u;
-  static __device__ Type narrow(float x) { return __float2bfloat16_rn(x); }
-  static __device__ float widen(Type x) { return __bfloat162float(x); }
-};
-
-struct Tensor32 {
-  using Type = float;
-  static constexpr cudaDataType_t type = CUDA_R_32F;
-  static constexpr cublasComputeType_t compute = CUBLAS_COMPUTE_32F_FAST_TF32;
-  static constexpr int parts = 2;
-  static constexpr int copies = 4;
-  static constexpr unsigned order = 0x0010u;  // digit c
-  static __device__ Type narrow(float x) {
-    unsigned bits = 0;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-    return __uint_as_float(bits);
-  }
-  static __device__ float widen(Type x) { return x; }
-};
-
 // scale[k]: the power of two that brings entry (k, k) of the permuted, damped matrix into [2^28, 2^30); 1 where it is no positive number.
 __global__ void choose_scales(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> scale) {
   const std::int64_t k = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -75,7 +39,7 @@ __global__ void choose_scales(Matrix<const float> h, Matrix<const std::int32_t> 
 
 // Lower triangle of the reversed, permuted, scaled matrix: a[i, j] = h[perm[d−1−i], perm[d−1−j]] · scale[d−1−i] · scale[d−1−j].
 __global__ void gather_reversed(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<const float> scale,
-                                Matrix<float> a) {
+                                Matrix<float> a, Matrix<double> diagonal) {
   const std::int64_t d = a.rows;
   const std::int64_t j = std::int64_t{blockIdx.x} * edge + threadIdx.x;
   if (blockIdx.x > blockIdx.y || j >= d) return;
@@ -86,16 +50,18 @@ __global__ void gather_reversed(Matrix<const float> h, Matrix<const std::int32_t
     if (i >= d || j > i) continue;
     float value = h.data[perm.data[d - 1 - i] * h.stride + column];
     if (i == j) value = static_cast<float>((value == 0.0f ? 1.0 : static_cast<double>(value)) + damp);
-    a.data[i * a.stride + j] = value * scale.data[d - 1 - i] * column_scale;
+    value *= scale.data[d - 1 - i] * column_scale;
+    a.data[i * a.stride + j] = value;
+    if (i == j) diagonal.data[i] = value;
   }
 }
 
 // The four consecutive values of a row in shared memory.
 __device__ float4 four(const float* row) { return *reinterpret_cast<const float4*>(row); }
 
-// a ← L in the lower triangle of a [w, w], w ≤ 128; inverse[32 b + i, j] ← (L_bb)⁻¹_ij of the four 32 x 32 blocks on the diagonal.
-// Nothing is checked: a pivot that is not positive makes NaN, and NaN reaches the pivots of all rows below.
-__global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, float* inverse) {
+// a ← L in the lower triangle of a [w, w], w ≤ 128, whose diagonal is given apart; inverse[32 b + i, j] ← (L_bb)⁻¹_ij of the four 32 x 32 blocks
+// on the diagonal. Nothing is checked: a pivot that is not positive makes NaN or infinity, and these reach the pivots of all rows below.
+__global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, const double* diagonal, float* inverse) {
   extern __shared__ __align__(16) float shared[];
   __shared__ __align__(16) float transposed[sub][sub + 4];
   __shared__ float reciprocal[leaf];
@@ -103,12 +69,16 @@ __global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, flo
   const int width = static_cast<int>(a.rows);
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-#pragma unroll 8
   for (int index = threadIdx.x; index < leaf * leaf; index += leaf_threads) {
     const int i = index / leaf;
     const int j = index % leaf;
-    if (j <= i) t[i][j] = i < width ? a.data[i * a.stride + j] : (i == j ? 1.0f : 0.0f);
+    if (j < i && i < width)
+      __pipeline_memcpy_async(&t[i][j], &a.data[i * a.stride + j], sizeof(float));
+    else if (j <= i)
+      t[i][j] = j < i ? 0.0f : (i < width ? static_cast<float>(diagonal[i]) : 1.0f);
   }
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
   __syncthreads();
 
   for (int b = 0; b < leaf; b += sub) {
@@ -122,14 +92,23 @@ __global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, flo
         row[k + 2] = v.z;
         row[k + 3] = v.w;
       }
+      // Every lane follows all pivots, so that the next one needs no exchange; the same operations as in its own row, so the same bits.
+      float pivot[sub];
+#pragma unroll
+      for (int k = 0; k < sub; ++k) pivot[k] = t[b + k][b + k];
 #pragma unroll
       for (int k = 0; k < sub; ++k) {
-        const float root = sqrtf(__shfl_sync(0xffffffffu, row[k], k));
-        const float l = lane == k ? root : (lane > k ? row[k] / root : 0.0f);
+        const float guess = rsqrtf(pivot[k]);
+        const float inverse_root = guess + 0.5f * guess * (1.0f - pivot[k] * guess * guess);  // a Newton step
+        const float l = lane >= k ? row[k] * inverse_root : 0.0f;
         row[k] = l;
-        if (lane == k) reciprocal[b + k] = 1.0f / root;
+        if (lane == k) reciprocal[b + k] = inverse_root;
 #pragma unroll
-        for (int j = k + 1; j < sub; ++j) row[j] -= l * __shfl_sync(0xffffffffu, l, j);
+        for (int j = k + 1; j < sub; ++j) {
+          const float l_j = __shfl_sync(0xffffffffu, l, j);
+          row[j] -= l * l_j;
+          pivot[j] -= l_j * l_j;
+        }
       }
 #pragma unroll
       for (int k = 0; k < sub; ++k) {
@@ -223,48 +202,37 @@ __global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, flo
   }
 }
 
-template <class Split>
-struct Parts {  // of 128 columns: part p of them starts at order-th copy, `distance` apart
-  typename Split::Type* data = nullptr;
+// Where the parts of 128 columns go: hi, lo, hi, hi, `distance` apart; rows before first_row do not.
+struct Parts {
+  __half* data = nullptr;
   std::int64_t stride = 0;
   std::int64_t distance = 0;
-  std::int64_t first_row = 0;  // of x
+  std::int64_t first_row = 0;
 };
 
-template <class Split>
-__device__ void store_parts(const Parts<Split>& to, std::int64_t row, int column, float value) {
-  if (to.data == nullptr || row < to.first_row) return;
-  typename Split::Type part[Split::parts];
-  float rest = value;
-#pragma unroll
-  for (int p = 0; p < Split::parts; ++p) {
-    part[p] = Split::narrow(rest);
-    rest -= Split::widen(part[p]);
-  }
-  typename Split::Type* out = to.data + (row - to.first_row) * to.stride + column;
-#pragma unroll
-  for (int c = 0; c < Split::copies; ++c) out[c * to.distance] = part[Split::order >> (4 * c) & 15u];
-}
-
-// x ← x L⁻ᵀ, 64 rows a thread block; L [128, 128] with the inverses of its 32 x 32 diagonal blocks. x goes out as float32 and as parts.
-template <class Split>
-__global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float> l, const float* inverse, Matrix<float> x,
-                                                             Parts<Split> outer, Parts<Split> inner) {
+// x ← x L⁻ᵀ, 64 rows a thread block; L [128, 128] with the inverses of its 32 x 32 diagonal blocks. diagonal[i] −= Σ_k x[i, k]².
+__global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float> l, const float* inverse, Matrix<float> x, double* diagonal,
+                                                             Parts parts) {
   extern __shared__ __align__(16) float shared[];
   const auto t = reinterpret_cast<float(*)[pitch]>(shared);
   const auto y = reinterpret_cast<float(*)[pitch]>(shared + leaf * pitch);
   const std::int64_t row0 = std::int64_t{blockIdx.x} * solve_rows;
   const int rows = static_cast<int>(min(std::int64_t{solve_rows}, x.rows - row0));
-#pragma unroll 8
+  const int column = threadIdx.x;
   for (int i = 0; i < leaf; ++i) {
-    const int j = threadIdx.x;
-    if (j / sub == i / sub)
-      t[i][j] = inverse[i * sub + j % sub];
-    else if (j < i)
-      t[i][j] = l.data[i * l.stride + j];
+    if (column / sub == i / sub)
+      __pipeline_memcpy_async(&t[i][column], &inverse[i * sub + column % sub], sizeof(float));
+    else if (column < i)
+      __pipeline_memcpy_async(&t[i][column], &l.data[i * l.stride + column], sizeof(float));
   }
-#pragma unroll 8
-  for (int i = 0; i < solve_rows; ++i) y[i][threadIdx.x] = i < rows ? x.data[(row0 + i) * x.stride + threadIdx.x] : 0.0f;
+  for (int i = 0; i < solve_rows; ++i) {
+    if (i < rows)
+      __pipeline_memcpy_async(&y[i][column], &x.data[(row0 + i) * x.stride + column], sizeof(float));
+    else
+      y[i][column] = 0.0f;
+  }
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
   __syncthreads();
 
   const int i = threadIdx.x / 8 * 4;  // a warp reads and writes rows of its own only
@@ -307,49 +275,79 @@ __global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float>
     __syncwarp();
   }
   __syncthreads();
-  for (int r = 0; r < rows; ++r) {
-    const float value = y[r][threadIdx.x];
-    x.data[(row0 + r) * x.stride + threadIdx.x] = value;
-    store_parts(outer, row0 + r, threadIdx.x, value);
-    store_parts(inner, row0 + r, threadIdx.x, value);
+  for (int r = 0; r < rows; ++r) x.data[(row0 + r) * x.stride + column] = y[r][column];
+  if (threadIdx.x < rows) {
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
+    for (int k = 0; k < leaf; k += 4) {
+      const float4 v = four(&y[threadIdx.x][k]);
+      sum.x += v.x * v.x;
+      sum.y += v.y * v.y;
+      sum.z += v.z * v.z;
+      sum.w += v.w * v.w;
+    }
+    diagonal[row0 + threadIdx.x] -= static_cast<double>((sum.x + sum.y) + (sum.z + sum.w));
+  }
+  if (parts.data == nullptr) return;
+#pragma unroll 4
+  for (int r = threadIdx.x / 32; r < rows; r += solve_threads / 32) {
+    if (row0 + r < parts.first_row) continue;
+    const int k = threadIdx.x % 32 * 4;
+    const float4 v = four(&y[r][k]);
+    union {
+      __half half[4];
+      uint2 word;
+    } hi, lo;
+    const float value[4] = {v.x, v.y, v.z, v.w};
+    for (int c = 0; c < 4; ++c) {
+      hi.half[c] = __float2half_rn(value[c]);
+      lo.half[c] = __float2half_rn(value[c] - __half2float(hi.half[c]));
+    }
+    __half* out = parts.data + (row0 + r - parts.first_row) * parts.stride + k;
+    *reinterpret_cast<uint2*>(out) = hi.word;
+    *reinterpret_cast<uint2*>(out + parts.distance) = lo.word;
+    *reinterpret_cast<uint2*>(out + 2 * parts.distance) = hi.word;
+    *reinterpret_cast<uint2*>(out + 3 * parts.distance) = hi.word;
   }
 }
 
-// c[i, j] −= Σ_k left[i, k] right[j, k] for `count` matrices c [rows, cols], each `step` rows and columns after the one before.
 struct Product {
   cublasHandle_t cublas;
-  const void* left;
-  const void* right;
-  cudaDataType_t type;
-  std::int64_t element_bytes;
+  const __half* parts;
   std::int64_t stride;
-  std::int64_t depth;
-  cublasComputeType_t compute;
+  std::int64_t chunk;
+  std::int64_t chunks;
+  float alpha;
 
-  void subtract(Matrix<float> c, std::int64_t i0, std::int64_t j0, std::int64_t rows, std::int64_t cols, std::int64_t step,
-                std::int64_t count) const {
+  // Chunk after chunk, each added to c in float32.
+  void subtract(Matrix<float> c, std::int64_t i0, std::int64_t j0, std::int64_t rows, std::int64_t cols, std::int64_t step = 0,
+                std::int64_t count = 1) const {
     if (rows <= 0 || cols <= 0 || count <= 0) return;
-    const float minus_one = -1.0f;
     const float one = 1.0f;
-    const auto* a = static_cast<const char*>(left) + i0 * stride * element_bytes;
-    const auto* b = static_cast<const char*>(right) + j0 * stride * element_bytes;
-    // Row-major [i, j] is column-major [j, i].
-    check(cublasGemmStridedBatchedEx_64(cublas, CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, depth, &minus_one, b, type, stride, step * stride, a,
-                                        type, stride, step * stride, &one, c.row(i0) + j0, CUDA_R_32F, c.stride, step * (c.stride + 1),
-                                        count, compute, CUBLAS_GEMM_DEFAULT));
+    for (std::int64_t k = 0; k < chunks; ++k) {
+      const __half* right = parts + 4 * k * chunk + j0 * stride;
+      const __half* left = parts + 4 * k * chunk + chunk + i0 * stride;
+      check(cublasGemmStridedBatchedEx_64(cublas, CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, 3 * chunk, &alpha, right, CUDA_R_16F, stride,
+                                          step * stride, left, CUDA_R_16F, stride, step * stride, &one, c.row(i0) + j0, CUDA_R_32F, c.stride,
+                                          step * (c.stride + 1), count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    }
   }
 
-  // The lower triangle of c [m, m]: squares of `base` on the diagonal, then left of them squares of base, 2 base, 4 base, …
-  void subtract_lower(Matrix<float> c, std::int64_t base) const {
+  void subtract_lower(Matrix<float> c, std::int64_t base, std::int64_t height) const {
     const std::int64_t m = c.rows;
+    if (height > 0) {  // strips of `base` columns, cut into blocks of `height` rows
+      for (std::int64_t j = 0; j < m; j += base)
+        for (std::int64_t i = j; i < m; i += height) subtract(c, i, j, std::min(height, m - i), std::min(base, m - j));
+      return;
+    }
     const std::int64_t whole = m / base * base;
     subtract(c, 0, 0, base, base, base, m / base);
-    subtract(c, whole, whole, m - whole, m - whole, 0, 1);
+    subtract(c, whole, whole, m - whole, m - whole);
     for (std::int64_t s = base; s < m; s *= 2) {
       const std::int64_t pairs = m / (2 * s);
       subtract(c, s, 0, s, s, 2 * s, pairs);
       const std::int64_t begin = pairs * 2 * s;
-      subtract(c, begin + s, begin, m - begin - s, s, 0, 1);
+      subtract(c, begin + s, begin, m - begin - s, s);
     }
   }
 };
@@ -379,62 +377,47 @@ struct Profile {
   }
 };
 
-template <class Split>
-void cholesky(Matrix<float> a, Stream& stream) {
+void cholesky(Matrix<float> a, double* diagonal, Stream& stream) {
   const CudaHandles& handles = stream.cuda();
   const FactorVariant& variant = factor_variant;
   const std::int64_t d = a.rows;
   const std::int64_t nb = variant.nb;
   check(cudaFuncSetAttribute(factor_leaf, cudaFuncAttributeMaxDynamicSharedMemorySize, int{leaf_shared_bytes}));
-  check(cudaFuncSetAttribute(solve_panel<Split>, cudaFuncAttributeMaxDynamicSharedMemorySize, int{solve_shared_bytes}));
-  using Type = typename Split::Type;
-  const Buffer outer(static_cast<std::size_t>(std::max<std::int64_t>(0, d - nb) * nb * Split::copies) * sizeof(Type), stream);
-  const Buffer inner(static_cast<std::size_t>(std::max<std::int64_t>(0, d - leaf) * leaf * Split::copies) * sizeof(Type), stream);
+  check(cudaFuncSetAttribute(solve_panel, cudaFuncAttributeMaxDynamicSharedMemorySize, int{solve_shared_bytes}));
+  const Array<std::uint16_t> parts(std::max<std::int64_t>(0, d - nb), 4 * nb, stream);
+  auto* const half = reinterpret_cast<__half*>(parts.view.data);
   const Array<float> inverse(leaf, sub, stream);
   const auto part = [&](std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols) {
     return Matrix<float>(a.row(i) + j, rows, cols, a.stride);
   };
   Profile profile{variant.profile, handles.stream, {}};
   profile.mark(0);
+  const float minus_one = -1.0f;
+  const float one = 1.0f;
   for (std::int64_t k0 = 0; k0 < d; k0 += nb) {
     const std::int64_t k1 = std::min(d, k0 + nb);
     for (std::int64_t j0 = k0; j0 < k1; j0 += leaf) {
       const std::int64_t j1 = std::min(k1, j0 + leaf);
-      const Matrix<float> diagonal = part(j0, j0, j1 - j0, j1 - j0);
-      factor_leaf<<<1, leaf_threads, leaf_shared_bytes, handles.stream>>>(diagonal, inverse.view.data);
+      const Matrix<float> block = part(j0, j0, j1 - j0, j1 - j0);
+      factor_leaf<<<1, leaf_threads, leaf_shared_bytes, handles.stream>>>(block, diagonal + j0, inverse.view.data);
       check_launch();
       profile.mark(0);
       if (j1 == d) break;
-      Parts<Split> to_outer{static_cast<Type*>(outer.data()) + (j0 - k0), nb * Split::copies, nb, k1 - j1};
-      Parts<Split> to_inner{static_cast<Type*>(inner.data()), leaf * Split::copies, leaf, 0};
-      if (k1 == d || variant.emulated) to_outer.data = nullptr;
-      if (!variant.inner_parts || j1 == k1) to_inner.data = nullptr;
-      solve_panel<Split><<<static_cast<unsigned>((d - j1 + solve_rows - 1) / solve_rows), solve_threads, solve_shared_bytes,
-                           handles.stream>>>(diagonal, inverse.view.data, part(j1, j0, d - j1, leaf), to_outer, to_inner);
+      const std::int64_t chunk = (j0 - k0) / variant.chunk;
+      Parts to{half + 4 * chunk * variant.chunk + (j0 - k0) % variant.chunk, 4 * nb, variant.chunk, k1 - j1};
+      if (k1 == d) to.data = nullptr;
+      solve_panel<<<static_cast<unsigned>((d - j1 + solve_rows - 1) / solve_rows), solve_threads, solve_shared_bytes, handles.stream>>>(
+          block, inverse.view.data, part(j1, j0, d - j1, leaf), diagonal + j1, to);
       check_launch();
       profile.mark(1);
-      if (j1 == k1) continue;
-      const Matrix<float> rest = part(j1, j1, d - j1, k1 - j1);
-      if (variant.inner_parts) {
-        const Type* data = static_cast<const Type*>(inner.data());
-        Product{handles.cublas, data + leaf, data, Split::type, sizeof(Type), leaf * Split::copies, leaf * (Split::copies - 1), Split::compute}
-            .subtract(rest, 0, 0, d - j1, k1 - j1, 0, 1);
-      } else {
-        Product{handles.cublas, a.row(j1) + j0, a.row(j1) + j0, CUDA_R_32F, 4, a.stride, leaf, CUBLAS_COMPUTE_32F}.subtract(
-            rest, 0, 0, d - j1, k1 - j1, 0, 1);
-      }
+      if (j1 < k1)
+        check(cublasSgemm_64(handles.cublas, CUBLAS_OP_T, CUBLAS_OP_N, k1 - j1, d - j1, leaf, &minus_one, a.row(j1) + j0, a.stride,
+                             a.row(j1) + j0, a.stride, &one, a.row(j1) + j1, a.stride));
       profile.mark(2);
     }
     if (k1 == d) break;
-    const Matrix<float> rest = part(k1, k1, d - k1, d - k1);
-    if (variant.emulated) {
-      Product{handles.cublas, a.row(k1) + k0, a.row(k1) + k0, CUDA_R_32F, 4, a.stride, nb, CUBLAS_COMPUTE_32F_EMULATED_16BFX9}.subtract_lower(
-          rest, variant.base);
-    } else {
-      const Type* data = static_cast<const Type*>(outer.data());
-      Product{handles.cublas, data + nb, data, Split::type, sizeof(Type), nb * Split::copies, nb * (Split::copies - 1), Split::compute}
-          .subtract_lower(rest, variant.base);
-    }
+    Product{handles.cublas, half, 4 * nb, variant.chunk, nb / variant.chunk, -(1.0f + static_cast<float>(variant.debias) * 0x1p-23f)}
+        .subtract_lower(part(k1, k1, d - k1, d - k1), variant.base, variant.height);
     profile.mark(3);
   }
 }
@@ -477,15 +460,14 @@ bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp,
   const auto lines = static_cast<unsigned>((d + threads - 1) / threads);
   const auto tiles = static_cast<unsigned>((d + edge - 1) / edge);
   const Array<float> scale(1, d, stream);
+  const Array<double> diagonal(1, d, stream);
   const Array<int> failed(1, 1, stream);
   fill_zero(failed.view.data, sizeof(int), stream);
   choose_scales<<<lines, threads, 0, handles.stream>>>(h, perm, damp, scale);
   check_launch();
-  gather_reversed<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(h, perm, damp, scale, n);
+  gather_reversed<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(h, perm, damp, scale, n, diagonal);
   check_launch();
-  if (factor_variant.split == 0) cholesky<Half>(n, stream);
-  if (factor_variant.split == 1) cholesky<Brain>(n, stream);
-  if (factor_variant.split == 2) cholesky<Tensor32>(n, stream);
+  cholesky(n, diagonal.view.data, stream);
   take_pivots<<<lines, threads, 0, handles.stream>>>(n, scale, pivot, failed.view.data);
   check_launch();
   reverse_and_normalise<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(pivot, scale, n);

@@ -21,11 +21,11 @@ std::int64_t factor_workspace_bytes(std::int64_t d);
 
 namespace cuda {
 struct FactorVariant {  // EXPERIMENT
-  int split = 0;  // fp16 x 2, bf16 x 3, tf32 x 2
   std::int64_t nb = 512;
   std::int64_t base = 512;
-  bool inner_parts = false;
-  bool emulated = false;
+  std::int64_t chunk = 256;
+  std::int64_t height = 0;
+  int debias = 0;
   bool profile = false;
 };
 extern FactorVariant factor_variant;
