@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cholesky_cuda.h"
+
 extern "C" void dpotrf_(const char* uplo, const int* n, double* a, const int* lda, int* info);
 
 namespace qpipe {
@@ -52,7 +54,8 @@ bool cholesky(Matrix<double> a) {
 }  // namespace
 
 std::int64_t factor_workspace_bytes(std::int64_t d) {
-  return std::max<std::int64_t>(0, d - 512) * 512 * 8 + std::max<std::int64_t>(0, d - 128) * 128 * 8 + 4 * d + 32768;
+  constexpr std::int64_t vectors = sizeof(float) + sizeof(double);  // scales and the diagonal
+  return cuda::cholesky_workspace_bytes(d) + d * vectors + static_cast<std::int64_t>(sizeof(int));
 }
 
 bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot, Stream& stream) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 
@@ -284,20 +285,26 @@ TEST_P(FactorTest, LargeMatricesGiveTheSameBitsEachTime) {
 }
 
 TEST_P(FactorTest, ExtremeScalesKeepTheFactor) {
-  // N of S A S is S N S⁻¹ exactly when S holds powers of two.
+  // N of S A S is S N S⁻¹, and its pivots those of A times S: exactly, when S holds powers of two.
   const std::int64_t d = 700;
   const auto h = low_rank_hessian(d, 12);
-  auto scaled = h;
-  const auto exponent = [](std::int64_t i) { return static_cast<int>(i * 37 % 61) - 30; };
-  for (std::int64_t i = 0; i < d; ++i)
-    for (std::int64_t j = 0; j < d; ++j) scaled[i * d + j] = std::ldexp(h[i * d + j], exponent(i) + exponent(j));
   const Result plain = run(h, identity(d), 0.0);
-  const Result wide = run(scaled, identity(d), 0.0);
-  ASSERT_TRUE(plain.success && wide.success);
-  for (std::int64_t i = 0; i < d; ++i) {
-    ASSERT_EQ(wide.pivot[i], std::ldexp(plain.pivot[i], exponent(i)));
-    for (std::int64_t j = i; j < d; ++j)
-      ASSERT_EQ(wide.n[i * d + j], std::ldexp(plain.n[i * d + j], exponent(i) - exponent(j))) << i << ", " << j;
+  ASSERT_TRUE(plain.success);
+  const auto unequal = [](std::int64_t i) { return static_cast<int>(i * 37 % 61) - 30; };
+  const auto tiny = [](std::int64_t) { return -56; };
+  const auto huge = [](std::int64_t) { return 56; };
+  for (const auto& exponent :
+       {std::function<int(std::int64_t)>(unequal), std::function<int(std::int64_t)>(tiny), std::function<int(std::int64_t)>(huge)}) {
+    auto scaled = h;
+    for (std::int64_t i = 0; i < d; ++i)
+      for (std::int64_t j = 0; j < d; ++j) scaled[i * d + j] = std::ldexp(h[i * d + j], exponent(i) + exponent(j));
+    const Result wide = run(scaled, identity(d), 0.0);
+    ASSERT_TRUE(wide.success);
+    for (std::int64_t i = 0; i < d; ++i) {
+      ASSERT_EQ(wide.pivot[i], std::ldexp(plain.pivot[i], exponent(i)));
+      for (std::int64_t j = i; j < d; ++j)
+        ASSERT_EQ(wide.n[i * d + j], std::ldexp(plain.n[i * d + j], exponent(i) - exponent(j))) << i << ", " << j;
+    }
   }
 }
 
