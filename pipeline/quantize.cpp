@@ -217,7 +217,8 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     }
     report.bytes = shards.total_bytes();
     report.format = name_of(plan.storage.format);
-    report.gpu_peak_bytes = stream.on_cuda() ? stream.bytes_peak() : 0;
+    for (const double peak : comm.all_gather({static_cast<double>(stream.bytes_peak())}))
+      report.device_peak_bytes = std::max(report.device_peak_bytes, static_cast<std::int64_t>(peak));
     on_root(comm, [&] { write_folder(options, source, plan, shards.index(), report); });
 
     if (evaluation.samples > 0 && options.evaluate.after) {

@@ -46,7 +46,7 @@ nlohmann::json report_json(const RunReport& r) {
                       {"bytes", r.bytes},
                       {"ranks", r.ranks},
                       {"device", r.device},
-                      {"gpu_peak_bytes", r.gpu_peak_bytes},
+                      {"device_peak_bytes", r.device_peak_bytes},
                       {"seconds",
                        {{"read", r.seconds.read},
                         {"hessian", r.seconds.hessian},

@@ -56,7 +56,7 @@ struct RunReport {
   std::vector<ModuleReport> modules;
   std::vector<ScaleReport> scales;
   PhaseSeconds seconds;
-  std::size_t gpu_peak_bytes = 0;
+  std::int64_t device_peak_bytes = 0;  // taken through Buffer, on the rank that took most; the CPU backend counts, too
   int ranks = 1;
   std::string device;
 };

@@ -1,0 +1,148 @@
+// The predicted peak of device memory against the one that a run on the CPU backend measures: its Buffers are those of the CUDA backend.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <random>
+
+#include "launch/comm.h"
+#include "pipeline/memory_plan.h"
+#include "pipeline/model.h"
+#include "pipeline/quantize.h"
+
+namespace qpipe {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Shape {
+  const char* name;
+  int hidden, ffn, heads, kv_heads, layers, vocab;
+  std::int64_t samples, seqlen, micro_batch;
+};
+
+struct Case {
+  Shape shape;
+  const char* setting;  // what it is measured with
+  std::vector<std::string> sets;
+};
+
+class MemoryPlanRun : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    if (comm.size() > 2) GTEST_SKIP() << "two ranks divide everything that is divided";
+    const std::string shared = comm.broadcast(comm.root() ? folder.string() : "", 0);
+    folder = shared;
+    if (comm.root()) make_inputs();
+    comm.barrier();
+  }
+  void TearDown() override {
+    if (comm.size() > 2) return;
+    comm.barrier();
+    if (comm.root()) fs::remove_all(folder);
+  }
+
+  // Random weights and tokens.
+  void make_inputs() {
+    const Shape& s = GetParam().shape;
+    fs::create_directories(folder / "model");
+    const nlohmann::json config{{"architectures", {"LlamaForCausalLM"}},
+                                {"model_type", "llama"},
+                                {"hidden_size", s.hidden},
+                                {"intermediate_size", s.ffn},
+                                {"num_hidden_layers", s.layers},
+                                {"num_attention_heads", s.heads},
+                                {"num_key_value_heads", s.kv_heads},
+                                {"vocab_size", s.vocab},
+                                {"max_position_embeddings", 4096},
+                                {"rms_norm_eps", 1e-5},
+                                {"rope_theta", 10000.0},
+                                {"hidden_act", "silu"},
+                                {"tie_word_embeddings", false},
+                                {"torch_dtype", "bfloat16"}};
+    std::ofstream(folder / "model" / "config.json") << config.dump();
+    std::minstd_rand random(1);
+    const auto tensors = expected_tensors(read_architecture(config, "config.json"), DType::bf16);
+    SafetensorsWriter weights(folder / "model" / "model.safetensors", tensors);
+    for (const TensorInfo& info : tensors) {
+      std::vector<bf16> values(static_cast<std::size_t>(info.bytes() / 2));
+      const bool norm = info.shape.size() == 1;
+      for (bf16& value : values) value = to_bf16(norm ? 1.0f : static_cast<float>(random() % 2001) * 1e-4f - 0.1f);
+      weights.write(info.name, values.data());
+    }
+    weights.finish();
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(s.samples * s.seqlen));
+    for (std::int32_t& id : ids) id = static_cast<std::int32_t>(random() % static_cast<unsigned>(s.vocab));
+    SafetensorsWriter tokens(folder / "tokens.safetensors", {{"input_ids", DType::i32, {s.samples, s.seqlen}}});
+    tokens.write("input_ids", ids.data());
+    tokens.finish();
+    std::ofstream(folder / "run.toml") << "[model]\npath = \"" << (folder / "model").string() << "\"\n[calibration]\ndata = \""
+                                       << (folder / "tokens.safetensors").string() << "\"\n[output]\npath = \"" << (folder / "out").string()
+                                       << "\"\noverwrite = true\n[parallel]\nbackend = \"cpu\"\n[run]\nprogress = \"none\"\n";
+  }
+
+  Stream stream{Backend::cpu, 0};
+  Comm comm{stream, {std::chrono::seconds(300), true}};
+  fs::path folder = fs::temp_directory_path() / ("qpipe-memory-" + std::to_string(std::random_device{}()));
+};
+
+TEST_P(MemoryPlanRun, PeakIsAsPredicted) {
+  const Case& c = GetParam();
+  std::vector<std::string> sets = c.sets;
+  sets.push_back("calibration.samples=" + std::to_string(c.shape.samples));
+  sets.push_back("calibration.seqlen=" + std::to_string(c.shape.seqlen));
+  sets.push_back("memory.micro_batch=" + std::to_string(c.shape.micro_batch));
+  sets.emplace_back("quantize.group_size=32");
+  sets.emplace_back("quantize.mse=0");
+  const Options options = load_options(folder / "run.toml", sets);
+  const RunReport report = quantize(options, false);
+
+  const Checkpoint checkpoint(options.model.path);
+  const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
+  const RunSizes sizes = run_sizes(options, architecture, checkpoint, plan_quantization(options, architecture, checkpoint), Backend::cpu);
+  const MemoryPlan plan = plan_memory(sizes, {comm.size(), 1}, {INT64_MAX, INT64_MAX});
+  ASSERT_TRUE(plan.fits);
+  const Phase& peak = plan.device_peak();
+  const auto predicted = static_cast<double>(peak.total().device);
+  const auto measured = static_cast<double>(report.device_peak_bytes);
+  EXPECT_GT(measured, 0.0);
+  EXPECT_NEAR(predicted / measured, 1.0, 0.1) << peak.name;
+  if (comm.root())
+    std::printf("%s, %s, %d rank(s): measured %.1f MiB, predicted %.1f MiB (%+.1f %%) at %s\n", c.shape.name, c.setting, comm.size(),
+                measured / 0x1p20, predicted / 0x1p20, 100.0 * (predicted / measured - 1.0), peak.name.c_str());
+}
+
+// What weighs most: activations, Hessians and codes, the search, the embedding.
+const Shape many_tokens{"many tokens", 256, 704, 8, 4, 1, 500, 16, 256, 1024};
+const Shape few_tokens{"few tokens", 512, 1376, 8, 8, 1, 500, 8, 128, 256};
+const Shape wide_blocks{"wide blocks", 256, 352, 8, 8, 2, 500, 8, 128, 1024};
+const Shape large_vocabulary{"large vocabulary", 256, 256, 4, 4, 1, 20000, 4, 32, 64};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const Shape& shape : {many_tokens, few_tokens, wide_blocks}) {
+    all.push_back({shape, "gptq", {}});
+    all.push_back({shape, "gptq, not sequential", {"quantize.true_sequential=false"}});
+    all.push_back({shape, "awq exact", {"quantize.method=awq"}});
+    all.push_back({shape, "awq gram", {"quantize.method=awq", "awq.search=gram"}});
+  }
+  all.push_back({few_tokens, "gptq, original outputs", {"quantize.propagate=original"}});
+  all.push_back({few_tokens, "gptq, two orders of the columns",
+                 {"quantize.act_group_aware=true", "quantize.overrides=[{match=\"v_proj\", group_size=64}, {match=\"gate\", skip=true}]"}});
+  all.push_back({few_tokens, "awq rounded by gptq, quantized outputs",
+                 {"quantize.method=awq", "awq.rounding=gptq", "quantize.propagate=quantized", "awq.search_tokens=512"}});
+  all.push_back({few_tokens, "gptq without the widest", {"quantize.overrides=[{match=\"down\", skip=true}]"}});
+  all.push_back({few_tokens, "rtn", {"quantize.method=rtn"}});
+  all.push_back({large_vocabulary, "gptq", {}});
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Settings, MemoryPlanRun, testing::ValuesIn(cases()), [](const testing::TestParamInfo<Case>& tested) {
+  std::string name = std::string(tested.param.shape.name) + "_" + tested.param.setting;
+  for (char& c : name)
+    if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '_';
+  return name;
+});
+
+}  // namespace
+}  // namespace qpipe
