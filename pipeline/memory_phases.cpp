@@ -63,8 +63,8 @@ Use weights(const LayerSizes& layer, const std::vector<const StepSizes*>& in_use
 
 std::int64_t hessian_bytes(std::int64_t d) { return f32 * d * d; }
 
-// While the step's is summed: the 64-bit sum, of a panel of columns or of all, and the float32 product of a block of tokens, which is H's own
-// memory when the sum is whole.
+// While the step's is summed: the 64-bit sum, of a panel of columns or of all, and the float32 product of a block of tokens, which is H's
+// own memory when the sum is whole.
 Use hessian_sum(std::int64_t d, const Places& places) {
   const std::int64_t panel = places.hessian_panel_columns;
   const std::int64_t vectors = 2 * f32 * d;  // units and maxima
@@ -240,9 +240,11 @@ void add_layer(const Rank& rank, const LayerSizes& layer, const Uses& blocks, st
     if (step.factors > 0)
       add(step, "factor", {&step},
           scaled + Uses{hessians(kept, 0, places), factors, on_device("factor workspace", factor_workspace_bytes(r, step.columns))});
-    add(step, "codes", {&step}, scaled + Uses{hessians(kept, 0, places), factors, on_device("rows in work and codes", sweep_bytes(r, step, team))});
+    add(step, "codes", {&step},
+        scaled + Uses{hessians(kept, 0, places), factors, on_device("rows in work and codes", sweep_bytes(r, step, team))});
     add(step, "packing", {&step},
-        scaled + Uses{hessians(kept, 0, places), on_device("codes", solved_bytes(step)), on_device("packed tensors", largest_packed(step))});
+        scaled +
+            Uses{hessians(kept, 0, places), on_device("codes", solved_bytes(step)), on_device("packed tensors", largest_packed(step))});
     if (r.awq)
       add(step, "clipping and errors", {&step},
           scaled + Uses{hessians(kept, own, places), on_device("codes", solved_bytes(step)), on_device("errors", error_bytes(r, step))});
@@ -281,8 +283,8 @@ void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
     for (const StepSizes& step : layer.steps)
       phases.push_back({"evaluation: " + step.name, rank.always + blocks + Uses{weights(layer, {&step}, rank.places)}});
   const std::int64_t logits = f32 * logit_rows * r.vocab;
-  const std::int64_t head = r.head_compute_bytes == 0 ? r.head_bytes + logits
-                                                      : std::max(r.head_bytes + r.head_compute_bytes, r.head_compute_bytes + logits);
+  const std::int64_t head =
+      r.head_compute_bytes == 0 ? r.head_bytes + logits : std::max(r.head_bytes + r.head_compute_bytes, r.head_compute_bytes + logits);
   phases.push_back({"evaluation: logits", rank.always + blocks + Uses{{"output head and logits", head, r.head_bytes, 0}}});
 }
 

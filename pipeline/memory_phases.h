@@ -41,8 +41,8 @@ std::vector<Phase> memory_phases(const RunSizes& run, const Layout& layout, std:
 // Blocks of a file or of page-locked memory that are on the device at once while all blocks pass by.
 inline constexpr std::int64_t window_blocks = 3;
 
-// The CUDA context, cuBLAS, cuSOLVER and NCCL on the device, and what the process and its libraries hold on the host. Not on the CPU backend,
-// whose libraries take little.
+// The CUDA context, cuBLAS, cuSOLVER and NCCL on the device, and what the process and its libraries hold on the host. Not on the CPU
+// backend, whose libraries take little.
 inline constexpr std::int64_t library_device_bytes = 7 * (std::int64_t{1} << 30) / 10;
 inline constexpr std::int64_t library_host_bytes = std::int64_t{1} << 29;
 

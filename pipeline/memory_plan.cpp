@@ -14,11 +14,19 @@ namespace {
 
 constexpr std::int64_t panel_unit = 2048;  // columns: kernels/hessian.cu takes so many at once
 
+const Phase& most(const std::vector<Phase>& phases, std::int64_t Use::*bytes) {
+  return *std::max_element(phases.begin(), phases.end(),
+                           [&](const Phase& a, const Phase& b) { return a.total().*bytes < b.total().*bytes; });
+}
+
+std::int64_t host_need(const std::vector<Phase>& phases, const Budget& budget) {
+  std::int64_t need = 0;
+  for (const Phase& phase : phases) need = std::max(need, phase.total().host + (budget.one_memory ? phase.total().device : 0));
+  return need;
+}
+
 bool fits(const std::vector<Phase>& phases, const Budget& budget) {
-  return std::all_of(phases.begin(), phases.end(), [&](const Phase& phase) {
-    const Use use = phase.total();
-    return use.device <= budget.device && use.host + (budget.one_memory ? use.device : 0) <= budget.host;
-  });
+  return most(phases, &Use::device).total().device <= budget.device && host_need(phases, budget) <= budget.host;
 }
 
 std::int64_t widest_hessian(const RunSizes& run) {
@@ -49,8 +57,9 @@ std::vector<Places> places_by_cost(const RunSizes& run) {
     const std::vector<Places> on_host = choices;
     for (const bool hidden : {false, true})
       for (Places next : on_host) {
-        if (next.input == Place::host) next.input = Place::disk;
-        if (hidden && next.hidden == Place::host) next.hidden = Place::disk;
+        if ((hidden ? next.hidden : next.input) != Place::host) continue;
+        next.input = Place::disk;
+        if (hidden) next.hidden = Place::disk;
         choices.push_back(next);
       }
   }
@@ -59,14 +68,9 @@ std::vector<Places> places_by_cost(const RunSizes& run) {
 
 // Single savings undone, the costliest first.
 std::vector<std::function<void(Places&)>> undone() {
-  return {[](Places& p) { p.hessian_on_host = false; }, [](Places& p) { p.weights_by_step = false; },
-          [](Places& p) { p.hessian_panel_columns = 0; }, [](Places& p) { p.hidden = Place::device; }, [](Places& p) { p.input = Place::device; },
-          [](Places& p) { p.hidden = std::min(p.hidden, Place::host); }};
-}
-
-const Phase& most(const std::vector<Phase>& phases, std::int64_t Use::*bytes) {
-  return *std::max_element(phases.begin(), phases.end(),
-                           [&](const Phase& a, const Phase& b) { return a.total().*bytes < b.total().*bytes; });
+  return {[](Places& p) { p.hessian_on_host = false; },   [](Places& p) { p.weights_by_step = false; },
+          [](Places& p) { p.hessian_panel_columns = 0; }, [](Places& p) { p.hidden = Place::device; },
+          [](Places& p) { p.input = Place::device; },     [](Places& p) { p.hidden = std::min(p.hidden, Place::host); }};
 }
 
 bool any_fits(const RunSizes& run, const Layout& layout, const Budget& budget) {
@@ -81,7 +85,7 @@ std::string by_purpose(const Phase& phase, std::int64_t Use::*bytes) {
   std::stable_sort(uses.begin(), uses.end(), [&](const Use& a, const Use& b) { return a.*bytes > b.*bytes; });
   std::vector<std::string> texts;
   for (const Use& use : uses)
-    if (use.*bytes * 100 >= phase.total().*bytes) texts.push_back(fmt::format("{} {}", use.purpose, in_gib(use.*bytes)));
+    if (use.*bytes * 100 >= phase.total().*bytes) texts.push_back(fmt::format("{} {}", use.purpose, size_text(use.*bytes)));
   return fmt::format("{}", fmt::join(texts, ", "));
 }
 
@@ -120,15 +124,29 @@ MemoryPlan plan_memory(const RunSizes& run, const Layout& layout, const Budget& 
   const std::vector<Places> choices = places_by_cost(run);
   MemoryPlan plan;
   plan.least_device = INT64_MAX;
-  for (const Places& places : choices)
-    plan.least_device = std::min(plan.least_device, most(phases(places), &Use::device).total().device);
+  for (const Places& places : choices) plan.least_device = std::min(plan.least_device, most(phases(places), &Use::device).total().device);
   for (const Places& places : choices) {
     plan.places = places;
     plan.phases = phases(places);
     plan.fits = fits(plan.phases, budget);
     if (plan.fits) break;
   }
-  if (!plan.fits) return plan;
+  if (!plan.fits) {
+    // The one that is nearest to fit: least on the device where that is too small for all, else least on the host.
+    std::int64_t nearest = INT64_MAX;
+    for (const Places& places : choices) {
+      const std::vector<Phase> other = phases(places);
+      const std::int64_t device = most(other, &Use::device).total().device;
+      const std::int64_t lacking = plan.least_device > budget.device ? device
+                                   : device > budget.device          ? INT64_MAX
+                                                                     : host_need(other, budget);
+      if (lacking >= nearest) continue;
+      nearest = lacking;
+      plan.places = places;
+      plan.phases = other;
+    }
+    return plan;
+  }
   for (const auto& undo : undone()) {
     Places places = plan.places;
     undo(places);
@@ -155,20 +173,23 @@ std::int64_t largest_micro_batch(const RunSizes& run, const Layout& layout, cons
   return good * run.seqlen;
 }
 
-std::string in_gib(std::int64_t bytes) { return fmt::format("{:.2f} GiB", static_cast<double>(bytes) / 0x1p30); }
+std::string size_text(std::int64_t bytes) {
+  const auto size = static_cast<double>(bytes);
+  return bytes < std::int64_t{1} << 27 ? fmt::format("{:.1f} MiB", size / 0x1p20) : fmt::format("{:.2f} GiB", size / 0x1p30);
+}
 
 std::string does_not_fit(const RunSizes& run, const Layout& layout, const Budget& budget, const MemoryPlan& plan) {
   if (plan.least_device > budget.device) {
     const Phase& peak = plan.device_peak();
     return fmt::format("the run needs {} of {} memory on a rank at \"{}\" with all else on the host, and memory.gpu is {}: {}; {}",
-                       in_gib(peak.total().device), run.backend == Backend::cuda ? "GPU" : "device", peak.name, in_gib(budget.device),
+                       size_text(peak.total().device), run.backend == Backend::cuda ? "GPU" : "device", peak.name, size_text(budget.device),
                        by_purpose(peak, &Use::device), advice(run, layout, budget));
   }
   const Phase& peak = plan.host_peak();
   const Use total = peak.total();
-  return fmt::format("the run needs {} of host memory on a rank at \"{}\"{}, and memory.host is {}: {}; {}", in_gib(total.host), peak.name,
-                     budget.one_memory ? " beside " + in_gib(plan.device_peak().total().device) + " to work in" : "", in_gib(budget.host),
-                     by_purpose(peak, &Use::host), advice(run, layout, budget));
+  return fmt::format("the run needs {} of host memory on a rank at \"{}\"{}, and memory.host is {}: {}; {}", size_text(total.host),
+                     peak.name, budget.one_memory ? " beside " + size_text(plan.device_peak().total().device) + " to work in" : "",
+                     size_text(budget.host), by_purpose(peak, &Use::host), advice(run, layout, budget));
 }
 
 std::string describe(const Places& places) {

@@ -30,16 +30,17 @@ struct MemoryPlan {
   std::int64_t disk_bytes() const;
 };
 
-// The first that fits, by the time that it costs: all on the device; inputs of the steps on the host; hidden states, too; Hessians summed by
-// panels of columns; weights of a step at a time; finished Hessians on the host; the same with the disk in place of the host for inputs, then
-// for hidden states. What turns out not to be needed is taken back. Does not throw: without any that fits, the last one.
+// The first that fits, by the time that it costs: all on the device; inputs of the steps on the host; hidden states, too; Hessians summed
+// by panels of columns; weights of a step at a time; finished Hessians on the host; the same with the disk in place of the host for inputs,
+// then for hidden states. What turns out not to be needed is taken back. Does not throw: without any that fits, the
+// nearest one.
 MemoryPlan plan_memory(const RunSizes& run, const Layout& layout, const Budget& budget);
 
 // Tokens of the largest memory.micro_batch that fits, with these places or, without, with any; 0 when none does.
 std::int64_t largest_micro_batch(const RunSizes& run, const Layout& layout, const Budget& budget, const Places* places);
 
-// "4.35 GiB"
-std::string in_gib(std::int64_t bytes);
+// "4.35 GiB", "12.0 MiB"
+std::string size_text(std::int64_t bytes);
 
 // One line: what is needed for what, what there is, and what would help.
 std::string does_not_fit(const RunSizes& run, const Layout& layout, const Budget& budget, const MemoryPlan& plan);

@@ -19,6 +19,7 @@
 #include "pipeline/folder.h"
 #include "pipeline/journal.h"
 #include "pipeline/layer_source.h"
+#include "pipeline/memory_check.h"
 #include "pipeline/model.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
@@ -160,10 +161,19 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
                            comm.size(), comm.size() == 1 ? "" : "s", report.device));
   for (const std::string& note : plan.notes) progress.say("note: " + note);
   if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
+  RunSizes sizes = run_sizes(options, architecture, source, plan, stream.backend());
+  const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, {comm.size(), 1}, placement, comm);
+  plan.places = memory.places;
+  progress.say(fmt::format("memory of a rank: {} {}, {} host; {}", size_text(memory.device_peak().total().device),
+                           stream.on_cuda() ? "GPU" : "device", size_text(memory.host_peak().total().host), describe(plan.places)));
   if (dry_run) return report;
 
   const Tokens calibration = plan.calibrated ? load_calibration(options, architecture, comm) : Tokens{};
   const Tokens evaluation = options.evaluate.data.empty() ? Tokens{} : load_evaluation(options, architecture, comm);
+  if (evaluation.samples > sizes.evaluate_samples) {  // as many as the file has
+    sizes.evaluate_samples = evaluation.samples;
+    plan.places = plan_memory_of_ranks(options.memory, sizes, {comm.size(), 1}, placement, comm).places;
+  }
   report.calibration = calibration.source;
   report.calibration_hash = calibration.hash;
   report.calibration_tokens = calibration.samples * calibration.seqlen;
@@ -223,6 +233,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
 
     if (evaluation.samples > 0 && options.evaluate.after) {
       Timed timed(report.seconds.evaluate, comm, stream);
+      activations = {};  // evaluate has its own
       const Checkpoint quantized(options.output.path);
       report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, comm, stream).value;
       progress.say(fmt::format("perplexity of the quantized model: {:.3f}", *report.perplexity_after));

@@ -15,7 +15,9 @@ namespace {
 // Every tensor of a layer begins at such a boundary (pipeline/layer_source.cpp).
 std::int64_t aligned(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-std::int64_t in_type(const TensorInfo& info, std::int64_t element) { return info.bytes() / static_cast<std::int64_t>(size_of(info.dtype)) * element; }
+std::int64_t in_type(const TensorInfo& info, std::int64_t element) {
+  return info.bytes() / static_cast<std::int64_t>(size_of(info.dtype)) * element;
+}
 
 struct Source {
   const Architecture& architecture;
@@ -151,7 +153,8 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   }
   for (std::int64_t index = 0; index < a.layers; ++index) {
     LayerSizes layer = layer_sizes(source, index);
-    const auto same = std::find_if(r.layer_kinds.begin(), r.layer_kinds.end(), [&](const LayerSizes& kind) { return equal_layers(kind, layer); });
+    const auto same =
+        std::find_if(r.layer_kinds.begin(), r.layer_kinds.end(), [&](const LayerSizes& kind) { return equal_layers(kind, layer); });
     if (same == r.layer_kinds.end())
       r.layer_kinds.push_back(std::move(layer));
     else

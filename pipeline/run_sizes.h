@@ -38,14 +38,14 @@ struct StepSizes {
   std::int64_t factors = 0;          // Cholesky factors: one for each order of the columns
   std::optional<Inspected> search;   // AWQ: what the search of the step's pair compares
 
-  bool solves() const;   // some linear is quantized
+  bool solves() const;  // some linear is quantized
   bool operator==(const StepSizes&) const = default;
 };
 
 struct LayerSizes {
-  std::int64_t count = 0;               // layers of these sizes
-  std::int64_t small_bytes = 0;         // norms and biases in the checkpoint's type
-  std::int64_t small_compute_bytes = 0; // their copies in the compute type, where that is another
+  std::int64_t count = 0;                // layers of these sizes
+  std::int64_t small_bytes = 0;          // norms and biases in the checkpoint's type
+  std::int64_t small_compute_bytes = 0;  // their copies in the compute type, where that is another
   std::vector<StepSizes> steps;
 
   std::int64_t stored_bytes() const;
@@ -60,21 +60,21 @@ struct RunSizes {
   std::int64_t vocab = 0;
   std::int64_t widest_input = 0;
   std::int64_t scratch_width = 0;
-  std::int64_t attention_width = 0;  // heads · head_dim
-  std::int64_t table_bytes = 0;      // rotary frequencies or ALiBi
-  std::int64_t embedding_bytes = 0;  // as the checkpoint has it
-  std::int64_t head_bytes = 0;       // the embedding's when tied
-  std::int64_t head_compute_bytes = 0;  // of a copy; 0 when the type is the compute type
+  std::int64_t attention_width = 0;           // heads · head_dim
+  std::int64_t table_bytes = 0;               // rotary frequencies or ALiBi
+  std::int64_t embedding_bytes = 0;           // as the checkpoint has it
+  std::int64_t head_bytes = 0;                // the embedding's when tied
+  std::int64_t head_compute_bytes = 0;        // of a copy; 0 when the type is the compute type
   std::vector<std::int64_t> kept_host_bytes;  // of each tensor outside of the layers: to read and to convert it
   std::int64_t layers = 0;
   std::vector<LayerSizes> layer_kinds;  // layers of equal sizes together
   std::int64_t output_bytes = 0;
   std::int64_t kept_back_bytes = 0;  // zeros that may have to be rewritten at the end
 
-  bool casts = false;       // codes follow from the weights alone
+  bool casts = false;  // codes follow from the weights alone
   bool calibrated = false;
   bool awq = false;
-  bool at_once = false;     // all of a layer's Hessians are there before the first linear is solved
+  bool at_once = false;  // all of a layer's Hessians are there before the first linear is solved
   bool quantized_propagation = false;
   bool runs_again = false;  // with the quantized weights, from a copy of the layer's input
   bool exact_search = false;

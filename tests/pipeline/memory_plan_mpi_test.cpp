@@ -6,6 +6,7 @@
 #include <random>
 
 #include "launch/comm.h"
+#include "pipeline/error.h"
 #include "pipeline/memory_plan.h"
 #include "pipeline/model.h"
 #include "pipeline/quantize.h"
@@ -78,7 +79,19 @@ class MemoryPlanRun : public testing::TestWithParam<Case> {
     tokens.finish();
     std::ofstream(folder / "run.toml") << "[model]\npath = \"" << (folder / "model").string() << "\"\n[calibration]\ndata = \""
                                        << (folder / "tokens.safetensors").string() << "\"\n[output]\npath = \"" << (folder / "out").string()
-                                       << "\"\noverwrite = true\n[parallel]\nbackend = \"cpu\"\n[run]\nprogress = \"none\"\n";
+                                       << "\"\noverwrite = true\n[run]\nprogress = \"none\"\n";
+  }
+
+  Options options_with(const std::vector<std::string>& more) const {
+    const Shape& s = GetParam().shape;
+    std::vector<std::string> sets = GetParam().sets;
+    sets.insert(sets.end(), more.begin(), more.end());
+    sets.push_back("calibration.samples=" + std::to_string(s.samples));
+    sets.push_back("calibration.seqlen=" + std::to_string(s.seqlen));
+    sets.push_back("memory.micro_batch=" + std::to_string(s.micro_batch));
+    sets.emplace_back("quantize.group_size=32");
+    sets.emplace_back("quantize.mse=0");
+    return load_options(folder / "run.toml", sets);
   }
 
   Stream stream{Backend::cpu, 0};
@@ -88,28 +101,39 @@ class MemoryPlanRun : public testing::TestWithParam<Case> {
 
 TEST_P(MemoryPlanRun, PeakIsAsPredicted) {
   const Case& c = GetParam();
-  std::vector<std::string> sets = c.sets;
-  sets.push_back("calibration.samples=" + std::to_string(c.shape.samples));
-  sets.push_back("calibration.seqlen=" + std::to_string(c.shape.seqlen));
-  sets.push_back("memory.micro_batch=" + std::to_string(c.shape.micro_batch));
-  sets.emplace_back("quantize.group_size=32");
-  sets.emplace_back("quantize.mse=0");
-  const Options options = load_options(folder / "run.toml", sets);
-  const RunReport report = quantize(options, false);
+  for (const Backend backend : {Backend::cpu, Backend::cuda}) {
+    const char* device = backend == Backend::cpu ? "cpu" : "cuda";
+    if (backend == Backend::cuda && cuda_device_count() == 0) continue;
+    const Options options = options_with({"parallel.share_gpu=true", std::string("parallel.backend=") + device});
+    const RunReport report = quantize(options, false);
 
-  const Checkpoint checkpoint(options.model.path);
-  const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
-  const RunSizes sizes = run_sizes(options, architecture, checkpoint, plan_quantization(options, architecture, checkpoint), Backend::cpu);
-  const MemoryPlan plan = plan_memory(sizes, {comm.size(), 1}, {INT64_MAX, INT64_MAX});
-  ASSERT_TRUE(plan.fits);
-  const Phase& peak = plan.device_peak();
-  const auto predicted = static_cast<double>(peak.total().device);
-  const auto measured = static_cast<double>(report.device_peak_bytes);
-  EXPECT_GT(measured, 0.0);
-  EXPECT_NEAR(predicted / measured, 1.0, 0.1) << peak.name;
-  if (comm.root())
-    std::printf("%s, %s, %d rank(s): measured %.1f MiB, predicted %.1f MiB (%+.1f %%) at %s\n", c.shape.name, c.setting, comm.size(),
-                measured / 0x1p20, predicted / 0x1p20, 100.0 * (predicted / measured - 1.0), peak.name.c_str());
+    const Checkpoint checkpoint(options.model.path);
+    const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
+    const RunSizes sizes = run_sizes(options, architecture, checkpoint, plan_quantization(options, architecture, checkpoint), backend);
+    const MemoryPlan plan = plan_memory(sizes, {comm.size(), 1}, {INT64_MAX, INT64_MAX});
+    ASSERT_TRUE(plan.fits);
+    const Phase& peak = plan.device_peak();
+    const auto predicted = static_cast<double>(peak.total().device - (backend == Backend::cuda ? library_device_bytes : 0));
+    const auto measured = static_cast<double>(report.device_peak_bytes);
+    EXPECT_GT(measured, 0.0);
+    EXPECT_NEAR(predicted / measured, 1.0, 0.1) << peak.name;
+    if (comm.root())
+      std::printf("%s, %s, %d rank(s) on %s: measured %.1f MiB, predicted %.1f MiB (%+.1f %%) at %s\n", c.shape.name, c.setting,
+                  comm.size(), device, measured / 0x1p20, predicted / 0x1p20, 100.0 * (predicted / measured - 1.0), peak.name.c_str());
+  }
+}
+
+// All ranks obey the least budget of any, and refuse together, before anything is written.
+TEST_P(MemoryPlanRun, ASmallBudgetIsRefused) {
+  const Options options = options_with({"parallel.backend=cpu", comm.rank() == comm.size() - 1 ? "memory.gpu=1MiB" : "memory.gpu=auto"});
+  for (const bool dry_run : {true, false}) try {
+      quantize(options, dry_run);
+      FAIL() << "fits";
+    } catch (const UserError& error) {
+      EXPECT_EQ(error.code, ExitCode::config);
+      EXPECT_NE(std::string(error.what()).find("memory.gpu is 1.0 MiB"), std::string::npos) << error.what();
+    }
+  EXPECT_FALSE(fs::exists(options.output.path));
 }
 
 // What weighs most: activations, Hessians and codes, the search, the embedding.
@@ -127,9 +151,11 @@ std::vector<Case> cases() {
     all.push_back({shape, "awq gram", {"quantize.method=awq", "awq.search=gram"}});
   }
   all.push_back({few_tokens, "gptq, original outputs", {"quantize.propagate=original"}});
-  all.push_back({few_tokens, "gptq, two orders of the columns",
+  all.push_back({few_tokens,
+                 "gptq, two orders of the columns",
                  {"quantize.act_group_aware=true", "quantize.overrides=[{match=\"v_proj\", group_size=64}, {match=\"gate\", skip=true}]"}});
-  all.push_back({few_tokens, "awq rounded by gptq, quantized outputs",
+  all.push_back({few_tokens,
+                 "awq rounded by gptq, quantized outputs",
                  {"quantize.method=awq", "awq.rounding=gptq", "quantize.propagate=quantized", "awq.search_tokens=512"}});
   all.push_back({few_tokens, "gptq without the widest", {"quantize.overrides=[{match=\"down\", skip=true}]"}});
   all.push_back({few_tokens, "rtn", {"quantize.method=rtn"}});
