@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <random>
 
 #include "launch/comm.h"
@@ -27,6 +28,30 @@ struct Case {
   const char* setting;  // what it is measured with
   std::vector<std::string> sets;
 };
+
+// Runs on every backend of the machine and compares the peaks.
+void compare_peaks(const std::string& name, const std::function<Options(const std::vector<std::string>&)>& options_with, Comm& comm) {
+  for (const Backend backend : {Backend::cpu, Backend::cuda}) {
+    const char* device = backend == Backend::cpu ? "cpu" : "cuda";
+    if (backend == Backend::cuda && cuda_device_count() == 0) continue;
+    const Options options = options_with({"parallel.share_gpu=true", std::string("parallel.backend=") + device});
+    const RunReport report = quantize(options, false);
+
+    const Checkpoint checkpoint(options.model.path);
+    const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
+    const RunSizes sizes = run_sizes(options, architecture, checkpoint, plan_quantization(options, architecture, checkpoint), backend);
+    const MemoryPlan plan = plan_memory(sizes, {comm.size(), 1}, {INT64_MAX, INT64_MAX});
+    ASSERT_TRUE(plan.fits);
+    const Phase& peak = plan.device_peak();
+    const auto predicted = static_cast<double>(peak.total().device - (backend == Backend::cuda ? library_device_bytes : 0));
+    const auto measured = static_cast<double>(report.device_peak_bytes);
+    EXPECT_GT(measured, 0.0);
+    EXPECT_NEAR(predicted / measured, 1.0, 0.1) << peak.name;
+    if (comm.root())
+      std::printf("%s, %d rank(s) on %s: measured %.2f MiB, predicted %.2f MiB (%+.1f %%) at %s\n", name.c_str(), comm.size(), device,
+                  measured / 0x1p20, predicted / 0x1p20, 100.0 * (predicted / measured - 1.0), peak.name.c_str());
+  }
+}
 
 class MemoryPlanRun : public testing::TestWithParam<Case> {
  protected:
@@ -101,26 +126,8 @@ class MemoryPlanRun : public testing::TestWithParam<Case> {
 
 TEST_P(MemoryPlanRun, PeakIsAsPredicted) {
   const Case& c = GetParam();
-  for (const Backend backend : {Backend::cpu, Backend::cuda}) {
-    const char* device = backend == Backend::cpu ? "cpu" : "cuda";
-    if (backend == Backend::cuda && cuda_device_count() == 0) continue;
-    const Options options = options_with({"parallel.share_gpu=true", std::string("parallel.backend=") + device});
-    const RunReport report = quantize(options, false);
-
-    const Checkpoint checkpoint(options.model.path);
-    const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
-    const RunSizes sizes = run_sizes(options, architecture, checkpoint, plan_quantization(options, architecture, checkpoint), backend);
-    const MemoryPlan plan = plan_memory(sizes, {comm.size(), 1}, {INT64_MAX, INT64_MAX});
-    ASSERT_TRUE(plan.fits);
-    const Phase& peak = plan.device_peak();
-    const auto predicted = static_cast<double>(peak.total().device - (backend == Backend::cuda ? library_device_bytes : 0));
-    const auto measured = static_cast<double>(report.device_peak_bytes);
-    EXPECT_GT(measured, 0.0);
-    EXPECT_NEAR(predicted / measured, 1.0, 0.1) << peak.name;
-    if (comm.root())
-      std::printf("%s, %s, %d rank(s) on %s: measured %.1f MiB, predicted %.1f MiB (%+.1f %%) at %s\n", c.shape.name, c.setting,
-                  comm.size(), device, measured / 0x1p20, predicted / 0x1p20, 100.0 * (predicted / measured - 1.0), peak.name.c_str());
-  }
+  compare_peaks(
+      std::string(c.shape.name) + ", " + c.setting, [&](const auto& more) { return options_with(more); }, comm);
 }
 
 // All ranks obey the least budget of any, and refuse together, before anything is written.
@@ -169,6 +176,52 @@ INSTANTIATE_TEST_SUITE_P(Settings, MemoryPlanRun, testing::ValuesIn(cases()), []
     if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '_';
   return name;
 });
+
+// Other shapes of a layer: one norm for two steps, biases, layer norms, ALiBi, norms of q and k, tied embeddings; in float32.
+class MemoryPlanFamily : public testing::TestWithParam<const char*> {};
+
+TEST_P(MemoryPlanFamily, PeakIsAsPredicted) {
+  Stream stream(Backend::cpu, 0);
+  Comm comm(stream, {std::chrono::seconds(300), true});
+  const fs::path oracles = fs::path(QPIPE_SHARED) / "oracles";
+  if (!fs::exists(oracles)) GTEST_SKIP() << "no oracles at " << oracles;
+  if (comm.size() > 2) GTEST_SKIP();
+  const fs::path folder =
+      comm.broadcast((fs::temp_directory_path() / ("qpipe-memory-" + std::to_string(std::random_device{}()))).string(), 0);
+  for (const char* method : {"gptq", "awq"})
+    compare_peaks(
+        std::string(GetParam()) + ", " + method,
+        [&](const std::vector<std::string>& more) {
+          Options options;
+          options.model.path = (oracles / "models" / GetParam()).string();
+          options.calibration.data = (oracles / "calib_tiny.safetensors").string();
+          options.calibration.dataset = "calib";
+          options.calibration.samples = 64;
+          options.calibration.seqlen = 48;
+          options.memory.micro_batch = 512;
+          options.quantize.method = method;
+          options.quantize.group_size = 32;
+          options.quantize.mse = 0.0;
+          options.parallel.share_gpu = true;
+          options.parallel.backend = more.back().substr(more.back().find('=') + 1);
+          options.output.path = (folder / "out").string();
+          options.output.overwrite = true;
+          options.run.progress = "none";
+          return options;
+        },
+        comm);
+  comm.barrier();
+  if (comm.root()) fs::remove_all(folder);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, MemoryPlanFamily,
+                         testing::Values("llama", "llama-mha-tied-bias", "qwen2", "qwen3", "falcon-7b-style", "falcon-40b-style",
+                                         "falcon-rw-alibi"),
+                         [](const testing::TestParamInfo<const char*>& tested) {
+                           std::string name = tested.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace qpipe
