@@ -12,8 +12,6 @@ namespace qpipe {
 
 namespace {
 
-constexpr std::int64_t panel_unit = 2048;  // columns: kernels/hessian.cu takes so many at once
-
 const Phase& most(const std::vector<Phase>& phases, std::int64_t Use::*bytes) {
   return *std::max_element(phases.begin(), phases.end(),
                            [&](const Phase& a, const Phase& b) { return a.total().*bytes < b.total().*bytes; });
@@ -48,7 +46,8 @@ std::vector<Places> places_by_cost(const RunSizes& run) {
   if (run.calibrated) {
     then([](Places& p) { p.input = Place::host; });
     then([](Places& p) { p.hidden = Place::host; });
-    for (std::int64_t columns = (widest_hessian(run) - 1) / panel_unit * panel_unit; columns > 0; columns -= panel_unit)
+    const std::int64_t unit = hessian_unit(run.backend);
+    for (std::int64_t columns = (widest_hessian(run) - 1) / unit * unit; columns > 0; columns -= unit)
       then([&](Places& p) { p.hessian_panel_columns = columns; });
   }
   if (!run.casts) then([](Places& p) { p.weights_by_step = true; });
@@ -108,7 +107,11 @@ std::string advice(const RunSizes& run, const Layout& layout, const Budget& budg
 }  // namespace
 
 Layout choose_layout(int ranks, std::int64_t teams, const RunSizes& run) {
-  if (teams == 0) return {ranks, run.calibrated && !run.quantized_propagation ? ranks : 1};
+  if (teams == 0) {
+    Layout layout{ranks, run.calibrated && !run.quantized_propagation ? ranks : 1};
+    while (layout.teams > run.layers || ranks % layout.teams != 0) --layout.teams;
+    return layout;
+  }
   if (teams < 0 || ranks % teams != 0)
     throw UserError(ExitCode::config, fmt::format("{} teams do not divide {} ranks; choose a divisor, or 0 for automatic", teams, ranks));
   return {ranks, static_cast<int>(teams)};

@@ -27,7 +27,7 @@ struct QuantizePlan {
   bool awq = false;         // modules' settings say how the scaled weights are rounded
   bool calibrated = false;  // the method needs calibration data
   std::int64_t max_shard_bytes = 0;
-  Places places;                 // where activations, weights and Hessians lie
+  Places places;
   double bits_per_weight = 0.0;  // of the quantized linears, with scales, zeros and indices
 
   bool casts() const { return storage.codec != Codec::integer; }  // codes follow from the weights alone

@@ -41,8 +41,10 @@ double linear_flops(const LayerSizes& layer, double tokens) {
 // q·k and p·v over half of the square.
 double attention_flops(const RunSizes& r, double tokens) { return 2.0 * tokens * as_double(r.seqlen * r.attention_width); }
 
-double forward_seconds(const RunSizes& r, const LayerSizes& layer, double tokens, const Rates& rates) {
-  return (r.runs_again ? 2.0 : 1.0) * (linear_flops(layer, tokens) + attention_flops(r, tokens)) / rates.forward;
+// Twice where the layer runs again with quantized weights, or ahead for the teams after it.
+double forward_seconds(const RunSizes& r, const Layout& layout, const LayerSizes& layer, double tokens, const Rates& rates) {
+  return (r.runs_again || (layout.teams > 1 && !r.quantized_propagation) ? 2.0 : 1.0) *
+         (linear_flops(layer, tokens) + attention_flops(r, tokens)) / rates.forward;
 }
 
 double hessian_seconds(const LayerSizes& layer, double tokens, const Rates& rates) {
@@ -90,8 +92,9 @@ double solve_seconds(const LayerSizes& layer, const Layout& layout, const Rates&
   return seconds;
 }
 
-// Bytes that cross between the device and where blocks are kept: each step reads its input for the maxima, for each panel of the Hessian,
-// and in the forward pass, which writes the next one; the residual stream is read and written twice and read by both norms.
+// Bytes that cross between the device and where blocks are kept: each step's input is read for each range of the Hessian's columns, for
+// AWQ's means and in the forward pass, which writes the next one; the residual stream is read by the first norm, and updated twice. A layer
+// that runs again does so block by block, as a whole, where its weights do not wait.
 struct Crossings {
   double host = 0.0;
   double disk_read = 0.0;
@@ -101,7 +104,7 @@ struct Crossings {
 Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& places, double tokens) {
   Crossings result;
   const double element = as_double(r.compute_element);
-  const double passes = r.runs_again ? 2.0 : 1.0;
+  const double passes = r.runs_again && places.weights_by_step ? 2.0 : 1.0;
   const auto add = [&](Place place, double read, double written) {
     if (place == Place::device) return;
     result.host += read + written;
@@ -113,14 +116,15 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
     const std::int64_t panel = places.hessian_panel_columns;
     const double panels = panel > 0 && step.solves() ? std::ceil(as_double(step.columns) / as_double(panel)) : 1.0;
     const double bytes = tokens * as_double(step.columns) * element;
-    add(places.input, bytes * ((step.solves() ? 1.0 + panels : 0.0) + passes), bytes * passes);
+    add(places.input, bytes * ((step.solves() ? panels : 0.0) + (step.search ? 1.0 : 0.0) + passes), bytes * passes);
   }
   const double hidden = tokens * as_double(r.hidden) * element;
-  add(places.hidden, hidden * 4.0 * passes, hidden * 2.0 * passes);
-  if (places.weights_by_step) result.host += 2.0 * as_double(layer.stored_bytes()) + as_double(layer.compute_bytes());
+  add(places.hidden, hidden * 3.0 * passes, hidden * 2.0 * passes);
+  if (r.runs_again && !places.weights_by_step) add(places.hidden, hidden, hidden);
+  if (places.weights_by_step) result.host += 3.0 * as_double(layer.stored_bytes());  // to forward, to solve, and back
   if (places.hessian_on_host)
     for (const StepSizes& step : layer.steps)
-      if (step.solves()) result.host += 2.0 * 4.0 * as_double(step.columns) * as_double(step.columns);
+      if (step.solves()) result.host += 4.0 * as_double(step.columns) * as_double(step.columns);  // half of it, twice
   return result;
 }
 
@@ -176,7 +180,7 @@ RunTime run_time(const RunSizes& r, const Layout& layout, const Places& places, 
   if (r.calibrated) {
     const double tokens = largest_tokens(r, layout);
     const auto per_layer = [&](auto value) { return layers * mean_over_layers(r, value); };
-    const double forward = per_layer([&](const LayerSizes& layer) { return forward_seconds(r, layer, tokens, rates); });
+    const double forward = per_layer([&](const LayerSizes& layer) { return forward_seconds(r, layout, layer, tokens, rates); });
     const double hessian = per_layer([&](const LayerSizes& layer) { return hessian_seconds(layer, tokens, rates); });
     add("forward", forward);
     add("Hessians", hessian);

@@ -35,7 +35,7 @@ LinearSizes linear_sizes(const Source& s, const std::string& module) {
   sizes.rows = info.rows();
   sizes.columns = info.cols();
   sizes.stored_bytes = aligned(info.bytes());
-  sizes.compute_bytes = in_type(info, s.element);
+  sizes.copy_bytes = info.dtype == s.compute ? 0 : in_type(info, s.element);
   sizes.quantized = !settings.skip;
   sizes.packed_bytes = sizes.quantized ? s.packed.at(module) : 0;
   sizes.gptq = sizes.quantized && settings.method == Method::gptq;
@@ -54,7 +54,7 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
     if (!s.checkpoint.contains(name)) return;
     const TensorInfo& info = s.checkpoint.info(name);
     layer.small_bytes += aligned(info.bytes());
-    if (info.dtype != s.compute) layer.small_compute_bytes += in_type(info, s.element);
+    if (info.dtype != s.compute) layer.small_copy_bytes += in_type(info, s.element);
   };
   for (const std::string& norm : {a.names.attention_norm, a.names.mlp_norm, a.names.q_norm, a.names.k_norm})
     for (const char* part : {".weight", ".bias"})
@@ -83,7 +83,7 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
 }
 
 bool equal_layers(const LayerSizes& a, const LayerSizes& b) {
-  return a.small_bytes == b.small_bytes && a.small_compute_bytes == b.small_compute_bytes && a.steps == b.steps;
+  return a.small_bytes == b.small_bytes && a.small_copy_bytes == b.small_copy_bytes && a.steps == b.steps;
 }
 
 std::int64_t sum_of(const LayerSizes& layer, std::int64_t LinearSizes::*bytes) {
@@ -100,7 +100,7 @@ bool StepSizes::solves() const {
 }
 
 std::int64_t LayerSizes::stored_bytes() const { return small_bytes + sum_of(*this, &LinearSizes::stored_bytes); }
-std::int64_t LayerSizes::compute_bytes() const { return sum_of(*this, &LinearSizes::compute_bytes); }
+std::int64_t LayerSizes::copy_bytes() const { return sum_of(*this, &LinearSizes::copy_bytes); }
 std::int64_t LayerSizes::packed_bytes() const { return sum_of(*this, &LinearSizes::packed_bytes); }
 
 RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoint& checkpoint, const QuantizePlan& plan, Backend backend) {

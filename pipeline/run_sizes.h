@@ -17,9 +17,9 @@ namespace qpipe {
 struct LinearSizes {
   std::int64_t rows = 0;
   std::int64_t columns = 0;
-  std::int64_t stored_bytes = 0;   // as the checkpoint has the weight
-  std::int64_t compute_bytes = 0;  // of the copy that the forward pass uses
-  std::int64_t packed_bytes = 0;   // as the output has it
+  std::int64_t stored_bytes = 0;  // as the checkpoint has the weight
+  std::int64_t copy_bytes = 0;    // of its copy in the compute type, where that is another
+  std::int64_t packed_bytes = 0;  // as the output has it
   bool quantized = false;
   bool gptq = false;  // by GPTQ; rounded to nearest otherwise
   bool static_groups = false;
@@ -43,13 +43,13 @@ struct StepSizes {
 };
 
 struct LayerSizes {
-  std::int64_t count = 0;                // layers of these sizes
-  std::int64_t small_bytes = 0;          // norms and biases in the checkpoint's type
-  std::int64_t small_compute_bytes = 0;  // their copies in the compute type, where that is another
+  std::int64_t count = 0;             // layers of these sizes
+  std::int64_t small_bytes = 0;       // norms and biases in the checkpoint's type
+  std::int64_t small_copy_bytes = 0;  // their copies in the compute type, where that is another
   std::vector<StepSizes> steps;
 
   std::int64_t stored_bytes() const;
-  std::int64_t compute_bytes() const;  // of the linears
+  std::int64_t copy_bytes() const;  // copies of the linears
   std::int64_t packed_bytes() const;
 };
 
