@@ -12,16 +12,28 @@ namespace {
 constexpr int edge = 32;
 constexpr int edge_rows = 8;
 
-// Lower triangle of the reversed permuted matrix: a[i, j] = h[perm[d−1−i], perm[d−1−j]].
-__global__ void gather_reversed(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> a) {
+// Strict lower triangle of the reversed permuted matrix: a[i, j] = h[perm[d−1−i], perm[d−1−j]]. With h in a's memory and perm the identity
+// it reads the strict upper triangle only.
+__global__ void gather_reversed(Matrix<const float> h, Matrix<const std::int32_t> perm, Matrix<float> a) {
   const std::int64_t d = a.rows;
   const std::int64_t j = std::int64_t{blockIdx.x} * edge + threadIdx.x;
   for (int r = threadIdx.y; r < edge; r += edge_rows) {
     const std::int64_t i = std::int64_t{blockIdx.y} * edge + r;
-    if (i >= d || j > i) continue;
-    const float value = h.data[perm.data[d - 1 - i] * h.stride + perm.data[d - 1 - j]];
-    a.data[i * a.stride + j] = i == j ? static_cast<float>((value == 0.0f ? 1.0 : static_cast<double>(value)) + damp) : value;
+    if (i >= d || j >= i) continue;
+    a.data[i * a.stride + j] = h.data[perm.data[d - 1 - i] * h.stride + perm.data[d - 1 - j]];
   }
+}
+
+// Its diagonal. A thread owns entries k and d−1−k: both are read before one is written.
+__global__ void gather_reversed_diagonal(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> a) {
+  const std::int64_t d = a.rows;
+  const std::int64_t k = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (2 * k >= d) return;
+  const auto damped = [&](float value) { return static_cast<float>((value == 0.0f ? 1.0 : static_cast<double>(value)) + damp); };
+  const float first = damped(h.data[perm.data[k] * (h.stride + 1)]);
+  const float last = damped(h.data[perm.data[d - 1 - k] * (h.stride + 1)]);
+  a.data[k * (a.stride + 1)] = last;
+  a.data[(d - 1 - k) * (a.stride + 1)] = first;
 }
 
 __global__ void take_pivot(Matrix<const float> l, Matrix<float> pivot) {
@@ -59,7 +71,10 @@ bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp,
   const std::int64_t d = h.rows;
   const CudaHandles& handles = stream.cuda();
   const auto tiles = static_cast<unsigned>((d + edge - 1) / edge);
-  gather_reversed<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(h, perm, damp, n);
+  constexpr int threads = 256;
+  gather_reversed<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(h, perm, n);
+  check_launch();
+  gather_reversed_diagonal<<<static_cast<unsigned>((d + threads - 1) / threads), threads, 0, handles.stream>>>(h, perm, damp, n);
   check_launch();
 
   cusolverDnParams_t raw_params = nullptr;
@@ -77,7 +92,6 @@ bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp,
   check(cusolverDnXpotrf(handles.cusolver, params.get(), triangle, d, CUDA_R_32F, n.data, n.stride, CUDA_R_32F, workspace.data(),
                          device_bytes, host_workspace.data(), host_bytes, info.view.data));
 
-  constexpr int threads = 256;
   take_pivot<<<static_cast<unsigned>((d + threads - 1) / threads), threads, 0, handles.stream>>>(n, pivot);
   check_launch();
   int host_info = 0;

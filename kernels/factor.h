@@ -12,6 +12,7 @@ namespace qpipe {
 
 // n ← N and pivot[0, k] ← M_kk of the permuted matrix A_ij = h[perm[i], perm[j]] (+ damp on the diagonal; a zero diagonal of h, a dead
 // column, counts as 1). h [d, d] symmetric, perm [1, d] on the device, n [d, d] with zeros below the diagonal, pivot [1, d].
+// h may lie in n's memory when perm is the identity.
 // Returns false, n and pivot undefined, when A is not positive definite or not finite. Waits for the device.
 // CPU: float64 inside. CUDA: cuSOLVER potrf in float32.
 bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot, Stream& stream);

@@ -5,31 +5,44 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <vector>
 
 namespace qpipe {
 
 namespace {
 
-constexpr std::int64_t tile = 256;
+constexpr std::int64_t tile = hessian_panel(Backend::cpu);
 
 // 2^exponent, exact. |exponent| ≤ 360 here: 2 · 148 + 62 at most.
 double power_of_two(int exponent) { return std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52); }
 
-void check_sum_arguments(const Matrix<const std::int64_t>& sum, const Matrix<const std::int32_t>& exponent, int log2_tokens) {
-  require(sum.rows == sum.cols && exponent.cols == sum.cols, "hessian: sum must be [d, d] and exponent [1, d]");
+// m: a sum or a panel [d − begin, columns of the range].
+template <class T>
+void check_range(const Matrix<T>& m, const Matrix<const std::int32_t>& exponent, int log2_tokens, std::int64_t begin, Stream& stream) {
+  const std::int64_t d = exponent.cols;
+  const std::int64_t panel = hessian_panel(stream.backend());
+  const std::int64_t end = begin + m.cols;
+  require(begin >= 0 && m.rows == d - begin && end <= d, "hessian: a range of columns must be [d - begin, columns], and exponent [1, d]");
+  require(begin % panel == 0 && (end % panel == 0 || end == d), "hessian: a range of columns must be made of whole panels");
   require(log2_tokens >= 0 && log2_tokens <= 40, "hessian: log2_tokens must be in [0, 40]");
 }
 
-// (ti, tj) of the index-th lower tile, row by row.
-struct TileIndex {
+struct Tile {
   std::int64_t row = 0;
   std::int64_t col = 0;
 };
-TileIndex lower_tile(std::int64_t index) {
-  auto row = static_cast<std::int64_t>((std::sqrt(8.0 * static_cast<double>(index) + 1.0) - 1.0) / 2.0);
-  while (row * (row + 1) / 2 > index) --row;
-  while ((row + 1) * (row + 2) / 2 <= index) ++row;
-  return {row, index - row * (row + 1) / 2};
+// The first rows and columns of the tiles of edge `edge` that have elements i ≥ j with j in [begin, end), i < d.
+std::vector<Tile> lower_tiles(std::int64_t begin, std::int64_t end, std::int64_t d, std::int64_t edge) {
+  std::vector<Tile> tiles;
+  for (std::int64_t row = begin; row < d; row += edge)
+    for (std::int64_t col = begin; col < std::min(end, row + edge); col += edge) tiles.push_back({row, col});
+  return tiles;
+}
+
+float finished(std::int64_t sum, Matrix<const std::int32_t> exponent, std::int64_t i, std::int64_t j, int log2_tokens,
+               std::int64_t tokens) {
+  const int unit = exponent(0, i) + exponent(0, j) + log2_tokens - 62;
+  return static_cast<float>(static_cast<double>(sum) * power_of_two(unit) / static_cast<double>(tokens));
 }
 
 }  // namespace
@@ -71,64 +84,98 @@ void hessian_exponents(Matrix<const float> maximum, Matrix<std::int32_t> exponen
   }
 }
 
-void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens, Matrix<float> scratch,
-                        Matrix<std::int64_t> sum, Stream& stream) {
+void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t begin, Matrix<std::int64_t> sum,
+                        Stream& stream) {
   require(x.dtype == stream.compute_dtype(), "accumulate_hessian: x must have the compute type");
-  check_sum_arguments(sum, exponent, log2_tokens);
-  require(x.cols == sum.cols && scratch.rows == sum.rows && scratch.cols == sum.cols, "accumulate_hessian: scratch and sum must be [d, d]");
+  require(x.cols == exponent.cols, "accumulate_hessian: x must be [tokens, d] and exponent [1, d]");
+  check_range(sum, exponent, log2_tokens, begin, stream);
   require(x.rows <= std::int64_t{1} << log2_tokens, "accumulate_hessian: more tokens than 2^log2_tokens");
-  if (x.rows == 0) return;
+  if (x.rows == 0 || sum.cols == 0) return;
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::accumulate_hessian(x, exponent, log2_tokens, scratch, sum, stream);
+    if (stream.on_cuda()) return cuda::accumulate_hessian(x, exponent, log2_tokens, begin, sum, stream);
   const auto values = x.as<const float>();
-  const std::int64_t tiles = (x.cols + tile - 1) / tile;
+  const std::vector<Tile> tiles = lower_tiles(begin, begin + sum.cols, x.cols, tile);
   const int tokens = static_cast<int>(x.rows);
   const int stride = static_cast<int>(values.stride);
-  const int scratch_stride = static_cast<int>(scratch.stride);
-#pragma omp parallel for schedule(dynamic)
-  for (std::int64_t index = 0; index < tiles * (tiles + 1) / 2; ++index) {
-    const auto [ti, tj] = lower_tile(index);
-    const std::int64_t i0 = ti * tile;
-    const std::int64_t j0 = tj * tile;
-    const std::int64_t height = std::min(tile, x.cols - i0);
-    const std::int64_t width = std::min(tile, x.cols - j0);
-    float* block = scratch.row(i0) + j0;
-    if (ti == tj)
-      cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, static_cast<int>(height), tokens, 1.0f, values.data + i0, stride, 0.0f, block,
-                  scratch_stride);
-    else
-      cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, static_cast<int>(height), static_cast<int>(width), tokens, 1.0f,
-                  values.data + i0, stride, values.data + j0, stride, 0.0f, block, scratch_stride);
-    for (std::int64_t i = i0; i < i0 + height; ++i) {
-      const std::int64_t end = std::min(j0 + width, i + 1);
-      for (std::int64_t j = j0; j < end; ++j) {
-        const int unit = exponent(0, i) + exponent(0, j) + log2_tokens - 62;
-        sum(i, j) += std::llrint(static_cast<double>(scratch(i, j)) * power_of_two(-unit));
+#pragma omp parallel
+  {
+    std::vector<float> product(static_cast<std::size_t>(tile * tile));
+#pragma omp for schedule(dynamic)
+    for (std::size_t index = 0; index < tiles.size(); ++index) {
+      const auto [i0, j0] = tiles[index];
+      const std::int64_t height = std::min(tile, x.cols - i0);
+      const std::int64_t width = std::min(tile, x.cols - j0);
+      if (i0 == j0)
+        cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, static_cast<int>(height), tokens, 1.0f, values.data + i0, stride, 0.0f,
+                    product.data(), static_cast<int>(tile));
+      else
+        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, static_cast<int>(height), static_cast<int>(width), tokens, 1.0f,
+                    values.data + i0, stride, values.data + j0, stride, 0.0f, product.data(), static_cast<int>(tile));
+      for (std::int64_t i = i0; i < i0 + height; ++i) {
+        const std::int64_t end = std::min(j0 + width, i + 1);
+        for (std::int64_t j = j0; j < end; ++j) {
+          const int unit = exponent(0, i) + exponent(0, j) + log2_tokens - 62;
+          const float value = product[static_cast<std::size_t>((i - i0) * tile + j - j0)];
+          sum(i - begin, j - begin) += std::llrint(static_cast<double>(value) * power_of_two(-unit));
+        }
       }
     }
   }
 }
 
+namespace {
+
+constexpr std::int64_t edge = 64;  // of tiles whose mirrored writes stay in cache
+
+}
+
 void finish_hessian(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t tokens,
-                    Matrix<float> h, Stream& stream) {
-  check_sum_arguments(sum, exponent, log2_tokens);
-  require(h.rows == sum.rows && h.cols == sum.cols, "finish_hessian: h must be [d, d]");
+                    std::int64_t begin, Matrix<float> h, Stream& stream) {
+  check_range(sum, exponent, log2_tokens, begin, stream);
+  require(h.rows == exponent.cols && h.cols == exponent.cols, "finish_hessian: h must be [d, d]");
   require(tokens > 0, "finish_hessian: no tokens");
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::finish_hessian(sum, exponent, log2_tokens, tokens, h, stream);
-  constexpr std::int64_t edge = 64;  // tiles, so that the mirrored writes stay in cache
-  const std::int64_t tiles = (h.cols + edge - 1) / edge;
+    if (stream.on_cuda()) return cuda::finish_hessian(sum, exponent, log2_tokens, tokens, begin, h, stream);
+  const std::int64_t end = begin + sum.cols;
+  const std::vector<Tile> tiles = lower_tiles(begin, end, h.cols, edge);
 #pragma omp parallel for schedule(dynamic)
-  for (std::int64_t index = 0; index < tiles * (tiles + 1) / 2; ++index) {
-    const auto [ti, tj] = lower_tile(index);
-    for (std::int64_t i = ti * edge; i < std::min(h.cols, (ti + 1) * edge); ++i) {
-      const std::int64_t end = std::min((tj + 1) * edge, i + 1);
-      for (std::int64_t j = tj * edge; j < end; ++j) {
-        const int unit = exponent(0, i) + exponent(0, j) + log2_tokens - 62;
-        const auto value = static_cast<float>(static_cast<double>(sum(i, j)) * power_of_two(unit) / static_cast<double>(tokens));
-        h(i, j) = value;
-        h(j, i) = value;
+  for (std::size_t index = 0; index < tiles.size(); ++index) {
+    const auto [i0, j0] = tiles[index];
+    for (std::int64_t i = i0; i < std::min(h.cols, i0 + edge); ++i)
+      for (std::int64_t j = j0; j < std::min({end, j0 + edge, i + 1}); ++j) {
+        h(i, j) = finished(sum(i - begin, j - begin), exponent, i, j, log2_tokens, tokens);
+        h(j, i) = h(i, j);
       }
+  }
+}
+
+void finish_hessian_panel(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t tokens,
+                          std::int64_t begin, Matrix<float> panel, Stream& stream) {
+  check_range(panel, exponent, log2_tokens, begin, stream);
+  require(sum.rows == panel.rows && sum.cols == panel.cols, "finish_hessian_panel: sum and panel must have one shape");
+  require(tokens > 0, "finish_hessian_panel: no tokens");
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::finish_hessian_panel(sum, exponent, log2_tokens, tokens, begin, panel, stream);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t r = 0; r < panel.rows; ++r)
+    for (std::int64_t c = 0; c < std::min(panel.cols, r + 1); ++c)
+      panel(r, c) = finished(sum(r, c), exponent, begin + r, begin + c, log2_tokens, tokens);
+}
+
+void place_hessian_panel(Matrix<const float> panel, std::int64_t begin, Matrix<const std::int32_t> perm, Matrix<float> h, Stream& stream) {
+  require(h.rows == h.cols && panel.rows == h.rows - begin && begin + panel.cols <= h.cols,
+          "place_hessian_panel: panel must be [d - begin, columns] and h [d, d]");
+  require(perm.empty() || perm.cols == h.cols, "place_hessian_panel: perm must be [1, d]");
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::place_hessian_panel(panel, begin, perm, h, stream);
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < h.rows; ++i) {
+    const std::int64_t row = perm.empty() ? i : perm(0, i);
+    for (std::int64_t j = 0; j < h.cols; ++j) {
+      const std::int64_t column = perm.empty() ? j : perm(0, j);
+      const std::int64_t low = std::min(row, column);
+      const std::int64_t high = std::max(row, column);
+      if (low >= begin && low < begin + panel.cols) h(i, j) = panel(high - begin, low - begin);
     }
   }
 }

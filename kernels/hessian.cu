@@ -9,7 +9,7 @@ namespace {
 
 constexpr int column_threads = 128;
 constexpr std::int64_t rows_per_chunk = 256;
-constexpr std::int64_t panel = 2048;
+constexpr std::int64_t panel_columns = hessian_panel(Backend::cuda);
 constexpr int edge = 32;  // tiles of the element-wise kernels
 constexpr int edge_rows = 8;
 
@@ -31,40 +31,69 @@ __device__ int unit_exponent(Matrix<const std::int32_t> exponent, std::int64_t i
   return exponent.data[i] + exponent.data[j] + log2_tokens - 62;
 }
 
-// One 32 x 32 tile of the lower triangle per block, columns from first_column on.
-__global__ void add_to_sum(Matrix<const float> product, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t first_column,
-                           std::int64_t end_column, Matrix<std::int64_t> sum) {
-  const std::int64_t j = first_column + std::int64_t{blockIdx.x} * edge + threadIdx.x;
-  const std::int64_t tile_row = first_column + std::int64_t{blockIdx.y} * edge;
-  if (j >= end_column) return;
-  for (int r = threadIdx.y; r < edge; r += edge_rows) {
-    const std::int64_t i = tile_row + r;
-    if (i >= sum.rows || i < j) continue;
-    const int unit = unit_exponent(exponent, i, j, log2_tokens);
-    sum.data[i * sum.stride + j] += __double2ll_rn(static_cast<double>(product.data[i * product.stride + j]) * power_of_two(-unit));
+// One 32 x 32 tile of a panel per block: rows and columns count from `begin`, the panel's first column. sum: from there on.
+__global__ void add_to_sum(Matrix<const float> product, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t begin,
+                           Matrix<std::int64_t> sum) {
+  const std::int64_t c = std::int64_t{blockIdx.x} * edge + threadIdx.x;
+  if (c >= product.cols) return;
+  for (int k = threadIdx.y; k < edge; k += edge_rows) {
+    const std::int64_t r = std::int64_t{blockIdx.y} * edge + k;
+    if (r >= product.rows || r < c) continue;
+    const int unit = unit_exponent(exponent, begin + r, begin + c, log2_tokens);
+    sum.data[r * sum.stride + c] += __double2ll_rn(static_cast<double>(product.data[r * product.stride + c]) * power_of_two(-unit));
   }
 }
 
+__device__ float finished(std::int64_t sum, int unit, double tokens) {
+  return static_cast<float>(static_cast<double>(sum) * power_of_two(unit) / tokens);
+}
+
+// Columns from `begin` on, as many as the sum has.
 __global__ void scale_and_mirror(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent, int log2_tokens, double tokens,
-                                 Matrix<float> h) {
+                                 std::int64_t begin, Matrix<float> h) {
   if (blockIdx.x > blockIdx.y) return;  // the whole block: no thread is left waiting at the barrier
   __shared__ float values[edge][edge + 1];
-  const std::int64_t i0 = std::int64_t{blockIdx.y} * edge;
-  const std::int64_t j0 = std::int64_t{blockIdx.x} * edge;
-  for (int r = threadIdx.y; r < edge; r += edge_rows) {
-    const std::int64_t i = i0 + r;
-    const std::int64_t j = j0 + threadIdx.x;
-    if (i >= h.rows || j > i) continue;
-    const int unit = unit_exponent(exponent, i, j, log2_tokens);
-    const auto value = static_cast<float>(static_cast<double>(sum.data[i * sum.stride + j]) * power_of_two(unit) / tokens);
-    h.data[i * h.stride + j] = value;
-    values[r][threadIdx.x] = value;
+  const std::int64_t r0 = std::int64_t{blockIdx.y} * edge;
+  const std::int64_t c0 = std::int64_t{blockIdx.x} * edge;
+  for (int k = threadIdx.y; k < edge; k += edge_rows) {
+    const std::int64_t r = r0 + k;
+    const std::int64_t c = c0 + threadIdx.x;
+    if (r >= sum.rows || c >= sum.cols || c > r) continue;
+    const int unit = unit_exponent(exponent, begin + r, begin + c, log2_tokens);
+    const float value = finished(sum.data[r * sum.stride + c], unit, tokens);
+    h.data[(begin + r) * h.stride + begin + c] = value;
+    values[k][threadIdx.x] = value;
   }
   __syncthreads();
-  for (int r = threadIdx.y; r < edge; r += edge_rows) {
-    const std::int64_t i = i0 + threadIdx.x;  // h[j, i] ← h[i, j], contiguous in i
-    const std::int64_t j = j0 + r;
-    if (i < h.rows && j < i) h.data[j * h.stride + i] = values[threadIdx.x][r];
+  for (int k = threadIdx.y; k < edge; k += edge_rows) {
+    const std::int64_t r = r0 + threadIdx.x;  // h[c, r] ← h[r, c], contiguous in r
+    const std::int64_t c = c0 + k;
+    if (r < sum.rows && c < sum.cols && c < r) h.data[(begin + c) * h.stride + begin + r] = values[threadIdx.x][k];
+  }
+}
+
+__global__ void scale_panel(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent, int log2_tokens, double tokens,
+                            std::int64_t begin, Matrix<float> panel) {
+  const std::int64_t c = std::int64_t{blockIdx.x} * edge + threadIdx.x;
+  if (c >= panel.cols) return;
+  for (int k = threadIdx.y; k < edge; k += edge_rows) {
+    const std::int64_t r = std::int64_t{blockIdx.y} * edge + k;
+    if (r >= panel.rows || r < c) continue;
+    panel.data[r * panel.stride + c] =
+        finished(sum.data[r * sum.stride + c], unit_exponent(exponent, begin + r, begin + c, log2_tokens), tokens);
+  }
+}
+
+__global__ void place_panel(Matrix<const float> panel, std::int64_t begin, Matrix<const std::int32_t> perm, Matrix<float> h) {
+  const std::int64_t j = std::int64_t{blockIdx.x} * edge + threadIdx.x;
+  if (j >= h.cols) return;
+  const std::int64_t column = perm.data == nullptr ? j : perm.data[j];
+  for (int k = threadIdx.y; k < edge; k += edge_rows) {
+    const std::int64_t i = std::int64_t{blockIdx.y} * edge + k;
+    if (i >= h.rows) continue;
+    const std::int64_t row = perm.data == nullptr ? i : perm.data[i];
+    const std::int64_t low = min(row, column) - begin;
+    if (low >= 0 && low < panel.cols) h.data[i * h.stride + j] = panel.data[(max(row, column) - begin) * panel.stride + low];
   }
 }
 
@@ -80,29 +109,50 @@ void column_max_abs(ConstTensor x, Matrix<float> maximum, Stream& stream) {
   check_launch();
 }
 
-void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens, Matrix<float> scratch,
-                        Matrix<std::int64_t> sum, Stream& stream) {
+void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t begin, Matrix<std::int64_t> sum,
+                        Stream& stream) {
   const std::int64_t d = x.cols;
+  const std::int64_t end = begin + sum.cols;
   const auto* values = static_cast<const __nv_bfloat16*>(x.data);
   const float one = 1.0f;
   const float zero = 0.0f;
+  const Buffer memory(static_cast<std::size_t>((d - begin) * std::min(panel_columns, sum.cols)) * sizeof(float), stream);
   // Columns j0 … j1 of the lower triangle. Row-major [i, j] is column-major [j, i].
-  for (std::int64_t j0 = 0; j0 < d; j0 += panel) {
-    const std::int64_t j1 = std::min(d, j0 + panel);
-    float* block = scratch.row(j0) + j0;
+  for (std::int64_t j0 = begin; j0 < end; j0 += panel_columns) {
+    const std::int64_t j1 = std::min(end, j0 + panel_columns);
+    const Matrix<float> product(static_cast<float*>(memory.data()), d - j0, j1 - j0);
     check(cublasGemmEx_64(stream.cuda().cublas, CUBLAS_OP_N, CUBLAS_OP_T, j1 - j0, d - j0, x.rows, &one, values + j0, CUDA_R_16BF, x.stride,
-                          values + j0, CUDA_R_16BF, x.stride, &zero, block, CUDA_R_32F, scratch.stride, CUBLAS_COMPUTE_32F,
+                          values + j0, CUDA_R_16BF, x.stride, &zero, product.data, CUDA_R_32F, product.stride, CUBLAS_COMPUTE_32F,
                           CUBLAS_GEMM_DEFAULT));
     const dim3 grid(blocks(j1 - j0, edge), blocks(d - j0, edge));
-    add_to_sum<<<grid, dim3(edge, edge_rows), 0, stream.cuda().stream>>>(scratch, exponent, log2_tokens, j0, j1, sum);
+    const Matrix<std::int64_t> part(sum.row(j0 - begin) + j0 - begin, d - j0, j1 - j0, sum.stride);
+    add_to_sum<<<grid, dim3(edge, edge_rows), 0, stream.cuda().stream>>>(product, exponent, log2_tokens, j0, part);
     check_launch();
   }
 }
 
 void finish_hessian(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t tokens,
-                    Matrix<float> h, Stream& stream) {
+                    std::int64_t begin, Matrix<float> h, Stream& stream) {
+  if (sum.size() == 0) return;
+  const dim3 grid(blocks(sum.cols, edge), blocks(sum.rows, edge));
+  scale_and_mirror<<<grid, dim3(edge, edge_rows), 0, stream.cuda().stream>>>(sum, exponent, log2_tokens, static_cast<double>(tokens), begin,
+                                                                             h);
+  check_launch();
+}
+
+void finish_hessian_panel(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t tokens,
+                          std::int64_t begin, Matrix<float> panel, Stream& stream) {
+  if (panel.size() == 0) return;
+  const dim3 grid(blocks(panel.cols, edge), blocks(panel.rows, edge));
+  scale_panel<<<grid, dim3(edge, edge_rows), 0, stream.cuda().stream>>>(sum, exponent, log2_tokens, static_cast<double>(tokens), begin,
+                                                                        panel);
+  check_launch();
+}
+
+void place_hessian_panel(Matrix<const float> panel, std::int64_t begin, Matrix<const std::int32_t> perm, Matrix<float> h, Stream& stream) {
+  if (h.size() == 0) return;
   const dim3 grid(blocks(h.cols, edge), blocks(h.rows, edge));
-  scale_and_mirror<<<grid, dim3(edge, edge_rows), 0, stream.cuda().stream>>>(sum, exponent, log2_tokens, static_cast<double>(tokens), h);
+  place_panel<<<grid, dim3(edge, edge_rows), 0, stream.cuda().stream>>>(panel, begin, perm, h);
   check_launch();
 }
 

@@ -52,12 +52,19 @@ void Stream::count(std::ptrdiff_t bytes) {
   peak_ = std::max(peak_, in_use_);
 }
 
+void Stream::check_limit(std::size_t bytes) const {
+  if (limit_ == 0 || in_use_ + bytes <= limit_) return;
+  throw std::runtime_error("beyond this rank's limit of device memory: " + std::to_string(bytes) + " bytes asked, " +
+                           std::to_string(in_use_) + " in use, limit " + std::to_string(limit_));
+}
+
 int cuda_device_count() {
   if constexpr (has_cuda) return cuda::device_count();
   return 0;
 }
 
 Buffer::Buffer(std::size_t bytes, Stream& stream) : bytes_(bytes), stream_(&stream) {
+  stream.check_limit(bytes);
   const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
   if constexpr (has_cuda)
     if (stream.on_cuda()) data_ = cuda::allocate(rounded, stream);

@@ -46,15 +46,20 @@ class Stream {
   // Device memory taken through Buffer on this stream, in bytes.
   std::size_t bytes_in_use() const { return in_use_; }
   std::size_t bytes_peak() const { return peak_; }
+  // What a Buffer must not take it beyond, in bytes; 0: no limit.
+  std::size_t limit() const { return limit_; }
+  void set_limit(std::size_t bytes) { limit_ = bytes; }
 
  private:
   friend class Buffer;
   void count(std::ptrdiff_t bytes);
+  void check_limit(std::size_t bytes) const;
 
   Backend backend_;
   int device_;
   std::size_t in_use_ = 0;
   std::size_t peak_ = 0;
+  std::size_t limit_ = 0;
   struct DestroyHandles {
     void operator()(CudaHandles* handles) const;
   };
@@ -65,7 +70,7 @@ class Stream {
 int cuda_device_count();
 
 // Memory on the stream's device, 256-byte aligned, uninitialised, released in stream order.
-// The stream must outlive it. Throws std::bad_alloc on the CPU, std::runtime_error with sizes on CUDA.
+// The stream must outlive it. Throws std::bad_alloc on the CPU, std::runtime_error with sizes on CUDA and beyond the stream's limit.
 class Buffer {
  public:
   Buffer() = default;

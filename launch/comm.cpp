@@ -5,23 +5,14 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
-#include <stdexcept>
 
+#include "launch/comm_state.h"
 #include "launch/device.h"
 #include "launch/device_cuda.h"
-#include "launch/mpi_calls.h"
-#include "launch/nccl_comm.h"
 
 namespace qpipe {
 
 namespace {
-
-struct DestroyNcclComm {
-  void operator()(NcclComm* comm) const {
-    if constexpr (has_cuda) cuda::destroy_nccl_comm(comm);
-  }
-};
 
 // NCCL refuses two ranks on one GPU of one host. With a host id of its own each rank counts as a machine, and they talk through sockets.
 // NCCL reads these once, at its first use in the process.
@@ -32,54 +23,11 @@ void pretend_own_host(int rank, bool one_host) {
 
 }  // namespace
 
-struct Comm::State {
-  Options options;
-  MPI_Comm mpi = MPI_COMM_NULL;
-  int rank = 0;
-  int size = 1;
-  int exceptions = std::uncaught_exceptions();
-  bool failed = false;  // an operation did not finish: the ranks are no longer in step
-  std::unique_ptr<NcclComm, DestroyNcclComm> nccl;
-
-  ~State() {
-    nccl.reset();
-    if (mpi != MPI_COMM_NULL && !failed && std::uncaught_exceptions() <= exceptions) MPI_Comm_free(&mpi);
-  }
-
-  // Around every operation: a Comm on which one failed takes no other.
-  class Attempt {
-   public:
-    explicit Attempt(State& state) : state_(state) {
-      if (state.failed) throw std::runtime_error(this_rank() + ": an earlier operation of this communicator failed");
-      state.failed = true;
-    }
-    ~Attempt() {
-      if (std::uncaught_exceptions() <= exceptions_) state_.failed = false;
-    }
-    Attempt(const Attempt&) = delete;
-    Attempt& operator=(const Attempt&) = delete;
-
-   private:
-    State& state_;
-    int exceptions_ = std::uncaught_exceptions();
-  };
-
-  std::vector<std::string> all_gather(const std::string& bytes, const char* operation) {
-    Attempt attempt(*this);
-    return all_gather_bytes(bytes, mpi, operation, options.timeout);
-  }
-
-  // The least value of all ranks.
-  std::int64_t all_reduce_min(std::int64_t value, const char* operation) {
-    Attempt attempt(*this);
-    std::vector<MPI_Request> requests;
-    start_all_reduce(&value, 1, sizeof(value), MPI_INT64_T, MPI_MIN, mpi, requests);
-    finish(requests, operation, options.timeout);
-    return value;
-  }
-
-  bool rank_exists(int other) const { return other >= 0 && other < size; }
-};
+void Comm::State::learn_rank_and_size() {
+  check(MPI_Comm_set_errhandler(mpi, MPI_ERRORS_RETURN));
+  check(MPI_Comm_rank(mpi, &rank));
+  check(MPI_Comm_size(mpi, &size));
+}
 
 Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<State>()) {
   int initialized = 0;
@@ -92,9 +40,7 @@ Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<Sta
     std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
     check(MPI_Comm_idup(MPI_COMM_WORLD, &s.mpi, requests.data()));
     finish(requests, "start of a communicator", options.timeout);
-    check(MPI_Comm_set_errhandler(s.mpi, MPI_ERRORS_RETURN));
-    check(MPI_Comm_rank(s.mpi, &s.rank));
-    check(MPI_Comm_size(s.mpi, &s.size));
+    s.learn_rank_and_size();
   }
   if (s.size == 1) return;
 
@@ -108,8 +54,27 @@ Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<Sta
     if (!stream.on_cuda()) return;
     const std::string conflict = gpu_conflict(s.all_gather(cuda::gpu_uuid(stream.device()), "start of NCCL"), hosts);
     if (!conflict.empty() && !options.share_gpu) throw std::runtime_error(conflict);
-    const bool shared = !conflict.empty();  // the same on all ranks
-    if (shared) pretend_own_host(s.rank, std::equal(hosts.begin() + 1, hosts.end(), hosts.begin()));
+    s.shared_gpu = !conflict.empty();  // the same on all ranks
+    if (s.shared_gpu) pretend_own_host(s.rank, std::equal(hosts.begin() + 1, hosts.end(), hosts.begin()));
+    connect(stream);
+  }
+}
+
+Comm::Comm(Comm& parent, int team, Stream& stream) : state_(std::make_unique<State>()) {
+  State& s = *state_;
+  s.options = parent.state_->options;
+  s.shared_gpu = parent.state_->shared_gpu;
+  parent.barrier();  // bounded, which MPI_Comm_split is not
+  {
+    State::Attempt attempt(s);
+    check(MPI_Comm_split(parent.state_->mpi, team, parent.rank(), &s.mpi));
+    s.learn_rank_and_size();
+  }
+  if (s.size > 1 && stream.on_cuda()) connect(stream);
+}
+
+void Comm::connect(Stream& stream) {
+  if constexpr (has_cuda) {
     std::string id;
     std::string fault;
     if (root()) try {
@@ -120,8 +85,9 @@ Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<Sta
     fault = first_failure(fault);
     if (!fault.empty()) throw std::runtime_error(fault);
     id = broadcast(id, 0);
+    State& s = *state_;
     State::Attempt attempt(s);
-    s.nccl.reset(cuda::create_nccl_comm(id, s.rank, s.size, shared, this_rank(), options.timeout, stream));
+    s.nccl.reset(cuda::create_nccl_comm(id, s.rank, s.size, s.shared_gpu, this_rank(), s.options.timeout, stream));
   }
 }
 

@@ -1,4 +1,4 @@
-// Collectives of one team of ranks. Device buffers travel by NCCL, host buffers and the CPU backend by MPI.
+// Collectives of all ranks, or of one team of them. Device buffers travel by NCCL, host buffers and the CPU backend by MPI.
 //
 // Every wait is bounded: a collective that does not finish in `timeout`, or a rank that fails, ends the job with one line that names
 // rank, host and operation. Sums are of integers only (exact in any order); floats are only maximised or copied, so no result depends on
@@ -46,6 +46,8 @@ class Comm {
   // Throws the same std::runtime_error on all ranks when backends differ or when two ranks use one GPU without share_gpu.
   // One thread at a time. After an operation has thrown, every other throws too: the ranks are no longer in step.
   Comm(Stream& stream, const Options& options);
+  // Collective over the ranks of `parent`: those that pass the same team, in their order there. `parent` outlives the Comm.
+  Comm(Comm& parent, int team, Stream& stream);
   ~Comm();
   Comm(const Comm&) = delete;
   Comm& operator=(const Comm&) = delete;
@@ -74,7 +76,9 @@ class Comm {
   std::string first_failure(const std::string& message);
 
  private:
+  friend class Link;
   struct State;
+  void connect(Stream& stream);  // NCCL. Collective
   std::unique_ptr<State> state_;
 };
 

@@ -1,40 +1,31 @@
-#include <nccl.h>
-
 #include <algorithm>
 #include <cstring>
-#include <exception>
-#include <source_location>
 #include <stdexcept>
 
-#include "kernels/cuda_handles.h"
 #include "launch/bounded_wait.h"
-#include "launch/nccl_comm.h"
+#include "launch/nccl_calls.h"
 
 namespace qpipe {
-
-struct NcclComm {
-  ncclComm_t comm = nullptr;  // null after an abort
-  std::string who;
-  std::chrono::seconds timeout{};
-  cudaStream_t stream = nullptr;
-  int exceptions = std::uncaught_exceptions();
-};
 
 namespace {
 
 // Connecting takes seconds on any machine, however short the limit for a collective is.
 constexpr std::chrono::seconds connect_timeout{120};
 
-[[noreturn]] void fail(NcclComm& comm, const std::string& operation, const std::string& reason, std::source_location where) {
+std::string describe(ncclResult_t status, ncclComm_t comm) {
+  const char* detail = ncclGetLastError(comm);
+  return std::string(ncclGetErrorString(status)) + (detail != nullptr && *detail != '\0' ? std::string(", ") + detail : "");
+}
+
+}  // namespace
+
+namespace nccl {
+
+void fail(NcclComm& comm, const std::string& operation, const std::string& reason, std::source_location where) {
   if (comm.comm != nullptr) ncclCommAbort(comm.comm);  // ends kernels that wait for a peer
   comm.comm = nullptr;
   throw std::runtime_error(comm.who + ": NCCL " + operation + ": " + reason + " (" + where.file_name() + ":" +
                            std::to_string(where.line()) + ")");
-}
-
-std::string describe(ncclResult_t status, ncclComm_t comm) {
-  const char* detail = ncclGetLastError(comm);
-  return std::string(ncclGetErrorString(status)) + (detail != nullptr && *detail != '\0' ? std::string(", ") + detail : "");
 }
 
 std::string too_late(std::chrono::seconds timeout) {
@@ -46,7 +37,6 @@ void check_usable(const NcclComm& comm, const std::string& operation) {
   if (comm.comm == nullptr) throw std::runtime_error(comm.who + ": NCCL " + operation + ": the communicator was aborted earlier");
 }
 
-// The asynchronous state of the communicator: true when nothing is being set up or queued.
 bool is_settled(NcclComm& comm, const std::string& operation, std::source_location where) {
   ncclResult_t state = ncclSuccess;
   const ncclResult_t status = ncclCommGetAsyncError(comm.comm, &state);
@@ -55,14 +45,53 @@ bool is_settled(NcclComm& comm, const std::string& operation, std::source_locati
   return state == ncclSuccess;
 }
 
-// After a call on a non-blocking communicator: no other call may follow, and nothing may be queued behind it, before NCCL has queued it.
-void settle(NcclComm& comm, ncclResult_t status, const std::string& operation, std::chrono::seconds timeout,
-            std::source_location where = std::source_location::current()) {
+void settle(NcclComm& comm, ncclResult_t status, const std::string& operation, std::chrono::seconds timeout, std::source_location where) {
   if (status != ncclSuccess && status != ncclInProgress) fail(comm, operation, describe(status, comm.comm), where);
   if (!poll_until([&] { return is_settled(comm, operation, where); }, timeout)) fail(comm, operation, too_late(timeout), where);
 }
 
-}  // namespace
+void wait(NcclComm& comm, const std::function<cudaError_t()>& query, const std::string& operation) {
+  check_usable(comm, operation);
+  const auto where = std::source_location::current();
+  bool waited = false;
+  const auto done = [&] {
+    const cudaError_t status = query();
+    if (status != cudaSuccess && status != cudaErrorNotReady) fail(comm, operation, cudaGetErrorString(status), where);
+    waited = waited || status == cudaErrorNotReady;
+    is_settled(comm, operation, where);  // throws when a peer failed, also while the stream still waits for it
+    return status == cudaSuccess;
+  };
+  const bool in_time = poll_until(done, comm.timeout);
+  if (waited) cudaGetLastError();  // the query leaves cudaErrorNotReady behind
+  if (!in_time) fail(comm, operation, too_late(comm.timeout), where);
+}
+
+NcclComm* create(const std::string& unique_id, int rank, int size, bool over_sockets, const std::string& who, std::chrono::seconds timeout,
+                 cudaStream_t stream) {
+  ncclUniqueId id{};
+  if (unique_id.size() != sizeof(id.internal)) throw std::invalid_argument("create_nccl_comm: not an NCCL id");
+  std::memcpy(id.internal, unique_id.data(), sizeof(id.internal));
+  auto* comm = new NcclComm;
+  try {
+    comm->who = who;
+    comm->timeout = timeout;
+    comm->stream = stream;
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    if (over_sockets) config.netName = "Socket";
+    settle(*comm, ncclCommInitRankConfig(&comm->comm, size, id, rank, &config), "start", std::max(timeout, connect_timeout));
+  } catch (...) {
+    cuda::destroy_nccl_comm(comm);
+    throw;
+  }
+  return comm;
+}
+
+}  // namespace nccl
+
+using nccl::check_usable;
+using nccl::is_settled;
+using nccl::settle;
 
 namespace cuda {
 
@@ -75,24 +104,8 @@ std::string nccl_unique_id() {
 
 NcclComm* create_nccl_comm(const std::string& unique_id, int rank, int size, bool over_sockets, const std::string& who,
                            std::chrono::seconds timeout, Stream& stream) {
-  ncclUniqueId id{};
-  if (unique_id.size() != sizeof(id.internal)) throw std::invalid_argument("create_nccl_comm: not an NCCL id");
-  std::memcpy(id.internal, unique_id.data(), sizeof(id.internal));
   check(cudaSetDevice(stream.device()));
-  auto* comm = new NcclComm;
-  try {
-    comm->who = who;
-    comm->timeout = timeout;
-    comm->stream = stream.cuda().stream;
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.blocking = 0;
-    if (over_sockets) config.netName = "Socket";
-    settle(*comm, ncclCommInitRankConfig(&comm->comm, size, id, rank, &config), "start", std::max(timeout, connect_timeout));
-  } catch (...) {
-    destroy_nccl_comm(comm);
-    throw;
-  }
-  return comm;
+  return nccl::create(unique_id, rank, size, over_sockets, who, timeout, stream.cuda().stream);
 }
 
 void destroy_nccl_comm(NcclComm* comm) noexcept {
@@ -144,19 +157,8 @@ void all_reduce_max(NcclComm& comm, float* x, std::size_t count, Stream& stream)
 }
 
 void wait(NcclComm& comm, Stream& stream) {
-  check_usable(comm, "wait for the GPU");
-  const auto where = std::source_location::current();
-  bool waited = false;
-  const auto done = [&] {
-    const cudaError_t status = cudaStreamQuery(stream.cuda().stream);
-    if (status != cudaSuccess && status != cudaErrorNotReady) fail(comm, "wait for the GPU", cudaGetErrorString(status), where);
-    waited = waited || status == cudaErrorNotReady;
-    is_settled(comm, "collective", where);  // throws when a peer failed, also while the stream still waits for it
-    return status == cudaSuccess;
-  };
-  const bool in_time = poll_until(done, comm.timeout);
-  if (waited) cudaGetLastError();  // cudaStreamQuery leaves cudaErrorNotReady behind
-  if (!in_time) fail(comm, "wait for the GPU", too_late(comm.timeout), where);
+  nccl::wait(
+      comm, [&] { return cudaStreamQuery(stream.cuda().stream); }, "wait for the GPU");
 }
 
 }  // namespace cuda

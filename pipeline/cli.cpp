@@ -160,7 +160,8 @@ struct Arguments {
     plan->set_help_flag("-h,--help", "this text");
     plan->add_option("config", plan_config, "configuration file; of model.path, config.json is enough")->required();
     plan->add_option("--ranks", plan_request.ranks, "how many GPUs")->check(CLI::Range(1, 1 << 20))->capture_default_str();
-    plan->add_option("--teams", plan_request.teams, "teams that the ranks form, each with a layer of its own; 0: automatic")
+    plan->add_option("--teams", plan_request.teams,
+                     "teams that the ranks form, each with a layer of its own; 0: parallel.teams, which is automatic by itself")
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
     plan->add_option("--ranks-per-node", plan_request.ranks_per_node, "ranks on one machine; 0: all")

@@ -28,12 +28,15 @@ std::vector<std::int32_t> next_tokens(const std::int32_t* ids, std::int64_t toke
 }  // namespace
 
 Perplexity evaluate(const Checkpoint& checkpoint, const Architecture& architecture, const Tokens& tokens, std::int64_t micro_batch,
-                    Comm& comm, Stream& stream, const LogitsSink& sink, const std::function<void(std::int64_t, std::int64_t)>& progress) {
+                    const Places& places, Comm& comm, Stream& stream, const LogitsSink& sink,
+                    const std::function<void(std::int64_t, std::int64_t)>& progress) {
   if (tokens.seqlen < 2) throw UserError(ExitCode::data, tokens.source + ": perplexity needs windows of at least 2 tokens");
   check_sequence_length(architecture, tokens.seqlen);
   LayerSource source(checkpoint, architecture, comm, stream);
   const Blocking blocking = cut_samples(tokens.samples, tokens.seqlen, micro_batch);
-  Activations activations = make_activations(architecture, blocking, comm.rank(), comm.size(), stream);
+  Places without_inputs = places;
+  without_inputs.input = Place::host;  // takes no memory for what is never written: forward_layer keeps no inputs
+  Activations activations = make_activations(architecture, blocking, comm.rank(), comm.size(), without_inputs, stream);
   {
     const TensorArray table = source.load_tensor(architecture.embedding);
     embed_tokens(architecture, tokens.ids, table, activations, stream);
@@ -41,7 +44,7 @@ Perplexity evaluate(const Checkpoint& checkpoint, const Architecture& architectu
   const DecoderTables tables = make_tables(architecture, tokens.seqlen, stream);
   for (std::int64_t index = 0; index < architecture.layers; ++index) {
     const Layer layer = source.load_layer(index);
-    for (Block& block : activations.blocks) forward_layer(architecture, tables, layer, tokens.seqlen, block, activations.scratch, stream);
+    forward_layer(architecture, tables, layer, activations, stream);
     comm.wait(stream);
     if (progress) progress(index + 1, architecture.layers);
   }
@@ -57,17 +60,17 @@ Perplexity evaluate(const Checkpoint& checkpoint, const Architecture& architectu
   Array<std::int32_t> target_on_device(1, logit_rows, stream);
 
   std::vector<double> sums;  // one for each chunk of rows, in order
-  for (std::size_t local = 0; local < activations.blocks.size(); ++local) {
-    const Block& block = activations.blocks[local];
-    const std::int64_t first_sample = blocking.block_begin(activations.owned.begin + static_cast<std::int64_t>(local));
+  const auto add_losses = [&](std::size_t local, Block& block) {
+    const std::int64_t first_sample = activations.first_sample(local);
     const std::int64_t block_tokens = block.hidden.rows;
     const std::vector<std::int32_t> target = next_tokens(tokens.ids.data() + first_sample * tokens.seqlen, block_tokens, tokens.seqlen);
-    apply_norm(architecture, final_norm, block.hidden, block.hidden, stream);
+    const Tensor normed(activations.scratch.view.data, block.hidden.dtype, block_tokens, architecture.hidden);
+    apply_norm(architecture, final_norm, block.hidden, normed, stream);
     std::vector<float> block_logits;
     for (std::int64_t begin = 0; begin < block_tokens; begin += logit_rows) {
       const std::int64_t rows = std::min(logit_rows, block_tokens - begin);
       const Matrix<float> chunk = logits.view.row_range(0, rows);
-      linear(block.hidden.row_range(begin, rows), head, head_bias, chunk, stream);
+      linear(normed.row_range(begin, rows), head, head_bias, chunk, stream);
       copy_to_device(target_on_device.view.data, target.data() + begin, static_cast<std::size_t>(rows) * sizeof(std::int32_t), stream);
       const Matrix<float> chunk_nll = nll.view.col_range(0, rows);
       cross_entropy(chunk, target_on_device.view.col_range(0, rows), chunk_nll, stream);
@@ -83,7 +86,8 @@ Perplexity evaluate(const Checkpoint& checkpoint, const Architecture& architectu
       }
     }
     if (sink) sink(first_sample, block_logits);
-  }
+  };
+  visit(activations, Access::read, Access::none, add_losses, stream);
   double total = 0.0;
   for (const double sum : comm.all_gather(sums)) total += sum;  // rank order is sample order
   Perplexity result;

@@ -47,7 +47,7 @@ int run_eval(const EvalRequest& request) {
   if (!request.logits.empty())
     sink = [&](std::int64_t, const std::vector<float>& logits) { all_logits.insert(all_logits.end(), logits.begin(), logits.end()); };
   const auto start = std::chrono::steady_clock::now();
-  const Perplexity perplexity = evaluate(checkpoint, architecture, tokens, micro_batch, comm, stream, sink);
+  const Perplexity perplexity = evaluate(checkpoint, architecture, tokens, micro_batch, Places{}, comm, stream, sink);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   if (!request.logits.empty()) {

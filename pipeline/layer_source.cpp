@@ -1,6 +1,7 @@
 #include "pipeline/layer_source.h"
 
 #include <algorithm>
+#include <set>
 
 #include "kernels/activation.h"
 #include "pipeline/error.h"
@@ -11,6 +12,7 @@ namespace qpipe {
 namespace {
 
 constexpr std::size_t alignment = 256;
+constexpr std::size_t piece_bytes = std::size_t{128} << 20;  // of a layer on its way to the others' host memory
 
 // A fault of the rank that reads becomes the same fault on every rank, before any of them waits for the data.
 void agree(Comm& comm, const std::string& fault) {
@@ -24,18 +26,21 @@ std::string layer_prefix(const Architecture& architecture, std::int64_t index) {
   return architecture.layer_prefix + std::to_string(index) + ".";
 }
 
-LayerSource::LayerSource(const Checkpoint& checkpoint, const Architecture& architecture, Comm& comm, Stream& stream)
+LayerSource::LayerSource(const Checkpoint& checkpoint, const Architecture& architecture, Comm& comm, Stream& stream, std::int64_t first,
+                         std::int64_t stride)
     : checkpoint_(checkpoint),
       architecture_(architecture),
       comm_(comm),
       stream_(stream),
+      first_(first),
+      stride_(stride),
       format_(read_stored_format(checkpoint.config(), (checkpoint.folder() / "config.json").string())) {
-  prefetch(0);
+  for (int turn = 0; turn < comm.size(); ++turn) prefetch(first_ + turn * stride_);
 }
 
 LayerSource::~LayerSource() = default;
 
-int LayerSource::owner(std::int64_t index) const { return static_cast<int>(index % comm_.size()); }
+int LayerSource::owner(std::int64_t index) const { return static_cast<int>((index - first_) / stride_ % comm_.size()); }
 
 LayerSource::Plan LayerSource::plan_layer(std::int64_t index) const {
   const std::string prefix = layer_prefix(architecture_, index);
@@ -81,61 +86,127 @@ void LayerSource::prefetch(std::int64_t index) {
                              [this, index, buffer = std::move(to)]() mutable { return read(plan_layer(index), std::move(buffer)); });
 }
 
-Layer LayerSource::load_layer(std::int64_t index) {
-  const Plan plan = plan_layer(index);
-  Layer layer;
-  layer.index = index;
-  Buffer blob(plan.bytes, stream_);
+// The owner's bytes, agreed to be there by all ranks; nothing on the others.
+std::optional<HostBuffer> LayerSource::read_own(std::int64_t index) {
+  std::optional<HostBuffer> data;
   std::string fault;
   if (owner(index) == comm_.rank()) {
     prefetch(index);
     try {
-      HostBuffer data = ahead_.at(index).get();
-      copy_to_device(blob.data(), data.data(), plan.bytes, stream_);
-      spare_.push_back(std::move(data));
+      data = ahead_.at(index).get();
     } catch (const std::exception& error) {
       fault = error.what();
     }
     ahead_.erase(index);
   }
   agree(comm_, fault);
+  return data;
+}
+
+Buffer LayerSource::receive_on_device(std::int64_t index, const Plan& plan) {
+  Buffer blob(plan.bytes, stream_);
+  if (std::optional<HostBuffer> data = read_own(index)) {
+    copy_to_device(blob.data(), data->data(), plan.bytes, stream_);
+    spare_.push_back(std::move(*data));
+  }
   comm_.broadcast(blob.data(), blob.bytes(), owner(index), stream_);
-  for (std::int64_t next = index + 1; next <= index + comm_.size(); ++next) prefetch(next);
+  return blob;
+}
 
-  std::map<std::string, ConstTensor> stored;
-  for (const Slot& slot : plan.slots)
-    stored[slot.info.name] = view_of(slot.info, static_cast<const unsigned char*>(blob.data()) + slot.offset);
-  layer.memory.push_back(std::move(blob));
+void LayerSource::receive_on_host(std::int64_t index, const Plan& plan) {
+  const bool own = owner(index) == comm_.rank();
+  if (std::optional<HostBuffer> data = read_own(index)) {
+    if (host_.bytes() > 0) spare_.push_back(std::move(host_));
+    host_ = std::move(*data);
+  } else if (host_.bytes() < plan.bytes) {
+    host_ = HostBuffer(plan.bytes, stream_);
+  }
+  if (comm_.size() == 1) return;
+  const Buffer piece(std::min(plan.bytes, piece_bytes), stream_);
+  for (std::size_t begin = 0; begin < plan.bytes; begin += piece.bytes()) {
+    const std::size_t bytes = std::min(piece.bytes(), plan.bytes - begin);
+    if (own) copy_to_device(piece.data(), host_.data() + begin, bytes, stream_);
+    comm_.broadcast(piece.data(), bytes, owner(index), stream_);
+    if (own) continue;
+    comm_.wait(stream_);
+    copy_to_host(host_.data() + begin, piece.data(), bytes, stream_);
+  }
+}
 
+Layer LayerSource::load_layer(std::int64_t index, bool by_step) {
+  const Plan plan = plan_layer(index);
+  Buffer blob;
+  if (by_step)
+    receive_on_host(index, plan);
+  else
+    blob = receive_on_device(index, plan);
+  for (int turn = 1; turn <= comm_.size(); ++turn) prefetch(index + turn * stride_);
+
+  // Where each tensor is: linears' weights on the host by step, all else on the device.
+  std::map<std::string, Tensor> stored;
+  std::vector<Buffer> memory;
+  std::set<std::string> waiting;
+  if (by_step)
+    for (const LinearSpec& spec : all_linears(architecture_)) waiting.insert(layer_prefix(architecture_, index) + spec.name + ".weight");
+  for (const Slot& slot : plan.slots) {
+    void* data = by_step ? host_.data() + slot.offset : static_cast<unsigned char*>(blob.data()) + slot.offset;
+    if (by_step && !waiting.contains(slot.info.name)) {
+      memory.emplace_back(static_cast<std::size_t>(slot.info.bytes()), stream_);
+      copy_to_device(memory.back().data(), data, memory.back().bytes(), stream_);
+      data = memory.back().data();
+    }
+    const ConstTensor view = view_of(slot.info, data);
+    stored[slot.info.name] = Tensor(data, view.dtype, view.rows, view.cols);
+  }
+  if (!by_step) memory.push_back(std::move(blob));
+  Layer layer = make_layer(index, stored, by_step);
+  for (Buffer& buffer : memory) layer.memory.push_back(std::move(buffer));
+  return layer;
+}
+
+Layer LayerSource::make_layer(std::int64_t index, const std::map<std::string, Tensor>& stored, bool by_step) {
+  Layer layer;
+  layer.index = index;
+  const DType compute = stream_.compute_dtype();
   const auto as_stored = [&](const std::string& name) -> ConstTensor {
     const auto found = stored.find(name);
-    return found == stored.end() ? ConstTensor{} : found->second;
+    return found == stored.end() ? Tensor{} : found->second;
   };
-  const auto in_compute_type = [&](const std::string& name) -> ConstTensor {
-    const ConstTensor tensor = as_stored(name);
-    if (tensor.empty() || tensor.dtype == stream_.compute_dtype()) return tensor;
-    TensorArray copy(stream_.compute_dtype(), tensor.rows, tensor.cols, stream_);
+  const auto converted = [&](ConstTensor tensor) {
+    TensorArray copy(compute, tensor.rows, tensor.cols, stream_);
     convert(tensor, copy, stream_);
     layer.memory.push_back(std::move(copy.memory));
     return copy.view;
+  };
+  const auto in_compute_type = [&](const std::string& name) -> ConstTensor {
+    const ConstTensor tensor = as_stored(name);
+    return tensor.empty() || tensor.dtype == compute ? tensor : converted(tensor);
   };
 
   const std::string prefix = layer_prefix(architecture_, index);
   for (const LinearSpec& spec : all_linears(architecture_)) {
     Linear linear;
     linear.name = prefix + spec.name;
-    TensorArray weight(stream_.compute_dtype(), spec.out_features, spec.in_features, stream_);
     if (is_packed(checkpoint_, linear.name)) {
+      require(!by_step, "load_layer: packed weights do not wait");
+      TensorArray weight(compute, spec.out_features, spec.in_features, stream_);
       PackedParts parts;
       for (const std::string& name : checkpoint_.names_of(linear.name))
         if (name != linear.name + ".bias") parts[name.substr(linear.name.size())] = stored.at(name);
       read_back(format_, linear.name, parts, weight, stream_);
+      linear.weight = weight.view;
+      layer.memory.push_back(std::move(weight.memory));
     } else {
-      linear.stored = stored.at(linear.name + ".weight");
-      convert(linear.stored, weight, stream_);
+      const Tensor tensor = stored.at(linear.name + ".weight");
+      if (by_step) {
+        linear.stored = ConstTensor(nullptr, tensor.dtype, tensor.rows, tensor.cols);
+        linear.weight = Tensor(nullptr, compute, tensor.rows, tensor.cols);
+        layer.waiting.push_back({static_cast<unsigned char*>(tensor.data), tensor.dtype, false, {}, {}});
+      } else {
+        linear.stored = tensor;
+        linear.weight = tensor.dtype == compute ? tensor : converted(tensor);
+      }
     }
-    linear.weight = weight.view;
-    layer.memory.push_back(std::move(weight.memory));
     linear.bias = in_compute_type(linear.name + ".bias");
     linear.stored_bias = as_stored(linear.name + ".bias");
     layer.linears.push_back(linear);

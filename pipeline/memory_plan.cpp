@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <functional>
+#include <stdexcept>
 
+#include "launch/teams.h"
 #include "pipeline/error.h"
 
 namespace qpipe {
@@ -107,14 +109,11 @@ std::string advice(const RunSizes& run, const Layout& layout, const Budget& budg
 }  // namespace
 
 Layout choose_layout(int ranks, std::int64_t teams, const RunSizes& run) {
-  if (teams == 0) {
-    Layout layout{ranks, run.calibrated && !run.quantized_propagation ? ranks : 1};
-    while (layout.teams > run.layers || ranks % layout.teams != 0) --layout.teams;
-    return layout;
+  try {
+    return {ranks, choose_teams(ranks, run.layers, run.calibrated && !run.quantized_propagation, static_cast<int>(teams)).teams};
+  } catch (const std::invalid_argument& fault) {
+    throw UserError(ExitCode::config, std::string(fault.what()) + "; choose a divisor, or 0 for automatic");
   }
-  if (teams < 0 || ranks % teams != 0)
-    throw UserError(ExitCode::config, fmt::format("{} teams do not divide {} ranks; choose a divisor, or 0 for automatic", teams, ranks));
-  return {ranks, static_cast<int>(teams)};
 }
 
 const Phase& MemoryPlan::device_peak() const { return most(phases, &Use::device); }

@@ -72,6 +72,7 @@ struct Options {
   struct Parallel {
     std::string backend = "auto";  // auto | cpu | cuda
     bool share_gpu = false;
+    std::int64_t teams = 0;      // groups of ranks that take the layers in turns; 0: as the method asks
     std::int64_t threads = 0;    // CPU threads per rank; 0: as OpenMP says
     std::int64_t timeout = 600;  // s, of every collective
   } parallel;

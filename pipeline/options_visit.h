@@ -77,6 +77,10 @@ void visit_options(Tree& options, Visit&& visit) {
   auto& parallel = options.parallel;
   visit("parallel.backend", parallel.backend, OneOf{{"auto", "cpu", "cuda"}}, "", "auto: cuda when a GPU is there");
   visit("parallel.share_gpu", parallel.share_gpu, AnyValue{}, "", "let several ranks use one GPU");
+  visit(
+      "parallel.teams", parallel.teams, AtLeast{0}, "teams",
+      "groups of ranks that take the layers in turns and hand on the hidden states; 0: as many as ranks if layers are independent of each "
+      "other (propagate = original), else 1");
   visit("parallel.threads", parallel.threads, AtLeast{0}, "threads", "CPU threads of each rank; 0: this rank's share of the cores");
   visit("parallel.timeout", parallel.timeout, AtLeast{1}, "s", "longest wait of a rank for the others");
 

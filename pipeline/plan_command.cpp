@@ -219,7 +219,7 @@ int run_plan(const PlanRequest& request) {
   if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
   const Backend backend = options.parallel.backend == "cpu" ? Backend::cpu : Backend::cuda;
   const RunSizes run = run_sizes(options, architecture, source, plan, backend);
-  const Layout layout = choose_layout(request.ranks, request.teams, run);
+  const Layout layout = choose_layout(request.ranks, request.teams > 0 ? request.teams : options.parallel.teams, run);
   const int ranks_of_machine = request.ranks_per_node > 0 ? std::min(request.ranks_per_node, request.ranks) : request.ranks;
   const int machines = (request.ranks + ranks_of_machine - 1) / ranks_of_machine;
   const Budget budget = budget_of(request, backend, ranks_of_machine);

@@ -12,7 +12,7 @@ namespace qpipe {
 struct PlanRequest {
   Options options;
   int ranks = 1;
-  std::int64_t teams = 0;          // 0: automatic
+  std::int64_t teams = 0;          // 0: parallel.teams
   int ranks_per_node = 0;          // 0: all on one machine
   std::string gpu_memory;          // of each card; "": memory.gpu, where that is a size
   std::string host_memory;         // of each machine; "": memory.host of each rank

@@ -10,6 +10,7 @@
 
 #include "launch/comm.h"
 #include "launch/device.h"
+#include "launch/ring.h"
 #include "launch/signals.h"
 #include "pipeline/cast.h"
 #include "pipeline/dataset.h"
@@ -17,6 +18,7 @@
 #include "pipeline/evaluate.h"
 #include "pipeline/fast_forward.h"
 #include "pipeline/folder.h"
+#include "pipeline/hidden_stream.h"
 #include "pipeline/journal.h"
 #include "pipeline/layer_source.h"
 #include "pipeline/memory_check.h"
@@ -34,18 +36,35 @@ namespace qpipe {
 
 namespace {
 
-Layer load_layer(Loop& loop, LayerSource& layers, std::int64_t index) {
-  Timed timed(loop.report.seconds.read, loop.comm, loop.stream);
-  return layers.load_layer(index);
+// Adds the time between construction and destruction, in which this rank waits for others.
+class Waiting {
+ public:
+  explicit Waiting(double& total) : total_(total), start_(std::chrono::steady_clock::now()) {}
+  ~Waiting() { total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+
+ private:
+  double& total_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+// Ranks in teams, as the options and the plan ask.
+Teams teams_of_run(const Options& options, const QuantizePlan& plan, const Architecture& architecture, int ranks) {
+  try {
+    const bool independent = !plan.calibrated || !plan.quantized_propagation;
+    return choose_teams(ranks, architecture.layers, independent, static_cast<int>(options.parallel.teams));
+  } catch (const std::invalid_argument&) {
+    throw UserError(ExitCode::config, fmt::format("parallel.teams = {} does not divide the {} rank{}; use a divisor, or 0",
+                                                  options.parallel.teams, ranks, ranks == 1 ? "" : "s"));
+  }
 }
 
-// A finished layer of an earlier run: what it found, and its output for the layers that are still to do.
-void pass_finished_layer(Loop& loop, const DecoderTables& tables, LayerSource& layers, std::int64_t index, const FinishedLayer& finished,
-                         bool needed, Activations& activations) {
-  take_up_findings(finished.findings(), loop.report);
-  loop.zero_of_zero = loop.zero_of_zero || finished.findings().at("zero_of_zero");
-  if (!needed) return;
-  const Layer layer = load_layer(loop, layers, index);
+Layer load_layer(Loop& loop, LayerSource& layers, std::int64_t index, bool by_step) {
+  Timed timed(loop.report.seconds.read, loop.comm, loop.stream);
+  return layers.load_layer(index, by_step);
+}
+
+// The output of a layer that an earlier run has finished, for the layers that are still to do.
+void pass_finished_layer(Loop& loop, const DecoderTables& tables, Layer& layer, const FinishedLayer& finished, Activations& activations) {
   if (loop.plan.quantized_propagation)
     restore_propagated_weights(loop.plan, finished, loop.journal, loop.shards, layer, loop.comm, loop.stream);
   run_layer(loop, tables, layer, activations);
@@ -71,31 +90,145 @@ void check_fallbacks(const Loop& loop) {
                                 fell_back, modules));
 }
 
-void quantize_layers(Loop& loop, const DecoderTables& tables, LayerSource& layers, Activations& activations) {
-  std::int64_t end = loop.architecture.layers;  // behind the last layer that is to do
-  while (end > 0 && loop.store.finished().contains(end - 1)) --end;
-  for (std::int64_t index = 0; index < loop.architecture.layers; ++index) {
-    if (const auto found = loop.store.finished().find(index); found != loop.store.finished().end()) {
-      pass_finished_layer(loop, tables, layers, index, found->second, loop.plan.calibrated && index < end, activations);
-      loop.progress.update(index + 1, fmt::format("layer {}  finished by an earlier run", index));
-      check_fallbacks(loop);
-      continue;
+// The layers that are worked on at the same time, one on each team: all layers from `first` on, `count` of them.
+struct Round {
+  std::int64_t first = 0;
+  std::int64_t count = 1;
+};
+
+std::vector<Round> rounds(std::int64_t layers, const Teams& teams, bool independent_layers) {
+  const std::int64_t size = independent_layers ? teams.teams : 1;
+  std::vector<Round> result;
+  for (std::int64_t first = 0; first < layers; first += size) result.push_back({first, std::min(size, layers - first)});
+  return result;
+}
+
+// The hidden states on their way through the teams.
+struct Pipeline {
+  Comm& world;
+  const Teams& teams;
+  const Ring& ring;
+  int team = 0;                // this rank's
+  BlockStore next_input = {};  // of the first team's next layer, while it works on one
+  bool streams = false;        // original propagation through several teams
+  bool hands_over = false;     // quantized propagation through several teams
+  std::int64_t end = 0;        // behind the last layer that is to do: outputs of those from end − 1 on are not needed
+
+  bool works_on(std::int64_t layer) const { return teams.team_of_layer(layer) == team; }
+};
+
+void show_progress(const Loop& loop, std::int64_t layer, bool earlier) {
+  std::string text = fmt::format("layer {}", layer);
+  if (earlier) {
+    text += "  finished by an earlier run";
+  } else if (!loop.report.modules.empty()) {
+    const ModuleReport& last = loop.report.modules.back();
+    text += fmt::format("  {} mse {:.3e}", last.name.substr(last.name.rfind('.') + 1), last.mean_squared_error);
+  }
+  loop.progress.update(layer + 1, text);
+}
+
+// What the layers of a round found, on every rank and in the layers' order. mine: of this team's layer if it was done now.
+void share_findings(Loop& loop, const Pipeline& pipeline, const Round& round, const nlohmann::json& mine) {
+  const bool speaks = loop.comm.root() && !mine.is_null();
+  const std::vector<std::string> gathered = pipeline.world.gather(speaks ? mine.dump() : "");
+  std::string all;
+  if (pipeline.world.root()) {
+    nlohmann::json by_layer = nlohmann::json::array();
+    for (std::int64_t layer = round.first; layer < round.first + round.count; ++layer) {
+      const std::string& text = gathered[static_cast<std::size_t>(pipeline.teams.rank_at(pipeline.teams.team_of_layer(layer), 0))];
+      by_layer.push_back(text.empty() ? nlohmann::json() : nlohmann::json::parse(text));
     }
-    const std::size_t modules_begin = loop.report.modules.size();
-    const std::size_t scales_begin = loop.report.scales.size();
-    Layer layer = load_layer(loop, layers, index);
-    quantize_layer(loop, tables, layer, activations);
+    all = by_layer.dump();
+  }
+  const nlohmann::json by_layer = nlohmann::json::parse(pipeline.world.broadcast(all, 0));
+  for (std::int64_t layer = round.first; layer < round.first + round.count; ++layer) {
+    const auto finished = loop.store.finished().find(layer);
+    const bool earlier = finished != loop.store.finished().end();
+    const nlohmann::json& findings = earlier ? finished->second.findings() : by_layer.at(static_cast<std::size_t>(layer - round.first));
+    take_up_findings(findings, loop.report);
+    loop.zero_of_zero = loop.zero_of_zero || findings.at("zero_of_zero");
+    show_progress(loop, layer, earlier);
+  }
+}
+
+// Brings the layer its input through the ring, and the layers after it theirs.
+void stream_round(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, const Round& round, Layer& layer, Activations& activations) {
+  StreamTask task;
+  task.from_previous = layer.index > round.first;
+  task.to_next = layer.index + 1 < pipeline.end;
+  const bool starts_next_round = !task.from_previous && round.first + pipeline.teams.teams < pipeline.end;
+  if (starts_next_round && pipeline.next_input.blocks() == 0)
+    pipeline.next_input = BlockStore(block_rows(activations.blocking, activations.owned), loop.architecture.hidden, loop.plan.places.hidden,
+                                     loop.plan.places.folder, loop.stream);
+  if (starts_next_round) task.next_input = &pipeline.next_input;
+  const StreamSeconds seconds = stream_hidden(loop.architecture, tables, layer, task, activations, pipeline.ring, loop.stream);
+  loop.report.seconds.forward += seconds.busy;
+  loop.report.seconds.wait += seconds.wait;
+}
+
+// The layer's output to the team of the next layer.
+void hand_over(Loop& loop, const Pipeline& pipeline, std::int64_t layer, Activations& activations) {
+  const auto begin = std::chrono::steady_clock::now();
+  if (pipeline.works_on(layer))
+    send_hidden(activations, pipeline.ring, loop.stream);
+  else if (pipeline.works_on(layer + 1))
+    receive_hidden(activations, pipeline.ring, loop.stream);
+  loop.report.seconds.wait += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Quantizes and commits this team's layer of the round. Returns its findings; null when it has none to do.
+nlohmann::json work_on_round(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, LayerSource& layers, const Round& round,
+                             Activations& activations) {
+  std::int64_t index = round.first;
+  while (index < round.first + round.count && !pipeline.works_on(index)) ++index;
+  if (index == round.first + round.count) return {};
+  const auto finished = loop.store.finished().find(index);
+  const bool todo = finished == loop.store.finished().end();
+  const bool passes = loop.plan.calibrated && index + 1 < pipeline.end;  // its output is needed
+  if (!todo && !passes) return {};
+
+  const std::size_t modules_begin = loop.report.modules.size();
+  const std::size_t scales_begin = loop.report.scales.size();
+  // Weights of a finished layer are overwritten where they lie.
+  Layer layer = load_layer(loop, layers, index, loop.plan.places.weights_by_step && (todo || pipeline.streams));
+  if (pipeline.streams) stream_round(loop, tables, pipeline, round, layer, activations);
+  loop.output_needed = passes && !pipeline.streams;
+  if (!todo) {
+    if (!pipeline.streams) pass_finished_layer(loop, tables, layer, finished->second, activations);
+    return {};
+  }
+  quantize_layer(loop, tables, layer, activations);
+  nlohmann::json found = findings(loop, modules_begin, scales_begin);
+  {
+    Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+    loop.store.commit(index, loop.comm.rank(), loop.comm.size(), found);
+  }
+  loop.report.modules.resize(modules_begin);  // share_findings puts them in the layers' order
+  loop.report.scales.resize(scales_begin);
+  found.erase("factors");
+  return found;
+}
+
+void quantize_layers(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, LayerSource& layers, Activations& activations) {
+  const std::int64_t all = loop.architecture.layers;
+  pipeline.end = all;
+  while (pipeline.end > 0 && loop.store.finished().contains(pipeline.end - 1)) --pipeline.end;
+  for (const Round& round : rounds(all, pipeline.teams, !pipeline.hands_over)) {
+    if (pipeline.streams && round.first > 0 && round.first < pipeline.end && pipeline.works_on(round.first))
+      std::swap(activations.hidden, pipeline.next_input);
+    const nlohmann::json found = work_on_round(loop, tables, pipeline, layers, round, activations);
     {
-      Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
-      loop.store.commit(index, loop.comm.rank(), loop.comm.size(), findings(loop, modules_begin, scales_begin));
+      Waiting waiting(loop.report.seconds.wait);
+      share_findings(loop, pipeline, round, found);
     }
-    const ModuleReport* last = loop.report.modules.empty() ? nullptr : &loop.report.modules.back();
-    loop.progress.update(index + 1, last == nullptr ? fmt::format("layer {}", index)
-                                                    : fmt::format("layer {}  {} mse {:.3e}", index,
-                                                                  last->name.substr(last->name.rfind('.') + 1), last->mean_squared_error));
+    const std::int64_t done = round.first + round.count;
+    bool new_work = false;  // a run that is stopped again and again must get on
+    for (std::int64_t layer = round.first; layer < done; ++layer) new_work = new_work || !loop.store.finished().contains(layer);
     if (signals_received() > 0) loop.store.wait_for_commits();
-    check_in(loop.comm, loop.store.fault(), 1, fmt::format("after layer {} of {}", index + 1, loop.architecture.layers));
+    check_in(pipeline.world, loop.store.fault(), new_work ? 1 : 2, fmt::format("after layer {} of {}", done, all));
     check_fallbacks(loop);
+    if (pipeline.hands_over && done < pipeline.end) hand_over(loop, pipeline, round.first, activations);
   }
 }
 
@@ -147,6 +280,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   set_cpu_threads(options.parallel.threads, placement.local_ranks);
   Stream stream(placement.backend, placement.device);
   Comm comm(stream, {std::chrono::seconds(options.parallel.timeout), options.parallel.share_gpu});
+  const Teams teams = teams_of_run(options, plan, architecture, comm.size());
   Progress progress(options.run.progress, comm.root(), architecture.layers);
 
   RunReport report;
@@ -159,10 +293,16 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   progress.say(fmt::format("qpipe {}: {} ({}, {} layers), {} as {}, {:.3f} bits per weight, {} rank{} on {}", QPIPE_VERSION, report.model,
                            architecture.model_type, architecture.layers, report.method, name_of(plan.storage.format), plan.bits_per_weight,
                            comm.size(), comm.size() == 1 ? "" : "s", report.device));
+  if (plan.calibrated && teams.teams > 1)
+    progress.say(fmt::format("{} teams of {} rank{} in a ring", teams.teams, teams.ranks_of_team, teams.ranks_of_team == 1 ? "" : "s"));
+  if (plan.calibrated && plan.quantized_propagation && teams.teams > 1)
+    progress.say(
+        "note: with propagate = quantized a layer waits for the one before it, so that one team works at a time; parallel.teams = 1 is "
+        "faster");
   for (const std::string& note : plan.notes) progress.say("note: " + note);
   if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
   RunSizes sizes = run_sizes(options, architecture, source, plan, stream.backend());
-  const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, {comm.size(), 1}, placement, comm);
+  const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, {comm.size(), teams.teams}, placement, comm);
   plan.places = memory.places;
   progress.say(fmt::format("memory of a rank: {} {}, {} host; {}", size_text(memory.device_peak().total().device),
                            stream.on_cuda() ? "GPU" : "device", size_text(memory.host_peak().total().host), describe(plan.places)));
@@ -172,19 +312,20 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   const Tokens evaluation = options.evaluate.data.empty() ? Tokens{} : load_evaluation(options, architecture, comm);
   if (evaluation.samples > sizes.evaluate_samples) {  // as many as the file has
     sizes.evaluate_samples = evaluation.samples;
-    plan.places = plan_memory_of_ranks(options.memory, sizes, {comm.size(), 1}, placement, comm).places;
+    plan.places = plan_memory_of_ranks(options.memory, sizes, {comm.size(), teams.teams}, placement, comm).places;
   }
   report.calibration = calibration.source;
   report.calibration_hash = calibration.hash;
   report.calibration_tokens = calibration.samples * calibration.seqlen;
   report.evaluation = evaluation.source;
   Journal journal(options, run_identity(options, source, report.model, calibration, evaluation, report.device), comm);
+  plan.places.folder = journal.folder().string();
 
   if (evaluation.samples > 0 && options.evaluate.before && !perplexity_before) {
     Timed timed(report.seconds.evaluate, comm, stream);
     if (journal.remembered("perplexity_before").is_null())
-      journal.remember("perplexity_before", evaluate(source, architecture, evaluation, options.memory.micro_batch, comm, stream).value,
-                       comm);
+      journal.remember("perplexity_before",
+                       evaluate(source, architecture, evaluation, options.memory.micro_batch, plan.places, comm, stream).value, comm);
     perplexity_before = journal.remembered("perplexity_before").get<double>();
     progress.say(fmt::format("perplexity of the original: {:.3f}", *perplexity_before));
   }
@@ -192,21 +333,32 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
 
   {
     ShardSet shards(options.output.path, plan.tensors, plan.max_shard_bytes, comm);
-    Store store(plan, source, shards, journal, comm);
+    Store store(plan, source, shards, journal, teams, comm);
     if (journal.resumed())
       progress.say(fmt::format("goes on with the run in {}: {} of {} layers are finished", journal.folder().string(),
                                store.finished().size(), architecture.layers));
-    LayerSource layers(source, architecture, comm, stream);
-    Loop loop{options, architecture, plan, comm, stream, shards, journal, store, progress, report};
+    const int team_number = teams.team_of_rank(comm.rank());
+    std::optional<Comm> part;  // of the ranks
+    if (teams.teams > 1) part.emplace(comm, team_number, stream);
+    Comm& team = part ? *part : comm;
+    const bool several = plan.calibrated && teams.teams > 1;
+    const Ring ring = several ? make_ring(comm, teams, stream) : Ring{};
+    LayerSource layers(source, architecture, team, stream, team_number, teams.teams);
+    Loop loop{options, architecture, plan, team, stream, shards, journal, store, progress, report};
+    Pipeline pipeline{comm, teams, ring, team_number};
+    pipeline.streams = several && !plan.quantized_propagation;
+    pipeline.hands_over = several && plan.quantized_propagation;
 
     Activations activations;
     DecoderTables tables;
     if (plan.calibrated) {
       const Blocking blocking = cut_samples(calibration.samples, calibration.seqlen, options.memory.micro_batch);
-      activations = make_activations(architecture, blocking, comm.rank(), comm.size(), stream);
+      activations = make_activations(architecture, blocking, team.rank(), team.size(), plan.places, stream);
       tables = make_tables(architecture, calibration.seqlen, stream);
-      const TensorArray embedding = layers.load_tensor(architecture.embedding);
-      embed_tokens(architecture, calibration.ids, embedding, activations, stream);
+      if (pipeline.works_on(0)) {
+        const TensorArray embedding = layers.load_tensor(architecture.embedding);
+        embed_tokens(architecture, calibration.ids, embedding, activations, stream);
+      }
     }
     if (plan.casts()) {
       Timed timed(report.seconds.solve, comm, stream);
@@ -215,7 +367,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       store.wait_for_commits();
       check_in(comm, store.fault(), 1, "between two layers");
     } else {
-      quantize_layers(loop, tables, layers, activations);
+      quantize_layers(loop, tables, pipeline, layers, activations);
     }
     {
       Timed timed(report.seconds.write, comm, stream);
@@ -235,7 +387,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       Timed timed(report.seconds.evaluate, comm, stream);
       activations = {};  // evaluate has its own
       const Checkpoint quantized(options.output.path);
-      report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, comm, stream).value;
+      report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, plan.places, comm, stream).value;
       progress.say(fmt::format("perplexity of the quantized model: {:.3f}", *report.perplexity_after));
       on_root(comm, [&] { write_folder(options, source, plan, shards.index(), report); });
     }
@@ -244,15 +396,17 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   const std::string report_path = options.run.report.empty() ? options.output.path + ".report.json" : options.run.report;
   report.options = options_as_json(options);
   report.seconds.total = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  report.seconds_of_ranks = gather_seconds(report.seconds, comm);
   on_root(comm, [&] {
     write_text_file(report_path, report_json(report).dump(2) + "\n");
     journal.remove();
   });
   progress.say(fmt::format(
       "wrote {} ({:.2f} GB) in {:.1f} s: read {:.1f}, hessian {:.1f}, search {:.1f}, solve {:.1f}, forward {:.1f}, write {:.1f}, "
-      "evaluate {:.1f}; report in {}",
+      "wait {:.1f}, evaluate {:.1f}; report in {}",
       options.output.path, static_cast<double>(report.bytes) * 1e-9, report.seconds.total, report.seconds.read, report.seconds.hessian,
-      report.seconds.search, report.seconds.solve, report.seconds.forward, report.seconds.write, report.seconds.evaluate, report_path));
+      report.seconds.search, report.seconds.solve, report.seconds.forward, report.seconds.write, report.seconds.wait,
+      report.seconds.evaluate, report_path));
   return report;
 }
 

@@ -14,6 +14,7 @@
 #include "stages/clip.h"
 #include "stages/fold.h"
 #include "stages/rescale.h"
+#include "stages/waiting_weights.h"
 
 namespace qpipe {
 
@@ -51,6 +52,12 @@ std::vector<LinearSettings> settings_of(const Loop& loop, const Layer& layer, co
   return settings;
 }
 
+std::vector<const Linear*> pointers(const Layer& layer, const std::vector<std::size_t>& linears) {
+  std::vector<const Linear*> result;
+  for (const std::size_t i : linears) result.push_back(&layer.linears[i]);
+  return result;
+}
+
 // Values that are not finite are a fault of the data, which all ranks find alike.
 template <class Work>
 auto as_user_error(Work work) {
@@ -59,12 +66,6 @@ auto as_user_error(Work work) {
   } catch (const std::domain_error& error) {
     throw UserError(ExitCode::data, error.what());
   }
-}
-
-std::vector<QuantizedLinear> solve_linears(Loop& loop, const Hessian* hessian, const std::vector<const Linear*>& linears,
-                                           const std::vector<LinearSettings>& settings) {
-  Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
-  return as_user_error([&] { return solve(hessian, linears, settings, loop.comm, loop.stream); });
 }
 
 void store_solved(Loop& loop, const std::string& name, const QuantizedLinear& q) {
@@ -82,30 +83,37 @@ void store_solved(Loop& loop, const std::string& name, const QuantizedLinear& q)
 void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessian) {
   const std::vector<std::size_t> indices = chosen(loop, layer, step);
   if (indices.empty()) return;
-  std::vector<const Linear*> linears;
-  for (const std::size_t i : indices) linears.push_back(&layer.linears[i]);
-  const std::vector<QuantizedLinear> solved = solve_linears(loop, hessian, linears, settings_of(loop, layer, indices));
+  const WeightsOnDevice weights(layer, indices, loop.stream);
+  const std::vector<const Linear*> linears = pointers(layer, indices);
+  std::vector<QuantizedLinear> solved;
+  {
+    Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
+    solved = as_user_error([&] { return solve(hessian, linears, settings_of(loop, layer, indices), loop.comm, loop.stream); });
+  }
   for (std::size_t i = 0; i < solved.size(); ++i) {
     store_solved(loop, linears[i]->name, solved[i]);
-    if (loop.plan.quantized_propagation) dequantize_into(solved[i], linears[i]->weight, loop.stream);
+    if (!loop.plan.quantized_propagation) continue;
+    dequantize_into(solved[i], linears[i]->weight, loop.stream);
+    set_overwritten(layer, indices[i]);
   }
 }
 
-void forward_step(Loop& loop, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations) {
+void forward_step(Loop& loop, const DecoderTables& tables, Layer& layer, StepKind kind, Activations& activations) {
+  if (kind == StepKind::mlp_out && !loop.output_needed) return;
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
-  for (Block& block : activations.blocks)
-    advance(loop.architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, loop.stream);
+  const WeightsOnDevice weights(layer, run_linears(loop.architecture, kind), loop.stream);
+  advance(loop.architecture, tables, layer, kind, activations, loop.stream);
   check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
 }
 
 void start(Loop& loop, const Layer& layer, Activations& activations) {
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
-  for (Block& block : activations.blocks) start_layer(loop.architecture, layer, block, loop.stream);
+  start_layer(loop.architecture, layer, activations, loop.stream);
 }
 
 Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step, const Activations& activations) {
   Timed timed(loop.report.seconds.hessian, loop.comm, loop.stream);
-  return as_user_error([&] { return calibrate(activations, describe(layer, step), loop.comm, loop.stream); });
+  return as_user_error([&] { return calibrate(activations, describe(layer, step), loop.plan.places, loop.comm, loop.stream); });
 }
 
 // Each linear is solved on the input that the quantized linears before it give.
@@ -122,29 +130,37 @@ void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer&
 
 }  // namespace
 
-void run_layer(Loop& loop, const DecoderTables& tables, const Layer& layer, Activations& activations) {
-  start(loop, layer, activations);
-  for (const Step& step : layer_steps(loop.architecture)) forward_step(loop, tables, layer, step.kind, activations);
+void run_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  if (!layer.waiting.empty()) {
+    start(loop, layer, activations);
+    for (const Step& step : layer_steps(loop.architecture)) forward_step(loop, tables, layer, step.kind, activations);
+    return;
+  }
+  Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
+  forward_layer(loop.architecture, tables, layer, activations, loop.stream);
+  check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
 }
 
 namespace {
 
-// The layer's input, where run_again will need it.
-Buffer save_hidden(Loop& loop, const Activations& activations) {
-  if (!loop.plan.quantized_propagation) return {};
-  Buffer saved(activations.hidden_memory.bytes(), loop.stream);
-  copy_on_device(saved.data(), activations.hidden_memory.data(), saved.bytes(), loop.stream);
-  return saved;
+// The layer's input, which run_again takes up.
+void save_hidden(Loop& loop, Activations& activations) {
+  if (!loop.plan.quantized_propagation || !loop.output_needed) return;
+  const BlockStore& hidden = activations.hidden;
+  if (loop.saved_hidden.blocks() != hidden.blocks())
+    loop.saved_hidden = BlockStore(block_rows(activations.blocking, activations.owned), hidden.width(), hidden.place(),
+                                   loop.plan.places.folder, loop.stream);
+  copy_blocks(hidden, loop.saved_hidden, loop.stream);
 }
 
-void run_again(Loop& loop, const DecoderTables& tables, const Layer& layer, const Buffer& saved, Activations& activations) {
-  copy_on_device(activations.hidden_memory.data(), saved.data(), saved.bytes(), loop.stream);
+void run_again(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+  std::swap(activations.hidden, loop.saved_hidden);
   run_layer(loop, tables, layer, activations);
 }
 
 // true_sequential = false: all of the layer's Hessians see its original weights; the layer runs again with the quantized ones.
 void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
-  const Buffer saved = save_hidden(loop, activations);
+  save_hidden(loop, activations);
   const std::vector<Step> steps = layer_steps(loop.architecture);
   std::vector<Hessian> hessians(steps.size());
   start(loop, layer, activations);
@@ -156,16 +172,20 @@ void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& laye
     solve_step(loop, layer, steps[i], &hessians[i]);
     hessians[i] = Hessian{};
   }
-  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, saved, activations);
+  if (loop.plan.quantized_propagation && loop.output_needed) run_again(loop, tables, layer, activations);
 }
 
 ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, const ScalingPair& pair, const Activations& activations,
-                       const Hessian& hessian) {
+                       Hessian& hessian) {
   Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
   const Options::Awq& o = loop.options.awq;
   const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling, o.search_tokens};
+  const bool by_hessian = needs_hessian(search, pair);
+  if (by_hessian) bring_to_device(hessian, loop.stream);
+  const WeightsOnDevice weights(layer, by_hessian ? pair.linears : inspected_linears(loop.architecture, pair), loop.stream);
   ScaledPair found = search_scale(loop.architecture, tables, layer, pair, settings_of(loop, layer, pair.linears), activations, hessian,
                                   search, loop.comm, loop.stream);
+  leave_device(hessian);
   ScaleReport report{layer_prefix(loop.architecture, layer.index) + source_name(loop.architecture, pair), {}, found.ratio, found.loss};
   for (const std::size_t i : pair.linears) report.linears.push_back(layer.linears[i].name);
   loop.report.scales.push_back(report);
@@ -173,13 +193,14 @@ ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, co
 }
 
 // What the factors change in tensors that are not packed.
-void store_scaled(Loop& loop, const Layer& layer, const std::vector<ScaledPair>& pairs, const std::vector<LinearFactors>& factors) {
+void store_scaled(Loop& loop, Layer& layer, const std::vector<ScaledPair>& pairs, const std::vector<LinearFactors>& factors) {
   Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
   for (const ChangedTensor& tensor : divided_vectors(loop.architecture, layer, pairs, loop.stream))
     loop.store.replace(tensor.name, tensor.values);
   for (std::size_t i = 0; i < layer.linears.size(); ++i) {
     const std::string name = layer.linears[i].name + ".weight";
     if (factors[i].none() || !loop.plan.modules.at(layer.linears[i].name).skip || !loop.store.owns(name)) continue;
+    const WeightsOnDevice weights(layer, {i}, loop.stream);
     const Array<float> weight = scaled_weight(layer.linears[i], factors[i], loop.stream);
     std::vector<float> values(static_cast<std::size_t>(weight.view.size()));
     copy_to_host(values.data(), weight.view.data, weight.memory.bytes(), loop.stream);
@@ -188,34 +209,34 @@ void store_scaled(Loop& loop, const Layer& layer, const std::vector<ScaledPair>&
 }
 
 // Clips and rounds the scaled weights of one step. hessian: of the input that the scaled layer has.
-void solve_scaled_step(Loop& loop, const Layer& layer, const Step& step, const std::vector<LinearFactors>& factors,
-                       const Hessian& hessian) {
+void solve_scaled_step(Loop& loop, Layer& layer, const Step& step, const std::vector<LinearFactors>& factors, const Hessian& hessian) {
   const std::vector<std::size_t> indices = chosen(loop, layer, step);
   const std::vector<LinearSettings> settings = settings_of(loop, layer, indices);
-  std::vector<Linear> scaled;
-  std::vector<Array<float>> memory;
-  for (std::size_t i = 0; i < indices.size(); ++i) {
-    Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
+  const WeightsOnDevice weights(layer, indices, loop.stream);
+  const auto clipped_rows = [&](std::size_t i, const RowRange& rows) {
     const Linear& linear = layer.linears[indices[i]];
-    memory.push_back(scaled_weight(linear, factors[indices[i]], loop.stream));
-    if (loop.options.awq.clip && may_clip(linear.name)) clip_weight(memory.back(), hessian, settings[i], loop.comm, loop.stream);
-    scaled.push_back(linear);
-    scaled.back().stored = memory.back().view;
+    Array<float> w = scaled_rows(linear, factors[indices[i]], rows, loop.stream);
+    if (loop.options.awq.clip && may_clip(linear.name)) clip_weight(w, hessian, settings[i], loop.stream);
+    return w;
+  };
+  std::vector<QuantizedLinear> solved;
+  {
+    Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
+    solved = as_user_error([&] { return solve(&hessian, pointers(layer, indices), settings, clipped_rows, loop.comm, loop.stream); });
   }
-  std::vector<const Linear*> linears;
-  for (const Linear& linear : scaled) linears.push_back(&linear);
-  std::vector<QuantizedLinear> solved = solve_linears(loop, &hessian, linears, settings);
   for (std::size_t i = 0; i < solved.size(); ++i) {
     const Linear& linear = layer.linears[indices[i]];
     solved[i].mean_squared_error = output_error(linear, factors[indices[i]], solved[i], hessian, loop.comm, loop.stream);
     store_solved(loop, linear.name, solved[i]);
-    if (loop.plan.quantized_propagation) unscaled_weight_into(solved[i], factors[indices[i]], linear.weight, loop.stream);
+    if (!loop.plan.quantized_propagation) continue;
+    unscaled_weight_into(solved[i], factors[indices[i]], linear.weight, loop.stream);
+    set_overwritten(layer, indices[i]);
   }
 }
 
 // AWQ: every pair's factors are searched with the layer's original weights; then the layer is scaled, clipped and rounded.
 void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
-  const Buffer saved = save_hidden(loop, activations);
+  save_hidden(loop, activations);
   const std::vector<Step> steps = layer_steps(loop.architecture);
   const std::vector<ScalingPair> candidates = scaling_pairs(loop.architecture);
   std::vector<Hessian> hessians(steps.size());
@@ -236,10 +257,11 @@ void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, A
     if (chosen(loop, layer, steps[i]).empty()) continue;
     for (const ScaledPair& p : pairs)
       if (p.pair.step == steps[i].kind) divide_input(hessians[i], p.scale, loop.stream);
+    bring_to_device(hessians[i], loop.stream);
     solve_scaled_step(loop, layer, steps[i], factors, hessians[i]);
     hessians[i] = Hessian{};
   }
-  if (loop.plan.quantized_propagation) run_again(loop, tables, layer, saved, activations);
+  if (loop.plan.quantized_propagation && loop.output_needed) run_again(loop, tables, layer, activations);
 }
 
 void quantize_without_calibration(Loop& loop, Layer& layer) {

@@ -31,12 +31,13 @@ class Timed {
   Stream& stream_;
   std::chrono::steady_clock::time_point start_;
 };
+
 // What the loop carries from layer to layer.
 struct Loop {
   const Options& options;
   const Architecture& architecture;
   const QuantizePlan& plan;
-  Comm& comm;
+  Comm& comm;  // the ranks that work on one layer: a team
   Stream& stream;
   const ShardSet& shards;
   const Journal& journal;
@@ -44,13 +45,16 @@ struct Loop {
   Progress& progress;
   RunReport& report;
   bool zero_of_zero = false;
-  nlohmann::json factors = {};  // of the current layer, where the layers after it need them
+  bool output_needed = true;     // of the current layer, by the layer after it
+  nlohmann::json factors = {};   // of the current layer, where the layers after it need them
+  BlockStore saved_hidden = {};  // the current layer's input, where the layer runs twice
 };
+
 // Between two pieces of work: all ranks stop together when one has a fault, or when one got so many signals. Collective.
 void check_in(Comm& comm, const std::optional<UserError>& fault, int signals, const std::string& where);
 
 // The layer with the weights that it has now.
-void run_layer(Loop& loop, const DecoderTables& tables, const Layer& layer, Activations& activations);
+void run_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations);
 
 // Solves the layer's linears and stores them. activations: the layer's input, on return the input of the next layer (unchanged when the
 // method does not calibrate).

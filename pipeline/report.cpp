@@ -10,6 +10,7 @@ namespace qpipe {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModuleReport, name, bits, group_size, mean_squared_error, damp, fell_back, skipped)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ScaleReport, source, linears, ratio, loss)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseSeconds, read, hessian, search, solve, forward, write, wait, evaluate, total)
 
 nlohmann::json findings_since(const RunReport& report, std::size_t modules_begin, std::size_t scales_begin) {
   nlohmann::json json{{"modules", nlohmann::json::array()}, {"scales", nlohmann::json::array()}};
@@ -21,6 +22,13 @@ nlohmann::json findings_since(const RunReport& report, std::size_t modules_begin
 void take_up_findings(const nlohmann::json& findings, RunReport& report) {
   for (const nlohmann::json& module : findings.at("modules")) report.modules.push_back(module.get<ModuleReport>());
   for (const nlohmann::json& scale : findings.at("scales")) report.scales.push_back(scale.get<ScaleReport>());
+}
+
+std::vector<PhaseSeconds> gather_seconds(const PhaseSeconds& seconds, Comm& comm) {
+  std::vector<PhaseSeconds> all;
+  for (const std::string& text : comm.gather(nlohmann::json(seconds).dump()))
+    all.push_back(nlohmann::json::parse(text).get<PhaseSeconds>());
+  return all;
 }
 
 nlohmann::json report_json(const RunReport& r) {
@@ -47,15 +55,8 @@ nlohmann::json report_json(const RunReport& r) {
                       {"ranks", r.ranks},
                       {"device", r.device},
                       {"device_peak_bytes", r.device_peak_bytes},
-                      {"seconds",
-                       {{"read", r.seconds.read},
-                        {"hessian", r.seconds.hessian},
-                        {"search", r.seconds.search},
-                        {"solve", r.seconds.solve},
-                        {"forward", r.seconds.forward},
-                        {"write", r.seconds.write},
-                        {"evaluate", r.seconds.evaluate},
-                        {"total", r.seconds.total}}},
+                      {"seconds", r.seconds},
+                      {"seconds_of_ranks", r.seconds_of_ranks},
                       {"fell_back_to_rtn", std::count_if(r.modules.begin(), r.modules.end(), [](const auto& m) { return m.fell_back; })},
                       {"modules", modules}};
   for (const ScaleReport& s : r.scales)

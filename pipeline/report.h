@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/comm.h"
 #include "pipeline/plan.h"
 
 namespace qpipe {
@@ -35,6 +36,7 @@ struct PhaseSeconds {
   double solve = 0.0;
   double forward = 0.0;
   double write = 0.0;
+  double wait = 0.0;  // for other ranks: hidden states on their way, and the end of a round
   double evaluate = 0.0;
   double total = 0.0;
 };
@@ -55,8 +57,9 @@ struct RunReport {
   std::int64_t bytes = 0;        // of all tensors written
   std::vector<ModuleReport> modules;
   std::vector<ScaleReport> scales;
-  PhaseSeconds seconds;
-  std::int64_t device_peak_bytes = 0;  // taken through Buffer, on the rank that took most; the CPU backend counts, too
+  PhaseSeconds seconds;                        // of rank 0
+  std::vector<PhaseSeconds> seconds_of_ranks;  // of each
+  std::int64_t device_peak_bytes = 0;          // taken through Buffer, on the rank that took most; the CPU backend counts, too
   int ranks = 1;
   std::string device;
 };
@@ -64,6 +67,9 @@ struct RunReport {
 // The report's entries from `modules_begin` and `scales_begin` on, and their return into another report.
 nlohmann::json findings_since(const RunReport& report, std::size_t modules_begin, std::size_t scales_begin);
 void take_up_findings(const nlohmann::json& findings, RunReport& report);
+
+// Collective; empty but on rank 0.
+std::vector<PhaseSeconds> gather_seconds(const PhaseSeconds& seconds, Comm& comm);
 
 nlohmann::json report_json(const RunReport& report);
 

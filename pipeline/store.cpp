@@ -49,18 +49,24 @@ std::vector<unsigned char> convert_tensor(const TensorInfo& from, std::vector<un
 
 }  // namespace
 
-Store::Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, const Journal& journal, Comm& comm)
+Store::Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, const Journal& journal, const Teams& teams,
+             Comm& comm)
     : plan_(plan), checkpoint_(checkpoint), shards_(shards), journal_(journal), comm_(comm) {
   int next = 0;
-  const auto take_turns = [&] { return next++ % comm.size(); };
+  std::vector<int> next_in_team(static_cast<std::size_t>(teams.teams), 0);
+  const auto take_turns = [&](const std::string& name) {
+    if (!name.starts_with(plan.layer_prefix)) return next++ % comm.size();
+    const int team = teams.team_of_layer(std::stoll(name.substr(plan.layer_prefix.size())));
+    return teams.rank_at(team, next_in_team[static_cast<std::size_t>(team)]++ % teams.ranks_of_team);
+  };
   for (const auto& [module, settings] : plan.modules) {
-    writer_of_[module] = take_turns();
+    writer_of_[module] = take_turns(module);
     if (plan.may_need_v2 && !settings.skip) bits_of_[module + ".qzeros"] = settings.bits;
   }
   std::vector<TensorInfo> outside;
   for (const TensorInfo& info : plan.kept) {
-    if (take_turns() != comm.rank()) continue;
-    if (info.name.find(plan.layer_prefix) == 0)
+    if (take_turns(info.name) != comm.rank()) continue;
+    if (info.name.starts_with(plan.layer_prefix))
       to_copy_[info.name] = info;
     else
       outside.push_back(info);

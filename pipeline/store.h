@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/teams.h"
 #include "pipeline/checkpoint.h"
 #include "pipeline/error.h"
 #include "pipeline/finished_layers.h"
@@ -22,20 +23,21 @@ namespace qpipe {
 class Store {
  public:
   // Begins to copy the tensors outside of the decoder layers (embedding, head) in the background, divided over the ranks. Collective.
-  Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, const Journal& journal, Comm& comm);
+  // A layer's tensors are written by the ranks of its team.
+  Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, const Journal& journal, const Teams& teams, Comm& comm);
   // Waits for the background.
   ~Store();
   Store(const Store&) = delete;
   Store& operator=(const Store&) = delete;
 
-  // A linear that every rank holds: one rank packs it and writes it in the background, while the next one is computed.
+  // A linear that every rank of the team holds: one of them packs it and writes it in the background, while the next one is computed.
   void put(const std::string& module, const QuantizedLinear& quantized, Stream& stream);
 
   // Tensors that this rank alone has packed.
   void put(std::vector<PackedTensor> tensors);
 
   // These values, in the plan's dtype, instead of the checkpoint's tensor of that name and shape, which lies in a decoder layer. Every rank
-  // has them; one writes.
+  // of the team has them; one writes.
   void replace(const std::string& name, const std::vector<float>& values);
   // Whether this rank writes the tensor, which stays unquantized and lies in a decoder layer: the others may leave replace() out.
   bool owns(const std::string& name) const { return to_copy_.contains(name); }

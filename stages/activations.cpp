@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/activation.h"
+#include "kernels/hessian.h"
 #include "launch/share.h"
 
 namespace qpipe {
@@ -11,39 +12,108 @@ Blocking cut_samples(std::int64_t samples, std::int64_t seqlen, std::int64_t mic
   return {samples, seqlen, std::clamp<std::int64_t>(micro_batch / seqlen, 1, std::max<std::int64_t>(samples, 1))};
 }
 
-Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank, int ranks, Stream& stream) {
+std::vector<std::int64_t> block_rows(const Blocking& blocking, const RowRange& owned) {
+  std::vector<std::int64_t> rows;
+  for (std::int64_t block = owned.begin; block < owned.begin + owned.count; ++block)
+    rows.push_back(blocking.block_size(block) * blocking.seqlen);
+  return rows;
+}
+
+Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank, int ranks, const Places& places,
+                             Stream& stream) {
   Activations result;
   result.blocking = blocking;
   result.owned = contiguous_share(blocking.blocks(), rank, ranks);
-  const DType dtype = stream.compute_dtype();
-  const auto element = static_cast<std::int64_t>(size_of(dtype));
-  const std::int64_t block_tokens = blocking.block_samples * blocking.seqlen;
-  const auto padded = [&](std::int64_t width) { return (block_tokens * width * element + 255) / 256 * 256; };
-  const std::int64_t hidden_bytes = padded(architecture.hidden);
-  const std::int64_t input_bytes = padded(widest_input(architecture));
-  result.hidden_memory = Buffer(static_cast<std::size_t>(hidden_bytes * result.owned.count), stream);
-  result.input_memory = Buffer(static_cast<std::size_t>(input_bytes * result.owned.count), stream);
-  result.scratch = TensorArray(dtype, block_tokens, scratch_width(architecture), stream);
-  for (std::int64_t local = 0; local < result.owned.count; ++local) {
-    const std::int64_t tokens = blocking.block_size(result.owned.begin + local) * blocking.seqlen;
-    Block block;
-    block.hidden = {static_cast<unsigned char*>(result.hidden_memory.data()) + local * hidden_bytes, dtype, tokens, architecture.hidden};
-    block.input = {static_cast<unsigned char*>(result.input_memory.data()) + local * input_bytes, dtype, tokens, architecture.hidden};
-    result.blocks.push_back(block);
-  }
+  const std::vector<std::int64_t> rows = block_rows(blocking, result.owned);
+  result.hidden = BlockStore(rows, architecture.hidden, places.hidden, places.folder, stream);
+  result.input = BlockStore(rows, widest_input(architecture), places.input, places.folder, stream);
+  result.input_width = architecture.hidden;
+  result.input_maximum = Array<float>(1, widest_input(architecture), stream);
+  result.scratch = TensorArray(stream.compute_dtype(), blocking.block_tokens(), scratch_width(architecture), stream);
   return result;
+}
+
+void visit(Activations& activations, Access hidden, Access input, const BlockWork& work, Stream& stream) {
+  const std::vector<std::size_t> order = all_blocks(activations.blocks());
+  BlockPass hidden_pass(activations.hidden, hidden, order, activations.hidden.width(), stream);
+  BlockPass input_pass(activations.input, input, order, activations.input_width, stream);
+  for (const std::size_t local : order) {
+    Block block{hidden_pass.begin(), input_pass.begin()};
+    work(local, block);
+    hidden_pass.end(block.hidden.cols);
+    input_pass.end(block.input.cols);
+  }
+  hidden_pass.finish();
+  input_pass.finish();
+}
+
+void visit_inputs(const Activations& activations, const std::vector<std::size_t>& locals, const InputWork& work, Stream& stream) {
+  BlockPass pass(activations.input, locals, activations.input_width, stream);
+  for (const std::size_t local : locals) {
+    work(local, pass.begin());
+    pass.end(activations.input_width);
+  }
+  pass.finish();
+}
+
+void visit_inputs(const Activations& activations, const InputWork& work, Stream& stream) {
+  visit_inputs(activations, all_blocks(activations.blocks()), work, stream);
 }
 
 void embed_tokens(const Architecture& architecture, const std::vector<std::int32_t>& ids, ConstTensor table, Activations& activations,
                   Stream& stream) {
-  const Blocking& blocking = activations.blocking;
-  for (std::size_t local = 0; local < activations.blocks.size(); ++local) {
-    const std::int64_t tokens = activations.block_tokens(local);
-    const std::int64_t first = blocking.block_begin(activations.owned.begin + static_cast<std::int64_t>(local)) * blocking.seqlen;
+  const std::int64_t seqlen = activations.blocking.seqlen;
+  const auto work = [&](std::size_t local, Block& block) {
+    const std::int64_t tokens = block.hidden.rows;
     Array<std::int32_t> block_ids(1, tokens, stream);
-    copy_to_device(block_ids.view.data, ids.data() + first, static_cast<std::size_t>(tokens) * sizeof(std::int32_t), stream);
-    embed(block_ids, table, architecture.embedding_multiplier, activations.blocks[local].hidden, stream);
+    copy_to_device(block_ids.view.data, ids.data() + activations.first_sample(local) * seqlen,
+                   static_cast<std::size_t>(tokens) * sizeof(std::int32_t), stream);
+    embed(block_ids, table, architecture.embedding_multiplier, block.hidden, stream);
+  };
+  visit(activations, Access::write, Access::none, work, stream);
+}
+
+namespace {
+
+// Makes the next step's input, block after block, and takes its columns' maxima on the way.
+void make_input(Activations& activations, std::int64_t width, Access hidden, Access input, const BlockWork& work, Stream& stream) {
+  const Matrix<float> maximum = activations.input_maximum.view.col_range(0, width);
+  fill_zero(maximum.data, static_cast<std::size_t>(width) * sizeof(float), stream);
+  const auto work_and_measure = [&](std::size_t local, Block& block) {
+    work(local, block);
+    column_max_abs(block.input, maximum, stream);
+  };
+  visit(activations, hidden, input, work_and_measure, stream);
+  activations.input_width = width;
+}
+
+}  // namespace
+
+void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations, Stream& stream) {
+  const auto work = [&](std::size_t, Block& block) { start_layer(architecture, layer, block, stream); };
+  make_input(activations, input_width(architecture, StepKind::attention_in), Access::read, Access::write, work, stream);
+}
+
+void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations,
+             Stream& stream) {
+  const auto work = [&](std::size_t, Block& block) {
+    advance(architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, stream);
+  };
+  const auto width = [&](StepKind next) { return input_width(architecture, next); };
+  switch (kind) {
+    case StepKind::attention_in: return make_input(activations, width(StepKind::attention_out), Access::none, Access::update, work, stream);
+    case StepKind::attention_out: return make_input(activations, width(StepKind::mlp_in), Access::update, Access::update, work, stream);
+    case StepKind::mlp_in: return make_input(activations, width(StepKind::mlp_out), Access::none, Access::update, work, stream);
+    case StepKind::mlp_out: return visit(activations, Access::update, Access::read, work, stream);
   }
+}
+
+void forward_layer(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, Activations& activations,
+                   Stream& stream) {
+  const auto work = [&](std::size_t, Block& block) {
+    forward_layer(architecture, tables, layer, activations.blocking.seqlen, block, activations.scratch, stream);
+  };
+  visit(activations, Access::update, Access::scratch, work, stream);
 }
 
 }  // namespace qpipe

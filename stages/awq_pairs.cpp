@@ -37,6 +37,23 @@ std::vector<ScalingPair> scaling_pairs(const Architecture& a) {
   return pairs;
 }
 
+std::vector<std::size_t> inspected_linears(const Architecture& a, const ScalingPair& pair) {
+  if (pair.inspected == Inspected::linears) return pair.linears;
+  std::vector<std::size_t> linears;
+  const auto add = [&](StepKind kind) {
+    for (const std::size_t i : run_linears(a, kind)) linears.push_back(i);
+  };
+  if (pair.inspected != Inspected::mlp) {
+    add(StepKind::attention_in);
+    add(StepKind::attention_out);
+  }
+  if (pair.inspected != Inspected::attention) {
+    add(StepKind::mlp_in);
+    add(StepKind::mlp_out);
+  }
+  return linears;
+}
+
 std::string source_name(const Architecture& a, const ScalingPair& pair) {
   switch (pair.source) {
     case ScaleSource::attention_norm: return a.names.attention_norm;

@@ -31,6 +31,9 @@ struct ScalingPair {
 //   up (or the second half of a fused gate_up) → down; a plain MLP's first linear → its second where f(a x) = a f(x) for a > 0 (ReLU)
 std::vector<ScalingPair> scaling_pairs(const Architecture& architecture);
 
+// The linears that run in what the exact search compares.
+std::vector<std::size_t> inspected_linears(const Architecture& architecture, const ScalingPair& pair);
+
 // "post_attention_layernorm" or "mlp.up_proj": what the pair's factor goes into, as the layer's tensors are named.
 std::string source_name(const Architecture& architecture, const ScalingPair& pair);
 

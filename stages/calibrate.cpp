@@ -5,7 +5,6 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "kernels/activation.h"
 #include "kernels/column_statistics.h"
 #include "kernels/diagonal.h"
 #include "kernels/hessian.h"
@@ -25,34 +24,32 @@ struct FixedPoint {
 std::int64_t first_sample_refused(const Activations& activations, Comm& comm, Stream& stream) {
   const Blocking& blocking = activations.blocking;
   std::int64_t first = blocking.samples;
-  for (std::size_t local = 0; local < activations.blocks.size() && first == blocking.samples; ++local) {
-    const Tensor input = activations.blocks[local].input;
-    const Array<float> copy(input.rows, input.cols, stream);
-    convert(input, copy.view, stream);
-    std::vector<float> values(static_cast<std::size_t>(input.size()));
-    copy_to_host(values.data(), copy.view.data, copy.memory.bytes(), stream);
-    const auto bad =
-        std::find_if(values.begin(), values.end(), [](float x) { return !(std::fabs(x) <= 0x1p48f); });  // the bound of hessian_exponents
-    if (bad == values.end()) continue;
-    const std::int64_t row = (bad - values.begin()) / input.cols;
-    first = blocking.block_begin(activations.owned.begin + static_cast<std::int64_t>(local)) + row / blocking.seqlen;
-  }
+  const auto refused = [](float x) { return !(std::fabs(x) <= 0x1p48f); };  // the bound of hessian_exponents
+  const auto search = [&](std::size_t local, ConstTensor input) {
+    if (first != blocking.samples) return;
+    std::vector<unsigned char> bytes(static_cast<std::size_t>(input.bytes()));
+    copy_to_host(bytes.data(), input.data, bytes.size(), stream);
+    const auto first_in = [&](const auto* values) {
+      const auto* end = values + input.size();
+      const auto* bad = std::find_if(values, end, [&](auto x) { return refused(to_float(x)); });
+      if (bad != end) first = activations.first_sample(local) + (bad - values) / input.cols / blocking.seqlen;
+    };
+    if (input.dtype == DType::f32)
+      first_in(reinterpret_cast<const float*>(bytes.data()));
+    else
+      first_in(reinterpret_cast<const bf16*>(bytes.data()));
+  };
+  visit_inputs(activations, search, stream);
   for (const double other : comm.all_gather({static_cast<double>(first)})) first = std::min(first, static_cast<std::int64_t>(other));
   return first;
 }
 
 FixedPoint choose_units(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {
-  const std::int64_t width = activations.blocks.empty() ? 0 : activations.blocks.front().input.cols;
-  // A rank without blocks learns the width from the others.
-  std::int64_t d = 0;
-  for (const double value : comm.all_gather({static_cast<double>(width)})) d = std::max(d, static_cast<std::int64_t>(value));
-
-  Array<float> maximum(1, d, stream);
-  fill_zero(maximum.view.data, maximum.memory.bytes(), stream);
-  for (const Block& block : activations.blocks) column_max_abs(block.input, maximum, stream);
-  comm.all_reduce_max(maximum, stream);
+  const std::int64_t d = activations.input_width;
+  const Matrix<float> maximum = activations.input_maximum.view.col_range(0, d);
+  comm.all_reduce_max({maximum.data, 1, d}, stream);  // once more changes nothing
   std::vector<float> host_maximum(static_cast<std::size_t>(d));
-  copy_to_host(host_maximum.data(), maximum.view.data, maximum.memory.bytes(), stream);
+  copy_to_host(host_maximum.data(), maximum.data, host_maximum.size() * sizeof(float), stream);
   FixedPoint units{Array<std::int32_t>(1, d, stream), std::vector<std::int32_t>(static_cast<std::size_t>(d)), 0};
   try {
     hessian_exponents({host_maximum.data(), 1, d}, {units.host_exponent.data(), 1, d});
@@ -67,29 +64,82 @@ FixedPoint choose_units(const Activations& activations, const std::string& what,
 
 }  // namespace
 
-Hessian calibrate(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {
+namespace {
+
+// Columns [begin, begin + sum.cols) of the finished Hessian, panel by panel, in host memory.
+void finish_on_host(Matrix<const std::int64_t> sum, const FixedPoint& units, std::int64_t tokens, std::int64_t begin, Hessian& hessian,
+                    Stream& stream) {
+  const std::int64_t width = std::min(hessian_panel(stream.backend()), sum.cols);
+  const Buffer memory(static_cast<std::size_t>(sum.rows * width) * sizeof(float), stream);
+  for (std::int64_t j0 = 0; j0 < sum.cols; j0 += width) {
+    const std::int64_t cols = std::min(width, sum.cols - j0);
+    const Matrix<float> panel(static_cast<float*>(memory.data()), sum.rows - j0, cols);
+    const Matrix<const std::int64_t> part = sum.row_range(j0, panel.rows).col_range(j0, cols);
+    finish_hessian_panel(part, units.exponent, units.log2_tokens, tokens, begin + j0, panel, stream);
+    const std::size_t bytes = static_cast<std::size_t>(panel.size()) * sizeof(float);
+    HessianPanel& kept = hessian.panels.emplace_back(HessianPanel{begin + j0, cols, HostBuffer(bytes, stream)});
+    copy_to_host(kept.memory.data(), panel.data, bytes, stream);
+    const auto* values = reinterpret_cast<const float*>(kept.memory.data());
+    for (std::int64_t c = 0; c < cols; ++c) hessian.diagonal[static_cast<std::size_t>(kept.begin + c)] = values[c * (cols + 1)];
+  }
+}
+
+}  // namespace
+
+Hessian calibrate(const Activations& activations, const std::string& what, const Places& places, Comm& comm, Stream& stream) {
   const FixedPoint units = choose_units(activations, what, comm, stream);
   const std::int64_t d = units.exponent.view.cols;
-  Hessian result{Array<float>(d, d, stream), std::vector<float>(static_cast<std::size_t>(d))};
+  const std::int64_t tokens = activations.blocking.tokens();
+  const std::int64_t width = places.hessian_panel_columns > 0 ? std::min(places.hessian_panel_columns, d) : d;
+  Hessian result;
+  result.diagonal.resize(static_cast<std::size_t>(d));
+  if (!places.hessian_on_host) result.matrix = Array<float>(d, d, stream);
   {
-    Array<std::int64_t> sum(d, d, stream);
-    fill_zero(sum.view.data, sum.memory.bytes(), stream);
-    for (const Block& block : activations.blocks)
-      accumulate_hessian(block.input, units.exponent, units.log2_tokens, result.matrix, sum, stream);
-    comm.all_reduce_sum(sum, stream);
-    finish_hessian(sum, units.exponent, units.log2_tokens, activations.blocking.tokens(), result.matrix, stream);
+    const Buffer memory(static_cast<std::size_t>(d * width) * sizeof(std::int64_t), stream);
+    for (std::int64_t begin = 0; begin < d; begin += width) {
+      const Matrix<std::int64_t> sum(static_cast<std::int64_t*>(memory.data()), d - begin, std::min(width, d - begin));
+      fill_zero(sum.data, static_cast<std::size_t>(sum.size()) * sizeof(std::int64_t), stream);
+      const auto add = [&](std::size_t, ConstTensor x) { accumulate_hessian(x, units.exponent, units.log2_tokens, begin, sum, stream); };
+      visit_inputs(activations, add, stream);
+      comm.all_reduce_sum(sum, stream);
+      if (places.hessian_on_host)
+        finish_on_host(sum, units, tokens, begin, result, stream);
+      else
+        finish_hessian(sum, units.exponent, units.log2_tokens, tokens, begin, result.matrix, stream);
+    }
   }
+  if (places.hessian_on_host) return result;
   Array<float> on_device(1, d, stream);
   diagonal(result.matrix, on_device, stream);
   copy_to_host(result.diagonal.data(), on_device.view.data, on_device.memory.bytes(), stream);
   return result;
 }
 
+void place_hessian(const Hessian& hessian, Matrix<const std::int32_t> perm, Matrix<float> h, Stream& stream) {
+  Buffer memory(hessian.panels.empty() ? 0 : hessian.panels.front().memory.bytes(), stream);  // the first is the largest
+  for (const HessianPanel& panel : hessian.panels) {
+    copy_to_device(memory.data(), panel.memory.data(), panel.memory.bytes(), stream);
+    place_hessian_panel({static_cast<const float*>(memory.data()), h.rows - panel.begin, panel.cols}, panel.begin, perm, h, stream);
+  }
+}
+
+void bring_to_device(Hessian& hessian, Stream& stream) {
+  const auto d = static_cast<std::int64_t>(hessian.diagonal.size());
+  if (!hessian.matrix.empty() || hessian.panels.empty()) return;
+  hessian.matrix = Array<float>(d, d, stream);
+  place_hessian(hessian, {}, hessian.matrix, stream);
+}
+
+void leave_device(Hessian& hessian) {
+  if (!hessian.panels.empty()) hessian.matrix = {};
+}
+
 std::vector<double> mean_magnitude(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {
   const FixedPoint units = choose_units(activations, what, comm, stream);
   Array<std::int64_t> sum(1, units.exponent.view.cols, stream);
   fill_zero(sum.view.data, sum.memory.bytes(), stream);
-  for (const Block& block : activations.blocks) accumulate_column_abs(block.input, units.exponent, units.log2_tokens, sum, stream);
+  const auto add = [&](std::size_t, ConstTensor x) { accumulate_column_abs(x, units.exponent, units.log2_tokens, sum, stream); };
+  visit_inputs(activations, add, stream);
   comm.all_reduce_sum(sum, stream);
   std::vector<std::int64_t> host(units.host_exponent.size());
   copy_to_host(host.data(), sum.view.data, sum.memory.bytes(), stream);

@@ -9,14 +9,29 @@
 
 namespace qpipe {
 
-struct Hessian {
-  Array<float> matrix;          // [d, d], on every rank
-  std::vector<float> diagonal;  // host
+// A run of columns of H in host memory: [d − begin, cols] float32, row r column c is H(begin + r, begin + c), defined for r ≥ c.
+struct HessianPanel {
+  std::int64_t begin = 0;
+  std::int64_t cols = 0;
+  HostBuffer memory;
 };
 
-// `what` names the step in messages ("layer 3, input of self_attn.o_proj"). Collective. Throws std::domain_error naming it, the column and
-// the first sample when an activation is NaN or infinite (every rank throws the same).
-Hessian calibrate(const Activations& activations, const std::string& what, Comm& comm, Stream& stream);
+struct Hessian {
+  Array<float> matrix;               // [d, d], on every rank; empty while H waits on the host
+  std::vector<HessianPanel> panels;  // there: all columns in order
+  std::vector<float> diagonal;       // host
+};
+
+// `what` names the step in messages ("layer 3, input of self_attn.o_proj"). places: of the Hessian and its sum. Collective. Throws
+// std::domain_error naming it, the column and the first sample when an activation is NaN or infinite (every rank throws the same).
+Hessian calibrate(const Activations& activations, const std::string& what, const Places& places, Comm& comm, Stream& stream);
+
+// h_ij = H[perm[i], perm[j]] for a Hessian that waits on the host.   perm [1, d] on the device, or empty: as it is; h [d, d].
+void place_hessian(const Hessian& hessian, Matrix<const std::int32_t> perm, Matrix<float> h, Stream& stream);
+// Makes hessian.matrix, if it is not there.
+void bring_to_device(Hessian& hessian, Stream& stream);
+// Frees hessian.matrix where the host has it.
+void leave_device(Hessian& hessian);
 
 // mean_t |x[t, i]| over the tokens of all ranks, [d] on every rank, bit-identical for any number of ranks. Collective; throws as
 // calibrate().

@@ -11,8 +11,8 @@ namespace qpipe {
 // False for projections to queries and keys, whose errors multiply in the softmax. `module`: the last part of its name counts.
 bool may_clip(const std::string& module);
 
-// w ← clamp(w, ±limit) with the limits of kernels/clip_search.h. w [out, in] float32, whole on every rank; hessian: of its input. Rows are
-// shared over the ranks. settings.group_columns must be at most largest_clip_group. Collective.
-void clip_weight(Matrix<float> w, const Hessian& hessian, const LinearSettings& settings, Comm& comm, Stream& stream);
+// w ← clamp(w, ±limit) with the limits of kernels/clip_search.h. w [rows, in] float32: some rows of a weight; hessian: of its input, on the
+// device. settings.group_columns must be at most largest_clip_group.
+void clip_weight(Matrix<float> w, const Hessian& hessian, const LinearSettings& settings, Stream& stream);
 
 }  // namespace qpipe

@@ -60,15 +60,30 @@ std::vector<LinearFactors> linear_factors(const Layer& layer, const std::vector<
 }
 
 Array<float> scaled_weight(const Linear& linear, const LinearFactors& factors, Stream& stream) {
-  Array<float> weight(linear.stored.rows, linear.stored.cols, stream);
-  scale_weight(linear.stored, upload(factors.column, stream), upload(factors.row, stream), weight, stream);
+  return scaled_rows(linear, factors, {0, linear.stored.rows}, stream);
+}
+
+Array<float> scaled_rows(const Linear& linear, const LinearFactors& factors, const RowRange& rows, Stream& stream) {
+  Array<float> weight(rows.count, linear.stored.cols, stream);
+  const Array<float> row = upload(factors.row, stream);
+  scale_weight(linear.stored.row_range(rows.begin, rows.count), upload(factors.column, stream),
+               row.empty() ? row.view : row.view.col_range(rows.begin, rows.count), weight, stream);
   return weight;
 }
 
-void unscaled_weight_into(const QuantizedLinear& quantized, const LinearFactors& factors, Tensor weight, Stream& stream) {
-  const Array<float> scaled(weight.rows, weight.cols, stream);
-  dequantize_into(quantized, scaled.view, stream);
-  unscale_into(scaled, factors, weight, stream);
+void unscaled_weight_into(const QuantizedLinear& q, const LinearFactors& factors, Tensor weight, Stream& stream) {
+  const Array<float> memory(std::min(row_block, weight.rows), weight.cols, stream);
+  const Array<std::int32_t> group_of = upload(q.group_of, stream);
+  const Array<float> column = upload(reciprocals(factors.column), stream);
+  const Array<float> row = upload(reciprocals(factors.row), stream);
+  for (std::int64_t begin = 0; begin < weight.rows; begin += row_block) {
+    const std::int64_t count = std::min(row_block, weight.rows - begin);
+    const Matrix<float> scaled = memory.view.row_range(0, count);
+    dequantize(q.code.view.row_range(begin, count), q.scale.view.row_range(begin, count), q.zero.view.row_range(begin, count), group_of,
+               scaled, stream);
+    scale_weight(scaled, column, row.empty() ? row.view : row.view.col_range(begin, count), scaled, stream);
+    convert(scaled, weight.row_range(begin, count), stream);
+  }
 }
 
 void unscale_into(const Array<float>& scaled, const LinearFactors& factors, Tensor weight, Stream& stream) {
@@ -98,6 +113,8 @@ std::vector<ChangedTensor> divided_vectors(const Architecture& a, const Layer& l
 }
 
 void divide_input(Hessian& hessian, const std::vector<float>& scale, Stream& stream) {
+  bring_to_device(hessian, stream);
+  hessian.panels.clear();
   unscale_hessian(hessian.matrix, upload(scale, stream), stream);
   const Array<float> on_device(1, hessian.matrix.view.cols, stream);
   diagonal(hessian.matrix, on_device, stream);

@@ -19,8 +19,9 @@ struct LinearFactors {
 // Of each of layer.linears. A linear is scaled by its pair even when it is not quantized.
 std::vector<LinearFactors> linear_factors(const Layer& layer, const std::vector<ScaledPair>& pairs);
 
-// [out, in] float32.
+// [out, in] float32, or some of its rows.
 Array<float> scaled_weight(const Linear& linear, const LinearFactors& factors, Stream& stream);
+Array<float> scaled_rows(const Linear& linear, const LinearFactors& factors, const RowRange& rows, Stream& stream);
 
 // The weight that does in the layer as it was what the quantized one does in the scaled layer: w[r, c] · row[r] / column[c].
 void unscaled_weight_into(const QuantizedLinear& quantized, const LinearFactors& factors, Tensor weight, Stream& stream);
@@ -38,7 +39,7 @@ struct ChangedTensor {
 std::vector<ChangedTensor> divided_vectors(const Architecture& architecture, const Layer& layer, const std::vector<ScaledPair>& pairs,
                                            Stream& stream);
 
-// The Hessian of the input divided by the factors.
+// The Hessian of the input divided by the factors, on the device.
 void divide_input(Hessian& hessian, const std::vector<float>& scale, Stream& stream);
 
 // Σ over outputs of the mean squared error that the quantized linear makes in the scaled layer, over its outputs: (1/out) tr(ΔW H ΔWᵀ),

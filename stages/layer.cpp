@@ -65,6 +65,16 @@ std::vector<Step> layer_steps(const Architecture& a) {
   return {attention_in, {StepKind::attention_out, {attention_out_index(a)}}, mlp_in, {StepKind::mlp_out, {mlp_out_index(a)}}};
 }
 
+std::vector<std::size_t> run_linears(const Architecture& a, StepKind kind) {
+  switch (kind) {
+    case StepKind::attention_in: return consecutive(0, a.qkv.size());
+    case StepKind::attention_out: return {attention_out_index(a)};
+    case StepKind::mlp_in: return consecutive(mlp_in_index(a), a.mlp_in.size());
+    case StepKind::mlp_out: return {mlp_out_index(a)};
+  }
+  return {};
+}
+
 std::int64_t input_width(const Architecture& a, StepKind kind) {
   switch (kind) {
     case StepKind::attention_in:

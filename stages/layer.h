@@ -18,12 +18,13 @@
 
 namespace qpipe {
 
-// A linear on the device. `stored` is the weight as the checkpoint has it (what is quantized), `weight` the compute type's copy that the
-// forward pass uses; quantization overwrites `weight` with the dequantized codes.
+// A linear on the device. `stored` is the weight as the checkpoint has it (what is quantized), `weight` is in the compute type, for the
+// forward pass: the same memory where the types are the same. Quantization overwrites `weight` with the dequantized codes; `stored` is not
+// to be used any more then.
 struct Linear {
   std::string name;         // full module name: "model.layers.3.self_attn.q_proj"
   ConstTensor stored;       // [out, in]; empty when the checkpoint is packed
-  Tensor weight;            // [out, in]
+  Tensor weight;            // [out, in]; without memory while it waits (stages/waiting_weights.h)
   ConstTensor bias;         // [1, out] or empty, compute type
   ConstTensor stored_bias;  // as the checkpoint has it
 };
@@ -35,6 +36,15 @@ struct Norm {
   ConstTensor stored_bias;
 };
 
+// Where a linear's weight is while no step needs it.
+struct WaitingWeight {
+  unsigned char* host = nullptr;  // page-locked memory of the layer's source
+  DType dtype = DType::f32;       // the checkpoint's, the compute type once the weight has been overwritten
+  bool overwritten = false;
+  Buffer stored;  // on the device
+  Buffer weight;
+};
+
 struct Layer {
   std::int64_t index = 0;
   std::vector<Linear> linears;  // qkv…, attention_out, mlp_in…, mlp_out: the order of all_linears()
@@ -43,6 +53,7 @@ struct Layer {
   ConstTensor q_norm;
   ConstTensor k_norm;
   std::vector<Buffer> memory;
+  std::vector<WaitingWeight> waiting;  // one for each linear; empty when all weights stay on the device
 };
 
 enum class StepKind { attention_in, attention_out, mlp_in, mlp_out };
@@ -57,6 +68,9 @@ std::vector<LinearSpec> all_linears(const Architecture& architecture);
 
 // With a shared norm (Falcon-7B) attention_in also lists the mlp_in linears: one Hessian serves both, and mlp_in lists none.
 std::vector<Step> layer_steps(const Architecture& architecture);
+
+// The linears that advance() runs, as indices into Layer::linears.
+std::vector<std::size_t> run_linears(const Architecture& architecture, StepKind kind);
 
 std::int64_t input_width(const Architecture& architecture, StepKind kind);
 std::int64_t widest_input(const Architecture& architecture);

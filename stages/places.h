@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace qpipe {
 
@@ -14,6 +15,7 @@ struct Places {
   bool weights_by_step = false;            // a layer's weights wait in host memory; only those in use are on the device
   std::int64_t hessian_panel_columns = 0;  // columns of a 64-bit Hessian sum that are held at once, a multiple of the kernel's; 0: all
   bool hessian_on_host = false;            // finished Hessians wait in host memory
+  std::string folder = {};                 // of the files of Place::disk; exists
 };
 
 }  // namespace qpipe

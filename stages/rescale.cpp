@@ -73,7 +73,7 @@ std::vector<double> output_losses(const Architecture& a, const DecoderTables& ta
                                   const std::vector<std::vector<float>>& scales, std::int64_t search_tokens, Comm& comm, Stream& stream) {
   const Array<float> candidates = upload_rows(scales, stream);
   const Blocking& blocking = activations.blocking;
-  const std::int64_t tokens = blocking.block_samples * blocking.seqlen;
+  const std::int64_t tokens = blocking.block_tokens();
   std::vector<TensorArray> trial(pair.linears.size());
   for (std::size_t i = 0; i < trial.size(); ++i) {
     const Tensor weight = layer.linears[pair.linears[i]].weight;
@@ -87,9 +87,10 @@ std::vector<double> output_losses(const Architecture& a, const DecoderTables& ta
   const Array<float> reference(tokens, a.hidden, stream);
   const Array<float> output(tokens, a.hidden, stream);
   const Array<double> total = zeros(activations.owned.count, candidates.view.rows, stream);
-  for (std::size_t b = 0; b < activations.blocks.size(); ++b) {
-    if (!is_searched(blocking, activations.owned.begin + static_cast<std::int64_t>(b), search_tokens)) continue;
-    const ConstTensor x = activations.blocks[b].input;
+  std::vector<std::size_t> searched;
+  for (std::size_t b = 0; b < activations.blocks(); ++b)
+    if (is_searched(blocking, activations.block(b), search_tokens)) searched.push_back(b);
+  const auto try_candidates = [&](std::size_t b, ConstTensor x) {
     const Matrix<float> expected = reference.view.row_range(0, x.rows);
     const Matrix<float> got = output.view.row_range(0, x.rows);
     const auto run = [&](Matrix<float> y) {
@@ -106,7 +107,8 @@ std::vector<double> output_losses(const Architecture& a, const DecoderTables& ta
       swap_weights();
       add_squared_difference(expected, got, element(total, static_cast<std::int64_t>(b), c), stream);
     }
-  }
+  };
+  visit_inputs(activations, searched, try_candidates, stream);
   std::vector<double> losses = add_in_block_order(total, comm, stream);
   std::int64_t samples = 0;
   for (std::int64_t b = 0; b < blocking.blocks(); ++b) samples += is_searched(blocking, b, search_tokens) ? blocking.block_size(b) : 0;
@@ -191,10 +193,14 @@ std::vector<std::vector<float>> candidate_scales(const std::vector<double>& acti
   return candidates;
 }
 
+bool needs_hessian(const ScaleSearch& search, const ScalingPair& pair) {
+  return search.loss == ScaleLoss::gram || pair.inspected == Inspected::linears;
+}
+
 std::vector<double> scale_losses(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                                  const std::vector<LinearSettings>& settings, const Activations& activations, const Hessian& hessian,
                                  const std::vector<std::vector<float>>& scales, const ScaleSearch& options, Comm& comm, Stream& stream) {
-  if (options.loss == ScaleLoss::exact && pair.inspected != Inspected::linears)
+  if (!needs_hessian(options, pair))
     return output_losses(a, tables, layer, pair, settings, activations, scales, options.tokens, comm, stream);
   return gram_losses(layer, pair, settings, hessian, scales, comm, stream);
 }

@@ -26,6 +26,9 @@ struct ScaleSearch {
 // Whether block b of `blocking` is one of the evenly spaced blocks that hold `tokens` tokens, at least one; all blocks for 0.
 bool is_searched(const Blocking& blocking, std::int64_t block, std::int64_t tokens);
 
+// Whether the pair's loss is measured with the step's Hessian.
+bool needs_hessian(const ScaleSearch& search, const ScalingPair& pair);
+
 // A pair with its factors, the same on every rank.
 struct ScaledPair {
   ScalingPair pair;
@@ -46,8 +49,8 @@ std::vector<std::vector<float>> candidate_scales(const std::vector<double>& acti
 // Q is each linear's own grid, found for every candidate from the weights that the checkpoint has; linears with settings.skip keep their
 // weights, whatever the factors. The first of equal losses wins.
 // settings: of pair.linears, at least one not skipped. activations: at the pair's step, made with the original weights; unchanged (scratch
-// is used). hessian: of the step. Collective; the result does not depend on the number of ranks. Throws std::runtime_error naming the
-// pair's first linear when no candidate has a finite loss.
+// is used). hessian: of the step, on the device if needs_hessian. Collective; the result does not depend on the number of ranks. Throws
+// std::runtime_error naming the pair's first linear when no candidate has a finite loss.
 ScaledPair search_scale(const Architecture& architecture, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                         const std::vector<LinearSettings>& settings, const Activations& activations, const Hessian& hessian,
                         const ScaleSearch& options, Comm& comm, Stream& stream);

@@ -60,7 +60,12 @@ void factor_with_damping(const Hessian& hessian, const LinearSettings& settings,
   const double mean = sum / static_cast<double>(d);
   for (double damp = settings.damp_percent; damp < 1.0; damp += settings.damp_increment) {
     result.damp = damp;
-    if (factor(hessian.matrix, result.perm, damp * mean, result.n, result.pivot, stream)) return;
+    if (hessian.matrix.empty()) {  // permuted into n on its way from the host, and factored in place
+      place_hessian(hessian, result.perm, result.n, stream);
+      if (factor(result.n.view, upload(identity_order(d), stream), damp * mean, result.n, result.pivot, stream)) return;
+    } else if (factor(hessian.matrix, result.perm, damp * mean, result.n, result.pivot, stream)) {
+      return;
+    }
   }
   result.fell_back = true;
   std::vector<float> row(static_cast<std::size_t>(d), 0.0f);
@@ -123,26 +128,26 @@ QuantizedLinear allocate(const Linear& linear, const LinearSettings& settings, S
   return q;
 }
 
-void solve_rtn(const Linear& linear, const RowRange& rows, QuantizedLinear& q, Stream& stream) {
-  const std::int64_t in = linear.stored.cols;
+// weight: the given rows.
+void solve_rtn(ConstTensor weight, const RowRange& rows, QuantizedLinear& q, Stream& stream) {
+  const std::int64_t in = weight.cols;
   const Array<std::int32_t> order = upload(identity_order(in), stream);
   const Array<std::uint8_t> dead = upload(std::vector<std::uint8_t>(static_cast<std::size_t>(in), 0), stream);
   Array<float> w(rows.count, in, stream);
-  gather_columns(linear.stored.row_range(rows.begin, rows.count), order, dead, w, stream);
+  gather_columns(weight, order, dead, w, stream);
   const auto scale = q.scale.view.row_range(rows.begin, rows.count);
   const auto zero = q.zero.view.row_range(rows.begin, rows.count);
   find_grids(w, q.settings.group_columns(in), {q.settings.bits, q.settings.symmetric, q.settings.mse_norm}, scale, zero, stream);
   round_to_grid(w, scale, zero, upload(q.group_of, stream), q.settings.bits, q.code.view.row_range(rows.begin, rows.count), stream);
 }
 
-void solve_gptq(const Hessian& hessian, const Factor& factor, const Order& perm, const Linear& linear, const RowRange& rows,
+void solve_gptq(const Hessian& hessian, const Factor& factor, const Order& perm, ConstTensor weight, const RowRange& rows,
                 QuantizedLinear& q, Matrix<float> row_loss, Stream& stream) {
-  const std::int64_t in = linear.stored.cols;
+  const std::int64_t in = weight.cols;
   const LinearSettings& s = q.settings;
   std::vector<std::uint8_t> dead(static_cast<std::size_t>(in));
   for (std::size_t k = 0; k < dead.size(); ++k) dead[k] = hessian.diagonal[k] == 0.0f;
   const Array<std::uint8_t> dead_on_device = upload(dead, stream);
-  const ConstTensor stored = linear.stored.row_range(rows.begin, rows.count);
   const auto scale = q.scale.view.row_range(rows.begin, rows.count);
   const auto zero = q.zero.view.row_range(rows.begin, rows.count);
 
@@ -153,14 +158,14 @@ void solve_gptq(const Hessian& hessian, const Factor& factor, const Order& perm,
   Array<float> w(rows.count, in, stream);
   Order solved_group(static_cast<std::size_t>(in));  // group of position k
   if (s.static_groups) {
-    gather_columns(stored, upload(identity_order(in), stream), dead_on_device, w, stream);
+    gather_columns(weight, upload(identity_order(in), stream), dead_on_device, w, stream);
     find_grids(w, options.group_size, options.grid, scale, zero, stream);
     for (std::size_t k = 0; k < solved_group.size(); ++k) solved_group[k] = q.group_of[static_cast<std::size_t>(perm[k])];
   } else {
     for (std::size_t k = 0; k < solved_group.size(); ++k)
       solved_group[k] = static_cast<std::int32_t>(static_cast<std::int64_t>(k) / options.group_size);
   }
-  gather_columns(stored, factor.perm, dead_on_device, w, stream);
+  gather_columns(weight, factor.perm, dead_on_device, w, stream);
   Array<std::uint8_t> code(rows.count, in, stream);
   gptq_sweep(w, factor.n, factor.pivot, options, upload(solved_group, stream), scale, zero, code,
              row_loss.col_range(rows.begin, rows.count), stream);
@@ -191,8 +196,11 @@ void check_and_summarise(const Linear& linear, QuantizedLinear& q, Stream& strea
 
 }  // namespace
 
-std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<const Linear*>& linears,
-                                   const std::vector<LinearSettings>& settings, Comm& comm, Stream& stream) {
+namespace {
+
+// rows_of: empty for the checkpoint's weights.
+std::vector<QuantizedLinear> solve_all(const Hessian* hessian, const std::vector<const Linear*>& linears,
+                                       const std::vector<LinearSettings>& settings, const RowsOf& rows_of, Comm& comm, Stream& stream) {
   std::map<FactorKey, Factor> factors;
   if (hessian != nullptr) factors = make_factors(*hessian, settings, comm, stream);
 
@@ -205,14 +213,17 @@ std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<con
     const Linear& linear = *linears[i];
     QuantizedLinear q = allocate(linear, settings[i], stream);
     const RowRange mine = shares[i][static_cast<std::size_t>(comm.rank())];
+    Array<float> given;
+    if (rows_of && mine.count > 0) given = rows_of(i, mine);
+    const ConstTensor weight = rows_of ? ConstTensor(given.view) : linear.stored.row_range(mine.begin, mine.count);
     if (settings[i].method == Method::rtn) {
-      if (mine.count > 0) solve_rtn(linear, mine, q, stream);
+      if (mine.count > 0) solve_rtn(weight, mine, q, stream);
     } else {
       require(hessian != nullptr, "solve: GPTQ needs a Hessian");
       const Factor& factor = factors.at(factor_key(settings[i], linear.stored.cols));
       const Order perm = column_order(settings[i], hessian->diagonal);
       Array<float> row_loss(1, linear.stored.rows, stream);
-      if (mine.count > 0) solve_gptq(*hessian, factor, perm, linear, mine, q, row_loss, stream);
+      if (mine.count > 0) solve_gptq(*hessian, factor, perm, weight, mine, q, row_loss, stream);
       if (!settings[i].static_groups) set_dynamic_groups(perm, q);
       comm.all_gather_rows(row_loss.view.data, sizeof(float), shares[i], stream);
       std::vector<float> loss(static_cast<std::size_t>(linear.stored.rows));
@@ -228,6 +239,18 @@ std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<con
     results.push_back(std::move(q));
   }
   return results;
+}
+
+}  // namespace
+
+std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<const Linear*>& linears,
+                                   const std::vector<LinearSettings>& settings, Comm& comm, Stream& stream) {
+  return solve_all(hessian, linears, settings, {}, comm, stream);
+}
+
+std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<const Linear*>& linears,
+                                   const std::vector<LinearSettings>& settings, const RowsOf& rows_of, Comm& comm, Stream& stream) {
+  return solve_all(hessian, linears, settings, rows_of, comm, stream);
 }
 
 void dequantize_into(const QuantizedLinear& q, Tensor weight, Stream& stream) {

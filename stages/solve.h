@@ -4,6 +4,7 @@
 // are gathered, so that every rank ends with everything.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -51,6 +52,11 @@ struct QuantizedLinear {
 // Collective. Throws std::domain_error naming the module when a scale is not finite.
 std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<const Linear*>& linears,
                                    const std::vector<LinearSettings>& settings, Comm& comm, Stream& stream);
+
+// The same for other weights than the checkpoint's: rows_of gives some rows of linears[i] as they are to be quantized, this rank's alone.
+using RowsOf = std::function<Array<float>(std::size_t i, const RowRange& rows)>;
+std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<const Linear*>& linears,
+                                   const std::vector<LinearSettings>& settings, const RowsOf& rows_of, Comm& comm, Stream& stream);
 
 // weight = the dequantized codes, in the compute type.
 void dequantize_into(const QuantizedLinear& quantized, Tensor weight, Stream& stream);

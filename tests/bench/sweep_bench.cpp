@@ -76,9 +76,9 @@ void run(std::int64_t d, std::int64_t tokens, std::int64_t rows, Stream& stream)
     fill_zero(sum.view.data, sum.memory.bytes(), stream);
     constexpr int log2_tokens = 18;
     // Useful work: the lower triangle only.
-    report("accumulate_hessian", tokens, d, median_ms(stream, [&] { accumulate_hessian(x_device, exponent, log2_tokens, h, sum, stream); }),
+    report("accumulate_hessian", tokens, d, median_ms(stream, [&] { accumulate_hessian(x_device, exponent, log2_tokens, 0, sum, stream); }),
            size(tokens) * size(1));
-    report("finish_hessian", d, d, median_ms(stream, [&] { finish_hessian(sum, exponent, log2_tokens, 6 * tokens, h, stream); }), 0.0);
+    report("finish_hessian", d, d, median_ms(stream, [&] { finish_hessian(sum, exponent, log2_tokens, 6 * tokens, 0, h, stream); }), 0.0);
   }
 
   const Array<float> diagonal_device(1, d, stream);

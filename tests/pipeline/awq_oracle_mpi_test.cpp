@@ -64,7 +64,7 @@ struct TinyModel {
         source(checkpoint, architecture, comm, stream) {
     const SafetensorsFile calibration(golden / "calib_tiny.safetensors");
     const auto ids = read_all<std::int32_t>(calibration, "calib");
-    activations = make_activations(architecture, cut_samples(64, 48, 1024), comm.rank(), comm.size(), stream);
+    activations = make_activations(architecture, cut_samples(64, 48, 1024), comm.rank(), comm.size(), Places{}, stream);
     tables = make_tables(architecture, 48, stream);
     embed_tokens(architecture, ids, source.load_tensor(architecture.embedding), activations, stream);
     settings.method = Method::rtn;
@@ -120,14 +120,14 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
   double peer_total = 0.0;
   for (std::int64_t index = 0; index < s.architecture.layers; ++index) {
     Layer layer = s.source.load_layer(index);
-    for (Block& block : s.activations.blocks) start_layer(s.architecture, layer, block, s.stream);
+    start_layer(s.architecture, layer, s.activations, s.stream);
     std::vector<ScaledPair> ours;
     std::vector<ScaledPair> peers;
     std::vector<Hessian> hessians;
     for (std::size_t i = 0; i < steps.size(); ++i) {
       const std::string source = source_name(s.architecture, pairs[i]);
       SCOPED_TRACE("layer " + std::to_string(index) + " " + source);
-      hessians.push_back(calibrate(s.activations, "test", s.comm, s.stream));
+      hessians.push_back(calibrate(s.activations, "test", Places{}, s.comm, s.stream));
       const std::vector<LinearSettings> settings(pairs[i].linears.size(), s.settings);
       ours.push_back(
           search_scale(s.architecture, s.tables, layer, pairs[i], settings, s.activations, hessians[i], search, s.comm, s.stream));
@@ -148,13 +148,12 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
                                                       {ours[i].scale, peers[i].scale}, ScaleSearch{}, s.comm, s.stream);
       EXPECT_EQ(losses[0], ours[i].loss);
       EXPECT_LE(losses[0], losses[1] * rounding);
-      for (Block& block : s.activations.blocks)
-        advance(s.architecture, s.tables, layer, steps[i].kind, 48, block, s.activations.scratch, s.stream);
+      advance(s.architecture, s.tables, layer, steps[i].kind, s.activations, s.stream);
     }
     const std::vector<LinearFactors> our_factors = linear_factors(layer, ours);
     const std::vector<LinearFactors> peer_factors = linear_factors(layer, peers);
     for (std::size_t i = 0; i < steps.size(); ++i) {
-      Hessian peer_hessian{Array<float>(hessians[i].matrix.view.rows, hessians[i].matrix.view.cols, s.stream), hessians[i].diagonal};
+      Hessian peer_hessian{Array<float>(hessians[i].matrix.view.rows, hessians[i].matrix.view.cols, s.stream), {}, hessians[i].diagonal};
       copy_on_device(peer_hessian.matrix.view.data, hessians[i].matrix.view.data, hessians[i].matrix.memory.bytes(), s.stream);
       divide_input(hessians[i], ours[i].scale, s.stream);
       divide_input(peer_hessian, peers[i].scale, s.stream);
@@ -163,7 +162,7 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
         const Array<float> our_weight = scaled_weight(linear, our_factors[l], s.stream);
         const Array<float> peer_weight = scaled_weight(linear, peer_factors[l], s.stream);
         if (may_clip(linear.name)) {
-          clip_weight(our_weight, hessians[i], s.settings, s.comm, s.stream);
+          clip_weight(our_weight, hessians[i], s.settings, s.stream);
           std::vector<float> limit = peer.find("clip", all_linears(s.architecture)[l].name, index);
           clamp_groups(peer_weight, Matrix<const float>(limit.data(), peer_weight.view.rows, peer_weight.view.cols / 32), s.stream);
         }

@@ -42,7 +42,7 @@ class AwqRun : public testing::TestWithParam<Case> {
     tokens.seqlen = 40;
     for (std::int32_t i = 0; i < 80; ++i) tokens.ids.push_back((i * i * 7 + 13 * i + 5) % 320);
     std::vector<float> logits;
-    evaluate(checkpoint, architecture, tokens, 16384, comm, stream,
+    evaluate(checkpoint, architecture, tokens, 16384, Places{}, comm, stream,
              [&](std::int64_t, const std::vector<float>& block) { logits.insert(logits.end(), block.begin(), block.end()); });
     return logits;
   }

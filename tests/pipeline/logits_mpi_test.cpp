@@ -79,16 +79,18 @@ class Engine : public testing::TestWithParam<Case> {
 
   std::vector<float> logits_of(const Checkpoint& checkpoint, const Architecture& architecture, const Tokens& tokens) {
     std::vector<float> logits;
-    evaluate(checkpoint, architecture, tokens, 16384, comm, stream,
+    evaluate(checkpoint, architecture, tokens, 16384, Places{}, comm, stream,
              [&](std::int64_t, const std::vector<float>& block) { logits.insert(logits.end(), block.begin(), block.end()); });
     return logits;
   }
 
-  std::vector<float> hidden_of(const Block& block) {
-    Array<float> copy(block.hidden.rows, block.hidden.cols, stream);
-    convert(block.hidden, copy.view, stream);
-    std::vector<float> values(static_cast<std::size_t>(copy.view.size()));
-    copy_to_host(values.data(), copy.view.data, values.size() * sizeof(float), stream);
+  std::vector<float> hidden_of(const Activations& activations) {
+    const TensorArray hidden(stream.compute_dtype(), activations.hidden.rows(0), activations.hidden.width(), stream);
+    read_block(activations.hidden, 0, hidden, stream);
+    const Array<float> wide(hidden.view.rows, hidden.view.cols, stream);
+    convert(hidden, wide.view, stream);
+    std::vector<float> values(static_cast<std::size_t>(wide.view.size()));
+    copy_to_host(values.data(), wide.view.data, wide.memory.bytes(), stream);
     return values;
   }
 
@@ -114,15 +116,15 @@ TEST_P(Models, HiddenStatesAndLogitsMatchTheReference) {
   const Tokens tokens = reference_tokens(reference);
 
   LayerSource source(checkpoint, architecture, comm, stream);
-  Activations activations = make_activations(architecture, cut_samples(tokens.samples, tokens.seqlen, 16384), 0, 1, stream);
-  ASSERT_EQ(activations.blocks.size(), 1u);
+  Activations activations = make_activations(architecture, cut_samples(tokens.samples, tokens.seqlen, 16384), 0, 1, Places{}, stream);
+  ASSERT_EQ(activations.blocks(), 1u);
   embed_tokens(architecture, tokens.ids, source.load_tensor(architecture.embedding), activations, stream);
-  EXPECT_LT(relative_error(hidden_of(activations.blocks[0]), read_floats(reference, "hidden.0")), bound(GetParam().backend)) << "embedding";
+  EXPECT_LT(relative_error(hidden_of(activations), read_floats(reference, "hidden.0")), bound(GetParam().backend)) << "embedding";
   const DecoderTables tables = make_tables(architecture, tokens.seqlen, stream);
   for (std::int64_t index = 0; index < architecture.layers; ++index) {
     const Layer layer = source.load_layer(index);
-    forward_layer(architecture, tables, layer, tokens.seqlen, activations.blocks[0], activations.scratch, stream);
-    const double error = relative_error(hidden_of(activations.blocks[0]), read_floats(reference, "hidden." + std::to_string(index + 1)));
+    forward_layer(architecture, tables, layer, activations, stream);
+    const double error = relative_error(hidden_of(activations), read_floats(reference, "hidden." + std::to_string(index + 1)));
     EXPECT_LT(error, bound(GetParam().backend)) << "output of layer " << index;
   }
   const double error = relative_error(logits_of(checkpoint, architecture, tokens), read_floats(reference, "logits"));
@@ -201,8 +203,8 @@ TEST_P(PeerCheckpoints, PerplexityDoesNotDependOnTheBlocks) {
   const Checkpoint checkpoint(oracles / "checkpoints" / GetParam().name);
   const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
   const Tokens tokens = reference_tokens(SafetensorsFile(oracles / "checkpoints" / GetParam().name / "reference.safetensors"));
-  const double one_block = evaluate(checkpoint, architecture, tokens, 16384, comm, stream).value;
-  const double two_blocks = evaluate(checkpoint, architecture, tokens, 40, comm, stream).value;
+  const double one_block = evaluate(checkpoint, architecture, tokens, 16384, Places{}, comm, stream).value;
+  const double two_blocks = evaluate(checkpoint, architecture, tokens, 40, Places{}, comm, stream).value;
   EXPECT_TRUE(std::isfinite(one_block));
   EXPECT_NEAR(one_block, two_blocks, 2e-3 * one_block);
 }

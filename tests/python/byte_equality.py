@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""1, 2, 3 and 4 ranks write the same bytes: usage byte_equality.py QPIPE SHARED MPIEXEC [--share-gpu] [--ranks 1,2,4].
+"""Any number of ranks, in any layout of teams, writes the same bytes: usage byte_equality.py QPIPE SHARED MPIEXEC [--share-gpu] [--ranks 1,2,4].
 
-Quantizes a tiny model with several settings and compares every file of the output folders with those of one rank."""
+Quantizes a tiny model with several settings and compares every file of the output folders with those of one rank. A deeper one, which goes around the ring
+more than once, is quantized in every layout of --layouts, teams x ranks of a team."""
 import argparse
 import hashlib
+import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,6 +35,43 @@ SETTINGS = {
     "mxfp4": ["quantize.method=mxfp4"],
 }
 
+# What differs in how layers depend on each other and in what travels between the ranks.
+LAYOUT_SETTINGS = {
+    "gptq": ["quantize.group_size=32"],
+    "gptq-original": ["quantize.group_size=32", "quantize.propagate=original", "quantize.act_group_aware=true"],
+    "awq": ["quantize.method=awq", "quantize.group_size=32"],
+    "awq-quantized": ["quantize.method=awq", "quantize.group_size=32", "quantize.propagate=quantized", "awq.rounding=gptq"],
+    "rtn": ["quantize.method=rtn", "quantize.group_size=32"],
+}
+DEEP_LAYERS = 9
+
+
+def make_deep(source, target):
+    """The model of `source` with its layers repeated."""
+    os.makedirs(target)
+    config = json.load(open(os.path.join(source, "config.json")))
+    layers, config["num_hidden_layers"] = config["num_hidden_layers"], DEEP_LAYERS
+    json.dump(config, open(os.path.join(target, "config.json"), "w"))
+    tensors, blob = {}, b""
+    for file in sorted(f for f in os.listdir(source) if f.startswith("model") and f.endswith(".safetensors")):
+        with open(os.path.join(source, file), "rb") as f:
+            header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+            data = f.read()
+        header.pop("__metadata__", None)
+        for name, info in header.items():
+            parts = name.split(".")
+            copies = [name]
+            if "layers" in parts:
+                at = parts.index("layers") + 1
+                copies = [".".join(parts[:at] + [str(i)] + parts[at + 1 :]) for i in range(int(parts[at]), DEEP_LAYERS, layers)]
+            content = data[slice(*info["data_offsets"])]
+            for copy in copies:
+                tensors[copy] = dict(info, data_offsets=[len(blob), len(blob) + len(content)])
+                blob += content
+    text = json.dumps(tensors).encode()
+    with open(os.path.join(target, "model.safetensors"), "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + blob)
+
 
 def digest(folder):
     return {name: hashlib.sha256(open(os.path.join(folder, name), "rb").read()).hexdigest() for name in sorted(os.listdir(folder))}
@@ -46,6 +86,7 @@ def main():
     parser.add_argument("--ranks", default="1,2,3,4")
     parser.add_argument("--models", default="llama,falcon-7b-style,qwen3")
     parser.add_argument("--settings", default="", help="only those whose name contains this")
+    parser.add_argument("--layouts", default="1x1,1x2,2x1,1x3,3x1,1x4,2x2,4x1,1x8,2x4,4x2,8x1", help="teams x ranks of a team, the first is the reference")
     args = parser.parse_args()
     if not os.path.isdir(os.path.join(args.shared, "oracles")):
         print("no oracles: skipped")
@@ -76,35 +117,48 @@ dataset = "calib"
 seqlen = 48
 samples = 5
 """)
+
+        def runs_equal(what, model, settings, layouts):
+            """Whether every (name, ranks, further settings) of `layouts` gives the first one's bytes."""
+            expected = None
+            for name, ranks, more in layouts:
+                output = os.path.join(work, f"out-{ranks}")  # the folder's name must not show in the files
+                command = [args.mpiexec, "--oversubscribe", "--bind-to", "none", "-np", str(ranks), args.qpipe, config]
+                for s in settings + backend + more + [f"model.path={model}", f"output.path={output}"]:
+                    command += ["--set", s]
+                run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                if run.returncode != 0:
+                    print(f"{what}, {name}: exit {run.returncode}\n{run.stdout}")
+                    return False
+                got = digest(output)
+                if expected is None:
+                    expected = got
+                    if not any(f.endswith(".safetensors") for f in got):
+                        print(f"{what}: no weights written: {sorted(got)}")
+                        return False
+                elif got != expected:
+                    different = sorted(f for f in set(got) | set(expected) if got.get(f) != expected.get(f))
+                    print(f"{what}: {name} differs from {layouts[0][0]} in {different}")
+                    return False
+            print(f"{what}: {', '.join(name for name, _, _ in layouts)} byte-equal, {len(expected)} files", flush=True)
+            return True
+
+        ranks = [(f"{r} ranks", int(r), []) for r in args.ranks.split(",") if r]
         for model in args.models.split(","):
             for name, settings in SETTINGS.items():
                 if model != "llama" and name not in ("sym4", "static-groups", "v1-asym", "awq"):
                     continue
-                if args.settings not in name:
-                    continue
-                expected = None
-                for ranks in [int(r) for r in args.ranks.split(",")]:
-                    output = os.path.join(work, f"out-{ranks}")  # the folder's name must not show in the files
-                    sets = settings + backend + [f"model.path={args.shared}/oracles/models/{model}", f"output.path={output}"]
-                    command = [args.mpiexec, "--oversubscribe", "--bind-to", "none", "-np", str(ranks), args.qpipe, config]
-                    command += [word for s in sets for word in ("--set", s)]
-                    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-                    if run.returncode != 0:
-                        print(f"{model} {name} with {ranks} ranks: exit {run.returncode}\n{run.stdout}")
-                        failures += 1
-                        break
-                    got = digest(output)
-                    if expected is None:
-                        expected = got
-                        if not any(f.endswith(".safetensors") for f in got):
-                            print(f"{model} {name}: no weights written: {sorted(got)}")
-                            failures += 1
-                    elif got != expected:
-                        different = sorted(f for f in set(got) | set(expected) if got.get(f) != expected.get(f))
-                        print(f"{model} {name}: {ranks} ranks differ from the first in {different}")
-                        failures += 1
-                else:
-                    print(f"{model} {name}: {args.ranks} ranks byte-equal, {len(expected)} files", flush=True)
+                if ranks and args.settings in name:
+                    failures += not runs_equal(f"{model} {name}", f"{args.shared}/oracles/models/{model}", settings, ranks)
+        layouts = []
+        for layout in filter(None, args.layouts.split(",")):
+            teams, of_team = (int(n) for n in layout.split("x"))
+            layouts.append((layout, teams * of_team, [f"parallel.teams={teams}"]))
+        deep = os.path.join(work, "deep")
+        make_deep(f"{args.shared}/oracles/models/llama", deep)
+        for name, settings in LAYOUT_SETTINGS.items():
+            if layouts and args.settings in name:
+                failures += not runs_equal(f"{DEEP_LAYERS} layers {name}", deep, settings, layouts)
     print(f"{failures} failures")
     return 1 if failures else 0
 

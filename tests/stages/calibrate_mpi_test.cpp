@@ -1,8 +1,10 @@
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 
+#include "kernels/hessian.h"
 #include "launch/share.h"
 #include "stages/calibrate.h"
 
@@ -16,29 +18,32 @@ struct Planted {
   Stream stream{Backend::cpu, 0};
   Comm comm{stream, {}};
   Activations activations;
-  std::vector<std::vector<float>> memory;
 
-  Planted(std::int64_t samples, std::int64_t seqlen, std::int64_t micro_batch, const std::vector<std::int64_t>& at, float value) {
+  Planted(std::int64_t samples, std::int64_t seqlen, std::int64_t micro_batch, const std::vector<std::int64_t>& at, float value,
+          Place place = Place::device) {
     const Blocking blocking = cut_samples(samples, seqlen, micro_batch);
     activations.blocking = blocking;
     activations.owned = contiguous_share(blocking.blocks(), comm.rank(), comm.size());
-    memory.resize(static_cast<std::size_t>(activations.owned.count));
-    for (std::size_t local = 0; local < memory.size(); ++local) {
-      const std::int64_t block = activations.owned.begin + static_cast<std::int64_t>(local);
-      const std::int64_t rows = blocking.block_size(block) * seqlen;
-      memory[local].assign(static_cast<std::size_t>(rows * width), 1.0f);
+    activations.input = BlockStore(block_rows(blocking, activations.owned), width, place, testing::TempDir(), stream);
+    activations.input_width = width;
+    activations.input_maximum = Array<float>(1, width, stream);
+    fill_zero(activations.input_maximum.view.data, activations.input_maximum.memory.bytes(), stream);
+    for (std::size_t local = 0; local < activations.blocks(); ++local) {
+      const std::int64_t rows = activations.input.rows(local);
+      std::vector<float> values(static_cast<std::size_t>(rows * width), 1.0f);
       for (const std::int64_t sample : at) {
-        const std::int64_t row = (sample - blocking.block_begin(block)) * seqlen + seqlen - 1;
-        if (row >= 0 && row < rows) memory[local][static_cast<std::size_t>(row * width + 3)] = value;
+        const std::int64_t row = (sample - activations.first_sample(local)) * seqlen + seqlen - 1;
+        if (row >= 0 && row < rows) values[static_cast<std::size_t>(row * width + 3)] = value;
       }
-      const Tensor input(memory[local].data(), DType::f32, rows, width);
-      activations.blocks.push_back({input, input});
+      const ConstTensor input(values.data(), DType::f32, rows, width);
+      column_max_abs(input, activations.input_maximum, stream);
+      write_block(activations.input, local, input, stream);
     }
   }
 
   std::string message() {
     try {
-      calibrate(activations, "layer 3, input of m", comm, stream);
+      calibrate(activations, "layer 3, input of m", Places{}, comm, stream);
     } catch (const std::domain_error& error) {
       return error.what();
     }
@@ -50,11 +55,54 @@ TEST(Calibrate, NamesTheFirstSampleThatIsNotFinite) {
   for (const float value : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()})
     for (const std::int64_t sample : {0, 4, 5, 16}) {
       const std::string expected = "layer 3, input of m: activation 3 is not finite, first in calibration sample " + std::to_string(sample);
-      EXPECT_EQ(Planted(17, 5, 10, {16, sample}, value).message(), expected);  // blocks of two samples, the last of one
-      EXPECT_EQ(Planted(17, 5, 1000, {sample}, value).message(), expected);    // one block: most ranks have none
+      for (const Place place : {Place::device, Place::host, Place::disk})
+        EXPECT_EQ(Planted(17, 5, 10, {16, sample}, value, place).message(), expected);  // blocks of two samples, the last of one
+      EXPECT_EQ(Planted(17, 5, 1000, {sample}, value).message(), expected);             // one block: most ranks have none
     }
   EXPECT_EQ(Planted(17, 5, 10, {9}, 0x1p49f).message(), "layer 3, input of m: activation 3 exceeds 2^48, first in calibration sample 9");
   EXPECT_EQ(Planted(17, 5, 10, {9}, 2.0f).message(), "");
+}
+
+// Wherever the inputs, the sum and the result lie: the same bits.
+TEST(Calibrate, PlacesChangeNoBits) {
+  Stream stream(Backend::cpu, 0);
+  Comm comm(stream, {});
+  const std::int64_t d = 2 * hessian_panel(Backend::cpu) + 88;
+  const Blocking blocking = cut_samples(9, 7, 14);
+  const auto made = [&](const Places& places) {
+    Activations a;
+    a.blocking = blocking;
+    a.owned = contiguous_share(blocking.blocks(), comm.rank(), comm.size());
+    a.input = BlockStore(block_rows(blocking, a.owned), d, places.input, testing::TempDir(), stream);
+    a.input_width = d;
+    a.input_maximum = Array<float>(1, d, stream);
+    fill_zero(a.input_maximum.view.data, a.input_maximum.memory.bytes(), stream);
+    for (std::size_t local = 0; local < a.blocks(); ++local) {
+      std::vector<float> values(static_cast<std::size_t>(a.input.rows(local) * d));
+      for (std::size_t i = 0; i < values.size(); ++i)
+        values[i] = std::sin(0.37f * static_cast<float>(i) + static_cast<float>(a.first_sample(local)));
+      const ConstTensor input(values.data(), DType::f32, a.input.rows(local), d);
+      column_max_abs(input, a.input_maximum, stream);
+      write_block(a.input, local, input, stream);
+    }
+    Hessian h = calibrate(a, "test", places, comm, stream);
+    EXPECT_EQ(h.matrix.empty(), places.hessian_on_host);
+    bring_to_device(h, stream);
+    std::vector<float> values(static_cast<std::size_t>(d * d));
+    copy_to_host(values.data(), h.matrix.view.data, h.matrix.memory.bytes(), stream);
+    for (std::int64_t i = 0; i < d; ++i) EXPECT_EQ(values[static_cast<std::size_t>(i * (d + 1))], h.diagonal[static_cast<std::size_t>(i)]);
+    return std::pair{values, mean_magnitude(a, "test", comm, stream)};
+  };
+  const auto expected = made({});
+  for (const Place input : {Place::device, Place::host, Place::disk})
+    for (const std::int64_t panel : {std::int64_t{0}, hessian_panel(Backend::cpu)})
+      for (const bool on_host : {false, true}) {
+        Places places;
+        places.input = input;
+        places.hessian_panel_columns = panel;
+        places.hessian_on_host = on_host;
+        EXPECT_EQ(made(places), expected) << panel << " columns, on the host " << on_host;
+      }
 }
 
 }  // namespace

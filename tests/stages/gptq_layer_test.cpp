@@ -73,8 +73,8 @@ TEST_P(GptqLayerTest, AtLeastAsGoodAsThePeer) {
   const Array<std::int32_t> exponent = upload_as(host_exponent, 1, d);
   const Array<std::int64_t> sum = upload_as(std::vector<std::int64_t>(d * d), d, d);
   const Array<float> h(d, d, stream);
-  accumulate_hessian(x_device, exponent, 10, h, sum, stream);
-  finish_hessian(sum, exponent, 10, tokens, h, stream);
+  accumulate_hessian(x_device, exponent, 10, 0, sum, stream);
+  finish_hessian(sum, exponent, 10, tokens, 0, h, stream);
   const Array<float> diagonal_device(1, d, stream);
   diagonal(h, diagonal_device, stream);
   auto diagonal_host = download_as(diagonal_device.view);

@@ -151,6 +151,32 @@ TEST_P(Solve, ReportedErrorIsTheErrorOfTheWeights) {
   }
 }
 
+// In panels of 48 columns, the last one of fewer.
+TEST_P(Solve, HessianThatWaitsOnTheHostGivesTheSameCodes) {
+  Hessian waiting;
+  waiting.diagonal = hessian.diagonal;
+  for (std::int64_t begin = 0; begin < in_features; begin += 48) {
+    const std::int64_t cols = std::min<std::int64_t>(48, in_features - begin);
+    const std::int64_t rows = in_features - begin;
+    HessianPanel& panel =
+        waiting.panels.emplace_back(HessianPanel{begin, cols, HostBuffer(static_cast<std::size_t>(rows * cols) * sizeof(float), stream)});
+    auto* values = reinterpret_cast<float*>(panel.memory.data());
+    for (std::int64_t r = 0; r < rows; ++r)
+      for (std::int64_t c = 0; c < cols; ++c)
+        values[r * cols + c] = r >= c ? problem.h[(begin + r) * in_features + begin + c] : std::numeric_limits<float>::quiet_NaN();
+  }
+  for (const LinearSettings& settings : variants()) {
+    const QuantizedLinear expected = solved(settings);
+    const QuantizedLinear q = std::move(solve(&waiting, {&linear}, {settings}, comm, stream).at(0));
+    EXPECT_EQ(dequantized(q), dequantized(expected));
+    EXPECT_EQ(q.mean_squared_error, expected.mean_squared_error);
+  }
+  bring_to_device(waiting, stream);
+  EXPECT_EQ(download(waiting.matrix), problem.h);
+  leave_device(waiting);
+  EXPECT_TRUE(waiting.matrix.empty());
+}
+
 TEST_P(Solve, BeatsRoundToNearest) {
   LinearSettings settings;
   settings.group_size = 64;

@@ -1,0 +1,74 @@
+// What a Comm holds, for launch/ alone.
+#pragma once
+
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "launch/comm.h"
+#include "launch/mpi_calls.h"
+#include "launch/nccl_comm.h"
+
+namespace qpipe {
+
+struct DestroyNcclComm {
+  void operator()(NcclComm* comm) const {
+    if constexpr (has_cuda) cuda::destroy_nccl_comm(comm);
+  }
+};
+
+struct Comm::State {
+  Options options;
+  MPI_Comm mpi = MPI_COMM_NULL;
+  int rank = 0;
+  int size = 1;
+  int exceptions = std::uncaught_exceptions();
+  bool shared_gpu = false;  // some GPU of the job serves several ranks
+  bool failed = false;      // an operation did not finish: the ranks are no longer in step
+  std::unique_ptr<NcclComm, DestroyNcclComm> nccl;
+
+  ~State() {
+    nccl.reset();
+    if (mpi != MPI_COMM_NULL && !failed && std::uncaught_exceptions() <= exceptions) MPI_Comm_free(&mpi);
+  }
+
+  // Around every operation: a Comm on which one failed takes no other.
+  class Attempt {
+   public:
+    explicit Attempt(State& state) : state_(state) {
+      if (state.failed) throw std::runtime_error(this_rank() + ": an earlier operation of this communicator failed");
+      state.failed = true;
+    }
+    ~Attempt() {
+      if (std::uncaught_exceptions() <= exceptions_) state_.failed = false;
+    }
+    Attempt(const Attempt&) = delete;
+    Attempt& operator=(const Attempt&) = delete;
+
+   private:
+    State& state_;
+    int exceptions_ = std::uncaught_exceptions();
+  };
+
+  std::vector<std::string> all_gather(const std::string& bytes, const char* operation) {
+    Attempt attempt(*this);
+    return all_gather_bytes(bytes, mpi, operation, options.timeout);
+  }
+
+  // The least value of all ranks.
+  std::int64_t all_reduce_min(std::int64_t value, const char* operation) {
+    Attempt attempt(*this);
+    std::vector<MPI_Request> requests;
+    start_all_reduce(&value, 1, sizeof(value), MPI_INT64_T, MPI_MIN, mpi, requests);
+    finish(requests, operation, options.timeout);
+    return value;
+  }
+
+  bool rank_exists(int other) const { return other >= 0 && other < size; }
+
+  void learn_rank_and_size();
+};
+
+}  // namespace qpipe

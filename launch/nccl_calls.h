@@ -1,0 +1,50 @@
+// NCCL with checked statuses and bounded waits. Included by .cu files of launch/ only.
+#pragma once
+
+#include <nccl.h>
+
+#include <chrono>
+#include <exception>
+#include <functional>
+#include <source_location>
+#include <string>
+
+#include "kernels/cuda_handles.h"
+#include "launch/nccl_comm.h"
+
+namespace qpipe {
+
+struct NcclComm {
+  ncclComm_t comm = nullptr;  // null after an abort
+  std::string who;
+  std::chrono::seconds timeout{};
+  cudaStream_t stream = nullptr;
+  int exceptions = std::uncaught_exceptions();
+};
+
+namespace nccl {
+
+// Aborts the communicator and throws std::runtime_error with rank, host, operation and reason.
+[[noreturn]] void fail(NcclComm& comm, const std::string& operation, const std::string& reason,
+                       std::source_location where = std::source_location::current());
+
+std::string too_late(std::chrono::seconds timeout);
+
+void check_usable(const NcclComm& comm, const std::string& operation);
+
+// The asynchronous state of the communicator: true when nothing is being set up or queued.
+bool is_settled(NcclComm& comm, const std::string& operation, std::source_location where = std::source_location::current());
+
+// After a call on a non-blocking communicator: no other call may follow, and nothing may be queued behind it, before NCCL has queued it.
+void settle(NcclComm& comm, ncclResult_t status, const std::string& operation, std::chrono::seconds timeout,
+            std::source_location where = std::source_location::current());
+
+// As cuda::create_nccl_comm, on the current device, for work on `stream`.
+NcclComm* create(const std::string& unique_id, int rank, int size, bool over_sockets, const std::string& who, std::chrono::seconds timeout,
+                 cudaStream_t stream);
+
+// Calls `query` (cudaStreamQuery, cudaEventQuery) until it is successful, with the communicator's errors reported.
+void wait(NcclComm& comm, const std::function<cudaError_t()>& query, const std::string& operation);
+
+}  // namespace nccl
+}  // namespace qpipe

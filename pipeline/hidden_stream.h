@@ -1,0 +1,35 @@
+// Hidden states on their way through the ring of teams, block by block, beside the computation.
+//
+// propagate = original: the layers of a round, one on each team, do not wait for each other's solution. Block b of the residual stream goes
+// through them one after another like through a pipeline, while the blocks behind it are on their way; every team keeps its layer's input
+// and works on it afterwards. What leaves the round's last team is the first team's input of the next round.
+// propagate = quantized: a team is given its layer's input when the layer before is quantized.
+#pragma once
+
+#include "launch/ring.h"
+#include "stages/activations.h"
+
+namespace qpipe {
+
+struct StreamTask {
+  bool from_previous = false;        // the layer's input comes from the team before; else it is in `activations`
+  bool to_next = false;              // its output is needed
+  BlockStore* next_input = nullptr;  // on the round's first team: the next round's input is put here; null: there is none
+};
+
+// How a rank's time went: busy computing, or waiting for blocks.
+struct StreamSeconds {
+  double busy = 0.0;
+  double wait = 0.0;
+};
+
+// Collective over the teams that have a layer in the round. layer: this team's, with original weights. Afterwards activations.hidden holds
+// its input.
+StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTables& tables, Layer& layer, const StreamTask& task,
+                            Activations& activations, const Ring& ring, Stream& stream);
+
+// All blocks of activations' residual stream to the next team, or from the previous one.
+void send_hidden(const Activations& activations, const Ring& ring, Stream& stream);
+void receive_hidden(Activations& activations, const Ring& ring, Stream& stream);
+
+}  // namespace qpipe
