@@ -110,7 +110,7 @@ std::string advice(const RunSizes& run, const Layout& layout, const Budget& budg
 
 Layout choose_layout(int ranks, std::int64_t teams, const RunSizes& run) {
   try {
-    return {ranks, choose_teams(ranks, run.layers, run.calibrated && !run.quantized_propagation, static_cast<int>(teams)).teams};
+    return {ranks, choose_teams(ranks, run.layers, !run.calibrated || !run.quantized_propagation, static_cast<int>(teams)).teams};
   } catch (const std::invalid_argument& fault) {
     throw UserError(ExitCode::config, std::string(fault.what()) + "; choose a divisor, or 0 for automatic");
   }

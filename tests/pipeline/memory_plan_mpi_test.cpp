@@ -54,7 +54,7 @@ void compare_peaks(const std::string& name, const std::function<Options(const st
     const Checkpoint checkpoint(options.model.path);
     const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
     const RunSizes sizes = run_sizes(options, architecture, checkpoint, plan_quantization(options, architecture, checkpoint), backend);
-    const Layout layout{comm.size(), 1};
+    const Layout layout = choose_layout(comm.size(), 0, sizes);
     const MemoryPlan all = plan_memory(sizes, layout, {INT64_MAX, INT64_MAX});
     const std::int64_t most = all.device_peak().total().device;
     std::string output;
