@@ -7,8 +7,7 @@ namespace qpipe::cuda {
 namespace {
 
 constexpr int warp = 32;
-constexpr int warps_per_block = 8;
-constexpr int threads = warp * warps_per_block;
+constexpr int most_warps = 8;
 constexpr int rows_per_block = 64;
 constexpr unsigned all_lanes = 0xffffffffu;
 
@@ -22,74 +21,91 @@ __device__ float reduce_sum(float x) {
   return x;
 }
 
-// blockIdx.x: the group; its block of h lies in shared memory, rows of group_size floats. Each warp takes rows in turn; lane l owns the
-// columns l, l + 32, … (`owned` of them at most).
+// One δ of every limit for one column, read as three 16-byte words.
+struct alignas(16) Trials {
+  float delta[12];
+};
+static_assert(clip_steps <= 12);
+
+// `owned` neighbouring floats as one access.
 template <int owned>
-__global__ void __launch_bounds__(threads)
+struct alignas(4 * owned) Run {
+  float element[owned];
+};
+
+// blockIdx.x: the group; its block of h lies in shared memory, rows of 32 · owned floats filled up with zeros. Each warp takes rows in
+// turn; lane l owns the columns l · owned, … All limits' δ are tried at once, so that an element of h is read once for ten products.
+template <int owned>
+__global__ void __launch_bounds__(warp* most_warps, 2)
     search_clip_kernel(Matrix<const float> w, Matrix<const float> h, int group_size, GridOptions options, Matrix<float> limit) {
-  extern __shared__ float block[];
+  constexpr int width = warp * owned;
+  extern __shared__ float4 shared[];
+  auto* block = reinterpret_cast<Run<owned>*>(shared);
+  auto* trials = reinterpret_cast<Trials*>(reinterpret_cast<float*>(shared) + width * group_size) + threadIdx.x / warp * width;
   const std::int64_t begin = std::int64_t{blockIdx.x} * group_size;
-  for (int index = static_cast<int>(threadIdx.x); index < group_size * group_size; index += threads)
-    block[index] = h.data[(begin + index / group_size) * h.stride + begin + index % group_size];
+  for (int index = static_cast<int>(threadIdx.x); index < group_size * width; index += static_cast<int>(blockDim.x)) {
+    const int column = index % width;
+    reinterpret_cast<float*>(shared)[index] = column < group_size ? h.data[(begin + index / width) * h.stride + begin + column] : 0.0f;
+  }
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % warp;
   const float max_code = device_largest_code(options.bits);
   const std::int64_t first = std::int64_t{blockIdx.y} * rows_per_block;
   const std::int64_t end = min(first + rows_per_block, w.rows);
-  for (std::int64_t row = first + threadIdx.x / warp; row < end; row += warps_per_block) {
+  for (std::int64_t row = first + threadIdx.x / warp; row < end; row += blockDim.x / warp) {
     float value[owned];
-    float largest = 0.0f;
+    float lowest = 0.0f;
+    float highest = 0.0f;
 #pragma unroll
     for (int k = 0; k < owned; ++k) {
-      const int i = lane + warp * k;
+      const int i = lane * owned + k;
       value[k] = i < group_size ? w.data[row * w.stride + begin + i] : 0.0f;
-      largest = fmaxf(largest, fabsf(value[k]));
+      lowest = fminf(lowest, value[k]);
+      highest = fmaxf(highest, value[k]);
     }
-    largest = reduce_max(largest);
-    float best = largest;
-    float best_error = INFINITY;
-    for (int step = 0; step < clip_steps; ++step) {
-      const float bound = __fmul_rn(largest, __fsub_rn(1.0f, __fdiv_rn(static_cast<float>(step), 20.0f)));
-      float lo = 0.0f;
-      float hi = 0.0f;
-      float delta[owned];
+    lowest = reduce_min(lowest);
+    highest = reduce_max(highest);
+    const float largest = fmaxf(-lowest, highest);
+    const auto bound = [largest](int step) { return __fmul_rn(largest, __fsub_rn(1.0f, __fdiv_rn(static_cast<float>(step), 20.0f))); };
+    Trials trial[owned] = {};
 #pragma unroll
-      for (int k = 0; k < owned; ++k) {
-        delta[k] = fminf(fmaxf(value[k], -bound), bound);
-        lo = fminf(lo, delta[k]);
-        hi = fmaxf(hi, delta[k]);
-      }
-      lo = reduce_min(lo);
-      hi = reduce_max(hi);
+    for (int step = 0; step < clip_steps; ++step) {
+      float lo = fmaxf(lowest, -bound(step));
+      float hi = fminf(highest, bound(step));
       complete_range(lo, hi, options);
       const DeviceGrid grid = grid_of_range(lo, hi, options);
 #pragma unroll
       for (int k = 0; k < owned; ++k) {
-        const float code = device_nearest_code(delta[k], grid.scale, grid.zero, max_code);
-        delta[k] = lane + warp * k < group_size ? __fsub_rn(device_value(code, grid.scale, grid.zero), value[k]) : 0.0f;
+        const float clipped = fminf(fmaxf(value[k], -bound(step)), bound(step));
+        const float code = device_nearest_code(clipped, grid.scale, grid.zero, max_code);
+        trial[k].delta[step] = lane * owned + k < group_size ? __fsub_rn(device_value(code, grid.scale, grid.zero), value[k]) : 0.0f;
       }
-      // product_i = Σ_j H_ij δ_j for the owned i; H is symmetric, so row j is read along i.
-      float product[owned] = {};
+    }
+    __syncwarp();
 #pragma unroll
-      for (int k = 0; k < owned; ++k) {
-        for (int other = 0; other < warp; ++other) {
-          const int j = other + warp * k;
-          if (j >= group_size) break;
-          const float d = __shfl_sync(all_lanes, delta[k], other);
+    for (int k = 0; k < owned; ++k) trials[lane * owned + k] = trial[k];
+    __syncwarp();
+    // product_i = Σ_j H_ij δ_j for the owned i; H is symmetric, so row j is read along i.
+    float product[owned][clip_steps] = {};
+    for (int j = 0; j < group_size; ++j) {
+      const Run<owned> h_j = block[j * warp + lane];
+      const Trials delta_j = trials[j];
 #pragma unroll
-          for (int m = 0; m < owned; ++m) {
-            const int i = lane + warp * m;
-            if (i < group_size) product[m] = fmaf(block[j * group_size + i], d, product[m]);
-          }
-        }
-      }
+      for (int k = 0; k < owned; ++k)
+#pragma unroll
+        for (int step = 0; step < clip_steps; ++step) product[k][step] = fmaf(h_j.element[k], delta_j.delta[step], product[k][step]);
+    }
+    float best = largest;
+    float best_error = INFINITY;
+#pragma unroll
+    for (int step = 0; step < clip_steps; ++step) {
       float error = 0.0f;
 #pragma unroll
-      for (int k = 0; k < owned; ++k) error = fmaf(delta[k], product[k], error);
+      for (int k = 0; k < owned; ++k) error = fmaf(trials[lane * owned + k].delta[step], product[k][step], error);
       error = reduce_sum(error);
       if (error < best_error) {
         best_error = error;
-        best = bound;
+        best = bound(step);
       }
     }
     if (lane == 0) limit.data[row * limit.stride + blockIdx.x] = best;
@@ -99,11 +115,19 @@ __global__ void __launch_bounds__(threads)
 template <int owned>
 void launch(Matrix<const float> w, Matrix<const float> h, std::int64_t group_size, const GridOptions& grid, Matrix<float> limit,
             Stream& stream) {
-  const auto bytes = static_cast<int>(group_size * group_size * static_cast<std::int64_t>(sizeof(float)));
-  check(cudaFuncSetAttribute(search_clip_kernel<owned>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  constexpr int width = warp * owned;
+  const auto bytes_for = [&](int warps) {
+    return (static_cast<std::size_t>(group_size) * sizeof(float) + static_cast<std::size_t>(warps) * sizeof(Trials)) * width;
+  };
+  int most_bytes = 0;
+  check(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()));
+  int warps = most_warps;  // 112 KiB at most; 88 KiB with half of them
+  if (bytes_for(warps) > static_cast<std::size_t>(most_bytes)) warps /= 2;
+  const std::size_t bytes = bytes_for(warps);
+  check(cudaFuncSetAttribute(search_clip_kernel<owned>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   const dim3 blocks(static_cast<unsigned>(limit.cols), static_cast<unsigned>((w.rows + rows_per_block - 1) / rows_per_block));
   search_clip_kernel<owned>
-      <<<blocks, threads, static_cast<std::size_t>(bytes), stream.cuda().stream>>>(w, h, static_cast<int>(group_size), grid, limit);
+      <<<blocks, static_cast<unsigned>(warps * warp), bytes, stream.cuda().stream>>>(w, h, static_cast<int>(group_size), grid, limit);
   check_launch();
 }
 

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int warp = 32;
 constexpr int threads = 256;
+constexpr int column_threads = 64;
 constexpr std::int64_t run = 256;
 constexpr std::int64_t rows_per_warp = 64;
 constexpr unsigned all_lanes = 0xffffffffu;
@@ -15,17 +16,26 @@ __device__ void add(std::int64_t* sum, long long value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(sum), static_cast<unsigned long long>(value));
 }
 
-__global__ void __launch_bounds__(threads)
+// A thread has `count` neighbouring columns of one run of rows.
+template <int count>
+__global__ void __launch_bounds__(column_threads)
     column_abs_kernel(const __nv_bfloat16* x, std::int64_t stride, std::int64_t rows, std::int64_t cols,
                       Matrix<const std::int32_t> exponent, int log2_tokens, Matrix<std::int64_t> sum) {
-  const std::int64_t c = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+  const std::int64_t c = (std::int64_t{blockIdx.x} * column_threads + threadIdx.x) * count;
   if (c >= cols) return;
   const std::int64_t begin = std::int64_t{blockIdx.y} * run;
   const std::int64_t end = min(begin + run, rows);
-  float partial = 0.0f;
+  float partial[count] = {};
 #pragma unroll 8
-  for (std::int64_t t = begin; t < end; ++t) partial += fabsf(widen(x[t * stride + c]));
-  add(sum.data + c, __double2ll_rn(ldexp(static_cast<double>(partial), 62 - log2_tokens - exponent.data[c])));
+  for (std::int64_t t = begin; t < end; ++t) {
+    float value[count];
+    load(x + t * stride + c, value);
+#pragma unroll
+    for (int i = 0; i < count; ++i) partial[i] += fabsf(value[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < count; ++i)
+    add(sum.data + c + i, __double2ll_rn(ldexp(static_cast<double>(partial[i]), 62 - log2_tokens - exponent.data[c + i])));
 }
 
 // A warp takes one group of rows_per_warp rows; lane l owns the columns l, l + 32, … of the group.
@@ -65,9 +75,11 @@ unsigned blocks(std::int64_t count, std::int64_t size) { return static_cast<unsi
 
 void accumulate_column_abs(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens, Matrix<std::int64_t> sum, Stream& stream) {
   if (x.size() == 0) return;
-  const dim3 grid(blocks(x.cols, threads), blocks(x.rows, run));
-  column_abs_kernel<<<grid, threads, 0, stream.cuda().stream>>>(static_cast<const __nv_bfloat16*>(x.data), x.stride, x.rows, x.cols,
-                                                                exponent, log2_tokens, sum);
+  with_count(vectorizable(x), [&](auto count) {
+    const dim3 grid(blocks(x.cols, column_threads * count), blocks(x.rows, run));
+    column_abs_kernel<decltype(count)::value><<<grid, column_threads, 0, stream.cuda().stream>>>(
+        static_cast<const __nv_bfloat16*>(x.data), x.stride, x.rows, x.cols, exponent, log2_tokens, sum);
+  });
   check_launch();
 }
 

@@ -13,11 +13,22 @@
 
 namespace qpipe {
 
-struct CudaHandles {
+// The libraries start when they are first asked for: many streams and many runs need neither.
+class CudaHandles {
+ public:
+  CudaHandles();
+  ~CudaHandles();
+  CudaHandles(const CudaHandles&) = delete;
+  CudaHandles& operator=(const CudaHandles&) = delete;
+
   cudaStream_t stream = nullptr;
-  cublasHandle_t cublas = nullptr;
-  cusolverDnHandle_t cusolver = nullptr;
-  void* cublas_workspace = nullptr;  // fixed, so that cuBLAS chooses the same algorithm every time
+  cublasHandle_t cublas();
+  cusolverDnHandle_t cusolver();
+
+ private:
+  cublasHandle_t cublas_ = nullptr;
+  cusolverDnHandle_t cusolver_ = nullptr;
+  void* cublas_workspace_ = nullptr;  // fixed, so that cuBLAS chooses the same algorithm every time
 };
 
 // Throw std::runtime_error with the library's message and the caller's position.

@@ -106,7 +106,7 @@ void add_gram_loss(ConstTensor a, ConstTensor b, Matrix<const float> h, Matrix<f
   // Row-major product = delta · h is column-major productᵀ = hᵀ deltaᵀ, and h is symmetric.
   const float one = 1.0f;
   const float none = 0.0f;
-  check(cublasGemmEx_64(stream.cuda().cublas, CUBLAS_OP_N, CUBLAS_OP_N, h.cols, delta.rows, h.rows, &one, h.data, CUDA_R_32F, h.stride,
+  check(cublasGemmEx_64(stream.cuda().cublas(), CUBLAS_OP_N, CUBLAS_OP_N, h.cols, delta.rows, h.rows, &one, h.data, CUDA_R_32F, h.stride,
                         delta.data, CUDA_R_32F, delta.stride, &none, product.data, CUDA_R_32F, product.stride, CUBLAS_COMPUTE_32F_FAST_TF32,
                         CUBLAS_GEMM_DEFAULT));
   const int blocks = block_count(a.rows);

@@ -69,7 +69,7 @@ struct DestroyParams {
 
 bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot, Stream& stream) {
   const std::int64_t d = h.rows;
-  const CudaHandles& handles = stream.cuda();
+  CudaHandles& handles = stream.cuda();
   const auto tiles = static_cast<unsigned>((d + edge - 1) / edge);
   constexpr int threads = 256;
   gather_reversed<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(h, perm, n);
@@ -84,12 +84,12 @@ bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp,
   constexpr cublasFillMode_t triangle = CUBLAS_FILL_MODE_UPPER;
   std::size_t device_bytes = 0;
   std::size_t host_bytes = 0;
-  check(cusolverDnXpotrf_bufferSize(handles.cusolver, params.get(), triangle, d, CUDA_R_32F, n.data, n.stride, CUDA_R_32F, &device_bytes,
+  check(cusolverDnXpotrf_bufferSize(handles.cusolver(), params.get(), triangle, d, CUDA_R_32F, n.data, n.stride, CUDA_R_32F, &device_bytes,
                                     &host_bytes));
   const Buffer workspace(device_bytes, stream);
   std::vector<unsigned char> host_workspace(host_bytes);
   const Array<int> info(1, 1, stream);
-  check(cusolverDnXpotrf(handles.cusolver, params.get(), triangle, d, CUDA_R_32F, n.data, n.stride, CUDA_R_32F, workspace.data(),
+  check(cusolverDnXpotrf(handles.cusolver(), params.get(), triangle, d, CUDA_R_32F, n.data, n.stride, CUDA_R_32F, workspace.data(),
                          device_bytes, host_workspace.data(), host_bytes, info.view.data));
 
   take_pivot<<<static_cast<unsigned>((d + threads - 1) / threads), threads, 0, handles.stream>>>(n, pivot);

@@ -121,8 +121,8 @@ void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int 
   for (std::int64_t j0 = begin; j0 < end; j0 += panel_columns) {
     const std::int64_t j1 = std::min(end, j0 + panel_columns);
     const Matrix<float> product(static_cast<float*>(memory.data()), d - j0, j1 - j0);
-    check(cublasGemmEx_64(stream.cuda().cublas, CUBLAS_OP_N, CUBLAS_OP_T, j1 - j0, d - j0, x.rows, &one, values + j0, CUDA_R_16BF, x.stride,
-                          values + j0, CUDA_R_16BF, x.stride, &zero, product.data, CUDA_R_32F, product.stride, CUBLAS_COMPUTE_32F,
+    check(cublasGemmEx_64(stream.cuda().cublas(), CUBLAS_OP_N, CUBLAS_OP_T, j1 - j0, d - j0, x.rows, &one, values + j0, CUDA_R_16BF,
+                          x.stride, values + j0, CUDA_R_16BF, x.stride, &zero, product.data, CUDA_R_32F, product.stride, CUBLAS_COMPUTE_32F,
                           CUBLAS_GEMM_DEFAULT));
     const dim3 grid(blocks(j1 - j0, edge), blocks(d - j0, edge));
     const Matrix<std::int64_t> part(sum.row(j0 - begin) + j0 - begin, d - j0, j1 - j0, sum.stride);

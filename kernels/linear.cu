@@ -46,7 +46,7 @@ void add_bias_of_any(ConstTensor bias, float alpha, bool accumulate, Tensor y, S
 void multiply(ConstTensor x, ConstTensor weight, float alpha, float beta, Tensor y, Stream& stream) {
   const cudaDataType_t y_type = y.dtype == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F;
   // Partial sums of split-k algorithms stay in float32, so that y is rounded once.
-  cublasHandle_t cublas = stream.cuda().cublas;
+  cublasHandle_t cublas = stream.cuda().cublas();
   cublasMath_t mode_before = CUBLAS_DEFAULT_MATH;
   check(cublasGetMathMode(cublas, &mode_before));
   check(cublasSetMathMode(cublas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));

@@ -33,4 +33,15 @@ namespace qpipe {
   return std::bit_cast<float>(rounded | (bits & 0x80000000u));
 }
 
+// x rounded to float16 (half to even).
+[[gnu::always_inline]] inline f16 simd_to_f16(float x) {
+  const auto rounded = std::bit_cast<std::uint32_t>(simd_round_to_half(x));
+  const std::uint32_t magnitude = rounded & 0x7fffffffu;
+  const auto subnormal = static_cast<std::uint32_t>(static_cast<std::int32_t>(std::bit_cast<float>(magnitude & 0x3fffffffu) * 0x1p24f));
+  std::uint32_t half = magnitude < 0x38800000u ? subnormal : (magnitude - 0x38000000u) >> 13;
+  half = magnitude >= 0x7f800000u ? 0x7c00u : half;
+  half = magnitude > 0x7f800000u ? 0x7e00u : half;
+  return {static_cast<std::uint16_t>(half | (rounded >> 16 & 0x8000u))};
+}
+
 }  // namespace qpipe

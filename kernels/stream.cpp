@@ -1,22 +1,114 @@
 #include "kernels/stream.h"
 
 #include <cblas.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <new>
 #include <stdexcept>
+#include <thread>
+#include <vector>
 
 #include "kernels/stream_cuda.h"
 
 namespace qpipe {
 
 namespace {
+
 constexpr std::size_t alignment = 256;
+constexpr std::size_t largest_spare_bytes = std::size_t{64} << 20;  // larger ones are kept by those who need them again
+
+constexpr std::size_t page = 4096;
+constexpr std::size_t huge_page = std::size_t{2} << 20;
+
+// Makes the pages be there, several at a time. cudaHostAlloc would do it one after the other, at 1 to 2 GB/s.
+void touch(unsigned char* data, std::size_t bytes) {
+  const std::size_t count = std::clamp<std::size_t>(bytes >> 26, 1, std::clamp(std::thread::hardware_concurrency(), 1U, 8U));
+  const auto touch_every = [&](std::size_t first) {
+    for (std::size_t at = first * huge_page; at < bytes; at += count * huge_page)
+      for (std::size_t i = at; i < std::min(bytes, at + huge_page); i += page) data[i] = 0;
+  };
+  std::vector<std::thread> others;
+  for (std::size_t i = 1; i < count; ++i) others.emplace_back(touch_every, i);
+  touch_every(0);
+  for (std::thread& other : others) other.join();
 }
 
-Stream::Stream(Backend backend, int device) : backend_(backend), device_(device) {
+void* allocate_page_locked(std::size_t bytes, int device) {
+  const std::size_t unit = bytes < huge_page ? page : huge_page;
+  const std::size_t rounded = (bytes + unit - 1) / unit * unit;
+  void* data = std::aligned_alloc(unit, rounded);
+  if (data == nullptr) throw std::bad_alloc();
+  if (unit == huge_page) madvise(data, rounded, MADV_HUGEPAGE);  // fewer pages to make and to lock; without them all is the same
+  touch(static_cast<unsigned char*>(data), rounded);
+  if constexpr (has_cuda) try {
+      cuda::page_lock(data, rounded, device);
+    } catch (...) {
+      std::free(data);
+      throw;
+    }
+  return data;
+}
+
+std::size_t round_up(std::size_t bytes) { return (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment; }
+
+}  // namespace
+
+class HostMemory {
+ public:
+  struct Block {
+    void* data = nullptr;
+    std::size_t bytes = 0;
+  };
+
+  HostMemory(Backend backend, int device) : page_locked_(backend == Backend::cuda), device_(device) {}
+  ~HostMemory() {
+    for (const auto& [bytes, data] : spare_) release(data);
+  }
+  HostMemory(const HostMemory&) = delete;
+  HostMemory& operator=(const HostMemory&) = delete;
+
+  Block take(std::size_t bytes) {
+    {
+      const std::lock_guard lock(mutex_);
+      const auto found = spare_.lower_bound(bytes);
+      if (found != spare_.end() && found->first / 4 <= bytes) {
+        const Block block{found->second, found->first};
+        spare_.erase(found);
+        return block;
+      }
+    }
+    Block block{nullptr, round_up(bytes)};
+    block.data = page_locked_ ? allocate_page_locked(block.bytes, device_) : std::aligned_alloc(alignment, block.bytes);
+    if (block.data == nullptr) throw std::bad_alloc();
+    return block;
+  }
+
+  void give_back(const Block& block) {
+    if (block.bytes > largest_spare_bytes) return release(block.data);
+    const std::lock_guard lock(mutex_);
+    spare_.emplace(block.bytes, block.data);
+  }
+
+ private:
+  void release(void* data) const {
+    if constexpr (has_cuda)
+      if (page_locked_) cuda::page_unlock(data);
+    std::free(data);
+  }
+
+  bool page_locked_;
+  int device_;
+  std::mutex mutex_;
+  std::multimap<std::size_t, void*> spare_;  // by size
+};
+
+Stream::Stream(Backend backend, int device)
+    : backend_(backend), device_(device), host_memory_(std::make_shared<HostMemory>(backend, device)) {
   openblas_set_num_threads(1);  // kernels call BLAS from OpenMP threads, on fixed tiles
   if (backend_ == Backend::cpu) return;
   if constexpr (has_cuda)
@@ -65,7 +157,7 @@ int cuda_device_count() {
 
 Buffer::Buffer(std::size_t bytes, Stream& stream) : bytes_(bytes), stream_(&stream) {
   stream.check_limit(bytes);
-  const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
+  const std::size_t rounded = round_up(bytes);
   if constexpr (has_cuda)
     if (stream.on_cuda()) data_ = cuda::allocate(rounded, stream);
   if (!stream.on_cuda()) data_ = std::aligned_alloc(alignment, rounded);
@@ -83,19 +175,16 @@ void Buffer::release() noexcept {
 }
 
 HostBuffer::HostBuffer(std::size_t bytes, const Stream& stream) : bytes_(bytes) {
-  const std::size_t rounded = (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
-  void* data = nullptr;
-  if constexpr (has_cuda)
-    if (stream.on_cuda()) data = cuda::allocate_host(rounded, stream.device());
-  if (!stream.on_cuda()) data = std::aligned_alloc(alignment, rounded);
-  if (data == nullptr) throw std::bad_alloc();
-  data_ = std::unique_ptr<unsigned char, Release>(static_cast<unsigned char*>(data), Release{stream.on_cuda()});
+  const std::shared_ptr<HostMemory> memory = stream.host_memory_;
+  const HostMemory::Block block = memory->take(bytes);
+  data_ = static_cast<unsigned char*>(block.data);
+  owner_ = std::shared_ptr<void>(block.data, [memory, block](void*) { memory->give_back(block); });
 }
 
-void HostBuffer::Release::operator()(unsigned char* data) const {
-  if constexpr (has_cuda)
-    if (page_locked) return cuda::release_host(data);
-  std::free(data);
+HostBuffer::HostBuffer(std::vector<unsigned char> bytes) : bytes_(bytes.size()) {
+  auto owner = std::make_shared<std::vector<unsigned char>>(std::move(bytes));
+  data_ = owner->data();
+  owner_ = std::move(owner);
 }
 
 void copy_to_device(void* device, const void* host, std::size_t bytes, Stream& stream) {

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "kernels/tensor.h"
 
@@ -22,7 +23,8 @@ inline constexpr bool has_cuda = QPIPE_CUDA != 0;
 
 enum class Backend { cpu, cuda };
 
-struct CudaHandles;  // kernels/cuda_handles.h: stream, cuBLAS, cuSOLVER
+class CudaHandles;  // kernels/cuda_handles.h: stream, cuBLAS, cuSOLVER
+class HostMemory;   // kernels/stream.cpp: what HostBuffers take and give back
 
 class Stream {
  public:
@@ -52,6 +54,7 @@ class Stream {
 
  private:
   friend class Buffer;
+  friend class HostBuffer;
   void count(std::ptrdiff_t bytes);
   void check_limit(std::size_t bytes) const;
 
@@ -64,6 +67,7 @@ class Stream {
     void operator()(CudaHandles* handles) const;
   };
   std::unique_ptr<CudaHandles, DestroyHandles> handles_;
+  std::shared_ptr<HostMemory> host_memory_;
 };
 
 // Number of CUDA devices this process sees; 0 without CUDA or without a driver.
@@ -97,22 +101,25 @@ class Buffer {
   Stream* stream_ = nullptr;
 };
 
-// Host memory that the stream's device copies from and to at full speed (page-locked on CUDA), uninitialised.
+// Bytes in host memory. Copies share them.
 class HostBuffer {
  public:
   HostBuffer() = default;
-  HostBuffer(std::size_t bytes, const Stream& stream);  // from any thread
+  // Memory that the stream's device copies from and to at full speed (page-locked on CUDA), uninitialised. From any thread. The stream
+  // keeps what is given back for the next buffer, because page-locking memory anew takes as long as reading it from disk.
+  HostBuffer(std::size_t bytes, const Stream& stream);
+  // Takes over a vector's memory.
+  HostBuffer(std::vector<unsigned char> bytes);
 
-  unsigned char* data() const { return data_.get(); }
+  unsigned char* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
+  unsigned char* begin() const { return data_; }
+  unsigned char* end() const { return data_ + bytes_; }
 
  private:
-  struct Release {
-    bool page_locked;
-    void operator()(unsigned char* data) const;
-  };
+  unsigned char* data_ = nullptr;
   std::size_t bytes_ = 0;
-  std::unique_ptr<unsigned char, Release> data_{nullptr, Release{false}};
+  std::shared_ptr<void> owner_;
 };
 
 // An owned matrix on a stream's device; converts to its view.

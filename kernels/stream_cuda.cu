@@ -1,3 +1,5 @@
+#include <cstdlib>
+#include <new>
 #include <stdexcept>
 
 #include "kernels/cuda_handles.h"
@@ -21,11 +23,37 @@ void check(cusolverStatus_t status, std::source_location where) {
   if (status != CUSOLVER_STATUS_SUCCESS) fail("cuSOLVER", ("status " + std::to_string(static_cast<int>(status))).c_str(), where);
 }
 
-namespace cuda {
-
 namespace {
 constexpr std::size_t cublas_workspace_bytes = std::size_t{32} << 20;
+}  // namespace
+
+CudaHandles::CudaHandles() { check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }
+
+CudaHandles::~CudaHandles() {
+  cudaStreamSynchronize(stream);
+  if (cusolver_ != nullptr) cusolverDnDestroy(cusolver_);
+  if (cublas_ != nullptr) cublasDestroy(cublas_);
+  if (cublas_workspace_ != nullptr) cudaFree(cublas_workspace_);
+  cudaStreamDestroy(stream);
 }
+
+cublasHandle_t CudaHandles::cublas() {
+  if (cublas_ != nullptr) return cublas_;
+  check(cudaMalloc(&cublas_workspace_, cublas_workspace_bytes));
+  check(cublasCreate(&cublas_));
+  check(cublasSetStream(cublas_, stream));
+  check(cublasSetWorkspace(cublas_, cublas_workspace_, cublas_workspace_bytes));
+  return cublas_;
+}
+
+cusolverDnHandle_t CudaHandles::cusolver() {
+  if (cusolver_ != nullptr) return cusolver_;
+  check(cusolverDnCreate(&cusolver_));
+  check(cusolverDnSetStream(cusolver_, stream));
+  return cusolver_;
+}
+
+namespace cuda {
 
 int device_count() {
   int count = 0;
@@ -44,32 +72,10 @@ CudaHandles* create_handles(int device) {
   check(cudaDeviceGetDefaultMemPool(&pool, device));
   std::uint64_t keep_all = UINT64_MAX;  // freed blocks stay in the pool: no cudaMalloc inside the loop
   check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep_all));
-  auto* handles = new CudaHandles;
-  try {
-    check(cudaStreamCreateWithFlags(&handles->stream, cudaStreamNonBlocking));
-    check(cublasCreate(&handles->cublas));
-    check(cublasSetStream(handles->cublas, handles->stream));
-    check(cusolverDnCreate(&handles->cusolver));
-    check(cusolverDnSetStream(handles->cusolver, handles->stream));
-    void* workspace = nullptr;
-    check(cudaMalloc(&workspace, cublas_workspace_bytes));
-    handles->cublas_workspace = workspace;
-    check(cublasSetWorkspace(handles->cublas, workspace, cublas_workspace_bytes));
-  } catch (...) {
-    destroy_handles(handles);
-    throw;
-  }
-  return handles;
+  return new CudaHandles;
 }
 
-void destroy_handles(CudaHandles* handles) noexcept {
-  if (handles->stream != nullptr) cudaStreamSynchronize(handles->stream);
-  if (handles->cusolver != nullptr) cusolverDnDestroy(handles->cusolver);
-  if (handles->cublas != nullptr) cublasDestroy(handles->cublas);
-  if (handles->cublas_workspace != nullptr) cudaFree(handles->cublas_workspace);
-  if (handles->stream != nullptr) cudaStreamDestroy(handles->stream);
-  delete handles;
-}
+void destroy_handles(CudaHandles* handles) noexcept { delete handles; }
 
 void use_device(int device) { check(cudaSetDevice(device)); }
 
@@ -91,14 +97,15 @@ void* allocate(std::size_t bytes, Stream& stream) {
   return data;
 }
 
-void* allocate_host(std::size_t bytes, int device) {
-  void* data = nullptr;
+void page_lock(void* data, std::size_t bytes, int device) {
   check(cudaSetDevice(device));  // a new thread has device 0
-  check(cudaHostAlloc(&data, bytes, cudaHostAllocDefault));
-  return data;
+  const cudaError_t status = cudaHostRegister(data, bytes, cudaHostRegisterDefault);
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error("cannot page-lock " + std::to_string(bytes >> 20) + " MiB of host memory: " + cudaGetErrorString(status));
 }
 
-void release_host(void* data) noexcept { cudaFreeHost(data); }
+void page_unlock(void* data) noexcept { cudaHostUnregister(data); }
 
 void release(void* data, Stream& stream) noexcept { cudaFreeAsync(data, stream.cuda().stream); }
 

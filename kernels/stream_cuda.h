@@ -12,8 +12,9 @@ void destroy_handles(CudaHandles* handles) noexcept;
 void use_device(int device);
 void synchronize(Stream& stream);
 void* allocate(std::size_t bytes, Stream& stream);
-void* allocate_host(std::size_t bytes, int device);  // from any thread
-void release_host(void* data) noexcept;
+// Host memory that is there already, from any thread.
+void page_lock(void* data, std::size_t bytes, int device);
+void page_unlock(void* data) noexcept;
 void release(void* data, Stream& stream) noexcept;
 // wait: return only when the copy is done (for host memory that the caller may reuse).
 void copy(void* to, const void* from, std::size_t bytes, bool wait, Stream& stream);

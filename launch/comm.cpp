@@ -29,7 +29,7 @@ void Comm::State::learn_rank_and_size() {
   check(MPI_Comm_size(mpi, &size));
 }
 
-Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<State>()) {
+Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<State>(stream)) {
   int initialized = 0;
   check(MPI_Initialized(&initialized));
   if (initialized == 0) throw std::logic_error("Comm needs an MpiSession");
@@ -60,7 +60,7 @@ Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<Sta
   }
 }
 
-Comm::Comm(Comm& parent, int team, Stream& stream) : state_(std::make_unique<State>()) {
+Comm::Comm(Comm& parent, int team, Stream& stream) : state_(std::make_unique<State>(stream)) {
   State& s = *state_;
   s.options = parent.state_->options;
   s.shared_gpu = parent.state_->shared_gpu;
@@ -99,7 +99,7 @@ int Comm::size() const { return state_->size; }
 void Comm::broadcast(void* data, std::size_t bytes, int from, Stream& stream) {
   require(state_->rank_exists(from), "Comm::broadcast: no such rank");
   if (size() == 1 || bytes == 0) return;
-  State::Attempt attempt(*state_);
+  State::Transfer transfer(*state_, bytes);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::broadcast(*state_->nccl, data, bytes, from, stream);
   std::vector<MPI_Request> requests;
@@ -111,7 +111,7 @@ void Comm::all_reduce_sum(Matrix<std::int64_t> x, Stream& stream) {
   require(x.contiguous(), "Comm::all_reduce_sum: the matrix is not contiguous");
   const auto count = static_cast<std::size_t>(x.size());
   if (size() == 1 || count == 0) return;
-  State::Attempt attempt(*state_);
+  State::Transfer transfer(*state_, count * sizeof(std::int64_t));
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::all_reduce_sum(*state_->nccl, x.data, count, stream);
   std::vector<MPI_Request> requests;
@@ -123,7 +123,7 @@ void Comm::all_reduce_max(Matrix<float> x, Stream& stream) {
   require(x.contiguous(), "Comm::all_reduce_max: the matrix is not contiguous");
   const auto count = static_cast<std::size_t>(x.size());
   if (size() == 1 || count == 0) return;
-  State::Attempt attempt(*state_);
+  State::Transfer transfer(*state_, count * sizeof(float));
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::all_reduce_max(*state_->nccl, x.data, count, stream);
   // Floats ≥ +0 are ordered as their bits are, and a NaN has greater bits than any of them; MPI_MAX on floats may drop a NaN.
@@ -143,7 +143,7 @@ void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<
     bytes += pieces.back().bytes;
   }
   if (size() == 1 || bytes == 0) return;
-  State::Attempt attempt(*state_);
+  State::Transfer transfer(*state_, bytes);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::broadcast_pieces(*state_->nccl, data, pieces, stream);
   std::vector<MPI_Request> requests;
@@ -158,6 +158,8 @@ void Comm::wait(Stream& stream) {
   State::Attempt attempt(*state_);
   if constexpr (has_cuda) cuda::wait(*state_->nccl, stream);
 }
+
+Comm::Traffic Comm::traffic() { return {state_->moved_bytes, state_->watch.seconds()}; }
 
 void Comm::barrier() {
   State::Attempt attempt(*state_);

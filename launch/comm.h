@@ -20,7 +20,8 @@ namespace qpipe {
 // and calls abort_all_ranks, so that the others end at once.
 class MpiSession {
  public:
-  MpiSession(int& argc, char**& argv);
+  // alone: no launcher has started this process, so that MPI need not look for networks and helpers (a third of a second).
+  MpiSession(int& argc, char**& argv, bool alone = false);
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
@@ -66,6 +67,14 @@ class Comm {
   // Returns when the stream has done all that is queued, within the timeout and with NCCL's errors reported; call it before a blocking copy
   // of a collective's result (Stream::synchronize would wait for a failed rank forever).
   void wait(Stream& stream);
+
+  // What the operations on device buffers moved so far: this rank's buffers' bytes, and the seconds that the stream (CPU: the caller) spent
+  // in them, waits for late ranks included.
+  struct Traffic {
+    std::int64_t bytes = 0;
+    double seconds = 0.0;
+  };
+  Traffic traffic();
 
   // Host values, by MPI.
   void barrier();

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/stopwatch.h"
 #include "launch/comm.h"
 #include "launch/mpi_calls.h"
 #include "launch/nccl_comm.h"
@@ -28,6 +29,10 @@ struct Comm::State {
   bool shared_gpu = false;  // some GPU of the job serves several ranks
   bool failed = false;      // an operation did not finish: the ranks are no longer in step
   std::unique_ptr<NcclComm, DestroyNcclComm> nccl;
+  Stopwatch watch;  // of the operations on device buffers
+  std::int64_t moved_bytes = 0;
+
+  explicit State(Stream& stream) : watch(stream) {}
 
   ~State() {
     nccl.reset();
@@ -65,6 +70,25 @@ struct Comm::State {
     finish(requests, operation, options.timeout);
     return value;
   }
+
+  // Around an operation on device buffers.
+  class Transfer {
+   public:
+    Transfer(State& state, std::size_t bytes) : attempt_(state), state_(state) {
+      state.moved_bytes += static_cast<std::int64_t>(bytes);
+      state.watch.start();
+    }
+    ~Transfer() noexcept(false) {
+      if (std::uncaught_exceptions() <= exceptions_) state_.watch.stop();
+    }
+    Transfer(const Transfer&) = delete;
+    Transfer& operator=(const Transfer&) = delete;
+
+   private:
+    Attempt attempt_;
+    State& state_;
+    int exceptions_ = std::uncaught_exceptions();
+  };
 
   bool rank_exists(int other) const { return other >= 0 && other < size; }
 

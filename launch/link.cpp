@@ -52,6 +52,7 @@ void Link::send(const void* data, std::size_t bytes, Stream& stream) {
   require(comm_.rank() == from_, "Link::send: this rank receives");
   Operation& operation = operations_.emplace_back();
   operation.bytes = bytes;
+  bytes_ += static_cast<std::int64_t>(bytes);
   if constexpr (has_cuda)
     if (nccl_) return cuda::link_send(*nccl_, data, bytes, stream);
   for (std::size_t begin = 0; begin < bytes; begin += mpi_chunk_bytes)
@@ -63,6 +64,7 @@ void Link::receive(void* data, std::size_t bytes, Stream& stream) {
   require(comm_.rank() == to_, "Link::receive: this rank sends");
   Operation& operation = operations_.emplace_back();
   operation.bytes = bytes;
+  bytes_ += static_cast<std::int64_t>(bytes);
   if constexpr (has_cuda)
     if (nccl_) return cuda::link_receive(*nccl_, data, bytes, stream);
   for (std::size_t begin = 0; begin < bytes; begin += mpi_chunk_bytes)

@@ -26,6 +26,7 @@ class Link {
   // wait_oldest() has returned for this operation. The receiver asks for as many bytes as the sender sends.
   void send(const void* data, std::size_t bytes, Stream& stream);  // on `from`
   void receive(void* data, std::size_t bytes, Stream& stream);     // on `to`
+  std::int64_t bytes() const { return bytes_; }                    // of all operations so far
   std::size_t under_way() const { return operations_.size(); }
   // Whether the oldest operation under way is done; there is one.
   bool oldest_is_done();
@@ -44,6 +45,7 @@ class Link {
   int to_ = 0;
   std::unique_ptr<NcclLink, Destroy> nccl_;
   std::list<Operation> operations_;
+  std::int64_t bytes_ = 0;
 };
 
 }  // namespace qpipe

@@ -209,6 +209,11 @@ void Checkpoint::read(const std::string& name, void* to) const {
   shards_[shard_of_.at(name)].read(name, to);
 }
 
+void Checkpoint::read(const std::string& name, std::int64_t begin, std::int64_t count, void* to) const {
+  info(name);
+  shards_[shard_of_.at(name)].read(name, begin, count, to);
+}
+
 std::int64_t Checkpoint::total_bytes() const {
   std::int64_t total = 0;
   for (const auto& [name, tensor] : tensors_) total += tensor.bytes();

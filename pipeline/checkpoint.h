@@ -27,6 +27,7 @@ class Checkpoint {
   std::vector<std::string> names() const;                              // sorted
   std::vector<std::string> names_of(const std::string& module) const;  // those that begin with MODULE and a dot
   void read(const std::string& name, void* to) const;
+  void read(const std::string& name, std::int64_t begin, std::int64_t count, void* to) const;  // a range of its bytes
   std::int64_t total_bytes() const;
 
  private:

@@ -201,7 +201,7 @@ Layer LayerSource::make_layer(std::int64_t index, const std::map<std::string, Te
       if (by_step) {
         linear.stored = ConstTensor(nullptr, tensor.dtype, tensor.rows, tensor.cols);
         linear.weight = Tensor(nullptr, compute, tensor.rows, tensor.cols);
-        layer.waiting.push_back({static_cast<unsigned char*>(tensor.data), tensor.dtype, false, {}, {}});
+        layer.waiting.push_back({static_cast<unsigned char*>(tensor.data), tensor.dtype, false, {}, {}, {}});
       } else {
         linear.stored = tensor;
         linear.weight = tensor.dtype == compute ? tensor : converted(tensor);

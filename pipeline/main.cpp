@@ -62,7 +62,7 @@ int main(int argc, char** argv) {
   try {
     const Command command = read_command(argc, argv);
     if (!is_collective(command)) return run_alone(command);
-    session.emplace(argc, argv);
+    session.emplace(argc, argv, !has_launcher());
     return run_command(command);
   } catch (const UserError& error) {
     return end_with(error, session, argc, argv);

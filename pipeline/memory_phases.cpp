@@ -304,26 +304,29 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
   }
 }
 
-// pipeline/cast.cpp: several workers, each with the linears of a step.
+// pipeline/cast.cpp: several workers, each with a linear, or with the linears of a step.
 Phase cast_phase(const Rank& rank) {
-  constexpr std::int64_t most_workers = 4;
+  constexpr std::int64_t most_workers = 8;
+  constexpr std::int64_t most_device_bytes = std::int64_t{4} << 30;
+  constexpr std::int64_t piece_bytes = std::int64_t{8} << 20;
   const RunSizes& r = rank.run;
-  const std::int64_t workers = std::min(most_workers, ceiling(r.layers, rank.layout.ranks));
-  std::int64_t group = 0;
-  std::int64_t largest = 0;
+  std::int64_t unit = 1;
   std::int64_t codes = 0;
   for (const LayerSizes& layer : r.layer_kinds)
     for (const StepSizes& step : layer.steps) {
-      std::int64_t bytes = 0;
+      std::int64_t stored = 0;
+      std::int64_t packed = 0;
       for (const LinearSizes& linear : step.linears) {
         if (!linear.quantized) continue;
-        bytes += linear.stored_bytes;
-        largest = std::max(largest, linear.stored_bytes);
-        codes = std::max(codes, linear.packed_bytes);
+        stored = (r.casts_steps ? stored : 0) + linear.stored_bytes;
+        packed = (r.casts_steps ? packed : 0) + linear.packed_bytes;
+        unit = std::max(unit, stored);
+        codes = std::max(codes, packed);
       }
-      group = std::max(group, bytes);
     }
-  return {"quantizing", rank.always + Uses{{"weights in work", workers * group, workers * largest, 0}, on_device("codes", codes)}};
+  const std::int64_t workers = std::clamp<std::int64_t>(most_device_bytes / (2 * unit), 1, most_workers);
+  return {"quantizing", rank.always + Uses{{"weights in work", workers * unit, workers * piece_bytes, 0},
+                                           {"codes in work", workers * codes, workers * codes, 0}}};
 }
 
 // forward_layer of stages/activations.cpp: a layer as a whole, its inputs in a window.
@@ -361,7 +364,7 @@ Uses in_every_phase(const RunSizes& r, const Layout& layout) {
           on_device("tables and vectors", r.table_bytes + 8 * f32 * r.widest_input),
           on_host("token ids", r.samples * r.seqlen * 4 + r.evaluate_samples * r.evaluate_seqlen * 4),
           on_host("a layer read ahead", r.casts ? 0 : layer),
-          on_host("tensors on the way to the output", kept + 2 * ceiling(packed, layout.team_ranks())),
+          on_host("tensors on the way to the output", kept + (r.casts ? 0 : 2 * ceiling(packed, layout.team_ranks()))),
           {"zeros kept back", 0, ceiling(r.kept_back_bytes, layout.ranks), ceiling(r.kept_back_bytes, layout.ranks)}};
 }
 

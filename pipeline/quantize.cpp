@@ -2,6 +2,7 @@
 #include "pipeline/quantize.h"
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include <algorithm>
 #include <chrono>
@@ -35,6 +36,10 @@
 namespace qpipe {
 
 namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
 
 // Adds the time between construction and destruction, in which this rank waits for others.
 class Waiting {
@@ -263,7 +268,7 @@ Tokens load_evaluation(const Options& options, const Architecture& architecture,
 
 }  // namespace
 
-RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before) {
+RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before, const std::optional<Places>& places) {
   count_stop_signals();
   const auto begin = std::chrono::steady_clock::now();
   const Checkpoint source(options.model.path);
@@ -276,10 +281,12 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     throw UserError(ExitCode::config,
                     "calibration.data is not set; give a file of token ids (.h5, .safetensors) or of text (.txt, .jsonl)");
 
+  spdlog::debug("the checkpoint's headers are read and checked");
   const Placement placement = place_rank(options.parallel.backend, options.parallel.share_gpu);
   set_cpu_threads(options.parallel.threads, placement.local_ranks);
   Stream stream(placement.backend, placement.device);
   Comm comm(stream, {std::chrono::seconds(options.parallel.timeout), options.parallel.share_gpu});
+  spdlog::debug("device and communicator are ready");
   const Teams teams = teams_of_run(options, plan, architecture, comm.size());
   Progress progress(options.run.progress, comm.root(), architecture.layers);
 
@@ -302,17 +309,20 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   for (const std::string& note : plan.notes) progress.say("note: " + note);
   if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
   RunSizes sizes = run_sizes(options, architecture, source, plan, stream.backend());
-  const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, {comm.size(), teams.teams}, placement, comm);
-  plan.places = memory.places;
-  progress.say(fmt::format("memory of a rank: {} {}, {} host; {}", size_text(memory.device_peak().total().device),
-                           stream.on_cuda() ? "GPU" : "device", size_text(memory.host_peak().total().host), describe(plan.places)));
+  const auto choose_places = [&] {
+    const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, {comm.size(), teams.teams}, placement, comm);
+    progress.say(fmt::format("memory of a rank: {} {}, {} host; {}", size_text(memory.device_peak().total().device),
+                             stream.on_cuda() ? "GPU" : "device", size_text(memory.host_peak().total().host), describe(memory.places)));
+    return memory.places;
+  };
+  plan.places = places ? *places : choose_places();
   if (dry_run) return report;
 
   const Tokens calibration = plan.calibrated ? load_calibration(options, architecture, comm) : Tokens{};
   const Tokens evaluation = options.evaluate.data.empty() ? Tokens{} : load_evaluation(options, architecture, comm);
-  if (evaluation.samples > sizes.evaluate_samples) {  // as many as the file has
+  if (!places && evaluation.samples > sizes.evaluate_samples) {  // as many as the file has
     sizes.evaluate_samples = evaluation.samples;
-    plan.places = plan_memory_of_ranks(options.memory, sizes, {comm.size(), teams.teams}, placement, comm).places;
+    plan.places = choose_places();
   }
   report.calibration = calibration.source;
   report.calibration_hash = calibration.hash;
@@ -332,6 +342,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   report.perplexity_before = perplexity_before;
 
   {
+    spdlog::debug("the run folder is ready");
     ShardSet shards(options.output.path, plan.tensors, plan.max_shard_bytes, comm);
     Store store(plan, source, shards, journal, teams, comm);
     if (journal.resumed())
@@ -360,18 +371,26 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
         embed_tokens(architecture, calibration.ids, embedding, activations, stream);
       }
     }
+    report.seconds.start = seconds_since(begin);
+    spdlog::debug("the shards are ready");
+    std::size_t bytes_of_workers = 0;
     if (plan.casts()) {
-      Timed timed(report.seconds.solve, comm, stream);
-      cast_layers(source, architecture, plan, store, comm, stream,
-                  [&](std::int64_t index) { progress.update(index + 1, fmt::format("layer {}", index)); });
-      store.wait_for_commits();
+      bytes_of_workers = cast_layers(
+          source, architecture, plan, store, comm, stream,
+          [&](std::int64_t index) { progress.update(index + 1, fmt::format("layer {}", index)); }, report.seconds);
       check_in(comm, store.fault(), 1, "between two layers");
     } else {
+      const Comm::Traffic before = team.traffic();
       quantize_layers(loop, tables, pipeline, layers, activations);
+      const Comm::Traffic after = team.traffic();
+      report.communication = {after.bytes - before.bytes, after.seconds - before.seconds,
+                              (ring.to_next ? ring.to_next->bytes() : 0) + (ring.from_previous ? ring.from_previous->bytes() : 0)};
     }
     {
       Timed timed(report.seconds.write, comm, stream);
+      spdlog::debug("all layers are done");
       store.finish(plan.may_need_v2 && loop.zero_of_zero);
+      spdlog::debug("the shards are on the disk");
     }
     if (plan.may_need_v2 && loop.zero_of_zero) {
       plan.storage.format = Format::gptq_v2;
@@ -379,7 +398,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     }
     report.bytes = shards.total_bytes();
     report.format = name_of(plan.storage.format);
-    for (const double peak : comm.all_gather({static_cast<double>(stream.bytes_peak())}))
+    for (const double peak : comm.all_gather({static_cast<double>(stream.bytes_peak() + bytes_of_workers)}))
       report.device_peak_bytes = std::max(report.device_peak_bytes, static_cast<std::int64_t>(peak));
     on_root(comm, [&] { write_folder(options, source, plan, shards.index(), report); });
 
@@ -395,18 +414,20 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
 
   const std::string report_path = options.run.report.empty() ? options.output.path + ".report.json" : options.run.report;
   report.options = options_as_json(options);
-  report.seconds.total = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  spdlog::debug("the output folder is written");
+  report.seconds.total = seconds_since(begin);
   report.seconds_of_ranks = gather_seconds(report.seconds, comm);
   on_root(comm, [&] {
     write_text_file(report_path, report_json(report).dump(2) + "\n");
     journal.remove();
   });
+  spdlog::debug("the run folder is removed");
   progress.say(fmt::format(
-      "wrote {} ({:.2f} GB) in {:.1f} s: read {:.1f}, hessian {:.1f}, search {:.1f}, solve {:.1f}, forward {:.1f}, write {:.1f}, "
-      "wait {:.1f}, evaluate {:.1f}; report in {}",
-      options.output.path, static_cast<double>(report.bytes) * 1e-9, report.seconds.total, report.seconds.read, report.seconds.hessian,
-      report.seconds.search, report.seconds.solve, report.seconds.forward, report.seconds.write, report.seconds.wait,
-      report.seconds.evaluate, report_path));
+      "wrote {} ({:.2f} GB) in {:.1f} s: start {:.1f}, read {:.1f}, hessian {:.1f}, search {:.1f}, solve {:.1f}, forward {:.1f}, write "
+      "{:.1f}, wait {:.1f}, evaluate {:.1f}; report in {}",
+      options.output.path, static_cast<double>(report.bytes) * 1e-9, report.seconds.total, report.seconds.start, report.seconds.read,
+      report.seconds.hessian, report.seconds.search, report.seconds.solve, report.seconds.forward, report.seconds.write,
+      report.seconds.wait, report.seconds.evaluate, report_path));
   return report;
 }
 

@@ -5,13 +5,16 @@
 
 #include "pipeline/options.h"
 #include "pipeline/report.h"
+#include "stages/places.h"
 
 namespace qpipe {
 
 // Collective over all ranks of MPI_COMM_WORLD, which is initialised. dry_run: checks the model and the plan, writes nothing.
 // perplexity_before: the original's, where it is known; it is computed otherwise, if the options ask for it.
-// Throws UserError for faults that every rank finds alike, other exceptions for faults of one rank.
-RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before = std::nullopt);
+// places: instead of those of the plan; the folder is the run's. Throws UserError for faults that every rank finds alike, other exceptions
+// for faults of one rank.
+RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before = std::nullopt,
+                   const std::optional<Places>& places = std::nullopt);
 
 // The same as a command: returns the exit code.
 int run_quantize(const Options& options, bool dry_run);

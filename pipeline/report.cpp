@@ -10,7 +10,8 @@ namespace qpipe {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModuleReport, name, bits, group_size, mean_squared_error, damp, fell_back, skipped)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ScaleReport, source, linears, ratio, loss)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseSeconds, read, hessian, search, solve, forward, write, wait, evaluate, total)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Communication, team_bytes, team_seconds, hidden_bytes)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseSeconds, start, read, hessian, search, solve, forward, write, wait, evaluate, total)
 
 nlohmann::json findings_since(const RunReport& report, std::size_t modules_begin, std::size_t scales_begin) {
   nlohmann::json json{{"modules", nlohmann::json::array()}, {"scales", nlohmann::json::array()}};
@@ -57,6 +58,7 @@ nlohmann::json report_json(const RunReport& r) {
                       {"device_peak_bytes", r.device_peak_bytes},
                       {"seconds", r.seconds},
                       {"seconds_of_ranks", r.seconds_of_ranks},
+                      {"communication", r.communication},
                       {"fell_back_to_rtn", std::count_if(r.modules.begin(), r.modules.end(), [](const auto& m) { return m.fell_back; })},
                       {"modules", modules}};
   for (const ScaleReport& s : r.scales)

@@ -29,7 +29,9 @@ struct ScaleReport {
   double loss = 0.0;
 };
 
+// Of a rank's wall clock. Where several workers do different phases at once (pipeline/cast.h), their mean.
 struct PhaseSeconds {
+  double start = 0.0;  // until the first layer: checks, devices, folders, calibration tokens
   double read = 0.0;
   double hessian = 0.0;
   double search = 0.0;
@@ -39,6 +41,13 @@ struct PhaseSeconds {
   double wait = 0.0;  // for other ranks: hidden states on their way, and the end of a round
   double evaluate = 0.0;
   double total = 0.0;
+};
+
+// What rank 0 exchanged with others while it worked on layers.
+struct Communication {
+  std::int64_t team_bytes = 0;  // weights, Hessians, factors and codes in its team
+  double team_seconds = 0.0;
+  std::int64_t hidden_bytes = 0;  // hidden states sent to and received from other teams
 };
 
 struct RunReport {
@@ -59,7 +68,8 @@ struct RunReport {
   std::vector<ScaleReport> scales;
   PhaseSeconds seconds;                        // of rank 0
   std::vector<PhaseSeconds> seconds_of_ranks;  // of each
-  std::int64_t device_peak_bytes = 0;          // taken through Buffer, on the rank that took most; the CPU backend counts, too
+  Communication communication;
+  std::int64_t device_peak_bytes = 0;  // taken through Buffer, on the rank that took most; the CPU backend counts, too
   int ranks = 1;
   std::string device;
 };

@@ -115,6 +115,7 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   r.attention_width = a.heads.heads * a.heads.head_dim;
   r.layers = a.layers;
   r.casts = plan.casts();
+  r.casts_steps = plan.storage.codec == Codec::nvfp4;
   r.calibrated = plan.calibrated;
   r.awq = plan.awq;
   r.at_once = plan.awq || !options.quantize.true_sequential || !plan.quantized_propagation;

@@ -71,7 +71,8 @@ struct RunSizes {
   std::int64_t output_bytes = 0;
   std::int64_t kept_back_bytes = 0;  // zeros that may have to be rewritten at the end
 
-  bool casts = false;  // codes follow from the weights alone
+  bool casts = false;        // codes follow from the weights alone
+  bool casts_steps = false;  // a step's linears together
   bool calibrated = false;
   bool awq = false;
   bool at_once = false;  // all of a layer's Hessians are there before the first linear is solved

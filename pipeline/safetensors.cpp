@@ -227,9 +227,12 @@ const TensorInfo& SafetensorsFile::info(const std::string& name) const {
                                               near.empty() ? "check that it is the right file" : "the nearest name is " + in_quotes(near)));
 }
 
-void SafetensorsFile::read(const std::string& name, void* to) const {
-  const TensorInfo& tensor = info(name);
-  state_->file.read(to, tensor.bytes(), state_->data_begin + state_->begins.at(name), in_quotes(name));
+void SafetensorsFile::read(const std::string& name, void* to) const { read(name, 0, info(name).bytes(), to); }
+
+void SafetensorsFile::read(const std::string& name, std::int64_t begin, std::int64_t count, void* to) const {
+  if (begin < 0 || count < 0 || begin > info(name).bytes() - count)
+    throw std::out_of_range(fmt::format("{}: {} has no bytes {} to {}", path().string(), in_quotes(name), begin, begin + count));
+  state_->file.read(to, count, state_->data_begin + state_->begins.at(name) + begin, in_quotes(name));
 }
 
 }  // namespace qpipe

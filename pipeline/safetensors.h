@@ -37,6 +37,8 @@ class SafetensorsFile {
   const TensorInfo& info(const std::string& name) const;  // throws UserError listing near names
   // Reads the whole tensor; `to` has info(name).bytes() bytes. Thread-safe.
   void read(const std::string& name, void* to) const;
+  // Reads the tensor's bytes [begin, begin + count). Thread-safe.
+  void read(const std::string& name, std::int64_t begin, std::int64_t count, void* to) const;
 
  private:
   struct State;

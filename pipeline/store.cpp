@@ -1,5 +1,7 @@
 #include "pipeline/store.h"
 
+#include <spdlog/spdlog.h>
+
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -77,8 +79,9 @@ Store::Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& s
 
 Store::~Store() {
   for (std::future<void>& copy : copies_) copy.wait();
-  for (std::future<void>& write : part_->writes) write.wait();
   wait_for_commits();
+  part_.reset();
+  complete_parts_.clear();  // after a fault
 }
 
 void Store::take_up_finished_layers() {
@@ -120,7 +123,7 @@ std::optional<UserError> Store::fault() const {
 
 void Store::write(Part& part, const PackedTensor& tensor) {
   Xxh3 hash;
-  hash.add(tensor.data.data(), tensor.data.size());
+  hash.add(tensor.data.data(), tensor.data.bytes());
   shards_.write(tensor.info.name, tensor.data.data());
   const std::lock_guard lock(part.mutex);
   part.record.tensors[tensor.info.name] = hash.hexadecimal();
@@ -149,25 +152,78 @@ void Store::put(std::vector<PackedTensor> tensors) {
 
 void Store::commit(std::int64_t layer, int part, int parts, nlohmann::json findings) {
   wait_for_commits();
-  for (const PackedTensor& tensor : part_->held) zeros_[tensor.info.name] = tensor.data;
+  for (const PackedTensor& tensor : part_->held) zeros_[tensor.info.name].assign(tensor.data.begin(), tensor.data.end());
   part_->record.layer = layer;
   part_->record.part = part;
   part_->record.parts = parts;
   part_->record.findings = std::move(findings);
-  commit_ = start([this, finished = std::exchange(part_, std::make_shared<Part>())] { write_record(*finished); });
+  commit_in_background(std::exchange(part_, std::make_shared<Part>()));
+}
+
+std::shared_ptr<Store::Part> Store::written_part(std::int64_t layer) {
+  const std::lock_guard lock(commit_mutex_);
+  std::shared_ptr<Part>& part = written_parts_[layer];
+  if (!part) part = std::make_shared<Part>();
+  return part;
+}
+
+void Store::write(std::int64_t layer, const std::vector<PackedTensor>& tensors) {
+  const std::shared_ptr<Part> part = written_part(layer);
+  for (const PackedTensor& tensor : tensors) write(*part, tensor);
+}
+
+void Store::commit_written(std::int64_t layer, std::function<void()> committed) {
+  const std::shared_ptr<Part> part = written_part(layer);
+  part->record.layer = layer;
+  part->committed = std::move(committed);
+  commit_in_background(part);
+}
+
+void Store::commit_in_background(std::shared_ptr<Part> part) {
+  const std::lock_guard lock(commit_mutex_);
+  written_parts_.erase(part->record.layer);
+  complete_parts_.push_back(std::move(part));
+  if (std::exchange(commits_, true)) return;
+  commit_ = start([this] { commit_complete_parts(); });
+}
+
+void Store::commit_complete_parts() {
+  for (;;) {
+    std::vector<std::shared_ptr<Part>> parts;
+    {
+      const std::lock_guard lock(commit_mutex_);
+      parts.swap(complete_parts_);
+      commits_ = !parts.empty();
+      if (!commits_) return;
+    }
+    std::vector<std::string> names;
+    for (const auto& part : parts) {
+      for (std::future<void>& write : part->writes) write.wait();
+      for (const auto& [name, hash] : part->record.tensors) names.push_back(name);
+    }
+    if (fault()) return;
+    shards_.sync(names);
+    spdlog::debug("the tensors of {} layers are on the disk", parts.size());
+    for (const auto& part : parts) {
+      write_record(*part);
+      part->committed();
+    }
+    spdlog::debug("and their records");
+  }
 }
 
 void Store::wait_for_commits() {
-  if (commit_.valid()) commit_.get();
+  std::future<void> last;
+  {
+    const std::lock_guard lock(commit_mutex_);
+    last = std::move(commit_);
+  }
+  if (last.valid()) last.get();
 }
 
+// After the part's tensors are on the disk.
 void Store::write_record(Part& part) {
-  for (std::future<void>& write : part.writes) write.wait();
-  if (fault()) return;
   LayerRecord& record = part.record;
-  std::vector<std::string> names;
-  for (const auto& [name, hash] : record.tensors) names.push_back(name);
-  shards_.sync(names);
   if (!part.held.empty()) {
     std::vector<TensorInfo> infos;
     for (const PackedTensor& tensor : part.held) infos.push_back({tensor.info.name, tensor.info.dtype, tensor.info.shape});
@@ -175,7 +231,7 @@ void Store::write_record(Part& part) {
     for (const PackedTensor& tensor : part.held) {
       file.write(tensor.info.name, tensor.data.data());
       Xxh3 hash;
-      hash.add(tensor.data.data(), tensor.data.size());
+      hash.add(tensor.data.data(), tensor.data.bytes());
       record.held[tensor.info.name] = hash.hexadecimal();
     }
     file.finish();
@@ -204,6 +260,7 @@ void Store::copy_tensor(const TensorInfo& info) {
   std::vector<unsigned char> data(static_cast<std::size_t>(stored.bytes()));
   checkpoint_.read(info.name, data.data());
   shards_.write(info.name, convert_tensor(stored, std::move(data), info.dtype).data());
+  spdlog::debug("{}: copied", info.name);
 }
 
 void Store::write_the_rest(bool zero_of_zero) {

@@ -3,6 +3,7 @@
 // What fails in the background is a fault of this rank, which the caller asks for with fault(), so that all ranks can stop together.
 #pragma once
 
+#include <functional>
 #include <future>
 #include <map>
 #include <memory>
@@ -48,6 +49,13 @@ class Store {
   // The layer is complete: brings what this rank put since the last commit to the disk, then its record, in the background; a layer at a
   // time, so that this waits for the layer before. This rank's part is one of `parts`.
   void commit(std::int64_t layer, int part, int parts, nlohmann::json findings);
+
+  // The same for layers that this rank packs alone, several at a time, from any thread: write() returns when the tensors are written,
+  // commit_written() at once, and `committed` is called when the layer and its record are on the disk. Layers that have become complete
+  // during a commit are committed together, so that the disk is never asked for more than it has time for.
+  void write(std::int64_t layer, const std::vector<PackedTensor>& tensors);
+  void commit_written(std::int64_t layer, std::function<void()> committed);
+
   // Returns when all commits are on the disk or have failed.
   void wait_for_commits();
   std::optional<UserError> fault() const;
@@ -57,17 +65,21 @@ class Store {
   void finish(bool zero_of_zero);
 
  private:
-  // What this rank puts between two commits. It outlives its writes: the commit, or ~Store, waits for them.
+  // What one commit brings to the disk.
   struct Part {
-    std::vector<std::future<void>> writes;
     std::mutex mutex;  // guards `record`
     LayerRecord record;
     std::vector<PackedTensor> held;
+    std::function<void()> committed = [] {};
+    std::vector<std::future<void>> writes;  // the last member: its end waits for the writes, which use the others
   };
 
   // Runs in the background, or does nothing after a fault.
   std::future<void> start(std::function<void()> work);
   void write(Part& part, const PackedTensor& tensor);
+  std::shared_ptr<Part> written_part(std::int64_t layer);
+  void commit_in_background(std::shared_ptr<Part> part);
+  void commit_complete_parts();
   void write_record(Part& part);
   void copy_tensor(const TensorInfo& info);
   void take_up_finished_layers();
@@ -85,6 +97,10 @@ class Store {
   std::map<std::string, std::vector<unsigned char>> zeros_;  // kept back
   std::vector<std::future<void>> copies_;
   std::shared_ptr<Part> part_ = std::make_shared<Part>();
+  std::mutex commit_mutex_;                                      // guards the four below
+  std::map<std::int64_t, std::shared_ptr<Part>> written_parts_;  // layers that write() has begun
+  std::vector<std::shared_ptr<Part>> complete_parts_;            // wait for their commit
+  bool commits_ = false;                                         // the background takes complete_parts_ until there are none
   std::future<void> commit_;
   mutable std::mutex fault_mutex_;
   std::optional<UserError> fault_;

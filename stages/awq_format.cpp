@@ -30,7 +30,7 @@ std::vector<PackedTensor> pack_awq_linear(const std::string& module, const Quant
   pack_awq(q.code, qweight, stream);
   const Array<std::uint32_t> qzeros(groups, out / 8, stream);
   pack_awq(upload_matrix(stored.zero, out, groups, stream), qzeros, stream);
-  return {packed_tensor(infos[0], download_matrix(qweight.view, stream)), packed_tensor(infos[1], download_matrix(qzeros.view, stream)),
+  return {downloaded_tensor(infos[0], qweight.view, stream), downloaded_tensor(infos[1], qzeros.view, stream),
           packed_scales(infos[2], transposed(stored.scale, out, groups))};
 }
 

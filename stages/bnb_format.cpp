@@ -9,6 +9,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/int8_rows.h"
+#include "stages/packing.h"
 
 namespace qpipe {
 
@@ -53,26 +54,14 @@ std::size_t state_bytes(const QuantState& state) {
   return state.nested ? length - python_number(state.nested->offset).size() + longest_number : length;
 }
 
-template <class T>
-PackedTensor filled(NamedTensor info, const T* values, std::size_t count) {
-  PackedTensor result{std::move(info), std::vector<unsigned char>(count * sizeof(T))};
-  if (count != 0) std::memcpy(result.data.data(), values, count * sizeof(T));
-  return result;
-}
-
-template <class T>
-PackedTensor downloaded(NamedTensor info, Matrix<const T> matrix, Stream& stream) {
-  PackedTensor tensor{std::move(info), std::vector<unsigned char>(static_cast<std::size_t>(matrix.size()) * sizeof(T))};
-  copy_to_host(tensor.data.data(), matrix.data, tensor.data.size(), stream);
-  return tensor;
-}
-
 void check_finite(const PackedTensor& maxima) {
-  for (std::size_t at = 0; at < maxima.data.size(); at += sizeof(float)) {
+  float poison = 0.0f;  // NaN when some value is not finite
+  for (std::size_t at = 0; at < maxima.data.bytes(); at += sizeof(float)) {
     float value = 0.0f;
     std::memcpy(&value, maxima.data.data() + at, sizeof(float));
-    if (!std::isfinite(value)) throw std::invalid_argument(maxima.info.name + ": the weight has infinite or NaN elements");
+    poison += value * 0.0f;
   }
+  if (std::isnan(poison)) throw std::invalid_argument(maxima.info.name + ": the weight has infinite or NaN elements");
 }
 
 }  // namespace
@@ -119,9 +108,9 @@ std::vector<PackedTensor> pack_four_bit(const std::string& module, std::int64_t 
           "pack_four_bit: packed and absmax must be those of the whole weight");
   QuantState state = state_of(out_features, in_features, settings);
   std::vector<PackedTensor> tensors;
-  tensors.push_back(downloaded(infos[0], packed, stream));
+  tensors.push_back(downloaded_tensor(infos[0], packed, stream));
   const auto table = four_bit_table(settings.kind);
-  PackedTensor stored_map = filled(infos[2], table.value.data(), table.value.size());
+  PackedTensor stored_map = packed_tensor(infos[2], table.value.data(), sizeof(table.value));
 
   if (settings.double_quant) {
     Array<float> offset(1, 1, stream);
@@ -133,18 +122,18 @@ std::vector<PackedTensor> pack_four_bit(const std::string& module, std::int64_t 
     if (!std::isfinite(host_offset)) throw std::invalid_argument(infos[1].name + ": the weight has infinite or NaN elements");
     state.nested->offset = static_cast<double>(host_offset);
     const auto map = dynamic_map();
-    tensors.push_back(downloaded<std::uint8_t>(infos[1], code, stream));
+    tensors.push_back(downloaded_tensor(infos[1], code.view, stream));
     tensors.push_back(std::move(stored_map));
-    tensors.push_back(downloaded<float>(infos[3], nested_absmax, stream));
-    tensors.push_back(filled(infos[4], map.data(), map.size()));
+    tensors.push_back(downloaded_tensor(infos[3], nested_absmax.view, stream));
+    tensors.push_back(packed_tensor(infos[4], map.data(), sizeof(map)));
   } else {
-    tensors.push_back(downloaded(infos[1], absmax, stream));
+    tensors.push_back(downloaded_tensor(infos[1], absmax, stream));
     check_finite(tensors.back());
     tensors.push_back(std::move(stored_map));
   }
   std::string text = quant_state_text(state);
   text.resize(static_cast<std::size_t>(infos.back().shape[0]), ' ');
-  tensors.push_back(filled(infos.back(), text.data(), text.size()));
+  tensors.push_back(packed_tensor(infos.back(), text.data(), text.size()));
   return tensors;
 }
 
@@ -159,10 +148,10 @@ std::vector<PackedTensor> pack_int8(const std::string& module, Matrix<const std:
   const auto infos = int8_tensors(module, code.rows, code.cols);
   constexpr std::uint8_t row_format = 0;
   std::vector<PackedTensor> tensors;
-  tensors.push_back(downloaded(infos[0], code, stream));
-  tensors.push_back(downloaded(infos[1], scb, stream));
+  tensors.push_back(downloaded_tensor(infos[0], code, stream));
+  tensors.push_back(downloaded_tensor(infos[1], scb, stream));
   check_finite(tensors.back());
-  tensors.push_back(filled(infos[2], &row_format, 1));
+  tensors.push_back(packed_tensor(infos[2], &row_format, 1));
   return tensors;
 }
 

@@ -91,7 +91,7 @@ std::vector<NamedTensor> ct_float8_tensors(const std::string& module, std::int64
 std::vector<PackedTensor> pack_ct_float8(const std::string& module, Matrix<const std::uint8_t> code, Matrix<const float> scale,
                                          DType scale_dtype, Stream& stream) {
   const auto infos = ct_float8_tensors(module, code.rows, code.cols, scale_dtype);
-  return {packed_tensor(infos[0], download_matrix(code, stream)), packed_scales(infos[1], download_matrix(scale, stream))};
+  return {downloaded_tensor(infos[0], code, stream), packed_scales(infos[1], download_matrix(scale, stream))};
 }
 
 void unpack_ct_float8(Matrix<const std::uint8_t> code, ConstTensor weight_scale, Tensor weight, Stream& stream) {
@@ -120,7 +120,7 @@ PackedTensor packed_codes(NamedTensor info, Matrix<const std::uint8_t> scale, st
 std::vector<PackedTensor> pack_ct_nvfp4(const std::string& module, Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale,
                                         float global_scale, Stream& stream) {
   const auto infos = ct_nvfp4_tensors(module, packed.rows, 2 * packed.cols);
-  return {packed_tensor(infos[0], download_matrix(packed, stream)), packed_codes(infos[1], scale, 0x7f, stream),
+  return {downloaded_tensor(infos[0], packed, stream), packed_codes(infos[1], scale, 0x7f, stream),
           packed_scales(infos[2], {global_scale})};
 }
 
@@ -132,7 +132,7 @@ std::vector<NamedTensor> ct_mxfp4_tensors(const std::string& module, std::int64_
 std::vector<PackedTensor> pack_ct_mxfp4(const std::string& module, Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale,
                                         Stream& stream) {
   const auto infos = ct_mxfp4_tensors(module, packed.rows, 2 * packed.cols);
-  return {packed_tensor(infos[0], download_matrix(packed, stream)), packed_codes(infos[1], scale, 255, stream)};
+  return {downloaded_tensor(infos[0], packed, stream), packed_codes(infos[1], scale, 255, stream)};
 }
 
 namespace {

@@ -15,7 +15,7 @@ std::vector<NamedTensor> fp8_tensors(const std::string& module, std::int64_t out
 
 std::vector<PackedTensor> pack_fp8(const std::string& module, Matrix<const std::uint8_t> code, Matrix<const float> scale, Stream& stream) {
   const auto infos = fp8_tensors(module, code.rows, code.cols);
-  return {packed_tensor(infos[0], download_matrix(code, stream)), packed_scales(infos[1], download_matrix(scale, stream))};
+  return {downloaded_tensor(infos[0], code, stream), packed_scales(infos[1], download_matrix(scale, stream))};
 }
 
 void unpack_fp8(Matrix<const std::uint8_t> code, ConstTensor weight_scale_inv, Tensor weight, Stream& stream) {

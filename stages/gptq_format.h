@@ -19,7 +19,7 @@ struct NamedTensor {
 
 struct PackedTensor {
   NamedTensor info;
-  std::vector<unsigned char> data;
+  HostBuffer data;
 };
 
 // MODULE.qweight, .qzeros, .scales, .g_idx: shapes known before anything is solved.

@@ -41,7 +41,8 @@ struct WaitingWeight {
   unsigned char* host = nullptr;  // page-locked memory of the layer's source
   DType dtype = DType::f32;       // the checkpoint's, the compute type once the weight has been overwritten
   bool overwritten = false;
-  Buffer stored;  // on the device
+  HostBuffer wider;  // for an overwritten weight that is larger than the checkpoint's
+  Buffer stored;     // on the device
   Buffer weight;
 };
 

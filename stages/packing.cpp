@@ -5,6 +5,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "kernels/simd_half.h"
+
 namespace qpipe {
 
 std::runtime_error not_finite(const std::string& tensor) {
@@ -12,22 +14,23 @@ std::runtime_error not_finite(const std::string& tensor) {
 }
 
 PackedTensor packed_tensor(NamedTensor info, const void* values, std::size_t bytes) {
-  PackedTensor result{std::move(info), std::vector<unsigned char>(bytes)};
-  if (bytes > 0) std::memcpy(result.data.data(), values, bytes);
-  return result;
+  const auto* begin = static_cast<const unsigned char*>(values);
+  return {std::move(info), std::vector<unsigned char>(begin, begin + bytes)};
 }
 
 namespace {
 
-template <class T>
-PackedTensor exact_scales(NamedTensor info, const std::vector<float>& scales, T (*narrow)(float)) {
-  std::vector<T> stored(scales.size());
+template <class Narrow, class Widen>
+PackedTensor exact_scales(NamedTensor info, const std::vector<float>& scales, Narrow narrow, Widen widen) {
+  std::vector<decltype(narrow(0.0f))> stored(scales.size());
+  bool exact = true;
   for (std::size_t i = 0; i < scales.size(); ++i) {
     stored[i] = narrow(scales[i]);
-    if (to_float(stored[i]) != scales[i])
-      throw std::invalid_argument(info.name + ": a scale is not a value of " + std::string(name_of(info.dtype)) +
-                                  ", so the codes were chosen for another one");
+    exact &= widen(stored[i]) == scales[i];
   }
+  if (!exact)
+    throw std::invalid_argument(info.name + ": a scale is not a value of " + std::string(name_of(info.dtype)) +
+                                ", so the codes were chosen for another one");
   return packed_tensor(std::move(info), stored);
 }
 
@@ -37,8 +40,12 @@ PackedTensor packed_scales(NamedTensor info, const std::vector<float>& scales) {
   if (!std::all_of(scales.begin(), scales.end(), [](float s) { return std::isfinite(s); })) throw not_finite(info.name);
   switch (info.dtype) {
     case DType::f32: return packed_tensor(std::move(info), scales);
-    case DType::f16: return exact_scales<f16>(std::move(info), scales, to_f16);
-    case DType::bf16: return exact_scales<bf16>(std::move(info), scales, to_bf16);
+    case DType::f16:
+      return exact_scales(
+          std::move(info), scales, [](float x) { return simd_to_f16(x); }, [](f16 x) { return simd_to_float(x); });
+    case DType::bf16:
+      return exact_scales(
+          std::move(info), scales, [](float x) { return to_bf16(x); }, [](bf16 x) { return to_float(x); });
     default: throw std::invalid_argument(info.name + ": scales are stored as F32, F16 or BF16");
   }
 }

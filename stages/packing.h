@@ -24,6 +24,14 @@ Array<T> upload_matrix(const std::vector<T>& values, std::int64_t rows, std::int
   return array;
 }
 
+// A contiguous device matrix as it is in memory.
+template <class T>
+PackedTensor downloaded_tensor(NamedTensor info, Matrix<T> matrix, Stream& stream) {
+  PackedTensor result{std::move(info), HostBuffer(static_cast<std::size_t>(matrix.size()) * sizeof(T), stream)};
+  copy_to_host(result.data.data(), matrix.data, result.data.bytes(), stream);
+  return result;
+}
+
 // values → tensor.data as they are in memory.
 PackedTensor packed_tensor(NamedTensor info, const void* values, std::size_t bytes);
 

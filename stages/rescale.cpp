@@ -9,6 +9,7 @@
 #include "kernels/difference.h"
 #include "kernels/linear.h"
 #include "kernels/scaled_rounding.h"
+#include "kernels/scaled_rounding_loss.h"
 #include "launch/share.h"
 
 namespace qpipe {
@@ -127,20 +128,14 @@ std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair, con
   const auto mine = [&](std::size_t i) { return shares[i][static_cast<std::size_t>(comm.rank())]; };
   std::int64_t blocks = 0;
   for (std::size_t i = 0; i < rows.size(); ++i) blocks += (mine(i).count + row_block - 1) / row_block;
-  const Array<double> total = zeros(blocks, candidates.view.rows, stream);
-  const Array<float> rounded(row_block, d, stream);
-  const Array<float> scratch(2 * row_block, d, stream);
+  const Array<double> total(blocks, candidates.view.rows, stream);
   std::int64_t block = 0;
-  for (std::size_t i = 0; i < rows.size(); ++i)
-    for (std::int64_t begin = 0; begin < mine(i).count; begin += row_block, ++block) {
-      const std::int64_t count = std::min(row_block, mine(i).count - begin);
-      const ConstTensor w = layer.linears[pair.linears[i]].stored.row_range(mine(i).begin + begin, count);
-      const Matrix<float> q = rounded.view.row_range(0, count);
-      for (std::int64_t c = 0; c < candidates.view.rows; ++c) {
-        scaled_rounding(w, candidates.view.row_range(c, 1), settings[i].group_columns(d), grid_of(settings[i]), q, stream);
-        add_gram_loss(w, q, hessian.matrix, scratch, element(total, block, c), stream);
-      }
-    }
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const ConstTensor w = layer.linears[pair.linears[i]].stored.row_range(mine(i).begin, mine(i).count);
+    const Matrix<double> losses = total.view.row_range(block, (mine(i).count + row_block - 1) / row_block);
+    scaled_rounding_losses(w, candidates, settings[i].group_columns(d), grid_of(settings[i]), hessian.matrix, row_block, losses, stream);
+    block += losses.rows;
+  }
   return add_in_block_order(total, comm, stream);
 }
 
@@ -174,20 +169,22 @@ std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPai
 
 std::vector<std::vector<float>> candidate_scales(const std::vector<double>& activation, const std::vector<double>& weight,
                                                  const ScaleSearch& options) {
-  std::vector<std::vector<float>> candidates;
-  std::vector<double> s(activation.size());
+  const std::size_t d = activation.size();
+  std::vector<std::vector<float>> candidates(static_cast<std::size_t>(options.grid), std::vector<float>(d));
+  // Two powers for each element of each ratio: long enough on one core for a GPU to wait.
+#pragma omp parallel for schedule(static)
   for (std::int64_t i = 0; i < options.grid; ++i) {
     const double ratio = static_cast<double>(i) / static_cast<double>(options.grid);
-    for (std::size_t c = 0; c < s.size(); ++c) {
+    std::vector<double> s(d);
+    for (std::size_t c = 0; c < d; ++c) {
       const double x = std::pow(activation[c], ratio);
       s[c] = std::max(options.duo_scaling ? x / (std::pow(weight[c], 1.0 - ratio) + 1e-4) : x, 1e-4);
     }
     const auto [low, high] = std::minmax_element(s.begin(), s.end());
     const double middle = std::sqrt(*low * *high);
-    std::vector<float>& row = candidates.emplace_back();
-    for (const double value : s) {
-      const auto normalised = static_cast<float>(value / middle);
-      row.push_back(std::isfinite(normalised) && normalised > 0.0f ? normalised : 1.0f);
+    for (std::size_t c = 0; c < d; ++c) {
+      const auto normalised = static_cast<float>(s[c] / middle);
+      candidates[static_cast<std::size_t>(i)][c] = std::isfinite(normalised) && normalised > 0.0f ? normalised : 1.0f;
     }
   }
   return candidates;

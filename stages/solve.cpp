@@ -20,6 +20,9 @@ namespace {
 // Rows are shared in blocks of this many.
 constexpr std::int64_t row_block = 32;
 
+// Rows of a linear that are in work as float32 at once: 1 GiB of them.
+constexpr std::int64_t rows_at_once(std::int64_t in) { return std::max<std::int64_t>(2048, (std::int64_t{1} << 28) / in / 128 * 128); }
+
 using Order = std::vector<std::int32_t>;
 
 template <class T>
@@ -213,24 +216,29 @@ std::vector<QuantizedLinear> solve_all(const Hessian* hessian, const std::vector
     const Linear& linear = *linears[i];
     QuantizedLinear q = allocate(linear, settings[i], stream);
     const RowRange mine = shares[i][static_cast<std::size_t>(comm.rank())];
-    Array<float> given;
-    if (rows_of && mine.count > 0) given = rows_of(i, mine);
-    const ConstTensor weight = rows_of ? ConstTensor(given.view) : linear.stored.row_range(mine.begin, mine.count);
-    if (settings[i].method == Method::rtn) {
-      if (mine.count > 0) solve_rtn(weight, mine, q, stream);
-    } else {
-      require(hessian != nullptr, "solve: GPTQ needs a Hessian");
-      const Factor& factor = factors.at(factor_key(settings[i], linear.stored.cols));
-      const Order perm = column_order(settings[i], hessian->diagonal);
-      Array<float> row_loss(1, linear.stored.rows, stream);
-      if (mine.count > 0) solve_gptq(*hessian, factor, perm, weight, mine, q, row_loss, stream);
+    const bool gptq = settings[i].method == Method::gptq;
+    require(!gptq || hessian != nullptr, "solve: GPTQ needs a Hessian");
+    const Factor* factor = gptq ? &factors.at(factor_key(settings[i], linear.stored.cols)) : nullptr;
+    const Order perm = gptq ? column_order(settings[i], hessian->diagonal) : Order{};
+    const Array<float> row_loss = gptq ? Array<float>(1, linear.stored.rows, stream) : Array<float>{};
+    for (std::int64_t done = 0; done < mine.count;) {
+      const RowRange part{mine.begin + done, std::min(mine.count - done, rows_at_once(linear.stored.cols))};
+      const Array<float> given = rows_of ? rows_of(i, part) : Array<float>{};
+      const ConstTensor weight = rows_of ? ConstTensor(given.view) : linear.stored.row_range(part.begin, part.count);
+      if (gptq)
+        solve_gptq(*hessian, *factor, perm, weight, part, q, row_loss, stream);
+      else
+        solve_rtn(weight, part, q, stream);
+      done += part.count;
+    }
+    if (gptq) {
       if (!settings[i].static_groups) set_dynamic_groups(perm, q);
       comm.all_gather_rows(row_loss.view.data, sizeof(float), shares[i], stream);
       std::vector<float> loss(static_cast<std::size_t>(linear.stored.rows));
       copy_to_host(loss.data(), row_loss.view.data, loss.size() * sizeof(float), stream);
       q.mean_squared_error = std::accumulate(loss.begin(), loss.end(), 0.0) / static_cast<double>(loss.size());
-      q.damp = factor.damp;
-      q.fell_back = factor.fell_back;
+      q.damp = factor->damp;
+      q.fell_back = factor->fell_back;
     }
     comm.all_gather_rows(q.code.view.data, static_cast<std::size_t>(q.code.view.cols), shares[i], stream);
     comm.all_gather_rows(q.scale.view.data, static_cast<std::size_t>(q.scale.view.cols) * sizeof(float), shares[i], stream);

@@ -28,7 +28,12 @@ void bring(Linear& linear, WaitingWeight& w, Stream& stream) {
 
 void take_back(Linear& linear, WaitingWeight& w, bool keep, Stream& stream) {
   if (keep && w.overwritten) {
-    copy_to_host(w.host, linear.weight.data, static_cast<std::size_t>(linear.weight.bytes()), stream);
+    const auto bytes = static_cast<std::size_t>(linear.weight.bytes());
+    if (size_of(linear.weight.dtype) > size_of(w.dtype)) {  // does not fit where the checkpoint's was
+      w.wider = HostBuffer(bytes, stream);
+      w.host = w.wider.data();
+    }
+    copy_to_host(w.host, linear.weight.data, bytes, stream);
     w.dtype = linear.weight.dtype;
     w.overwritten = false;
   }

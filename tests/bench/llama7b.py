@@ -1,21 +1,27 @@
 #!/usr/bin/env python3
-"""Quantizes decoder layers of Llama-2-7B's shape: the work that peers were measured on.
+"""Quantizes decoder layers of Llama-2-7B's shape, the work that peers were measured on, or of larger models'.
 
-    python3 tests/bench/llama7b.py --qpipe build/release/qpipe [--method gptq] [--layers 8] [--samples 128] [--seqlen 2048] [--repeat 1]
+    python3 tests/bench/llama7b.py --qpipe build/release/qpipe [--shape 7b|70b|405b] [--method gptq] [--layers 8] [--samples 128] [--seqlen 2048] [--repeat 1]
                                    [--work DIR] [--launcher "mpirun -np 2"] [--set k=v ...]
 
-Makes random bf16 weights (hidden 4096, ffn 11008, 32 heads, vocabulary 32000) and random tokens in DIR once, quantizes them to 4 bits, group 128, and
+Makes random bf16 weights (7b: hidden 4096, ffn 11008, 32 heads; 70b: hidden 8192, ffn 28672, 64 heads, 8 key and value heads; 405b: 16384, 53248, 128,
+8; vocabulary 32000) and random tokens in DIR once, quantizes them to 4 bits, group 128, and
 prints time per phase, percent of the phase's stated bound, total and peak GPU memory, beside the peers' figures for the same work: gptq with 8 layers,
 awq with 4. Methods without calibration (bnb-nf4, fp8, ...; --layers 32 is the whole model) are measured against the bandwidth of reading the
-checkpoint from the page cache, which is read once before. Needs torch."""
+checkpoint from the page cache by one reader, and against that of writing as many bytes as the output has to the disk that it is on. The output of
+the run before is removed first, outside of the time (a disk takes a second for 4 GB). Needs torch."""
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
 
-HIDDEN, FFN, HEADS, VOCAB = 4096, 11008, 32, 32000
+VOCAB, HEAD_DIM = 32000, 128
+SHAPES = {"7b": (4096, 11008, 32, 32), "70b": (8192, 28672, 64, 8), "405b": (16384, 53248, 128, 8)}  # hidden, ffn, heads, key and value heads
+HIDDEN, FFN, HEADS, KV_HEADS = SHAPES["7b"]
 # Measured on one H100 with the same shapes, tokens and settings (seconds, save included; GiB).
 PEERS = {
     ("gptq", 8): [("llm-compressor 0.14.0.1", 54.8, 2.6), ("GPTQModel 7.3.6", 132.0, 5.8)],
@@ -38,7 +44,8 @@ def make_model(folder, layers):
     files, index = {}, {}
     for layer in range(layers):
         p = f"model.layers.{layer}."
-        tensors = {p + f"self_attn.{n}_proj.weight": weight(HIDDEN, HIDDEN) for n in "qkvo"}
+        tensors = {p + f"self_attn.{n}_proj.weight": weight(HIDDEN, HIDDEN) for n in "qo"}
+        tensors.update({p + f"self_attn.{n}_proj.weight": weight(KV_HEADS * HEAD_DIM, HIDDEN) for n in "kv"})
         tensors[p + "mlp.gate_proj.weight"] = weight(FFN, HIDDEN)
         tensors[p + "mlp.up_proj.weight"] = weight(FFN, HIDDEN)
         tensors[p + "mlp.down_proj.weight"] = weight(HIDDEN, FFN)
@@ -58,7 +65,7 @@ def make_model(folder, layers):
     with open(os.path.join(folder, "model.safetensors.index.json"), "w") as f:
         json.dump({"metadata": {"total_size": total}, "weight_map": index}, f)
     config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=layers,
-                  num_attention_heads=HEADS, num_key_value_heads=HEADS, vocab_size=VOCAB, max_position_embeddings=4096, rms_norm_eps=1e-5,
+                  num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, vocab_size=VOCAB, max_position_embeddings=4096, rms_norm_eps=1e-5,
                   rope_theta=10000.0, hidden_act="silu", tie_word_embeddings=False, torch_dtype="bfloat16")
     with open(os.path.join(folder, "config.json"), "w") as f:
         json.dump(config, f)
@@ -73,7 +80,7 @@ def make_tokens(path, samples, seqlen):
 
 
 def phase_flops(layers, tokens, seqlen):
-    linears = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN
+    linears = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV_HEADS * HEAD_DIM + 3 * HIDDEN * FFN
     forward = 2.0 * tokens * linears + 2.0 * tokens * seqlen * HIDDEN  # attention: q·k and p·v over half of the square
     hessian = 1.0 * tokens * (3 * HIDDEN**2 + FFN**2)  # half by symmetry
     return {"forward": layers * forward, "hessian": layers * hessian}
@@ -92,9 +99,35 @@ def read_bandwidth(folder):
     return total, total / (time.time() - start)
 
 
+def write_seconds(path, size):
+    """Until `size` new bytes are on the disk, which starts to write at once."""
+    data = memoryview(os.urandom(1 << 24))
+    done = threading.Event()
+    start = time.time()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+    def keep_the_disk_busy():
+        while not done.is_set():
+            os.fdatasync(file)
+
+    thread = threading.Thread(target=keep_the_disk_busy)
+    thread.start()
+    for begin in range(0, size, len(data)):
+        os.write(file, data[: size - begin])
+    done.set()
+    thread.join()
+    os.fsync(file)
+    seconds = time.time() - start
+    os.close(file)
+    os.unlink(path)
+    return seconds
+
+
 def main():
+    global HIDDEN, FFN, HEADS, KV_HEADS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--qpipe", default="build/release/qpipe")
+    parser.add_argument("--qpipe", default="build/release/qpipe", help="the program, with leading arguments if it has any")
+    parser.add_argument("--shape", default="7b", choices=SHAPES)
     parser.add_argument("--method", default="gptq")
     parser.add_argument("--work", default="/tmp/qpipe-bench")
     parser.add_argument("--layers", type=int, default=8)
@@ -104,8 +137,9 @@ def main():
     parser.add_argument("--launcher", default="", help='for example "mpirun -np 2 --allow-run-as-root"')
     parser.add_argument("--set", action="append", default=[], help="further options of qpipe, section.key=value")
     args = parser.parse_args()
+    HIDDEN, FFN, HEADS, KV_HEADS = SHAPES[args.shape]
 
-    model = os.path.join(args.work, f"llama7b-{args.layers}")
+    model = os.path.join(args.work, f"llama{args.shape}-{args.layers}")
     if not os.path.exists(os.path.join(model, "config.json")):
         make_model(model, args.layers)
     tokens = os.path.join(args.work, f"tokens-{args.samples}x{args.seqlen}.safetensors")
@@ -129,10 +163,11 @@ mse = 0      # the peers' figures are without a search of the scales
 path = "{output}"
 overwrite = true
 """)
-    command = args.launcher.split() + [args.qpipe, config] + [w for s in args.set for w in ("--set", s)]
+    command = args.launcher.split() + args.qpipe.split() + [config] + [w for s in args.set for w in ("--set", s)]
     flops = phase_flops(args.layers, args.samples * args.seqlen, args.seqlen)
     totals = []
     for run in range(args.repeat):
+        shutil.rmtree(output, ignore_errors=True)
         start = time.time()
         if subprocess.run(command).returncode != 0:
             sys.exit("qpipe failed")
@@ -152,7 +187,9 @@ overwrite = true
     if args.method not in ("gptq", "awq"):
         size, bandwidth = read_bandwidth(model)
         print(f"{size / 1e9:.2f} GB of weights: {size / median / 1e9:.2f} GB/s, {100 * size / median / bandwidth:.0f}% of reading alone ({bandwidth / 1e9:.2f} GB/s)")
-    if (args.samples, args.seqlen) == (128, 2048):
+        seconds = write_seconds(os.path.join(args.work, "written"), report["bytes"])
+        print(f"{report['bytes'] / 1e9:.2f} GB of output: writing as much to this disk, fsync included, takes {seconds:.2f} s, {100 * seconds / median:.0f}% of the process")
+    if args.shape == "7b" and (args.samples, args.seqlen) == (128, 2048):
         for name, seconds, memory in PEERS.get((args.method, args.layers), []):
             print(f"{name}: {seconds:.1f} s, {memory} GiB on an H100 → {seconds / median:.1f} times as long")
 

@@ -64,6 +64,22 @@ TEST(SafetensorsRead, FileOfThePythonPackage) {
   expect_fault([&] { (void)file.info("model.scalar").rows(); }, ExitCode::data, {"model.scalar", "[]"});
 }
 
+TEST(SafetensorsRead, RangesOfATensor) {
+  const SafetensorsFile file(fs::path(QPIPE_TESTS) / "golden/safetensors_python.safetensors");
+  const auto range = [&](std::int64_t begin, std::int64_t count) {
+    std::vector<std::uint8_t> bytes(static_cast<std::size_t>(std::max<std::int64_t>(count, 0)));
+    file.read("model.codes", begin, count, bytes.data());
+    return bytes;
+  };
+  EXPECT_EQ(range(0, 3), (std::vector<std::uint8_t>{255, 0, 3}));
+  EXPECT_EQ(range(1, 2), (std::vector<std::uint8_t>{0, 3}));
+  EXPECT_EQ(range(2, 1), (std::vector<std::uint8_t>{3}));
+  EXPECT_EQ(range(3, 0), (std::vector<std::uint8_t>{}));
+  // The tensor after it in the file is not read.
+  for (const auto& [begin, count] : {std::pair<std::int64_t, std::int64_t>{-1, 1}, {0, 4}, {3, 1}, {1, 3}, {1, -1}})
+    EXPECT_THROW(range(begin, count), std::out_of_range) << begin << " " << count;
+}
+
 TEST(SafetensorsRead, MinimalFiles) {
   const TemporaryFolder folder;
   EXPECT_TRUE(SafetensorsFile(folder.write("a", safetensors_bytes("{}", 0))).tensors().empty());

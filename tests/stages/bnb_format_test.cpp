@@ -87,9 +87,9 @@ class BnbFormatTest : public BackendTest {
   }
   template <class T>
   Array<T> on_device(const PackedTensor& tensor) {
-    const auto count = static_cast<std::int64_t>(tensor.data.size() / sizeof(T));
+    const auto count = static_cast<std::int64_t>(tensor.data.bytes() / sizeof(T));
     Array<T> array(1, count, stream);
-    copy_to_device(array.view.data, tensor.data.data(), tensor.data.size(), stream);
+    copy_to_device(array.view.data, tensor.data.data(), tensor.data.bytes(), stream);
     return array;
   }
 };
@@ -109,7 +109,7 @@ TEST_P(BnbFormatTest, ShapesAreKnownBefore) {
             EXPECT_EQ(tensors[i].info.shape, names[i].shape);
             std::int64_t elements = 1;
             for (const std::int64_t size : names[i].shape) elements *= size;
-            EXPECT_EQ(static_cast<std::int64_t>(tensors[i].data.size()), elements * static_cast<std::int64_t>(size_of(names[i].dtype)));
+            EXPECT_EQ(static_cast<std::int64_t>(tensors[i].data.bytes()), elements * static_cast<std::int64_t>(size_of(names[i].dtype)));
           }
           EXPECT_EQ(names[0].shape, (std::vector<std::int64_t>{out * in / 2 / static_cast<std::int64_t>(size_of(storage)), 1}));
           const QuantState state = parse_quant_state(text_of(tensors.back()));

@@ -64,14 +64,14 @@ class PackedFormatsTest : public BackendTest {
       EXPECT_EQ(promised[i].shape, packed[i].info.shape);
       std::size_t bytes = size_of(promised[i].dtype);
       for (const std::int64_t d : promised[i].shape) bytes *= static_cast<std::size_t>(d);
-      EXPECT_EQ(packed[i].data.size(), bytes) << promised[i].name;
+      EXPECT_EQ(packed[i].data.bytes(), bytes) << promised[i].name;
     }
   }
 
   // A packed tensor on the device.
   TensorArray on_device(const PackedTensor& packed) {
     TensorArray array(packed.info.dtype, packed.info.shape[0], packed.info.shape.size() > 1 ? packed.info.shape[1] : 1, stream);
-    copy_to_device(array.view.data, packed.data.data(), packed.data.size(), stream);
+    copy_to_device(array.view.data, packed.data.data(), packed.data.bytes(), stream);
     return array;
   }
 
@@ -99,8 +99,8 @@ TEST_P(PackedFormatsTest, IntegersAreReadBackAsSolved) {
             const auto packed = pack_ct_integer("m", q, scale_dtype, stream);
             expect_promised(ct_integer_tensors("m", out, in, bits, group_size, symmetric, scale_dtype), packed);
             ASSERT_EQ(packed.size(), symmetric ? 3u : 4u);
-            EXPECT_EQ(packed[2].data[0], out);
-            EXPECT_EQ(packed[2].data[8], in);
+            EXPECT_EQ(packed[2].data.data()[0], out);
+            EXPECT_EQ(packed[2].data.data()[8], in);
             const TensorArray weight_packed = on_device(packed[0]), weight_scale = on_device(packed[1]);
             TensorArray zero_point;
             CtIntegerView view{words(weight_packed), weight_scale, {}};

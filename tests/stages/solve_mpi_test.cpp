@@ -85,8 +85,8 @@ class Solve : public testing::TestWithParam<Backend> {
     std::vector<PackedTensor> packed = pack_gptq("m", q, format, stream);
     std::vector<Buffer> memory;
     for (const PackedTensor& tensor : packed) {
-      memory.emplace_back(tensor.data.size(), stream);
-      copy_to_device(memory.back().data(), tensor.data.data(), tensor.data.size(), stream);
+      memory.emplace_back(tensor.data.bytes(), stream);
+      copy_to_device(memory.back().data(), tensor.data.data(), tensor.data.bytes(), stream);
     }
     const auto words = [&](std::size_t i) {
       return Matrix<const std::uint32_t>(static_cast<const std::uint32_t*>(memory[i].data()), packed[i].info.shape[0],
@@ -194,7 +194,7 @@ TEST_P(Solve, GroupAwareAndStaticOrdersKeepTheTrivialGroupIndex) {
     settings.static_groups = static_groups;
     const PackedTensor g_idx = pack_gptq("m", solved(settings), GptqFormat::v1, stream).at(3);
     std::vector<std::int32_t> groups(in_features);
-    std::memcpy(groups.data(), g_idx.data.data(), g_idx.data.size());
+    std::memcpy(groups.data(), g_idx.data.data(), g_idx.data.bytes());
     for (std::int64_t k = 0; k < in_features; ++k) EXPECT_EQ(groups[static_cast<std::size_t>(k)], k / 64);
   }
 }
@@ -236,8 +236,12 @@ TEST_P(Solve, ZerosOfV1BecomeV2) {
     settings.bits = bits;
     settings.group_size = 32;
     const QuantizedLinear q = solved(settings);
-    std::vector<unsigned char> zeros = pack_gptq("m", q, GptqFormat::v1, stream).at(1).data;
-    const std::vector<unsigned char> expected = pack_gptq("m", q, GptqFormat::v2, stream).at(1).data;
+    const auto packed_zeros = [&](GptqFormat format) {
+      const HostBuffer data = pack_gptq("m", q, format, stream).at(1).data;
+      return std::vector<unsigned char>(data.begin(), data.end());
+    };
+    std::vector<unsigned char> zeros = packed_zeros(GptqFormat::v1);
+    const std::vector<unsigned char> expected = packed_zeros(GptqFormat::v2);
     EXPECT_NE(zeros, expected);
     zeros_v1_to_v2(zeros, bits);
     EXPECT_EQ(zeros, expected) << "bits " << bits;
