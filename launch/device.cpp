@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
 #include <stdexcept>
 #include <thread>
 
@@ -58,10 +59,25 @@ Placement place_rank(const std::string& backend, bool share_gpu) {
   placement.backend = Backend::cuda;
   placement.device = placement.local_rank % devices;
   if constexpr (has_cuda) {
-    const std::string conflict = gpu_conflict(of_all_ranks(cuda::gpu_uuid(placement.device)), hosts);
+    const std::vector<std::string> gpus = of_all_ranks(cuda::gpu_uuid(placement.device));
+    const std::string conflict = gpu_conflict(gpus, hosts);
     if (!share_gpu && !conflict.empty()) throw std::runtime_error(conflict);
+    placement.device_ranks = 0;
+    for (std::size_t rank = 0; rank < gpus.size(); ++rank)
+      placement.device_ranks += hosts[rank] == placement.host && gpus[rank] == cuda::gpu_uuid(placement.device) ? 1 : 0;
+    placement.device_free_bytes = cuda::free_bytes(placement.device);
+    of_all_ranks("");  // nobody takes memory before all have looked
   }
   return placement;
+}
+
+std::int64_t available_host_bytes() {
+  std::ifstream file("/proc/meminfo");
+  std::string key;
+  std::int64_t kibibytes = 0;
+  for (std::string unit; file >> key >> kibibytes && std::getline(file, unit);)
+    if (key == "MemAvailable:") return kibibytes * 1024;
+  return 0;
 }
 
 std::string gpu_conflict(const std::vector<std::string>& gpus, const std::vector<std::string>& hosts) {

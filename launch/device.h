@@ -15,12 +15,17 @@ struct Placement {
   int local_rank = 0;   // among the ranks of this host
   int local_ranks = 1;  // ranks on this host
   std::string host;
+  int device_ranks = 1;                // ranks that use this GPU
+  std::int64_t device_free_bytes = 0;  // of the GPU, before any rank takes memory for its work; 0 on the CPU
 };
 
 // Collective over MPI_COMM_WORLD, after MpiSession and before the first Stream; NCCL is not used.
 // backend: "cpu", "cuda", or "auto": cuda when every rank sees a device, else cpu. Throws std::runtime_error, the same on all ranks, when a
 // rank sees no device for "cuda", or when two ranks get one GPU and share_gpu is false; std::invalid_argument for another name.
 Placement place_rank(const std::string& backend, bool share_gpu);
+
+// What a program can take on this machine without swapping (Linux: MemAvailable); 0 where it is not known.
+std::int64_t available_host_bytes();
 
 // gpus[rank], hosts[rank]: one line that names the first two ranks with the same GPU and says what to do, or "".
 std::string gpu_conflict(const std::vector<std::string>& gpus, const std::vector<std::string>& hosts);

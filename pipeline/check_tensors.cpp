@@ -89,6 +89,29 @@ std::vector<unsigned char> bytes_of(const Checkpoint& checkpoint, const std::str
 
 }  // namespace
 
+std::vector<TensorInfo> expected_tensors(const Architecture& a, DType dtype) {
+  std::vector<TensorInfo> tensors{{a.embedding, dtype, {a.vocab, a.hidden}}};
+  const auto norm = [&](const std::string& module, std::int64_t width, bool bias) {
+    tensors.push_back({module + ".weight", dtype, {width}});
+    if (bias) tensors.push_back({module + ".bias", dtype, {width}});
+  };
+  for (std::int64_t layer = 0; layer < a.layers; ++layer) {
+    const std::string prefix = layer_prefix(a, layer);
+    for (const std::string& name : {a.names.attention_norm, a.names.mlp_norm})
+      if (!name.empty()) norm(prefix + name, a.hidden, a.norm_bias);
+    for (const std::string& name : {a.names.q_norm, a.names.k_norm})
+      if (!name.empty()) norm(prefix + name, a.heads.head_dim, false);
+    for (const LinearSpec& linear : all_linears(a)) {
+      tensors.push_back({prefix + linear.name + ".weight", dtype, {linear.out_features, linear.in_features}});
+      if (linear.bias) tensors.push_back({prefix + linear.name + ".bias", dtype, {linear.out_features}});
+    }
+  }
+  norm(a.final_norm, a.hidden, a.norm_bias);
+  if (!a.tied_embeddings) tensors.push_back({a.lm_head + ".weight", dtype, {a.vocab, a.hidden}});
+  if (a.lm_head_bias) tensors.push_back({a.lm_head + ".bias", dtype, {a.vocab}});
+  return tensors;
+}
+
 std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& checkpoint, std::size_t most) {
   Check check{checkpoint, read_stored_format(checkpoint.config(), (checkpoint.folder() / "config.json").string()), most, {}, {}};
   check.weights(a.embedding, {a.vocab, a.hidden});

@@ -170,13 +170,19 @@ Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
       if (!is_new)
         throw UserError(ExitCode::data, fmt::format("{}: has tensor {}, which is in {} too; {}", shards_[i].path().string(),
                                                     in_quotes(tensor), shards_[other->second].path().filename().string(), download_again));
+      tensors_[tensor] = info;
     }
   if (shard_of_.empty()) throw UserError(ExitCode::data, fmt::format("{}: holds no tensor; {}", folder.string(), download_again));
 }
 
+Checkpoint::Checkpoint(const fs::path& folder, nlohmann::json config, const std::vector<TensorInfo>& tensors)
+    : folder_(folder), config_(std::move(config)) {
+  for (const TensorInfo& info : tensors) tensors_[info.name] = info;
+}
+
 const TensorInfo& Checkpoint::info(const std::string& name) const {
-  const auto found = shard_of_.find(name);
-  if (found != shard_of_.end()) return shards_[found->second].info(name);
+  const auto found = tensors_.find(name);
+  if (found != tensors_.end()) return found->second;
   const std::string near = nearest_name(name, names());
   throw UserError(ExitCode::data,
                   fmt::format("{}: has no tensor {}; {}", folder_.string(), in_quotes(name),
@@ -185,15 +191,15 @@ const TensorInfo& Checkpoint::info(const std::string& name) const {
 
 std::vector<std::string> Checkpoint::names() const {
   std::vector<std::string> names;
-  names.reserve(shard_of_.size());
-  for (const auto& [name, shard] : shard_of_) names.push_back(name);
+  names.reserve(tensors_.size());
+  for (const auto& [name, info] : tensors_) names.push_back(name);
   return names;
 }
 
 std::vector<std::string> Checkpoint::names_of(const std::string& module) const {
   const std::string prefix = module + ".";
   std::vector<std::string> names;
-  for (auto tensor = shard_of_.lower_bound(prefix); tensor != shard_of_.end() && tensor->first.starts_with(prefix); ++tensor)
+  for (auto tensor = tensors_.lower_bound(prefix); tensor != tensors_.end() && tensor->first.starts_with(prefix); ++tensor)
     names.push_back(tensor->first);
   return names;
 }
@@ -210,8 +216,7 @@ void Checkpoint::read(const std::string& name, std::int64_t begin, std::int64_t 
 
 std::int64_t Checkpoint::total_bytes() const {
   std::int64_t total = 0;
-  for (const SafetensorsFile& shard : shards_)
-    for (const auto& [name, tensor] : shard.tensors()) total += tensor.bytes();
+  for (const auto& [name, tensor] : tensors_) total += tensor.bytes();
   return total;
 }
 

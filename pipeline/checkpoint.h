@@ -17,10 +17,12 @@ class Checkpoint {
   // Reads config.json and the headers of all shards. With model.safetensors.index.json every name must be where the index says, and
   // shard names must be plain file names of the folder. Throws UserError (see tests/pipeline/checkpoint_test.cpp for the list of faults).
   explicit Checkpoint(const std::filesystem::path& folder);
+  // One whose weights are not there yet: these are the tensors that it will have. read() throws.
+  Checkpoint(const std::filesystem::path& folder, nlohmann::json config, const std::vector<TensorInfo>& tensors);
 
   const std::filesystem::path& folder() const { return folder_; }
   const nlohmann::json& config() const { return config_; }
-  bool contains(const std::string& name) const { return shard_of_.count(name) != 0; }
+  bool contains(const std::string& name) const { return tensors_.count(name) != 0; }
   const TensorInfo& info(const std::string& name) const;
   std::vector<std::string> names() const;                              // sorted
   std::vector<std::string> names_of(const std::string& module) const;  // those that begin with MODULE and a dot
@@ -32,7 +34,8 @@ class Checkpoint {
   std::filesystem::path folder_;
   nlohmann::json config_;
   std::vector<SafetensorsFile> shards_;
-  std::map<std::string, std::size_t> shard_of_;
+  std::map<std::string, TensorInfo> tensors_;
+  std::map<std::string, std::size_t> shard_of_;  // of those that can be read
 };
 
 }  // namespace qpipe

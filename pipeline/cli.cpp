@@ -26,6 +26,9 @@ constexpr const char* usage = R"(qpipe quantizes a Hugging Face checkpoint into 
         "require") does only that. Runs on many GPUs under mpirun or srun: mpirun -np 8 qpipe CONFIG.toml
   qpipe compare CONFIG.toml --methods gptq,awq,bnb-nf4,rtn [--set section.key=value ...] [--out FILE-STEM] [--dry-run]
         quantize with each method into OUTPUT-METHOD and print one table: perplexity, size, time, who loads it; also under mpirun
+  qpipe plan CONFIG.toml [--ranks N] [--teams P] [--ranks-per-node N] [--gpu-memory SIZE] [--host-memory SIZE] [--tflops X]
+             [--rate NAME=X ...] [--set section.key=value ...] [--json FILE]
+        whether it fits: memory, disk, traffic and time of a run; needs no GPU, and of the model config.json alone
   qpipe eval --model DIR --data FILE [--samples N] [--seqlen N] [--dataset NAME] [--text-field FIELD] [--backend auto|cpu|cuda]
              [--logits OUT.safetensors]
         perplexity of an original or a quantized checkpoint; also under mpirun
@@ -91,6 +94,8 @@ int run(const EvalRequest& command) { return run_eval(command); }
 
 int run(const VerifyRequest& command) { return run_verify(command); }
 
+int run(const PlanRequest& command) { return run_plan(command); }
+
 int run(const TokenizeRequest& command) {
   const Checkpoint checkpoint(command.model);
   DatasetRequest request = command.dataset;
@@ -107,6 +112,7 @@ struct Arguments {
   CLI::App app{"qpipe", "qpipe"};
   CLI::App* compare = nullptr;
   CLI::App* eval = nullptr;
+  CLI::App* plan = nullptr;
   CLI::App* tokenize = nullptr;
   CLI::App* verify = nullptr;
   std::string config;
@@ -120,6 +126,9 @@ struct Arguments {
   std::vector<std::string> compare_sets;
   std::string compare_out;
   bool compare_dry_run = false;
+  std::string plan_config;
+  std::vector<std::string> plan_sets;
+  PlanRequest plan_request;
   EvalRequest eval_request;
   TokenizeRequest tokenize_request;
   VerifyRequest verify_request;
@@ -146,6 +155,26 @@ struct Arguments {
     compare->add_option("--set", compare_sets, "section.key=value, for all methods")->allow_extra_args(false);
     compare->add_option("--out", compare_out, "stem of the files STEM.json and STEM.md; without: OUTPUT.compare");
     compare->add_flag("--dry-run", compare_dry_run, "check every method against the model; write nothing");
+
+    plan = app.add_subcommand("plan", "Whether a run fits: memory by purpose, disk, traffic and time. Exit code 78 when it does not.");
+    plan->set_help_flag("-h,--help", "this text");
+    plan->add_option("config", plan_config, "configuration file; of model.path, config.json is enough")->required();
+    plan->add_option("--ranks", plan_request.ranks, "how many GPUs")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+    plan->add_option("--teams", plan_request.teams,
+                     "teams that the ranks form, each with a layer of its own; 0: parallel.teams, which is automatic by itself")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    plan->add_option("--ranks-per-node", plan_request.ranks_per_node, "ranks on one machine; 0: all")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    plan->add_option("--gpu-memory", plan_request.gpu_memory, "of each card, such as 22GiB; without: memory.gpu, if it is a size");
+    plan->add_option("--host-memory", plan_request.host_memory,
+                     "of each machine, such as 200GiB; without: memory.host of each rank, if it is a size");
+    plan->add_option("--tflops", plan_request.tflops, "of the card in dense bfloat16, to scale the H100's rates; an H100 has 989")
+        ->check(CLI::PositiveNumber);
+    plan->add_option("--rate", plan_request.rates, "a rate that times are estimated with: " + rates_help())->allow_extra_args(false);
+    plan->add_option("--set", plan_sets, "section.key=value; the last one of a key wins")->allow_extra_args(false);
+    plan->add_option("--json", plan_request.json, "file to write all figures to");
 
     eval = app.add_subcommand("eval", "Perplexity of a checkpoint, original or quantized, on consecutive windows of tokens or text.");
     add_input(*eval, eval_request.model, eval_request.data, eval_request.text_field);
@@ -225,16 +254,22 @@ Command read_command(int argc, const char* const* argv) {
   }
   if (arguments.help) return ShowText{usage + options_help()};
   if (arguments.version) return ShowText{version_text()};
-  const bool subcommand = *arguments.compare || *arguments.eval || *arguments.tokenize || *arguments.verify;
+  const bool subcommand = *arguments.compare || *arguments.plan || *arguments.eval || *arguments.tokenize || *arguments.verify;
   if (subcommand && (!arguments.config.empty() || !arguments.sets.empty() || arguments.dry_run || arguments.resume))
     usage_fault(
-        "a configuration file, --set and --dry-run stand behind `compare`, and do not go with eval, tokenize and verify; --resume goes "
-        "with a configuration file alone");
+        "a configuration file and --set stand behind `compare` and `plan`, --dry-run behind `compare`; they do not go with eval, tokenize "
+        "and verify; --resume goes with a configuration file alone");
 
   if (*arguments.compare) {
     CompareRequest request =
         read_compare(arguments.compare_config, arguments.compare_methods, arguments.compare_sets, arguments.compare_out);
     request.dry_run = arguments.compare_dry_run;
+    return request;
+  }
+  if (*arguments.plan) {
+    PlanRequest request = arguments.plan_request;
+    request.options = load_options(arguments.plan_config, arguments.plan_sets, Inputs::unchecked);
+    require_input("model.path", request.options.model.path, true);
     return request;
   }
   if (*arguments.eval) {
@@ -257,7 +292,8 @@ Command read_command(int argc, const char* const* argv) {
     if (!request.original.empty()) require_input("--original", request.original.string(), true);
     return request;
   }
-  if (arguments.config.empty()) usage_fault("give a configuration file (qpipe CONFIG.toml) or a command (compare, eval, tokenize, verify)");
+  if (arguments.config.empty())
+    usage_fault("give a configuration file (qpipe CONFIG.toml) or a command (compare, plan, eval, tokenize, verify)");
   if (arguments.resume) arguments.sets.emplace_back("run.resume=require");
   return QuantizeRequest{load_options(arguments.config, arguments.sets), arguments.dry_run};
 }

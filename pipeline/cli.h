@@ -9,6 +9,7 @@
 #include "pipeline/dataset.h"
 #include "pipeline/evaluate_command.h"
 #include "pipeline/options.h"
+#include "pipeline/plan_command.h"
 #include "pipeline/verify.h"
 
 namespace qpipe {
@@ -29,7 +30,7 @@ struct TokenizeRequest {
   std::filesystem::path out;  // .h5
 };
 
-using Command = std::variant<ShowText, QuantizeRequest, CompareRequest, EvalRequest, TokenizeRequest, VerifyRequest>;
+using Command = std::variant<ShowText, QuantizeRequest, CompareRequest, PlanRequest, EvalRequest, TokenizeRequest, VerifyRequest>;
 
 // Reads the arguments, and the configuration file if there is one. Needs no MPI, so that faults are told at once. Throws UserError:
 // ExitCode::usage for the arguments, else as load_options.

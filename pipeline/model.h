@@ -21,6 +21,9 @@ std::vector<std::string> supported_families();
 // context).
 void check_sequence_length(const Architecture& architecture, std::int64_t seqlen);
 
+// The tensors that an unquantized checkpoint of the architecture has, all of one type.
+std::vector<TensorInfo> expected_tensors(const Architecture& architecture, DType dtype);
+
 // Checks that every tensor the architecture needs is in the checkpoint with the right shape and a float dtype (packed linears of a
 // quantized checkpoint: the parts of its format, pipeline/read_back.h), and that no tensor is left over. Throws UserError naming the first
 // tensor that is missing, of the wrong shape, or unknown.

@@ -73,6 +73,12 @@ std::string ByteSize::fault(const std::string& value) const {
   return std::regex_match(value, size) ? "" : must_be(text());
 }
 
+std::string SizeOrAuto::text() const { return "auto, or a size such as \"22GiB\""; }
+
+std::string SizeOrAuto::fault(const std::string& value) const {
+  return value == "auto" || ByteSize{}.fault(value).empty() ? "" : must_be(text());
+}
+
 std::string OptionalBoolean::fault(const std::string& value) const {
   return value.empty() || value == "true" || value == "false" ? "" : must_be("true or false");
 }

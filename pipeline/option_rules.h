@@ -65,6 +65,12 @@ struct ByteSize {
   std::string fault(const std::string& value) const;
 };
 
+// "auto", or a size as ByteSize.
+struct SizeOrAuto {
+  std::string text() const;
+  std::string fault(const std::string& value) const;
+};
+
 // A boolean in TOML that is kept as "true", "false" or "" (unset).
 struct OptionalBoolean {
   std::string text() const { return {}; }

@@ -79,6 +79,8 @@ struct Options {
 
   struct Memory {
     std::int64_t micro_batch = 16384;  // tokens per forward block
+    std::string gpu = "auto";          // of the card, for each rank: auto | a size
+    std::string host = "auto";         // of the machine, for each rank: auto | a size
   } memory;
 
   struct Output {

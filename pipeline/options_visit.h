@@ -85,7 +85,11 @@ void visit_options(Tree& options, Visit&& visit) {
   visit("parallel.timeout", parallel.timeout, AtLeast{1}, "s", "longest wait of a rank for the others");
 
   auto& memory = options.memory;
-  visit("memory.micro_batch", memory.micro_batch, AtLeast{1}, "tokens", "block that goes through a layer at once");
+  visit("memory.micro_batch", memory.micro_batch, AtLeast{1}, "tokens", "block that goes through a layer at once; part of the result");
+  visit("memory.gpu", memory.gpu, SizeOrAuto{}, "",
+        "of the card, for each rank; auto: 92% of what is free, divided by the ranks that share it");
+  visit("memory.host", memory.host, SizeOrAuto{}, "",
+        "of the machine, for each rank; auto: 80% of what is available, divided by its ranks");
 
   auto& output = options.output;
   visit("output.path", output.path, Required{}, "", "folder to write the quantized checkpoint to");

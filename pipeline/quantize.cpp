@@ -22,6 +22,7 @@
 #include "pipeline/hidden_stream.h"
 #include "pipeline/journal.h"
 #include "pipeline/layer_source.h"
+#include "pipeline/memory_check.h"
 #include "pipeline/model.h"
 #include "pipeline/plan.h"
 #include "pipeline/progress.h"
@@ -276,7 +277,6 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     throw UserError(ExitCode::data, source.folder().string() + ": is quantized already; give model.path the original checkpoint");
   check_tensors(architecture, source);
   QuantizePlan plan = plan_quantization(options, architecture, source);
-  if (places) plan.places = *places;
   if (plan.calibrated && options.calibration.data.empty())
     throw UserError(ExitCode::config,
                     "calibration.data is not set; give a file of token ids (.h5, .safetensors) or of text (.txt, .jsonl)");
@@ -308,10 +308,22 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
         "faster");
   for (const std::string& note : plan.notes) progress.say("note: " + note);
   if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
+  RunSizes sizes = run_sizes(options, architecture, source, plan, stream.backend());
+  const auto choose_places = [&] {
+    const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, {comm.size(), teams.teams}, placement, comm);
+    progress.say(fmt::format("memory of a rank: {} {}, {} host; {}", size_text(memory.device_peak().total().device),
+                             stream.on_cuda() ? "GPU" : "device", size_text(memory.host_peak().total().host), describe(memory.places)));
+    return memory.places;
+  };
+  plan.places = places ? *places : choose_places();
   if (dry_run) return report;
 
   const Tokens calibration = plan.calibrated ? load_calibration(options, architecture, comm) : Tokens{};
   const Tokens evaluation = options.evaluate.data.empty() ? Tokens{} : load_evaluation(options, architecture, comm);
+  if (!places && evaluation.samples > sizes.evaluate_samples) {  // as many as the file has
+    sizes.evaluate_samples = evaluation.samples;
+    plan.places = choose_places();
+  }
   report.calibration = calibration.source;
   report.calibration_hash = calibration.hash;
   report.calibration_tokens = calibration.samples * calibration.seqlen;
@@ -386,11 +398,13 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     }
     report.bytes = shards.total_bytes();
     report.format = name_of(plan.storage.format);
-    report.gpu_peak_bytes = stream.on_cuda() ? stream.bytes_peak() + bytes_of_workers : 0;
+    for (const double peak : comm.all_gather({static_cast<double>(stream.bytes_peak() + bytes_of_workers)}))
+      report.device_peak_bytes = std::max(report.device_peak_bytes, static_cast<std::int64_t>(peak));
     on_root(comm, [&] { write_folder(options, source, plan, shards.index(), report); });
 
     if (evaluation.samples > 0 && options.evaluate.after) {
       Timed timed(report.seconds.evaluate, comm, stream);
+      activations = {};  // evaluate has its own
       const Checkpoint quantized(options.output.path);
       report.perplexity_after = evaluate(quantized, architecture, evaluation, options.memory.micro_batch, plan.places, comm, stream).value;
       progress.say(fmt::format("perplexity of the quantized model: {:.3f}", *report.perplexity_after));

@@ -55,7 +55,7 @@ nlohmann::json report_json(const RunReport& r) {
                       {"bytes", r.bytes},
                       {"ranks", r.ranks},
                       {"device", r.device},
-                      {"gpu_peak_bytes", r.gpu_peak_bytes},
+                      {"device_peak_bytes", r.device_peak_bytes},
                       {"seconds", r.seconds},
                       {"seconds_of_ranks", r.seconds_of_ranks},
                       {"communication", r.communication},

@@ -69,7 +69,7 @@ struct RunReport {
   PhaseSeconds seconds;                        // of rank 0
   std::vector<PhaseSeconds> seconds_of_ranks;  // of each
   Communication communication;
-  std::size_t gpu_peak_bytes = 0;
+  std::int64_t device_peak_bytes = 0;  // taken through Buffer, on the rank that took most; the CPU backend counts, too
   int ranks = 1;
   std::string device;
 };

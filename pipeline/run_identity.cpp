@@ -22,8 +22,8 @@ namespace {
 
 // Options that do not change the output folder. The device stands for parallel.backend, hashes of contents for paths.
 bool is_free(const std::string& key) {
-  constexpr std::array<const char*, 5> keys{"model.path", "calibration.cache", "quantize.allow_fallback", "output.path",
-                                            "output.overwrite"};
+  constexpr std::array<const char*, 7> keys{"model.path", "calibration.cache", "quantize.allow_fallback", "output.path", "output.overwrite",
+                                            "memory.gpu", "memory.host"};
   return key.starts_with("parallel.") || key.starts_with("run.") || std::find(keys.begin(), keys.end(), key) != keys.end();
 }
 

@@ -175,7 +175,7 @@ overwrite = true
         with open(output + ".report.json") as f:
             report = json.load(f)
         totals.append(wall)
-        print(f"\nrun {run + 1}: {report['device']}, {report['ranks']} rank(s), peak GPU memory {report['gpu_peak_bytes'] / 2**30:.1f} GiB")
+        print(f"\nrun {run + 1}: {report['device']}, {report['ranks']} rank(s), peak GPU memory {report['device_peak_bytes'] / 2**30:.1f} GiB")
         for phase, seconds in report["seconds"].items():
             note = ""
             if phase in flops and seconds > 0:

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """The command line from outside: cli_test.py QPIPE [MPIEXEC]. Exit codes, one line on stderr, in time, from one rank."""
+import json
 import os
 import subprocess
 import sys
@@ -71,6 +72,53 @@ class CommandLine(unittest.TestCase):
             self.assertEqual((text.returncode, text.stderr), (0, ""))
             self.assertIn(option, text.stdout)
             self.assertIn("2048", text.stdout)
+
+    def write_model(self, **config):
+        """A folder before the download: config.json of Llama-2-70B."""
+        values = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", rms_norm_eps=1e-5, tie_word_embeddings=False, hidden_size=8192,
+                      intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, vocab_size=32000,
+                      max_position_embeddings=4096, torch_dtype="bfloat16")
+        values.update(config)
+        with open(os.path.join(self.path, "model", "config.json"), "w") as f:
+            json.dump(values, f)
+
+    def test_plan(self):
+        text = run("plan", "--help")
+        self.assertEqual((text.returncode, text.stderr), (0, ""))
+        self.assertIn("--gpu-memory", text.stdout)
+        config = self.write()
+        self.expect_fault(run("plan", config), 66, "model", "is empty")
+        self.write_model()
+        answer = os.path.join(self.path, "plan.json")
+        for method in ("gptq", "awq"):
+            plan = run("plan", config, "--gpu-memory", "22GiB", "--json", answer, "--set", "quantize.method=" + method)
+            self.assertEqual((plan.returncode, plan.stderr), (0, ""))
+            for part in ("has no safetensors yet", "BF16", "step inputs", "64-bit sum of the Hessian",
+                         "places: step inputs on the host", "forward", "Largest memory.micro_batch", "fits: "):
+                self.assertIn(part, plan.stdout)
+            with open(answer) as f:
+                figures = json.load(f)
+            self.assertTrue(figures["fits"])
+            self.assertLessEqual(figures["peak_bytes"]["gpu"], 22 * 2**30)
+            self.assertEqual(figures["places"]["input"], "host")
+            peak = next(phase for phase in figures["phases"] if phase["name"] == figures["peak_phase"])
+            self.assertEqual(sum(use["gpu"] for use in peak["uses"]), figures["peak_bytes"]["gpu"])
+        undecided = run("plan", config)
+        self.assertEqual((undecided.returncode, undecided.stderr), (0, ""))
+        self.assertRegex(undecided.stdout, r"needs \d+\.\d\d GiB of GPU memory on each rank, .* give --gpu-memory")
+        faster = run("plan", config, "--ranks", "8", "--ranks-per-node", "4", "--rate", "network=50", "--tflops", "312")
+        self.assertIn("8 rank(s): 1 team(s) of 8, 2 machine(s)", faster.stdout)
+
+        refused = run("plan", config, "--gpu-memory", "1GiB", "--json", answer)
+        self.assertEqual(refused.returncode, 78)
+        self.assertRegex(refused.stderr, r"^qpipe: error: the run needs 1\d\.\d\d GiB of GPU memory .* memory.gpu is 1.00 GiB: .*\n$")
+        with open(answer) as f:
+            self.assertFalse(json.load(f)["fits"])
+        self.assertEqual(run("plan", config, "--set", "memory.gpu=1GiB").returncode, 78)
+        self.expect_fault(run("plan", config, "--gpu-memory", "much"), 78, "much", "500MB")
+        self.expect_fault(run("plan", config, "--rate", "speed=3"), 64, "speed=3", "network=25")
+        self.expect_fault(run("plan", config, "--ranks", "3", "--teams", "2"), 78, "2 teams do not divide 3 ranks")
+        self.expect_fault(run("plan", config, "--set", "memory.gpu=much"), 78, "memory.gpu", "auto, or a size")
 
     def test_verify(self):
         text = run("verify", "--help")

@@ -164,6 +164,10 @@ TEST_F(OptionsTest, ByteSizes) {
     EXPECT_EQ(load("", {"output.max_shard_size=" + size}).output.max_shard_size, size);
   for (const std::string size : {"", "GB", "5XB", "-5GB", "five"})
     expect_fault(base, {"output.max_shard_size=" + size}, ExitCode::config, "--set output.max_shard_size = \"" + size + "\": ", {"5GB"});
+  EXPECT_EQ(load("", {}).memory.gpu, "auto");
+  EXPECT_EQ(load("", {"memory.gpu=22GiB", "memory.host=auto"}).memory.gpu, "22GiB");
+  for (const std::string size : {"", "free", "-1GiB"})
+    expect_fault(base, {"memory.host=" + size}, ExitCode::config, "--set memory.host = \"" + size + "\": ", {"auto, or a size"});
 }
 
 TEST_F(OptionsTest, Overrides) {
@@ -323,7 +327,7 @@ TEST(OptionsVisit, KeysAreUniqueAndInOrderAndDefaultsAreValid) {
     if (key == "model.path" || key == "output.path") return;
     EXPECT_EQ(rule.fault(value), "") << key;
   });
-  EXPECT_EQ(keys.size(), 57U);  // fails when an option of the structure is not visited, or a new one was added: count it here
+  EXPECT_EQ(keys.size(), 60U);  // fails when an option of the structure is not visited, or a new one was added: count it here
 }
 
 TEST(OptionsHelp, HasEveryOptionWithTypeDefaultAndUnit) {

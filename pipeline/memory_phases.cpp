@@ -1,0 +1,402 @@
+#include "pipeline/memory_phases.h"
+
+#include <algorithm>
+
+#include "kernels/gptq_sweep.h"
+#include "launch/share.h"
+
+namespace qpipe {
+
+namespace {
+
+constexpr std::int64_t f32 = 4;
+constexpr std::int64_t f64 = 8;
+constexpr std::int64_t i64 = 8;
+
+using Uses = std::vector<Use>;
+
+Uses operator+(Uses a, const Uses& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+Use on_device(const std::string& purpose, std::int64_t bytes) { return {purpose, bytes, 0, 0}; }
+Use on_host(const std::string& purpose, std::int64_t bytes) { return {purpose, 0, bytes, 0}; }
+
+// Blocks begin at 256-byte boundaries (stages/activations.cpp).
+std::int64_t padded(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+std::int64_t ceiling(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+// What a phase does to the blocks of a store (stages/block_store.h).
+enum class Pass { none, scratch, read, write, update };
+
+struct Passes {
+  Pass hidden = Pass::none;
+  Pass input = Pass::none;
+  std::int64_t input_columns = 0;  // that are read, where nothing is written
+};
+
+// All of a rank's blocks where they are kept; elsewhere than on the device with windows there while they pass by: one to work on, one that
+// comes, one that goes. A file has as much staging memory on the host.
+Use blocks_at(const std::string& purpose, Place place, Pass pass, std::int64_t blocks, std::int64_t block_bytes, std::int64_t read_bytes,
+              std::int64_t copies = 1) {
+  const std::int64_t all = blocks * block_bytes * copies;
+  if (place == Place::device) return {purpose, all, 0, 0};
+  constexpr std::int64_t most_windows = 3;
+  const std::int64_t window = pass == Pass::read ? read_bytes : block_bytes;
+  const std::int64_t windows = pass == Pass::none ? 0 : pass == Pass::scratch ? 1 : pass == Pass::update ? most_windows : 2;
+  const std::int64_t device = std::min(blocks, windows) * window;
+  if (place == Place::host) return {purpose, device, all, 0};
+  return {purpose, device, std::min(blocks, most_windows) * block_bytes, all};
+}
+
+// hidden, input, input_maximum, scratch (stages/activations.cpp). copies: 2 where the layer's input is kept for a second pass.
+Uses activations(const RunSizes& r, const Blocking& blocking, std::int64_t blocks, const Places& places, const Passes& passes,
+                 std::int64_t copies) {
+  const std::int64_t tokens = blocking.block_samples * blocking.seqlen;
+  const auto bytes = [&](std::int64_t width) { return tokens * width * r.compute_element; };
+  return {blocks_at("hidden states", places.hidden, passes.hidden, blocks, padded(bytes(r.hidden)), bytes(r.hidden), copies),
+          blocks_at("step inputs", places.input, passes.input, blocks, padded(bytes(r.widest_input)), bytes(passes.input_columns)),
+          on_device("forward scratch of a block", bytes(r.scratch_width) + f32 * r.widest_input)};
+}
+
+// As advance() of stages/activations.cpp visits them.
+Passes forward_passes(const StepSizes& step) {
+  switch (step.kind) {
+    case StepKind::attention_in:
+    case StepKind::mlp_in: return {Pass::none, Pass::update};
+    case StepKind::attention_out: return {Pass::update, Pass::update};
+    case StepKind::mlp_out: return {Pass::update, Pass::read, step.columns};
+  }
+  return {};
+}
+
+// A layer on the device, or with weights_by_step the linears of `in_use` alone (pipeline/layer_source.cpp, stages/waiting_weights.cpp).
+Use weights(const LayerSizes& layer, const std::vector<const StepSizes*>& in_use, const Places& places) {
+  if (!places.weights_by_step) return on_device("layer's weights", layer.stored_bytes() + layer.copy_bytes() + layer.small_copy_bytes);
+  std::int64_t used = layer.small_bytes + layer.small_copy_bytes;
+  for (const StepSizes* step : in_use)
+    for (const LinearSizes& linear : step->linears) used += linear.stored_bytes + linear.copy_bytes;
+  return {"layer's weights", used, layer.stored_bytes() + layer.copy_bytes(), 0};
+}
+
+// ---- Hessians (stages/calibrate.cpp, kernels/hessian).
+
+std::int64_t hessian_bytes(std::int64_t d) { return f32 * d * d; }
+
+// Panels of the lower triangle on the host (HessianPanel).
+std::int64_t host_hessian_bytes(const RunSizes& r, std::int64_t d) {
+  const std::int64_t panel = hessian_unit(r.backend);
+  std::int64_t elements = 0;
+  for (std::int64_t begin = 0; begin < d; begin += panel) elements += (d - begin) * std::min(panel, d - begin);
+  return f32 * elements;
+}
+
+// A float32 panel: the product of a block of tokens on CUDA, or what goes to the host and comes back.
+std::int64_t panel_bytes(const RunSizes& r, std::int64_t d) { return f32 * d * std::min(d, hessian_unit(r.backend)); }
+
+// While the step's is summed: the 64-bit sum of a range of columns, or of all.
+Use hessian_sum(const RunSizes& r, std::int64_t d, const Places& places) {
+  const std::int64_t columns = places.hessian_panel_columns > 0 ? std::min(d, places.hessian_panel_columns) : d;
+  const bool panel = r.backend == Backend::cuda || places.hessian_on_host;
+  return on_device("64-bit sum of the Hessian", i64 * d * columns + (panel ? panel_bytes(r, d) : 0) + f32 * d);
+}
+
+// Finished Hessians, and those of them that are on the device as a whole although they wait on the host otherwise.
+struct Held {
+  std::int64_t full = 0;  // bytes of all
+  std::int64_t host = 0;  // the same on the host
+};
+
+Use hessians(const Held& held, std::int64_t in_use_bytes, const Places& places) {
+  if (!places.hessian_on_host) return on_device("Hessians", held.full);
+  return {"Hessians", in_use_bytes, held.host, 0};
+}
+
+// ---- GPTQ (stages/solve.cpp).
+
+// Beside h, n and the pivots (kernels/factor.cpp, factor.cu), and what a Hessian comes from the host through.
+std::int64_t factor_work_bytes(const RunSizes& r, std::int64_t d, const Places& places) {
+  constexpr std::int64_t columns = 512 + 128;  // of the panels that are updated, two halves of 4 bytes
+  const std::int64_t work = r.backend == Backend::cpu ? f64 * d * d : 2 * f32 * d * columns;
+  return places.hessian_on_host ? std::max(work, panel_bytes(r, d)) + f32 * d : work;
+}
+
+// kernels/gptq_sweep.cu: w − q of the rows of a turn, the values of a panel, and a unit whose grids are found apart.
+std::int64_t sweep_workspace_bytes(const RunSizes& r, const LinearSizes& linear, std::int64_t rows) {
+  if (r.backend == Backend::cpu) return 0;  // on the threads' own stacks and heaps
+  constexpr std::int64_t panel_columns = 512;
+  constexpr std::int64_t error_floats = std::int64_t{1} << 27;
+  const std::int64_t d = linear.columns;
+  const std::int64_t group = linear.group_columns;
+  const bool given = linear.static_groups || group == d;
+  const bool fused = !given && (group == 32 || group == 64 || group == 128);
+  const std::int64_t unit = given ? 128 : std::min(d, grid_unit(group));
+  const std::int64_t panel = std::min(d, unit > panel_columns ? unit : panel_columns / unit * unit);
+  const std::int64_t turn = std::min(rows, std::max<std::int64_t>(2048, error_floats / d / 128 * 128));
+  return f32 * turn * (d + panel + (given || fused ? 0 : unit));
+}
+
+// Codes, scales and zeros of a solved linear, on every rank.
+std::int64_t solved_bytes(const LinearSizes& linear) {
+  return linear.quantized ? linear.elements() + linear.rows * linear.groups() * (f32 + 1) : 0;
+}
+
+std::int64_t solved_bytes(const StepSizes& step) {
+  std::int64_t bytes = 0;
+  for (const LinearSizes& linear : step.linears) bytes += solved_bytes(linear);
+  return bytes;
+}
+
+// The most that codes so far and the rows in work take, over the step's linears in order, on the rank where that is most.
+std::int64_t sweep_bytes(const RunSizes& r, const StepSizes& step, int ranks) {
+  constexpr std::int64_t row_block = 32;
+  std::vector<std::int64_t> rows;
+  for (const LinearSizes& linear : step.linears)
+    if (linear.quantized) rows.push_back(linear.rows);
+  const auto shares = share_rows(rows, row_block, ranks);
+  std::int64_t most = 0;
+  std::int64_t solved = 0;
+  std::size_t i = 0;
+  for (const LinearSizes& linear : step.linears) {
+    if (!linear.quantized) continue;
+    std::int64_t mine = 0;
+    for (const RowRange& share : shares[i]) mine = std::max(mine, share.count);
+    ++i;
+    solved += solved_bytes(linear);
+    const std::int64_t d = linear.columns;
+    const std::int64_t at_once = std::min(mine, std::max<std::int64_t>(2048, (std::int64_t{1} << 28) / d / 128 * 128));  // rows
+    const std::int64_t weights = (r.awq ? 2 : 1) * f32 * at_once * d;       // in the order of the columns; scaled and clipped before
+    const std::int64_t values = weights + f32 * linear.rows + 3 * f32 * d;  // the rows' losses, orders
+    const std::int64_t codes = linear.gptq ? at_once * d + sweep_workspace_bytes(r, linear, at_once) : 0;
+    most = std::max(most, solved + values + codes);
+  }
+  return most;
+}
+
+std::int64_t factor_bytes(const StepSizes& step) {
+  const std::int64_t d = step.columns;
+  return step.factors * (f32 * d * d + 2 * f32 * d);
+}
+
+// One linear at a time, on the rank that writes it (pack_gptq and its like).
+std::int64_t largest_packed(const StepSizes& step) {
+  std::int64_t most = 0;
+  for (const LinearSizes& linear : step.linears) most = std::max(most, linear.packed_bytes);
+  return most;
+}
+
+// ---- AWQ.
+
+bool searches_by_hessian(const RunSizes& r, const StepSizes& step) { return !r.exact_search || *step.search == Inspected::linears; }
+
+// kernels/scaled_rounding_loss: rows and their products; on CUDA of some candidates at once in float16, with half of H.
+std::int64_t gram_bytes(const RunSizes& r, std::int64_t d) {
+  constexpr std::int64_t row_block = 512;
+  constexpr std::int64_t candidates_at_once = 8;
+  constexpr std::int64_t f16 = 2;
+  if (r.backend == Backend::cpu) return 3 * f32 * row_block * d;
+  return f16 * d * d + 2 * f16 * row_block * std::min(r.grid, candidates_at_once) * d;
+}
+
+// stages/rescale.cpp, beside the step's Hessian.
+std::int64_t search_bytes(const RunSizes& r, const StepSizes& step) {
+  const std::int64_t candidates = f32 * r.grid * step.columns;
+  if (searches_by_hessian(r, step)) return candidates + gram_bytes(r, step.columns);
+  const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
+  std::int64_t trial = 0;
+  for (const LinearSizes& linear : step.linears) trial += linear.quantized ? linear.elements() * r.compute_element : 0;
+  return candidates + trial + tokens * r.widest_input * r.compute_element + 2 * f32 * tokens * r.hidden;
+}
+
+// The linears whose compute copies the search runs.
+std::vector<const StepSizes*> searched_steps(const RunSizes& r, const LayerSizes& layer, const StepSizes& step) {
+  if (searches_by_hessian(r, step)) return {&step};
+  const auto runs = [&](const StepSizes& other) {
+    const bool attention = other.kind == StepKind::attention_in || other.kind == StepKind::attention_out;
+    switch (*step.search) {
+      case Inspected::attention: return attention;
+      case Inspected::mlp: return !attention;
+      case Inspected::attention_and_mlp: return true;
+      case Inspected::linears: return other.kind == step.kind;
+    }
+    return false;
+  };
+  std::vector<const StepSizes*> steps;
+  for (const StepSizes& other : layer.steps)
+    if (runs(other)) steps.push_back(&other);
+  return steps;
+}
+
+// output_error of stages/fold.cpp; unscaled weights take less.
+std::int64_t error_bytes(const StepSizes& step) {
+  constexpr std::int64_t row_block = 512;
+  return 4 * f32 * row_block * step.columns;
+}
+
+// ---- Phases.
+
+// Whether blocks stream from team to team: the rank of the first team holds its next layer's input, too (pipeline/hidden_stream).
+bool streams(const RunSizes& r, const Layout& layout) { return r.calibrated && !r.quantized_propagation && layout.teams > 1; }
+
+struct Rank {
+  const RunSizes& run;
+  const Layout& layout;
+  const Places& places;
+  Uses always;  // in every phase
+};
+
+void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, std::vector<Phase>& phases) {
+  const RunSizes& r = rank.run;
+  const Places& places = rank.places;
+  const std::int64_t copies = r.runs_again || streams(r, rank.layout) ? 2 : 1;
+  const auto add = [&](const StepSizes& step, const char* work, const Passes& passes, const std::vector<const StepSizes*>& in_use,
+                       const Uses& uses) {
+    const Uses own = r.calibrated ? activations(r, r.blocking(), blocks, places, passes, copies) : Uses{};
+    phases.push_back({step.name + ": " + work, rank.always + own + Uses{weights(layer, in_use, places)} + uses});
+  };
+
+  // The way forward: Hessians gather, or one comes and goes.
+  Held held;
+  const auto held_of = [&](const StepSizes& step) {
+    return r.calibrated && step.solves() ? Held{hessian_bytes(step.columns), host_hessian_bytes(r, step.columns)} : Held{};
+  };
+  if (streams(r, rank.layout)) {
+    const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
+    constexpr std::int64_t slots = 3;  // one block is received, one is computed and one is sent; as many for the next round
+    Places whole = places;
+    whole.weights_by_step = false;
+    phases.push_back({"blocks from team to team",
+                      rank.always + activations(r, r.blocking(), blocks, places, {}, copies) +
+                          Uses{weights(layer, {}, whole),
+                               on_device("blocks on their way", tokens * (2 * slots * r.hidden + r.widest_input) * r.compute_element)}});
+  }
+  if (r.calibrated) add(layer.steps.front(), "its input", {Pass::read, Pass::write}, {}, {});
+  for (const StepSizes& step : layer.steps) {
+    if (!r.calibrated) break;
+    const Held own = held_of(step);
+    held = r.at_once ? Held{held.full + own.full, held.host + own.host} : own;
+    const Passes read{Pass::none, Pass::read, step.columns};
+    if (step.solves()) add(step, "Hessian", read, {}, {hessians(held, 0, places), hessian_sum(r, step.columns, places)});
+    if (step.search) {
+      const bool by_hessian = searches_by_hessian(r, step);
+      const Use kept = hessians(held, by_hessian ? own.full : 0, places);
+      const std::vector<const StepSizes*> in_use = searched_steps(r, layer, step);
+      if (by_hessian) add(step, "means of the input", read, in_use, {kept});
+      add(step, "search of factors", by_hessian ? Passes{} : read, in_use, {kept, on_device("search of factors", search_bytes(r, step))});
+    }
+    add(step, "forward", forward_passes(step), {&step}, {hessians(r.at_once ? held : Held{}, 0, places)});
+  }
+  // The way through the solutions. AWQ has the step's Hessian on the device.
+  for (const StepSizes& step : layer.steps) {
+    if (!step.solves()) continue;
+    const Held own = held_of(step);
+    const Use kept = hessians(r.at_once ? held : own, r.awq ? own.full : 0, places);
+    const Use factors = on_device("Cholesky factors", factor_bytes(step));
+    if (step.factors > 0)
+      add(step, "factor", {}, {&step}, {kept, factors, on_device("factor workspace", factor_work_bytes(r, step.columns, places))});
+    add(step, "codes", {}, {&step}, {kept, factors, on_device("rows in work and codes", sweep_bytes(r, step, rank.layout.team_ranks()))});
+    const Use codes = on_device("codes", solved_bytes(step));
+    add(step, "packing", {}, {&step}, {kept, codes, on_device("packed tensors", largest_packed(step))});
+    if (r.awq) add(step, "errors", {}, {&step}, {kept, codes, on_device("errors", error_bytes(step))});
+    if (r.at_once) held = {held.full - own.full, held.host - own.host};
+  }
+}
+
+// pipeline/cast.cpp: several workers, each with a linear, or with the linears of a step.
+Phase cast_phase(const Rank& rank) {
+  constexpr std::int64_t most_workers = 8;
+  constexpr std::int64_t most_device_bytes = std::int64_t{4} << 30;
+  constexpr std::int64_t piece_bytes = std::int64_t{8} << 20;
+  const RunSizes& r = rank.run;
+  std::int64_t unit = 1;
+  std::int64_t codes = 0;
+  for (const LayerSizes& layer : r.layer_kinds)
+    for (const StepSizes& step : layer.steps) {
+      std::int64_t stored = 0;
+      std::int64_t packed = 0;
+      for (const LinearSizes& linear : step.linears) {
+        if (!linear.quantized) continue;
+        stored = (r.casts_steps ? stored : 0) + linear.stored_bytes;
+        packed = (r.casts_steps ? packed : 0) + linear.packed_bytes;
+        unit = std::max(unit, stored);
+        codes = std::max(codes, packed);
+      }
+    }
+  const std::int64_t workers = std::clamp<std::int64_t>(most_device_bytes / (2 * unit), 1, most_workers);
+  return {"quantizing", rank.always + Uses{{"weights in work", workers * unit, workers * piece_bytes, 0},
+                                           {"codes in work", workers * codes, workers * codes, 0}}};
+}
+
+// forward_layer of stages/activations.cpp: a layer as a whole, its inputs in a window.
+void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
+  constexpr std::int64_t logit_rows = 512;
+  const RunSizes& r = rank.run;
+  const Blocking blocking = cut_samples(r.evaluate_samples, r.evaluate_seqlen, r.micro_batch);
+  const std::int64_t blocks = contiguous_share(blocking.blocks(), 0, rank.layout.ranks).count;
+  Places places = rank.places;
+  places.input = Place::host;
+  const auto kept = [&](const Passes& passes) {
+    Uses uses = activations(r, blocking, blocks, places, passes, 1);
+    uses[1].host = 0;  // inputs are never written
+    return rank.always + uses;
+  };
+  places.weights_by_step = false;
+  for (const LayerSizes& layer : r.layer_kinds)
+    phases.push_back({"evaluation: layers", kept({Pass::update, Pass::scratch}) + Uses{weights(layer, {}, places)}});
+  const std::int64_t logits = f32 * logit_rows * r.vocab;
+  const std::int64_t head =
+      r.head_compute_bytes == 0 ? r.head_bytes + logits : std::max(r.head_bytes + r.head_compute_bytes, r.head_compute_bytes + logits);
+  phases.push_back({"evaluation: logits", kept({Pass::update, Pass::none}) + Uses{{"output head and logits", head, r.head_bytes, 0}}});
+}
+
+Uses in_every_phase(const RunSizes& r, const Layout& layout) {
+  std::int64_t kept = 0;  // tensors outside of the layers are copied in the background, divided over the ranks
+  for (const std::int64_t bytes : r.kept_host_bytes) kept = layout.ranks == 1 ? kept + bytes : std::max(kept, bytes);
+  std::int64_t layer = 0;
+  std::int64_t packed = 0;
+  for (const LayerSizes& kind : r.layer_kinds) {
+    layer = std::max(layer, kind.stored_bytes());
+    packed = std::max(packed, kind.packed_bytes());
+  }
+  return {{"libraries", r.backend == Backend::cuda ? library_device_bytes : 0, library_host_bytes, 0},
+          on_device("tables and vectors", r.table_bytes + 8 * f32 * r.widest_input),
+          on_host("token ids", r.samples * r.seqlen * 4 + r.evaluate_samples * r.evaluate_seqlen * 4),
+          on_host("a layer read ahead", r.casts ? 0 : layer),
+          on_host("tensors on the way to the output", kept + (r.casts ? 0 : 2 * ceiling(packed, layout.team_ranks()))),
+          {"zeros kept back", 0, ceiling(r.kept_back_bytes, layout.ranks), ceiling(r.kept_back_bytes, layout.ranks)}};
+}
+
+}  // namespace
+
+std::int64_t largest_share(const RunSizes& run, const Layout& layout) {
+  return contiguous_share(run.blocking().blocks(), 0, layout.team_ranks()).count;
+}
+
+Use Phase::total() const {
+  Use sum{name};
+  for (const Use& use : uses) {
+    sum.device += use.device;
+    sum.host += use.host;
+    sum.disk += use.disk;
+  }
+  return sum;
+}
+
+std::vector<Phase> memory_phases(const RunSizes& r, const Layout& layout, std::int64_t blocks, const Places& places) {
+  const Rank rank{r, layout, places, in_every_phase(r, layout)};
+  std::vector<Phase> phases;
+  if (r.evaluate_samples > 0) add_evaluation(rank, phases);
+  if (r.casts) {
+    phases.push_back(cast_phase(rank));
+    return phases;
+  }
+  if (r.calibrated)
+    phases.push_back({"embedding", rank.always + activations(r, r.blocking(), blocks, places, {Pass::write, Pass::none}, 1) +
+                                       Uses{{"embedding table", r.embedding_bytes, r.embedding_bytes, 0}}});
+  for (const LayerSizes& layer : r.layer_kinds) add_layer(rank, layer, blocks, phases);
+  return phases;
+}
+
+}  // namespace qpipe

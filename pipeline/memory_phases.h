@@ -1,0 +1,49 @@
+// What a rank holds in each phase of a run, in bytes by purpose: formulas of the allocations in stages/, kernels/ and pipeline/.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "pipeline/run_sizes.h"
+#include "stages/places.h"
+
+namespace qpipe {
+
+// N ranks in P teams of D = N / P: a layer belongs to a team, the samples are divided in the team.
+struct Layout {
+  int ranks = 1;
+  int teams = 1;
+
+  int team_ranks() const { return ranks / teams; }
+};
+
+// Blocks of samples of the rank of a team that has the most.
+std::int64_t largest_share(const RunSizes& run, const Layout& layout);
+
+struct Use {
+  std::string purpose;
+  std::int64_t device = 0;
+  std::int64_t host = 0;
+  std::int64_t disk = 0;
+};
+
+struct Phase {
+  std::string name;  // "down_proj: Hessian"
+  std::vector<Use> uses;
+
+  Use total() const;
+};
+
+// blocks: of the rank, as largest_share counts them.
+std::vector<Phase> memory_phases(const RunSizes& run, const Layout& layout, std::int64_t blocks, const Places& places);
+
+// Columns that a Hessian is summed by are a multiple of this (kernels/hessian.h).
+constexpr std::int64_t hessian_unit(Backend backend) { return backend == Backend::cuda ? 2048 : 256; }
+
+// The CUDA context, cuBLAS, cuSOLVER and NCCL on the device, and what the process and its libraries hold on the host. Not on the CPU
+// backend, whose libraries take little.
+inline constexpr std::int64_t library_device_bytes = std::int64_t{800} << 20;  // measured: 792 MiB on an H100
+inline constexpr std::int64_t library_host_bytes = std::int64_t{1} << 29;
+
+}  // namespace qpipe

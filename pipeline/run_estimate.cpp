@@ -1,0 +1,208 @@
+#include "pipeline/run_estimate.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace qpipe {
+
+namespace {
+
+constexpr double h100_tflops = 989.0;  // dense bfloat16, data sheet
+
+double as_double(std::int64_t value) { return static_cast<double>(value); }
+
+// Layers that a team works on while the others work on theirs; all of them where each layer waits for the one before.
+std::int64_t layers_in_turn(const RunSizes& r, const Layout& layout) {
+  const bool waits = r.calibrated && r.quantized_propagation;
+  return waits ? r.layers : (r.layers + layout.teams - 1) / layout.teams;
+}
+
+// value(layer), averaged over the layers.
+template <class Value>
+double mean_over_layers(const RunSizes& r, Value value) {
+  double sum = 0.0;
+  for (const LayerSizes& layer : r.layer_kinds) sum += as_double(layer.count) * value(layer);
+  return sum / as_double(r.layers);
+}
+
+double largest_tokens(const RunSizes& r, const Layout& layout) {
+  const Blocking blocking = r.blocking();
+  return as_double(std::min(largest_share(r, layout) * blocking.block_samples, r.samples) * r.seqlen);
+}
+
+// One pass of a layer's linears of `kinds`, without attention.
+double linear_flops(const LayerSizes& layer, double tokens) {
+  double elements = 0.0;
+  for (const StepSizes& step : layer.steps)
+    for (const LinearSizes& linear : step.linears) elements += as_double(linear.elements());
+  return 2.0 * tokens * elements;
+}
+
+// q·k and p·v over half of the square.
+double attention_flops(const RunSizes& r, double tokens) { return 2.0 * tokens * as_double(r.seqlen * r.attention_width); }
+
+// Twice where the layer runs again with quantized weights, or ahead for the teams after it.
+double forward_seconds(const RunSizes& r, const Layout& layout, const LayerSizes& layer, double tokens, const Rates& rates) {
+  return (r.runs_again || (layout.teams > 1 && !r.quantized_propagation) ? 2.0 : 1.0) *
+         (linear_flops(layer, tokens) + attention_flops(r, tokens)) / rates.forward;
+}
+
+double hessian_seconds(const LayerSizes& layer, double tokens, const Rates& rates) {
+  double flops = 0.0;
+  for (const StepSizes& step : layer.steps)
+    if (step.solves()) flops += tokens * as_double(step.columns) * as_double(step.columns);
+  return flops / rates.hessian;
+}
+
+double search_seconds(const RunSizes& r, const LayerSizes& layer, const Layout& layout, double tokens, const Rates& rates) {
+  const double searched = r.search_tokens == 0 ? tokens : std::min(tokens, as_double(r.search_tokens) / layout.team_ranks());
+  double seconds = 0.0;
+  for (const StepSizes& step : layer.steps) {
+    if (!step.search) continue;
+    if (r.exact_search && *step.search != Inspected::linears) {
+      const bool attention = *step.search != Inspected::mlp;
+      const bool mlp = *step.search != Inspected::attention;
+      double flops = attention ? attention_flops(r, searched) : 0.0;
+      for (const StepSizes& other : layer.steps) {
+        const bool in_attention = other.kind == StepKind::attention_in || other.kind == StepKind::attention_out;
+        if (!(in_attention ? attention : mlp)) continue;
+        for (const LinearSizes& linear : other.linears) flops += 2.0 * searched * as_double(linear.elements());
+      }
+      seconds += as_double(r.grid + 1) * flops / rates.forward;
+    } else {
+      double flops = 0.0;
+      for (const LinearSizes& linear : step.linears)
+        if (linear.quantized) flops += 2.0 * as_double(linear.elements()) * as_double(linear.columns);
+      seconds += as_double(r.grid) * flops / layout.team_ranks() / rates.gram;
+    }
+  }
+  return seconds;
+}
+
+double solve_seconds(const LayerSizes& layer, const Layout& layout, const Rates& rates) {
+  double seconds = 0.0;
+  for (const StepSizes& step : layer.steps) {
+    const double d = as_double(step.columns);
+    const std::int64_t in_turn = (step.factors + layout.team_ranks() - 1) / layout.team_ranks();
+    double sweep = 0.0;
+    for (const LinearSizes& linear : step.linears)
+      if (linear.gptq) sweep += as_double(linear.elements()) * as_double(linear.columns);
+    seconds += (as_double(in_turn) * d * d * d / 3.0 + sweep / layout.team_ranks()) / rates.solve;
+  }
+  return seconds;
+}
+
+// Bytes that cross between the device and where blocks are kept: each step's input is read for each range of the Hessian's columns, for
+// AWQ's means and in the forward pass, which writes the next one; the residual stream is read by the first norm, and updated twice. A layer
+// that runs again does so block by block, as a whole, where its weights do not wait.
+struct Crossings {
+  double host = 0.0;
+  double disk_read = 0.0;
+  double disk_written = 0.0;
+};
+
+Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& places, double tokens) {
+  Crossings result;
+  const double element = as_double(r.compute_element);
+  const double passes = r.runs_again && places.weights_by_step ? 2.0 : 1.0;
+  const auto add = [&](Place place, double read, double written) {
+    if (place == Place::device) return;
+    result.host += read + written;
+    if (place != Place::disk) return;
+    result.disk_read += read;
+    result.disk_written += written;
+  };
+  for (const StepSizes& step : layer.steps) {
+    const std::int64_t panel = places.hessian_panel_columns;
+    const double panels = panel > 0 && step.solves() ? std::ceil(as_double(step.columns) / as_double(panel)) : 1.0;
+    const double bytes = tokens * as_double(step.columns) * element;
+    add(places.input, bytes * ((step.solves() ? panels : 0.0) + (step.search ? 1.0 : 0.0) + passes), bytes * passes);
+  }
+  const double hidden = tokens * as_double(r.hidden) * element;
+  add(places.hidden, hidden * 3.0 * passes, hidden * 2.0 * passes);
+  if (r.runs_again && !places.weights_by_step) add(places.hidden, hidden, hidden);
+  if (places.weights_by_step) result.host += 3.0 * as_double(layer.stored_bytes());  // to forward, to solve, and back
+  if (places.hessian_on_host)
+    for (const StepSizes& step : layer.steps)
+      if (step.solves()) result.host += 4.0 * as_double(step.columns) * as_double(step.columns);  // half of it, twice
+  return result;
+}
+
+}  // namespace
+
+Rates scaled_to(double tflops, Rates rates) {
+  for (double* rate : {&rates.forward, &rates.hessian, &rates.solve, &rates.gram}) *rate *= tflops / h100_tflops;
+  return rates;
+}
+
+std::vector<Traffic> traffic(const RunSizes& r, const Layout& layout) {
+  const double ring = as_double(layout.team_ranks() - 1) / layout.team_ranks();
+  const double layers = as_double((r.layers + layout.teams - 1) / layout.teams);
+  const auto bytes = [&](double per_layer) { return static_cast<std::int64_t>(layers * per_layer); };
+  std::vector<Traffic> result;
+  const auto add = [&](const char* purpose, double per_layer) {
+    if (bytes(per_layer) > 0) result.push_back({purpose, bytes(per_layer)});
+  };
+  if (r.casts) return result;
+  add("weights", ring * mean_over_layers(r, [](const LayerSizes& layer) { return as_double(layer.stored_bytes()); }));
+  if (r.calibrated) {
+    add("sums of Hessians", 2.0 * ring * mean_over_layers(r, [](const LayerSizes& layer) {
+                              double sum = 0.0;
+                              for (const StepSizes& step : layer.steps)
+                                if (step.solves()) sum += 8.0 * as_double(step.columns) * as_double(step.columns);
+                              return sum;
+                            }));
+    add("Cholesky factors", ring * mean_over_layers(r, [](const LayerSizes& layer) {
+                              double sum = 0.0;
+                              for (const StepSizes& step : layer.steps)
+                                sum += 4.0 * as_double(step.factors * step.columns) * as_double(step.columns + 1);
+                              return sum;
+                            }));
+  }
+  add("codes", ring * mean_over_layers(r, [](const LayerSizes& layer) {
+                 double sum = 0.0;
+                 for (const StepSizes& step : layer.steps)
+                   for (const LinearSizes& linear : step.linears)
+                     if (linear.quantized) sum += as_double(linear.elements() + 5 * linear.rows * linear.groups());
+                 return sum;
+               }));
+  if (layout.teams > 1 && r.calibrated)
+    add("hidden states", largest_tokens(r, layout) * as_double(r.hidden) * as_double(r.compute_element));
+  return result;
+}
+
+RunTime run_time(const RunSizes& r, const Layout& layout, const Places& places, int machines, const Rates& rates) {
+  RunTime time;
+  const double layers = as_double(layers_in_turn(r, layout));
+  const auto add = [&](const char* name, double seconds) {
+    if (seconds > 0.0) time.phases.push_back({name, seconds});
+  };
+  if (r.calibrated) {
+    const double tokens = largest_tokens(r, layout);
+    const auto per_layer = [&](auto value) { return layers * mean_over_layers(r, value); };
+    const double forward = per_layer([&](const LayerSizes& layer) { return forward_seconds(r, layout, layer, tokens, rates); });
+    const double hessian = per_layer([&](const LayerSizes& layer) { return hessian_seconds(layer, tokens, rates); });
+    add("forward", forward);
+    add("Hessians", hessian);
+    add("AWQ's search", r.awq ? per_layer([&](const LayerSizes& layer) { return search_seconds(r, layer, layout, tokens, rates); }) : 0.0);
+    add("factors and codes", per_layer([&](const LayerSizes& layer) { return solve_seconds(layer, layout, rates); }));
+    // Blocks travel while others are computed: what is longer counts.
+    const double ranks_of_machine = as_double(layout.ranks) / machines;
+    const double travel = per_layer([&](const LayerSizes& layer) {
+      const Crossings c = crossings(r, layer, places, tokens);
+      return std::max(c.host / rates.offload, ranks_of_machine * (c.disk_read / rates.read + c.disk_written / rates.write));
+    });
+    add("waiting for offloaded blocks", travel - forward - hessian);
+  }
+  double sent = 0.0;
+  for (const Traffic& t : traffic(r, layout)) sent += as_double(t.bytes);
+  add("network", sent / rates.network * layers / as_double((r.layers + layout.teams - 1) / layout.teams));
+  add("writing", as_double(r.output_bytes) / machines / rates.write);
+  const double stored = as_double(r.layers) * mean_over_layers(r, [](const LayerSizes& layer) { return as_double(layer.stored_bytes()); });
+  time.read = stored / machines / rates.read;
+  for (const PhaseTime& phase : time.phases) time.total += phase.seconds;
+  time.total = std::max(time.total, time.read);
+  return time;
+}
+
+}  // namespace qpipe
