@@ -316,6 +316,9 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     return memory.places;
   };
   plan.places = places ? *places : choose_places();
+  if (!places && stream.on_cuda())  // more than planned is a fault of the plan, which must not pass unseen
+    stream.set_limit(
+        static_cast<std::size_t>(std::max<std::int64_t>(0, budget_of(options.memory, placement).device - library_device_bytes)));
   if (dry_run) return report;
 
   const Tokens calibration = plan.calibrated ? load_calibration(options, architecture, comm) : Tokens{};

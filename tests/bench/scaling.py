@@ -92,7 +92,7 @@ def main():
             s = best["seconds"]
             loop = s["total"] - s["start"]
             figure = {"run": run, "layers": layers, "ranks": ranks, "device": best["device"], "seconds": s, "layers_seconds": loop, "sha256": content,
-                      "communication": best["communication"], "gpu_peak_bytes": best["gpu_peak_bytes"],
+                      "communication": best["communication"], "device_peak_bytes": best["device_peak_bytes"],
                       "wait_share": [r["wait"] / (r["total"] - r["start"]) for r in best["seconds_of_ranks"]]}
             reference = reference or figure
             equal = content == reference["sha256"]
@@ -100,7 +100,7 @@ def main():
             figure["speed_up"] = reference["layers_seconds"] / loop * reference["ranks"]
             figures.append(figure)
             c = best["communication"]
-            print(f"\n{run}, {layers} layers, {ranks} rank(s), {best['device']}: {s['total']:.2f} s, {loop:.2f} s of them after the start; peak {best['gpu_peak_bytes'] / 2**30:.1f} GiB")
+            print(f"\n{run}, {layers} layers, {ranks} rank(s), {best['device']}: {s['total']:.2f} s, {loop:.2f} s of them after the start; peak {best['device_peak_bytes'] / 2**30:.1f} GiB")
             print("  " + ", ".join(f"{p} {s[p]:.2f}" for p in PHASES))
             rate = f" at {c['team_bytes'] / c['team_seconds'] / 1e9:.0f} GB/s, late ranks included" if c["team_seconds"] > 0 else ""
             print(f"  exchanged: {c['team_bytes'] / 1e9:.2f} GB in the team{rate}; {c['hidden_bytes'] / 1e9:.2f} GB of hidden states")
