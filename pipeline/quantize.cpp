@@ -41,7 +41,7 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Adds the time between construction and destruction, in which this rank waits for others.
+// Adds the time between construction and destruction, in which this rank waits.
 class Waiting {
  public:
   explicit Waiting(double& total) : total_(total), start_(std::chrono::steady_clock::now()) {}
@@ -207,6 +207,7 @@ nlohmann::json work_on_round(Loop& loop, const DecoderTables& tables, Pipeline& 
   nlohmann::json found = findings(loop, modules_begin, scales_begin);
   {
     Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+    Waiting committing(loop.report.seconds.commit);
     loop.store.commit(index, loop.comm.rank(), loop.comm.size(), found);
   }
   loop.report.modules.resize(modules_begin);  // share_findings puts them in the layers' order
@@ -392,6 +393,10 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     {
       Timed timed(report.seconds.write, comm, stream);
       spdlog::debug("all layers are done");
+      {
+        Waiting committing(report.seconds.commit);
+        store.wait_for_commits();
+      }
       store.finish(plan.may_need_v2 && loop.zero_of_zero);
       spdlog::debug("the shards are on the disk");
     }
