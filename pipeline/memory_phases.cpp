@@ -238,11 +238,11 @@ std::int64_t error_bytes(const StepSizes& step) {
 // ---- Phases.
 
 // Whether blocks stream from team to team: the rank of the first team holds its next layer's input, too (pipeline/hidden_stream).
-bool streams(const RunSizes& r, const Layout& layout) { return r.calibrated && !r.quantized_propagation && layout.teams > 1; }
+bool streams(const RunSizes& r, const Teams& teams) { return r.calibrated && !r.quantized_propagation && teams.teams > 1; }
 
 struct Rank {
   const RunSizes& run;
-  const Layout& layout;
+  const Teams& teams;
   const Places& places;
   Uses always;  // in every phase
 };
@@ -250,7 +250,7 @@ struct Rank {
 void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, std::vector<Phase>& phases) {
   const RunSizes& r = rank.run;
   const Places& places = rank.places;
-  const std::int64_t copies = r.runs_again || streams(r, rank.layout) ? 2 : 1;
+  const std::int64_t copies = r.runs_again || streams(r, rank.teams) ? 2 : 1;
   const auto add = [&](const StepSizes& step, const char* work, const Passes& passes, const std::vector<const StepSizes*>& in_use,
                        const Uses& uses) {
     const Uses own = r.calibrated ? activations(r, r.blocking(), blocks, places, passes, copies) : Uses{};
@@ -262,7 +262,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
   const auto held_of = [&](const StepSizes& step) {
     return r.calibrated && step.solves() ? Held{hessian_bytes(step.columns), host_hessian_bytes(r, step.columns)} : Held{};
   };
-  if (streams(r, rank.layout)) {
+  if (streams(r, rank.teams)) {
     const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
     constexpr std::int64_t slots = 3;  // one block is received, one is computed and one is sent; as many for the next round
     Places whole = places;
@@ -296,7 +296,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
     const Use factors = on_device("Cholesky factors", factor_bytes(step));
     if (step.factors > 0)
       add(step, "factor", {}, {&step}, {kept, factors, on_device("factor workspace", factor_work_bytes(r, step.columns, places))});
-    add(step, "codes", {}, {&step}, {kept, factors, on_device("rows in work and codes", sweep_bytes(r, step, rank.layout.team_ranks()))});
+    add(step, "codes", {}, {&step}, {kept, factors, on_device("rows in work and codes", sweep_bytes(r, step, rank.teams.ranks_of_team))});
     const Use codes = on_device("codes", solved_bytes(step));
     add(step, "packing", {}, {&step}, {kept, codes, on_device("packed tensors", largest_packed(step))});
     if (r.awq) add(step, "errors", {}, {&step}, {kept, codes, on_device("errors", error_bytes(step))});
@@ -334,7 +334,7 @@ void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
   constexpr std::int64_t logit_rows = 512;
   const RunSizes& r = rank.run;
   const Blocking blocking = cut_samples(r.evaluate_samples, r.evaluate_seqlen, r.micro_batch);
-  const std::int64_t blocks = contiguous_share(blocking.blocks(), 0, rank.layout.ranks).count;
+  const std::int64_t blocks = contiguous_share(blocking.blocks(), 0, rank.teams.ranks()).count;
   Places places = rank.places;
   places.input = Place::host;
   const auto kept = [&](const Passes& passes) {
@@ -351,9 +351,9 @@ void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
   phases.push_back({"evaluation: logits", kept({Pass::update, Pass::none}) + Uses{{"output head and logits", head, r.head_bytes, 0}}});
 }
 
-Uses in_every_phase(const RunSizes& r, const Layout& layout) {
+Uses in_every_phase(const RunSizes& r, const Teams& teams) {
   std::int64_t kept = 0;  // tensors outside of the layers are copied in the background, divided over the ranks
-  for (const std::int64_t bytes : r.kept_host_bytes) kept = layout.ranks == 1 ? kept + bytes : std::max(kept, bytes);
+  for (const std::int64_t bytes : r.kept_host_bytes) kept = teams.ranks() == 1 ? kept + bytes : std::max(kept, bytes);
   std::int64_t layer = 0;
   std::int64_t packed = 0;
   for (const LayerSizes& kind : r.layer_kinds) {
@@ -364,14 +364,14 @@ Uses in_every_phase(const RunSizes& r, const Layout& layout) {
           on_device("tables and vectors", r.table_bytes + 8 * f32 * r.widest_input),
           on_host("token ids", r.samples * r.seqlen * 4 + r.evaluate_samples * r.evaluate_seqlen * 4),
           on_host("a layer read ahead", r.casts ? 0 : layer),
-          on_host("tensors on the way to the output", kept + (r.casts ? 0 : 2 * ceiling(packed, layout.team_ranks()))),
-          {"zeros kept back", 0, ceiling(r.kept_back_bytes, layout.ranks), ceiling(r.kept_back_bytes, layout.ranks)}};
+          on_host("tensors on the way to the output", kept + (r.casts ? 0 : 2 * ceiling(packed, teams.ranks_of_team))),
+          {"zeros kept back", 0, ceiling(r.kept_back_bytes, teams.ranks()), ceiling(r.kept_back_bytes, teams.ranks())}};
 }
 
 }  // namespace
 
-std::int64_t largest_share(const RunSizes& run, const Layout& layout) {
-  return contiguous_share(run.blocking().blocks(), 0, layout.team_ranks()).count;
+std::int64_t largest_share(const RunSizes& run, const Teams& teams) {
+  return contiguous_share(run.blocking().blocks(), 0, teams.ranks_of_team).count;
 }
 
 Use Phase::total() const {
@@ -384,8 +384,8 @@ Use Phase::total() const {
   return sum;
 }
 
-std::vector<Phase> memory_phases(const RunSizes& r, const Layout& layout, std::int64_t blocks, const Places& places) {
-  const Rank rank{r, layout, places, in_every_phase(r, layout)};
+std::vector<Phase> memory_phases(const RunSizes& r, const Teams& teams, std::int64_t blocks, const Places& places) {
+  const Rank rank{r, teams, places, in_every_phase(r, teams)};
   std::vector<Phase> phases;
   if (r.evaluate_samples > 0) add_evaluation(rank, phases);
   if (r.casts) {

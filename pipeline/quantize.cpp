@@ -52,17 +52,6 @@ class Waiting {
   std::chrono::steady_clock::time_point start_;
 };
 
-// Ranks in teams, as the options and the plan ask.
-Teams teams_of_run(const Options& options, const QuantizePlan& plan, const Architecture& architecture, int ranks) {
-  try {
-    const bool independent = !plan.calibrated || !plan.quantized_propagation;
-    return choose_teams(ranks, architecture.layers, independent, static_cast<int>(options.parallel.teams));
-  } catch (const std::invalid_argument&) {
-    throw UserError(ExitCode::config, fmt::format("parallel.teams = {} does not divide the {} rank{}; use a divisor, or 0",
-                                                  options.parallel.teams, ranks, ranks == 1 ? "" : "s"));
-  }
-}
-
 Layer load_layer(Loop& loop, LayerSource& layers, std::int64_t index, bool by_step) {
   Timed timed(loop.report.seconds.read, loop.comm, loop.stream);
   return layers.load_layer(index, by_step);
@@ -288,7 +277,8 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   Stream stream(placement.backend, placement.device);
   Comm comm(stream, {std::chrono::seconds(options.parallel.timeout), options.parallel.share_gpu});
   spdlog::debug("device and communicator are ready");
-  const Teams teams = teams_of_run(options, plan, architecture, comm.size());
+  RunSizes sizes = run_sizes(options, architecture, source, plan, stream.backend());
+  const Teams teams = teams_of_run(comm.size(), options.parallel.teams, sizes);
   Progress progress(options.run.progress, comm.root(), architecture.layers);
 
   RunReport report;
@@ -309,9 +299,8 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
         "faster");
   for (const std::string& note : plan.notes) progress.say("note: " + note);
   if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
-  RunSizes sizes = run_sizes(options, architecture, source, plan, stream.backend());
   const auto choose_places = [&] {
-    const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, {comm.size(), teams.teams}, placement, comm);
+    const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, teams, placement, comm);
     progress.say(fmt::format("memory of a rank: {} {}, {} host; {}", size_text(memory.device_peak().total().device),
                              stream.on_cuda() ? "GPU" : "device", size_text(memory.host_peak().total().host), describe(memory.places)));
     return memory.places;

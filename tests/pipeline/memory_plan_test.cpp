@@ -46,9 +46,9 @@ RunSizes sizes_of(const nlohmann::json& config, const std::string& method, std::
   return run_sizes(options, architecture, checkpoint, plan_quantization(options, architecture, checkpoint), backend);
 }
 
-std::int64_t peak(const RunSizes& run, const Layout& layout, const Places& places) {
+std::int64_t peak(const RunSizes& run, const Teams& teams, const Places& places) {
   std::int64_t most = 0;
-  for (const Phase& phase : memory_phases(run, layout, largest_share(run, layout), places)) most = std::max(most, phase.total().device);
+  for (const Phase& phase : memory_phases(run, teams, largest_share(run, teams), places)) most = std::max(most, phase.total().device);
   return most;
 }
 
@@ -122,7 +122,7 @@ TEST(MemoryPlan, LargeModelsFitSmallCards) {
   struct Example {
     nlohmann::json config;
     const char* method;
-    Layout layout;
+    Teams teams;
     std::int64_t device;
     std::int64_t micro_batch;
   };
@@ -131,10 +131,10 @@ TEST(MemoryPlan, LargeModelsFitSmallCards) {
                            Example{llama_70b, "awq", {1, 1}, 22 * GiB, 16384}, Example{llama_7b, "gptq", {1, 1}, 8 * GiB, 16384},
                            Example{llama_7b, "awq", {1, 1}, 8 * GiB, 16384}, Example{llama_7b, "gptq", {1, 1}, 80 * GiB, 16384}}) {
     const RunSizes run = sizes_of(e.config, e.method, e.micro_batch);
-    const MemoryPlan plan = plan_memory(run, e.layout, {e.device, no_limit});
-    ASSERT_TRUE(plan.fits) << e.method << ": " << does_not_fit(run, e.layout, {e.device, no_limit}, plan);
+    const MemoryPlan plan = plan_memory(run, e.teams, {e.device, no_limit});
+    ASSERT_TRUE(plan.fits) << e.method << ": " << does_not_fit(run, e.teams, {e.device, no_limit}, plan);
     EXPECT_LE(plan.device_peak().total().device, e.device);
-    EXPECT_EQ(plan.device_peak().total().device, peak(run, e.layout, plan.places));
+    EXPECT_EQ(plan.device_peak().total().device, peak(run, e.teams, plan.places));
     // One H and its factor, or one H and its 64-bit sum, are there at once or by panels: less than the factor alone is not possible.
     const std::int64_t d = run.widest_input;
     if (run.calibrated) {
@@ -249,12 +249,12 @@ TEST(MemoryPlan, MoreRanksInATeamNeedLessOnEach) {
   EXPECT_EQ(largest_share(run, {3, 1}), 6);  // 16 blocks
 }
 
-TEST(Layout, TeamsByPropagation) {
-  EXPECT_EQ(choose_layout(8, 0, sizes_of(llama_7b, "gptq")).teams, 1);
-  EXPECT_EQ(choose_layout(8, 0, sizes_of(llama_7b, "awq")).teams, 8);
-  EXPECT_EQ(choose_layout(48, 0, sizes_of(llama_7b, "awq")).teams, 24);  // of 32 layers
-  EXPECT_EQ(choose_layout(8, 2, sizes_of(llama_7b, "awq")).team_ranks(), 4);
-  EXPECT_THROW(choose_layout(8, 3, sizes_of(llama_7b, "awq")), UserError);
+TEST(Teams, TeamsByPropagation) {
+  EXPECT_EQ(teams_of_run(8, 0, sizes_of(llama_7b, "gptq")).teams, 1);
+  EXPECT_EQ(teams_of_run(8, 0, sizes_of(llama_7b, "awq")).teams, 8);
+  EXPECT_EQ(teams_of_run(48, 0, sizes_of(llama_7b, "awq")).teams, 24);  // of 32 layers
+  EXPECT_EQ(teams_of_run(8, 2, sizes_of(llama_7b, "awq")).ranks_of_team, 4);
+  EXPECT_THROW(teams_of_run(8, 3, sizes_of(llama_7b, "awq")), UserError);
 }
 
 TEST(Traffic, ByHand) {
