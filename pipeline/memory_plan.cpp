@@ -111,8 +111,9 @@ std::string advice(const RunSizes& run, const Teams& teams, const Budget& budget
 Teams teams_of_run(int ranks, std::int64_t wanted, const RunSizes& run) {
   try {
     return choose_teams(ranks, run.layers, !run.calibrated || !run.quantized_propagation, static_cast<int>(wanted));
-  } catch (const std::invalid_argument& fault) {
-    throw UserError(ExitCode::config, std::string(fault.what()) + "; choose a divisor, or 0 for automatic");
+  } catch (const std::invalid_argument&) {
+    throw UserError(ExitCode::config, fmt::format("parallel.teams = {} does not divide the {} rank{}; use a divisor, or 0", wanted, ranks,
+                                                  ranks == 1 ? "" : "s"));
   }
 }
 

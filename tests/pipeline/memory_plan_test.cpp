@@ -126,8 +126,8 @@ TEST(MemoryPlan, LargeModelsFitSmallCards) {
     std::int64_t device;
     std::int64_t micro_batch;
   };
-  for (const Example& e : {Example{llama_405b, "gptq", {8, 1}, 24 * GiB, 16384}, Example{llama_405b, "awq", {8, 8}, 24 * GiB, 8192},
-                           Example{llama_405b, "bnb-nf4", {8, 1}, 24 * GiB, 16384}, Example{llama_70b, "gptq", {1, 1}, 22 * GiB, 16384},
+  for (const Example& e : {Example{llama_405b, "gptq", {1, 8}, 24 * GiB, 16384}, Example{llama_405b, "awq", {8, 1}, 24 * GiB, 8192},
+                           Example{llama_405b, "bnb-nf4", {1, 8}, 24 * GiB, 16384}, Example{llama_70b, "gptq", {1, 1}, 22 * GiB, 16384},
                            Example{llama_70b, "awq", {1, 1}, 22 * GiB, 16384}, Example{llama_7b, "gptq", {1, 1}, 8 * GiB, 16384},
                            Example{llama_7b, "awq", {1, 1}, 8 * GiB, 16384}, Example{llama_7b, "gptq", {1, 1}, 80 * GiB, 16384}}) {
     const RunSizes run = sizes_of(e.config, e.method, e.micro_batch);
@@ -157,11 +157,11 @@ TEST(MemoryPlan, RefusalsTellTheNumbers) {
   // A smaller block is enough: 405B with AWQ.
   const RunSizes large = sizes_of(llama_405b, "awq");
   const Budget card{21 * GiB, no_limit};
-  const std::string refused = does_not_fit(large, {8, 8}, card, plan_memory(large, {8, 8}, card));
+  const std::string refused = does_not_fit(large, {8, 1}, card, plan_memory(large, {8, 1}, card));
   ASSERT_NE(refused.find("memory.micro_batch = "), std::string::npos) << refused;
   const std::int64_t advised = std::stoll(refused.substr(refused.find("micro_batch = ") + 14));
   EXPECT_LT(advised, large.micro_batch);
-  EXPECT_TRUE(plan_memory(sizes_of(llama_405b, "awq", advised), {8, 8}, card).fits) << advised;
+  EXPECT_TRUE(plan_memory(sizes_of(llama_405b, "awq", advised), {8, 1}, card).fits) << advised;
 
   // The host is too small: for all on disk, too.
   const Budget small_host{22 * GiB, 2 * GiB};
@@ -241,12 +241,12 @@ TEST(MemoryPlan, LargestMicroBatch) {
 
 TEST(MemoryPlan, MoreRanksInATeamNeedLessOnEach) {
   const RunSizes run = sizes_of(llama_70b, "gptq");
-  EXPECT_LT(peak(run, {8, 1}, {}), peak(run, {2, 1}, {}));
-  EXPECT_LT(peak(run, {2, 1}, {}), peak(run, {1, 1}, {}));
-  EXPECT_EQ(peak(run, {8, 8}, {}), peak(run, {1, 1}, {}));
+  EXPECT_LT(peak(run, {1, 8}, {}), peak(run, {1, 2}, {}));
+  EXPECT_LT(peak(run, {1, 2}, {}), peak(run, {1, 1}, {}));
+  EXPECT_EQ(peak(run, {8, 1}, {}), peak(run, {1, 1}, {}));
   const RunSizes awq = sizes_of(llama_70b, "awq");  // the first team has two layers' inputs
-  EXPECT_EQ(peak(awq, {8, 8}, {}), peak(awq, {1, 1}, {}) + std::int64_t{128} * 2048 * 8192 * 2);
-  EXPECT_EQ(largest_share(run, {3, 1}), 6);  // 16 blocks
+  EXPECT_EQ(peak(awq, {8, 1}, {}), peak(awq, {1, 1}, {}) + std::int64_t{128} * 2048 * 8192 * 2);
+  EXPECT_EQ(largest_share(run, {1, 3}), 6);  // 16 blocks
 }
 
 TEST(Teams, TeamsByPropagation) {
@@ -260,7 +260,7 @@ TEST(Teams, TeamsByPropagation) {
 TEST(Traffic, ByHand) {
   const RunSizes run = sizes_of(llama_7b, "gptq");
   EXPECT_TRUE(traffic(run, {1, 1}).empty());
-  const std::vector<Traffic> two = traffic(run, {2, 1});
+  const std::vector<Traffic> two = traffic(run, {1, 2});
   const auto bytes = [&](const std::string& purpose) {
     for (const Traffic& t : two)
       if (t.purpose == purpose) return t.bytes;
@@ -270,7 +270,7 @@ TEST(Traffic, ByHand) {
   EXPECT_EQ(bytes("sums of Hessians"), 32 * 8 * squares);
   EXPECT_EQ(bytes("Cholesky factors"), 32 * (4 * squares + 4 * (3 * 4096 + 11008)) / 2);
   EXPECT_EQ(bytes("weights"), std::int64_t{32} * (2 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 2 * 2 * 4096) / 2);
-  const std::vector<Traffic> ring = traffic(sizes_of(llama_7b, "awq"), {8, 8});
+  const std::vector<Traffic> ring = traffic(sizes_of(llama_7b, "awq"), {8, 1});
   ASSERT_EQ(ring.size(), 1u);
   EXPECT_EQ(ring.front().bytes, std::int64_t{4} * 128 * 2048 * 4096 * 2);  // 4 layers of a rank, all samples
 }
@@ -298,7 +298,7 @@ TEST(RunTime, PhasesAsMeasured) {
 TEST(RunTime, RanksAndCards) {
   const RunSizes run = sizes_of(llama_70b, "gptq");
   const double one = run_time(run, {1, 1}, {}, 1, {}).total;
-  EXPECT_LT(run_time(run, {8, 1}, {}, 1, {}).total, one);
+  EXPECT_LT(run_time(run, {1, 8}, {}, 1, {}).total, one);
   EXPECT_GT(run_time(run, {1, 1}, {}, 1, scaled_to(100.0, {})).total, one);
   Places offloaded;
   offloaded.input = Place::host;
