@@ -43,13 +43,13 @@ std::vector<PackedTensor> pack_ct_integer(const std::string& module, const Quant
 
   Array<std::uint32_t> words(out, packed_words(in, bits), stream);
   pack_rows(q.code, bits, words, stream);
-  tensors.push_back(packed_tensor(infos[0], download_matrix(words.view, stream)));
+  tensors.push_back(downloaded_tensor(infos[0], words.view, stream));
   tensors.push_back(packed_scales(infos[1], stored.scale));
   tensors.push_back(packed_tensor(infos[2], std::vector<std::int64_t>{out, in}));
   if (!q.settings.symmetric) {
     Array<std::uint32_t> zero_words(packed_words(out, bits), groups, stream);
     pack_columns(upload_matrix(stored.zero, out, groups, stream), bits, zero_words, stream);
-    tensors.push_back(packed_tensor(infos[3], download_matrix(zero_words.view, stream)));
+    tensors.push_back(downloaded_tensor(infos[3], zero_words.view, stream));
   }
   return tensors;
 }

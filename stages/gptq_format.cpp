@@ -44,21 +44,17 @@ std::vector<PackedTensor> pack_gptq(const std::string& module, const QuantizedLi
 
   Array<std::uint32_t> qweight(in * bits / 32, out, stream);
   pack_weights(q.code, bits, qweight, stream);
-  tensors.push_back(packed_tensor(infos[0], download_matrix(qweight.view, stream)));
+  tensors.push_back(downloaded_tensor(infos[0], qweight.view, stream));
 
   const auto zero = in_stored_order(download_matrix(q.zero.view, stream), out, q.stored_group);
   Array<std::uint8_t> stored_zero(out, groups, stream);
   copy_to_device(stored_zero.view.data, zero.data(), zero.size(), stream);
   Array<std::uint32_t> qzeros(groups, out * bits / 32, stream);
   pack_zeros(stored_zero, bits, format == GptqFormat::v1 ? -1 : 0, qzeros, stream);
-  tensors.push_back(packed_tensor(infos[1], download_matrix(qzeros.view, stream)));
+  tensors.push_back(downloaded_tensor(infos[1], qzeros.view, stream));
 
   const auto scale = in_stored_order(download_matrix(q.scale.view, stream), out, q.stored_group);
-  std::vector<f16> scales(scale.size());  // [groups, out]
-  for (std::int64_t n = 0; n < out; ++n)
-    for (std::int64_t g = 0; g < groups; ++g)
-      scales[static_cast<std::size_t>(g * out + n)] = to_f16(scale[static_cast<std::size_t>(n * groups + g)]);
-  tensors.push_back(packed_tensor(infos[2], scales));
+  tensors.push_back(packed_scales(infos[2], transposed(scale, out, groups)));
 
   std::vector<std::int32_t> g_idx(q.group_of.size());
   for (std::size_t k = 0; k < g_idx.size(); ++k) g_idx[k] = q.stored_group[static_cast<std::size_t>(q.group_of[k])];
