@@ -237,7 +237,7 @@ std::int64_t error_bytes(const StepSizes& step) {
 
 // ---- Phases.
 
-// Whether blocks stream from team to team: the rank of the first team holds its next layer's input, too (pipeline/hidden_stream).
+// Whether blocks stream from team to team (pipeline/hidden_stream).
 bool streams(const RunSizes& r, const Layout& layout) { return r.calibrated && !r.quantized_propagation && layout.teams > 1; }
 
 struct Rank {
@@ -250,7 +250,9 @@ struct Rank {
 void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, std::vector<Phase>& phases) {
   const RunSizes& r = rank.run;
   const Places& places = rank.places;
-  const std::int64_t copies = r.runs_again || streams(r, rank.layout) ? 2 : 1;
+  // A second residual stream: the input of a layer that runs again for those after it, or that of the first team's next layer.
+  const bool second = (r.runs_again && r.layers > 1) || (streams(r, rank.layout) && r.layers > rank.layout.teams);
+  const std::int64_t copies = second ? 2 : 1;
   const auto add = [&](const StepSizes& step, const char* work, const Passes& passes, const std::vector<const StepSizes*>& in_use,
                        const Uses& uses) {
     const Uses own = r.calibrated ? activations(r, r.blocking(), blocks, places, passes, copies) : Uses{};
@@ -267,10 +269,11 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
     constexpr std::int64_t slots = 3;  // one block is received, one is computed and one is sent; as many for the next round
     Places whole = places;
     whole.weights_by_step = false;
-    phases.push_back({"blocks from team to team",
-                      rank.always + activations(r, r.blocking(), blocks, places, {}, copies) +
-                          Uses{weights(layer, {}, whole),
-                               on_device("blocks on their way", tokens * (2 * slots * r.hidden + r.widest_input) * r.compute_element)}});
+    phases.push_back(
+        {"blocks from team to team",
+         rank.always + activations(r, r.blocking(), blocks, places, {}, copies) +
+             Uses{weights(layer, {}, whole),
+                  on_device("blocks on their way", tokens * (copies * slots * r.hidden + r.widest_input) * r.compute_element)}});
   }
   if (r.calibrated) add(layer.steps.front(), "its input", {Pass::read, Pass::write}, {}, {});
   for (const StepSizes& step : layer.steps) {

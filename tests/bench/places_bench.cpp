@@ -36,7 +36,7 @@ int main(int argc, char** argv) {
     std::vector<std::string> sets;
     for (int i = 3; i + 1 < argc; i += 2) sets.emplace_back(argv[i + 1]);
     const qpipe::RunReport report = qpipe::quantize(qpipe::load_options(argv[2], sets), false, std::nullopt, parse(argv[1]));
-    fmt::print("places {}: peak {:.2f} GiB, total {:.1f} s\n", argv[1], static_cast<double>(report.gpu_peak_bytes) / (1 << 30),
+    fmt::print("places {}: peak {:.2f} GiB, total {:.1f} s\n", argv[1], static_cast<double>(report.device_peak_bytes) / (1 << 30),
                report.seconds.total);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

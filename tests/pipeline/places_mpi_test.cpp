@@ -75,7 +75,7 @@ class PlacesRun : public testing::TestWithParam<Case> {
     options.run.progress = "none";
     GetParam().set(options);
     const RunReport report = quantize(options, false, std::nullopt, places);
-    peak = report.gpu_peak_bytes;
+    peak = report.device_peak_bytes;
     EXPECT_TRUE(report.perplexity_after.has_value());
     comm.barrier();
     Files files = comm.root() ? read_folder(options.output.path) : Files{};
