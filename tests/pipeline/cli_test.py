@@ -111,7 +111,7 @@ class CommandLine(unittest.TestCase):
 
         refused = run("plan", config, "--gpu-memory", "1GiB", "--json", answer)
         self.assertEqual(refused.returncode, 78)
-        self.assertRegex(refused.stderr, r"^qpipe: error: the run needs 1\d\.\d\d GiB of GPU memory .* memory.gpu is 1.00 GiB: .*\n$")
+        self.assertRegex(refused.stderr, r"^qpipe: error: the run needs \d+\.\d\d GiB of GPU memory .* memory.gpu is 1.00 GiB: .*\n$")
         with open(answer) as f:
             self.assertFalse(json.load(f)["fits"])
         self.assertEqual(run("plan", config, "--set", "memory.gpu=1GiB").returncode, 78)
