@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cholesky_cuda.h"
+
 extern "C" void dpotrf_(const char* uplo, const int* n, double* a, const int* lda, int* info);
 
 namespace qpipe {
@@ -50,6 +52,11 @@ bool cholesky(Matrix<double> a) {
 }
 
 }  // namespace
+
+std::int64_t factor_workspace_bytes(std::int64_t d) {
+  constexpr std::int64_t vectors = sizeof(float) + sizeof(double);  // scales and the diagonal
+  return cuda::cholesky_workspace_bytes(d) + d * vectors + static_cast<std::int64_t>(sizeof(int));
+}
 
 bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot, Stream& stream) {
   const std::int64_t d = h.rows;

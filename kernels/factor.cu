@@ -1,7 +1,4 @@
-#include <cmath>
-#include <memory>
-#include <vector>
-
+#include "kernels/cholesky_cuda.h"
 #include "kernels/cuda_handles.h"
 #include "kernels/factor.h"
 
@@ -12,100 +9,90 @@ namespace {
 constexpr int edge = 32;
 constexpr int edge_rows = 8;
 
-// Strict lower triangle of the reversed permuted matrix: a[i, j] = h[perm[d−1−i], perm[d−1−j]]. With h in a's memory and perm the identity
-// it reads the strict upper triangle only.
-__global__ void gather_reversed(Matrix<const float> h, Matrix<const std::int32_t> perm, Matrix<float> a) {
+// entry[k]: entry (k, k) of the permuted, damped matrix; scale[k]: the power of two that brings it into [2^28, 2^30), 1 where it is no
+// positive number.
+__global__ void choose_scales(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> entry,
+                              Matrix<float> scale) {
+  const std::int64_t k = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (k >= scale.cols) return;
+  const float value = h.data[perm.data[k] * (h.stride + 1)];
+  const auto damped = static_cast<float>((value == 0.0f ? 1.0 : static_cast<double>(value)) + damp);
+  entry.data[k] = damped;
+  scale.data[k] = damped > 0.0f && isfinite(damped) ? ldexpf(1.0f, 14 - (ilogbf(damped) >> 1)) : 1.0f;
+}
+
+// Lower triangle of the reversed, permuted, scaled matrix: a[i, j] = h[perm[d−1−i], perm[d−1−j]] · scale[d−1−i] · scale[d−1−j]. With h in
+// a's memory and perm the identity it reads the strict upper triangle only.
+__global__ void gather_reversed(Matrix<const float> h, Matrix<const std::int32_t> perm, Matrix<const float> entry,
+                                Matrix<const float> scale, Matrix<float> a, Matrix<double> diagonal) {
   const std::int64_t d = a.rows;
   const std::int64_t j = std::int64_t{blockIdx.x} * edge + threadIdx.x;
+  if (blockIdx.x > blockIdx.y || j >= d) return;
+  const std::int64_t column = perm.data[d - 1 - j];
+  const float column_scale = scale.data[d - 1 - j];
   for (int r = threadIdx.y; r < edge; r += edge_rows) {
     const std::int64_t i = std::int64_t{blockIdx.y} * edge + r;
-    if (i >= d || j >= i) continue;
-    a.data[i * a.stride + j] = h.data[perm.data[d - 1 - i] * h.stride + perm.data[d - 1 - j]];
+    if (i >= d || j > i) continue;
+    float value = i == j ? entry.data[d - 1 - i] : h.data[perm.data[d - 1 - i] * h.stride + column];
+    value = value * scale.data[d - 1 - i] * column_scale;  // in this order: the product of two scales may overflow
+    a.data[i * a.stride + j] = value;
+    if (i == j) diagonal.data[i] = value;
   }
 }
 
-// Its diagonal. A thread owns entries k and d−1−k: both are read before one is written.
-__global__ void gather_reversed_diagonal(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> a) {
-  const std::int64_t d = a.rows;
+__global__ void take_pivots(Matrix<const float> l, Matrix<const float> scale, Matrix<float> pivot, int* failed) {
   const std::int64_t k = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (2 * k >= d) return;
-  const auto damped = [&](float value) { return static_cast<float>((value == 0.0f ? 1.0 : static_cast<double>(value)) + damp); };
-  const float first = damped(h.data[perm.data[k] * (h.stride + 1)]);
-  const float last = damped(h.data[perm.data[d - 1 - k] * (h.stride + 1)]);
-  a.data[k * (a.stride + 1)] = last;
-  a.data[(d - 1 - k) * (a.stride + 1)] = first;
+  if (k >= l.rows) return;
+  const float value = l.data[(l.rows - 1 - k) * (l.stride + 1)] * (1.0f / scale.data[k]);
+  pivot.data[k] = value;
+  if (!(value > 0.0f) || !isfinite(value)) *failed = 1;
 }
 
-__global__ void take_pivot(Matrix<const float> l, Matrix<float> pivot) {
-  const std::int64_t k = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const std::int64_t from = l.rows - 1 - k;
-  if (k < l.rows) pivot.data[k] = l.data[from * (l.stride + 1)];
-}
-
-// In place: N[r, c] = L[d−1−r, d−1−c] / pivot[c] for r < c, 1 on the diagonal, 0 below it.
+// In place: N[r, c] = L[d−1−r, d−1−c] / (scale[r] · pivot[c]) for r < c, 1 on the diagonal, 0 below it.
 // (r, c) → (d−1−r, d−1−c) maps the strict upper triangle onto the strict lower one, so each thread owns both of its elements.
-__global__ void reverse_and_normalise(Matrix<const float> pivot, Matrix<float> a) {
+__global__ void reverse_and_normalise(Matrix<const float> pivot, Matrix<const float> scale, Matrix<float> a) {
   const std::int64_t d = a.rows;
   const std::int64_t c = std::int64_t{blockIdx.x} * edge + threadIdx.x;
+  if (blockIdx.y > blockIdx.x || c >= d) return;
+  const float column_pivot = pivot.data[c];
   for (int i = threadIdx.y; i < edge; i += edge_rows) {
     const std::int64_t r = std::int64_t{blockIdx.y} * edge + i;
-    if (c >= d || r > c) continue;
+    if (r > c) continue;
     float& upper = a.data[r * a.stride + c];
     if (r == c) {
       upper = 1.0f;
       continue;
     }
     float& lower = a.data[(d - 1 - r) * a.stride + (d - 1 - c)];
-    upper = lower / pivot.data[c];
+    upper = lower * (1.0f / scale.data[r]) / column_pivot;
     lower = 0.0f;
   }
 }
-
-struct DestroyParams {
-  void operator()(cusolverDnParams_t params) const { cusolverDnDestroyParams(params); }
-};
 
 }  // namespace
 
 bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot, Stream& stream) {
   const std::int64_t d = h.rows;
   CudaHandles& handles = stream.cuda();
-  const auto tiles = static_cast<unsigned>((d + edge - 1) / edge);
   constexpr int threads = 256;
-  gather_reversed<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(h, perm, n);
+  const auto lines = static_cast<unsigned>((d + threads - 1) / threads);
+  const auto tiles = static_cast<unsigned>((d + edge - 1) / edge);
+  const Array<float> scale(1, d, stream);
+  const Array<double> diagonal(1, d, stream);
+  const Array<int> failed(1, 1, stream);
+  fill_zero(failed.view.data, sizeof(int), stream);
+  choose_scales<<<lines, threads, 0, handles.stream>>>(h, perm, damp, pivot, scale);
   check_launch();
-  gather_reversed_diagonal<<<static_cast<unsigned>((d + threads - 1) / threads), threads, 0, handles.stream>>>(h, perm, damp, n);
+  gather_reversed<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(h, perm, pivot, scale, n, diagonal);
   check_launch();
-
-  cusolverDnParams_t raw_params = nullptr;
-  check(cusolverDnCreateParams(&raw_params));
-  const std::unique_ptr<cusolverDnParams, DestroyParams> params(raw_params);
-  // Row-major lower is column-major upper. The 64-bit interface: d² may exceed 2^31.
-  constexpr cublasFillMode_t triangle = CUBLAS_FILL_MODE_UPPER;
-  std::size_t device_bytes = 0;
-  std::size_t host_bytes = 0;
-  check(cusolverDnXpotrf_bufferSize(handles.cusolver(), params.get(), triangle, d, CUDA_R_32F, n.data, n.stride, CUDA_R_32F, &device_bytes,
-                                    &host_bytes));
-  const Buffer workspace(device_bytes, stream);
-  std::vector<unsigned char> host_workspace(host_bytes);
-  const Array<int> info(1, 1, stream);
-  check(cusolverDnXpotrf(handles.cusolver(), params.get(), triangle, d, CUDA_R_32F, n.data, n.stride, CUDA_R_32F, workspace.data(),
-                         device_bytes, host_workspace.data(), host_bytes, info.view.data));
-
-  take_pivot<<<static_cast<unsigned>((d + threads - 1) / threads), threads, 0, handles.stream>>>(n, pivot);
+  cholesky(n, diagonal, stream);
+  take_pivots<<<lines, threads, 0, handles.stream>>>(n, scale, pivot, failed.view.data);
   check_launch();
-  int host_info = 0;
-  std::vector<float> host_pivot(static_cast<std::size_t>(d));
-  copy_to_host(&host_info, info.view.data, sizeof host_info, stream);
-  copy_to_host(host_pivot.data(), pivot.data, host_pivot.size() * sizeof(float), stream);
-  if (host_info != 0) return false;
-  for (const float value : host_pivot)  // cuSOLVER can report success on NaN
-    if (!(value > 0.0f) || !std::isfinite(value)) return false;
-
-  reverse_and_normalise<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(pivot, n);
+  reverse_and_normalise<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(pivot, scale, n);
   check_launch();
-  stream.synchronize();
-  return true;
+  int host_failed = 0;
+  copy_to_host(&host_failed, failed.view.data, sizeof host_failed, stream);
+  return host_failed == 0;
 }
 
 }  // namespace qpipe::cuda

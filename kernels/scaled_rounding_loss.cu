@@ -161,7 +161,7 @@ void multiply_by_triangle(const __half* delta, const __half* triangle, std::int6
   const float one = 1.0f;
   const float none = 0.0f;
   for (std::int64_t begin = 0; begin < d; begin += panel)
-    check(cublasGemmEx_64(stream.cuda().cublas, CUBLAS_OP_T, CUBLAS_OP_N, std::min(panel, d - begin), rows, d - begin, &one,
+    check(cublasGemmEx_64(stream.cuda().cublas(), CUBLAS_OP_T, CUBLAS_OP_N, std::min(panel, d - begin), rows, d - begin, &one,
                           triangle + begin * d + begin, CUDA_R_16F, d, delta + begin, CUDA_R_16F, d, &none, product + begin, CUDA_R_16F, d,
                           CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }

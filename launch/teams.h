@@ -9,6 +9,7 @@ struct Teams {
   int teams = 1;          // P
   int ranks_of_team = 1;  // D
 
+  int ranks() const { return teams * ranks_of_team; }
   int team_of_rank(int rank) const { return rank / ranks_of_team; }
   int position_of_rank(int rank) const { return rank % ranks_of_team; }  // inside its team
   int rank_at(int team, int position) const { return team * ranks_of_team + position; }

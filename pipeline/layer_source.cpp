@@ -12,7 +12,8 @@ namespace qpipe {
 namespace {
 
 constexpr std::size_t alignment = 256;
-constexpr std::size_t piece_bytes = std::size_t{128} << 20;  // of a layer on its way to the others' host memory
+constexpr std::size_t tensor_piece_bytes = std::size_t{32} << 20;  // of a tensor on its way from the file to the device
+constexpr std::size_t piece_bytes = std::size_t{128} << 20;        // of a layer on its way to the others' host memory
 
 // A fault of the rank that reads becomes the same fault on every rank, before any of them waits for the data.
 void agree(Comm& comm, const std::string& fault) {
@@ -230,9 +231,12 @@ TensorArray LayerSource::load_tensor(const std::string& name) {
   std::string fault;
   if (comm_.root()) {
     try {
-      std::vector<unsigned char> data(static_cast<std::size_t>(info.bytes()));
-      checkpoint_.read(name, data.data());
-      copy_to_device(array.view.data, data.data(), data.size(), stream_);
+      const HostBuffer piece(std::min(static_cast<std::size_t>(info.bytes()), tensor_piece_bytes), stream_);
+      for (std::size_t begin = 0; begin < array.memory.bytes(); begin += piece.bytes()) {
+        const std::size_t bytes = std::min(piece.bytes(), array.memory.bytes() - begin);
+        checkpoint_.read(name, static_cast<std::int64_t>(begin), static_cast<std::int64_t>(bytes), piece.data());
+        copy_to_device(static_cast<unsigned char*>(array.view.data) + begin, piece.data(), bytes, stream_);
+      }
     } catch (const std::exception& error) {
       fault = error.what();
     }

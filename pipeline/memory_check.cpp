@@ -20,7 +20,7 @@ Budget budget_of(const Options::Memory& options, const Placement& placement) {
   return budget;
 }
 
-MemoryPlan plan_memory_of_ranks(const Options::Memory& options, const RunSizes& run, const Layout& layout, const Placement& placement,
+MemoryPlan plan_memory_of_ranks(const Options::Memory& options, const RunSizes& run, const Teams& teams, const Placement& placement,
                                 Comm& comm) {
   Budget budget = budget_of(options, placement);
   const std::vector<double> all = comm.all_gather({static_cast<double>(budget.device), static_cast<double>(budget.host)});
@@ -31,8 +31,8 @@ MemoryPlan plan_memory_of_ranks(const Options::Memory& options, const RunSizes& 
   };
   budget.device = least(0);
   budget.host = least(1);
-  MemoryPlan plan = plan_memory(run, layout, budget);
-  if (!plan.fits) throw UserError(ExitCode::config, does_not_fit(run, layout, budget, plan));
+  MemoryPlan plan = plan_memory(run, teams, budget);
+  if (!plan.fits) throw UserError(ExitCode::config, does_not_fit(run, teams, budget, plan));
   return plan;
 }
 

@@ -14,7 +14,7 @@ Budget budget_of(const Options::Memory& options, const Placement& placement);
 
 // A plan that fits the least budget of all ranks, the same on every rank. Collective. Throws UserError(ExitCode::config) when there is
 // none.
-MemoryPlan plan_memory_of_ranks(const Options::Memory& options, const RunSizes& run, const Layout& layout, const Placement& placement,
+MemoryPlan plan_memory_of_ranks(const Options::Memory& options, const RunSizes& run, const Teams& teams, const Placement& placement,
                                 Comm& comm);
 
 }  // namespace qpipe

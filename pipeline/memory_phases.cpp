@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "kernels/factor.h"
 #include "kernels/gptq_sweep.h"
+#include "kernels/hessian.h"
 #include "launch/share.h"
 
 namespace qpipe {
@@ -87,14 +89,14 @@ std::int64_t hessian_bytes(std::int64_t d) { return f32 * d * d; }
 
 // Panels of the lower triangle on the host (HessianPanel).
 std::int64_t host_hessian_bytes(const RunSizes& r, std::int64_t d) {
-  const std::int64_t panel = hessian_unit(r.backend);
+  const std::int64_t panel = hessian_panel(r.backend);
   std::int64_t elements = 0;
   for (std::int64_t begin = 0; begin < d; begin += panel) elements += (d - begin) * std::min(panel, d - begin);
   return f32 * elements;
 }
 
 // A float32 panel: the product of a block of tokens on CUDA, or what goes to the host and comes back.
-std::int64_t panel_bytes(const RunSizes& r, std::int64_t d) { return f32 * d * std::min(d, hessian_unit(r.backend)); }
+std::int64_t panel_bytes(const RunSizes& r, std::int64_t d) { return f32 * d * std::min(d, hessian_panel(r.backend)); }
 
 // While the step's is summed: the 64-bit sum of a range of columns, or of all.
 Use hessian_sum(const RunSizes& r, std::int64_t d, const Places& places) {
@@ -118,8 +120,7 @@ Use hessians(const Held& held, std::int64_t in_use_bytes, const Places& places) 
 
 // Beside h, n and the pivots (kernels/factor.cpp, factor.cu), and what a Hessian comes from the host through.
 std::int64_t factor_work_bytes(const RunSizes& r, std::int64_t d, const Places& places) {
-  constexpr std::int64_t columns = 512 + 128;  // of the panels that are updated, two halves of 4 bytes
-  const std::int64_t work = r.backend == Backend::cpu ? f64 * d * d : 2 * f32 * d * columns;
+  const std::int64_t work = r.backend == Backend::cpu ? f64 * d * d : factor_workspace_bytes(d);
   return places.hessian_on_host ? std::max(work, panel_bytes(r, d)) + f32 * d : work;
 }
 
@@ -238,11 +239,11 @@ std::int64_t error_bytes(const StepSizes& step) {
 // ---- Phases.
 
 // Whether blocks stream from team to team (pipeline/hidden_stream).
-bool streams(const RunSizes& r, const Layout& layout) { return r.calibrated && !r.quantized_propagation && layout.teams > 1; }
+bool streams(const RunSizes& r, const Teams& teams) { return r.calibrated && !r.quantized_propagation && teams.teams > 1; }
 
 struct Rank {
   const RunSizes& run;
-  const Layout& layout;
+  const Teams& teams;
   const Places& places;
   Uses always;  // in every phase
 };
@@ -251,7 +252,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
   const RunSizes& r = rank.run;
   const Places& places = rank.places;
   // A second residual stream: the input of a layer that runs again for those after it, or that of the first team's next layer.
-  const bool second = (r.runs_again && r.layers > 1) || (streams(r, rank.layout) && r.layers > rank.layout.teams);
+  const bool second = (r.runs_again && r.layers > 1) || (streams(r, rank.teams) && r.layers > rank.teams.teams);
   const std::int64_t copies = second ? 2 : 1;
   const auto add = [&](const StepSizes& step, const char* work, const Passes& passes, const std::vector<const StepSizes*>& in_use,
                        const Uses& uses) {
@@ -264,7 +265,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
   const auto held_of = [&](const StepSizes& step) {
     return r.calibrated && step.solves() ? Held{hessian_bytes(step.columns), host_hessian_bytes(r, step.columns)} : Held{};
   };
-  if (streams(r, rank.layout)) {
+  if (streams(r, rank.teams)) {
     const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
     constexpr std::int64_t slots = 3;  // one block is received, one is computed and one is sent; as many for the next round
     Places whole = places;
@@ -299,7 +300,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
     const Use factors = on_device("Cholesky factors", factor_bytes(step));
     if (step.factors > 0)
       add(step, "factor", {}, {&step}, {kept, factors, on_device("factor workspace", factor_work_bytes(r, step.columns, places))});
-    add(step, "codes", {}, {&step}, {kept, factors, on_device("rows in work and codes", sweep_bytes(r, step, rank.layout.team_ranks()))});
+    add(step, "codes", {}, {&step}, {kept, factors, on_device("rows in work and codes", sweep_bytes(r, step, rank.teams.ranks_of_team))});
     const Use codes = on_device("codes", solved_bytes(step));
     add(step, "packing", {}, {&step}, {kept, codes, on_device("packed tensors", largest_packed(step))});
     if (r.awq) add(step, "errors", {}, {&step}, {kept, codes, on_device("errors", error_bytes(step))});
@@ -337,7 +338,7 @@ void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
   constexpr std::int64_t logit_rows = 512;
   const RunSizes& r = rank.run;
   const Blocking blocking = cut_samples(r.evaluate_samples, r.evaluate_seqlen, r.micro_batch);
-  const std::int64_t blocks = contiguous_share(blocking.blocks(), 0, rank.layout.ranks).count;
+  const std::int64_t blocks = contiguous_share(blocking.blocks(), 0, rank.teams.ranks()).count;
   Places places = rank.places;
   places.input = Place::host;
   const auto kept = [&](const Passes& passes) {
@@ -354,9 +355,9 @@ void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
   phases.push_back({"evaluation: logits", kept({Pass::update, Pass::none}) + Uses{{"output head and logits", head, r.head_bytes, 0}}});
 }
 
-Uses in_every_phase(const RunSizes& r, const Layout& layout) {
+Uses in_every_phase(const RunSizes& r, const Teams& teams) {
   std::int64_t kept = 0;  // tensors outside of the layers are copied in the background, divided over the ranks
-  for (const std::int64_t bytes : r.kept_host_bytes) kept = layout.ranks == 1 ? kept + bytes : std::max(kept, bytes);
+  for (const std::int64_t bytes : r.kept_host_bytes) kept = teams.ranks() == 1 ? kept + bytes : std::max(kept, bytes);
   std::int64_t layer = 0;
   std::int64_t packed = 0;
   for (const LayerSizes& kind : r.layer_kinds) {
@@ -367,14 +368,14 @@ Uses in_every_phase(const RunSizes& r, const Layout& layout) {
           on_device("tables and vectors", r.table_bytes + 8 * f32 * r.widest_input),
           on_host("token ids", r.samples * r.seqlen * 4 + r.evaluate_samples * r.evaluate_seqlen * 4),
           on_host("a layer read ahead", r.casts ? 0 : layer),
-          on_host("tensors on the way to the output", kept + (r.casts ? 0 : 2 * ceiling(packed, layout.team_ranks()))),
-          {"zeros kept back", 0, ceiling(r.kept_back_bytes, layout.ranks), ceiling(r.kept_back_bytes, layout.ranks)}};
+          on_host("tensors on the way to the output", kept + (r.casts ? 0 : 2 * ceiling(packed, teams.ranks_of_team))),
+          {"zeros kept back", 0, ceiling(r.kept_back_bytes, teams.ranks()), ceiling(r.kept_back_bytes, teams.ranks())}};
 }
 
 }  // namespace
 
-std::int64_t largest_share(const RunSizes& run, const Layout& layout) {
-  return contiguous_share(run.blocking().blocks(), 0, layout.team_ranks()).count;
+std::int64_t largest_share(const RunSizes& run, const Teams& teams) {
+  return contiguous_share(run.blocking().blocks(), 0, teams.ranks_of_team).count;
 }
 
 Use Phase::total() const {
@@ -387,8 +388,8 @@ Use Phase::total() const {
   return sum;
 }
 
-std::vector<Phase> memory_phases(const RunSizes& r, const Layout& layout, std::int64_t blocks, const Places& places) {
-  const Rank rank{r, layout, places, in_every_phase(r, layout)};
+std::vector<Phase> memory_phases(const RunSizes& r, const Teams& teams, std::int64_t blocks, const Places& places) {
+  const Rank rank{r, teams, places, in_every_phase(r, teams)};
   std::vector<Phase> phases;
   if (r.evaluate_samples > 0) add_evaluation(rank, phases);
   if (r.casts) {

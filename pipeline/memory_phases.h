@@ -5,21 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "launch/teams.h"
 #include "pipeline/run_sizes.h"
 #include "stages/places.h"
 
 namespace qpipe {
 
-// N ranks in P teams of D = N / P: a layer belongs to a team, the samples are divided in the team.
-struct Layout {
-  int ranks = 1;
-  int teams = 1;
-
-  int team_ranks() const { return ranks / teams; }
-};
-
 // Blocks of samples of the rank of a team that has the most.
-std::int64_t largest_share(const RunSizes& run, const Layout& layout);
+std::int64_t largest_share(const RunSizes& run, const Teams& teams);
 
 struct Use {
   std::string purpose;
@@ -36,10 +29,7 @@ struct Phase {
 };
 
 // blocks: of the rank, as largest_share counts them.
-std::vector<Phase> memory_phases(const RunSizes& run, const Layout& layout, std::int64_t blocks, const Places& places);
-
-// Columns that a Hessian is summed by are a multiple of this (kernels/hessian.h).
-constexpr std::int64_t hessian_unit(Backend backend) { return backend == Backend::cuda ? 2048 : 256; }
+std::vector<Phase> memory_phases(const RunSizes& run, const Teams& teams, std::int64_t blocks, const Places& places);
 
 // The CUDA context, cuBLAS, cuSOLVER and NCCL on the device, and what the process and its libraries hold on the host. Not on the CPU
 // backend, whose libraries take little.

@@ -7,6 +7,7 @@
 #include <functional>
 #include <stdexcept>
 
+#include "kernels/hessian.h"
 #include "launch/teams.h"
 #include "pipeline/error.h"
 
@@ -48,7 +49,7 @@ std::vector<Places> places_by_cost(const RunSizes& run) {
   if (run.calibrated) {
     then([](Places& p) { p.input = Place::host; });
     then([](Places& p) { p.hidden = Place::host; });
-    const std::int64_t unit = hessian_unit(run.backend);
+    const std::int64_t unit = hessian_panel(run.backend);
     for (std::int64_t columns = (widest_hessian(run) - 1) / unit * unit; columns > 0; columns -= unit)
       then([&](Places& p) { p.hessian_panel_columns = columns; });
   }
@@ -74,11 +75,11 @@ std::vector<std::function<void(Places&)>> undone() {
           [](Places& p) { p.input = Place::device; },     [](Places& p) { p.hidden = std::min(p.hidden, Place::host); }};
 }
 
-bool any_fits(const RunSizes& run, const Layout& layout, const Budget& budget) {
-  const std::int64_t blocks = largest_share(run, layout);
+bool any_fits(const RunSizes& run, const Teams& teams, const Budget& budget) {
+  const std::int64_t blocks = largest_share(run, teams);
   const std::vector<Places> choices = places_by_cost(run);
   return std::any_of(choices.begin(), choices.end(),
-                     [&](const Places& places) { return fits(memory_phases(run, layout, blocks, places), budget); });
+                     [&](const Places& places) { return fits(memory_phases(run, teams, blocks, places), budget); });
 }
 
 std::string by_purpose(const Phase& phase, std::int64_t Use::*bytes) {
@@ -91,15 +92,15 @@ std::string by_purpose(const Phase& phase, std::int64_t Use::*bytes) {
 }
 
 // What fits: smaller blocks, or more ranks that share a layer.
-std::string advice(const RunSizes& run, const Layout& layout, const Budget& budget) {
+std::string advice(const RunSizes& run, const Teams& teams, const Budget& budget) {
   std::vector<std::string> ways;
   if (run.calibrated)
-    if (const std::int64_t tokens = largest_micro_batch(run, layout, budget, nullptr); tokens > 0)
+    if (const std::int64_t tokens = largest_micro_batch(run, teams, budget, nullptr); tokens > 0)
       ways.push_back(fmt::format("memory.micro_batch = {} fits", tokens));
   if (!run.casts)
-    for (int ranks = 2 * layout.team_ranks(); ranks <= 128; ranks *= 2)
-      if (any_fits(run, {std::max(ranks, layout.ranks), std::max(ranks, layout.ranks) / ranks}, budget)) {
-        ways.push_back(fmt::format("{} ranks for each layer fit{}", ranks, ranks <= layout.ranks ? " (parallel.teams)" : ""));
+    for (int ranks = 2 * teams.ranks_of_team; ranks <= 128; ranks *= 2)
+      if (any_fits(run, {std::max(ranks, teams.ranks()) / ranks, ranks}, budget)) {
+        ways.push_back(fmt::format("{} ranks for each layer fit{}", ranks, ranks <= teams.ranks() ? " (parallel.teams)" : ""));
         break;
       }
   ways.emplace_back("or give more memory");
@@ -108,11 +109,12 @@ std::string advice(const RunSizes& run, const Layout& layout, const Budget& budg
 
 }  // namespace
 
-Layout choose_layout(int ranks, std::int64_t teams, const RunSizes& run) {
+Teams teams_of_run(int ranks, std::int64_t wanted, const RunSizes& run) {
   try {
-    return {ranks, choose_teams(ranks, run.layers, !run.calibrated || !run.quantized_propagation, static_cast<int>(teams)).teams};
-  } catch (const std::invalid_argument& fault) {
-    throw UserError(ExitCode::config, std::string(fault.what()) + "; choose a divisor, or 0 for automatic");
+    return choose_teams(ranks, run.layers, !run.calibrated || !run.quantized_propagation, static_cast<int>(wanted));
+  } catch (const std::invalid_argument&) {
+    throw UserError(ExitCode::config, fmt::format("parallel.teams = {} does not divide the {} rank{}; use a divisor, or 0", wanted, ranks,
+                                                  ranks == 1 ? "" : "s"));
   }
 }
 
@@ -120,9 +122,9 @@ const Phase& MemoryPlan::device_peak() const { return most(phases, &Use::device)
 const Phase& MemoryPlan::host_peak() const { return most(phases, &Use::host); }
 std::int64_t MemoryPlan::disk_bytes() const { return most(phases, &Use::disk).total().disk; }
 
-MemoryPlan plan_memory(const RunSizes& run, const Layout& layout, const Budget& budget) {
-  const std::int64_t blocks = largest_share(run, layout);
-  const auto phases = [&](const Places& places) { return memory_phases(run, layout, blocks, places); };
+MemoryPlan plan_memory(const RunSizes& run, const Teams& teams, const Budget& budget) {
+  const std::int64_t blocks = largest_share(run, teams);
+  const auto phases = [&](const Places& places) { return memory_phases(run, teams, blocks, places); };
   const std::vector<Places> choices = places_by_cost(run);
   MemoryPlan plan;
   plan.least_device = INT64_MAX;
@@ -159,12 +161,12 @@ MemoryPlan plan_memory(const RunSizes& run, const Layout& layout, const Budget& 
   return plan;
 }
 
-std::int64_t largest_micro_batch(const RunSizes& run, const Layout& layout, const Budget& budget, const Places* places) {
+std::int64_t largest_micro_batch(const RunSizes& run, const Teams& teams, const Budget& budget, const Places* places) {
   const auto holds = [&](std::int64_t block_samples) {
     RunSizes other = run;
     other.micro_batch = block_samples * run.seqlen;
-    return places != nullptr ? fits(memory_phases(other, layout, largest_share(other, layout), *places), budget)
-                             : any_fits(other, layout, budget);
+    return places != nullptr ? fits(memory_phases(other, teams, largest_share(other, teams), *places), budget)
+                             : any_fits(other, teams, budget);
   };
   std::int64_t good = 0;
   std::int64_t bad = run.samples + 1;
@@ -180,18 +182,18 @@ std::string size_text(std::int64_t bytes) {
   return bytes < std::int64_t{1} << 27 ? fmt::format("{:.1f} MiB", size / 0x1p20) : fmt::format("{:.2f} GiB", size / 0x1p30);
 }
 
-std::string does_not_fit(const RunSizes& run, const Layout& layout, const Budget& budget, const MemoryPlan& plan) {
+std::string does_not_fit(const RunSizes& run, const Teams& teams, const Budget& budget, const MemoryPlan& plan) {
   if (plan.least_device > budget.device) {
     const Phase& peak = plan.device_peak();
     return fmt::format("the run needs {} of {} memory on a rank at \"{}\" with all else on the host, and memory.gpu is {}: {}; {}",
                        size_text(peak.total().device), run.backend == Backend::cuda ? "GPU" : "device", peak.name, size_text(budget.device),
-                       by_purpose(peak, &Use::device), advice(run, layout, budget));
+                       by_purpose(peak, &Use::device), advice(run, teams, budget));
   }
   const Phase& peak = plan.host_peak();
   const Use total = peak.total();
   return fmt::format("the run needs {} of host memory on a rank at \"{}\"{}, and memory.host is {}: {}; {}", size_text(total.host),
                      peak.name, budget.one_memory ? " beside " + size_text(plan.device_peak().total().device) + " to work in" : "",
-                     size_text(budget.host), by_purpose(peak, &Use::host), advice(run, layout, budget));
+                     size_text(budget.host), by_purpose(peak, &Use::host), advice(run, teams, budget));
 }
 
 std::string describe(const Places& places) {

@@ -9,9 +9,9 @@
 
 namespace qpipe {
 
-// parallel.teams: 0 chooses one layer a rank where layers do not wait for each other's solution, else one team.
+// wanted (parallel.teams): 0 chooses one layer a rank where layers do not wait for each other's solution, else one team.
 // Throws UserError(ExitCode::config) when the teams do not divide the ranks.
-Layout choose_layout(int ranks, std::int64_t teams, const RunSizes& run);
+Teams teams_of_run(int ranks, std::int64_t wanted, const RunSizes& run);
 
 struct Budget {
   std::int64_t device = 0;
@@ -34,16 +34,16 @@ struct MemoryPlan {
 // by panels of columns; weights of a step at a time; finished Hessians on the host; the same with the disk in place of the host for inputs,
 // then for hidden states. What turns out not to be needed is taken back. Does not throw: without any that fits, the
 // nearest one.
-MemoryPlan plan_memory(const RunSizes& run, const Layout& layout, const Budget& budget);
+MemoryPlan plan_memory(const RunSizes& run, const Teams& teams, const Budget& budget);
 
 // Tokens of the largest memory.micro_batch that fits, with these places or, without, with any; 0 when none does.
-std::int64_t largest_micro_batch(const RunSizes& run, const Layout& layout, const Budget& budget, const Places* places);
+std::int64_t largest_micro_batch(const RunSizes& run, const Teams& teams, const Budget& budget, const Places* places);
 
 // "4.35 GiB", "12.0 MiB"
 std::string size_text(std::int64_t bytes);
 
 // One line: what is needed for what, what there is, and what would help.
-std::string does_not_fit(const RunSizes& run, const Layout& layout, const Budget& budget, const MemoryPlan& plan);
+std::string does_not_fit(const RunSizes& run, const Teams& teams, const Budget& budget, const MemoryPlan& plan);
 
 // "step inputs on the host, Hessians by panels of 4096 columns", or "all on the GPU".
 std::string describe(const Places& places);

@@ -83,7 +83,7 @@ Budget budget_of(const PlanRequest& request, Backend backend, int ranks_of_machi
 
 struct Answer {
   const RunSizes& run;
-  Layout layout;
+  Teams teams;
   int ranks_of_machine = 1;
   Budget budget;
   MemoryPlan memory;
@@ -110,13 +110,13 @@ void print_phase(const char* title, const Phase& phase) {
 
 // Ranks of a team differ by a block of samples at most.
 void print_smaller_share(const Answer& a) {
-  const std::int64_t blocks = largest_share(a.run, a.layout);
-  const int team = a.layout.team_ranks();
+  const std::int64_t blocks = largest_share(a.run, a.teams);
+  const int team = a.teams.ranks_of_team;
   const std::int64_t least = contiguous_share(a.run.blocking().blocks(), team - 1, team).count;
   if (!a.run.calibrated || least == blocks) return;
   std::int64_t device = 0;
   std::int64_t host = 0;
-  for (const Phase& phase : memory_phases(a.run, a.layout, least, a.memory.places)) {
+  for (const Phase& phase : memory_phases(a.run, a.teams, least, a.memory.places)) {
     device = std::max(device, phase.total().device);
     host = std::max(host, phase.total().host);
   }
@@ -134,7 +134,7 @@ void print(const Answer& a) {
     fmt::print("  host memory of a machine with {} ranks: {} at most\n", a.ranks_of_machine,
                size_text(host.total().host * a.ranks_of_machine));
   fmt::print("  places: {}\n", describe(a.memory.places));
-  fmt::print("\nDisk: output {}; run folder {}\n", size_text(a.run.output_bytes), size_text(a.memory.disk_bytes() * a.layout.ranks));
+  fmt::print("\nDisk: output {}; run folder {}\n", size_text(a.run.output_bytes), size_text(a.memory.disk_bytes() * a.teams.ranks()));
 
   if (!a.sent.empty()) {
     fmt::print("\nSent by a rank in the whole run\n");
@@ -158,8 +158,8 @@ nlohmann::json as_json(const Answer& a) {
   const auto place = [](Place p) { return p == Place::device ? "gpu" : p == Place::host ? "host" : "disk"; };
   const Places& p = a.memory.places;
   nlohmann::json json{{"fits", a.memory.fits},
-                      {"ranks", a.layout.ranks},
-                      {"teams", a.layout.teams},
+                      {"ranks", a.teams.ranks()},
+                      {"teams", a.teams.teams},
                       {"budget_bytes", {{"gpu", size(a.budget.device)}, {"host", size(a.budget.host)}}},
                       {"peak_bytes", {{"gpu", a.memory.device_peak().total().device}, {"host", a.memory.host_peak().total().host}}},
                       {"peak_phase", a.memory.device_peak().name},
@@ -171,7 +171,7 @@ nlohmann::json as_json(const Answer& a) {
                         {"hessian_panel_columns", p.hessian_panel_columns},
                         {"hessian_on_host", p.hessian_on_host}}},
                       {"output_bytes", a.run.output_bytes},
-                      {"run_folder_bytes", a.memory.disk_bytes() * a.layout.ranks},
+                      {"run_folder_bytes", a.memory.disk_bytes() * a.teams.ranks()},
                       {"largest_micro_batch", a.micro_batch}};
   for (const Phase& phase : a.memory.phases) {
     nlohmann::json& entry = json["phases"].emplace_back(nlohmann::json{{"name", phase.name}});
@@ -219,27 +219,27 @@ int run_plan(const PlanRequest& request) {
   if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
   const Backend backend = options.parallel.backend == "cpu" ? Backend::cpu : Backend::cuda;
   const RunSizes run = run_sizes(options, architecture, source, plan, backend);
-  const Layout layout = choose_layout(request.ranks, request.teams > 0 ? request.teams : options.parallel.teams, run);
+  const Teams teams = teams_of_run(request.ranks, request.teams > 0 ? request.teams : options.parallel.teams, run);
   const int ranks_of_machine = request.ranks_per_node > 0 ? std::min(request.ranks_per_node, request.ranks) : request.ranks;
   const int machines = (request.ranks + ranks_of_machine - 1) / ranks_of_machine;
   const Budget budget = budget_of(request, backend, ranks_of_machine);
   const Rates rates = rates_of(request);
 
-  Answer answer{run, layout, ranks_of_machine, budget, plan_memory(run, layout, budget), 0, traffic(run, layout), {}};
-  if (run.calibrated) answer.micro_batch = largest_micro_batch(run, layout, budget, answer.memory.fits ? &answer.memory.places : nullptr);
-  if (backend == Backend::cuda) answer.time = run_time(run, layout, answer.memory.places, machines, rates);
+  Answer answer{run, teams, ranks_of_machine, budget, plan_memory(run, teams, budget), 0, traffic(run, teams), {}};
+  if (run.calibrated) answer.micro_batch = largest_micro_batch(run, teams, budget, answer.memory.fits ? &answer.memory.places : nullptr);
+  if (backend == Backend::cuda) answer.time = run_time(run, teams, answer.memory.places, machines, rates);
   if (!options.evaluate.data.empty() && options.evaluate.samples == 0)
     notes.emplace_back("evaluate.samples = 0: the evaluation is not counted, as its data are not read here");
 
   for (const std::string& note : notes) fmt::print("note: {}\n", note);
   fmt::print("{} ({}, {} layers), {} as {}, {:.3f} bits per weight\n", model_name(source), architecture.model_type, architecture.layers,
              options.quantize.method, name_of(plan.storage.format), plan.bits_per_weight);
-  fmt::print("{} rank(s): {} team(s) of {}, {} machine(s); GPU memory of a rank {}, host memory of a rank {}\n\n", layout.ranks,
-             layout.teams, layout.team_ranks(), machines, limit(budget.device), limit(budget.host));
+  fmt::print("{} rank(s): {} team(s) of {}, {} machine(s); GPU memory of a rank {}, host memory of a rank {}\n\n", teams.ranks(),
+             teams.teams, teams.ranks_of_team, machines, limit(budget.device), limit(budget.host));
   print(answer);
   if (!request.json.empty()) write_text_file(request.json, as_json(answer).dump(2) + "\n");
   std::fflush(stdout);
-  if (!answer.memory.fits) throw UserError(ExitCode::config, does_not_fit(run, layout, budget, answer.memory));
+  if (!answer.memory.fits) throw UserError(ExitCode::config, does_not_fit(run, teams, budget, answer.memory));
   fmt::print("\n{}\n", verdict(answer));
   return static_cast<int>(ExitCode::ok);
 }

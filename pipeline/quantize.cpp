@@ -41,7 +41,7 @@ double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Adds the time between construction and destruction, in which this rank waits for others.
+// Adds the time between construction and destruction, in which this rank waits.
 class Waiting {
  public:
   explicit Waiting(double& total) : total_(total), start_(std::chrono::steady_clock::now()) {}
@@ -51,17 +51,6 @@ class Waiting {
   double& total_;
   std::chrono::steady_clock::time_point start_;
 };
-
-// Ranks in teams, as the options and the plan ask.
-Teams teams_of_run(const Options& options, const QuantizePlan& plan, const Architecture& architecture, int ranks) {
-  try {
-    const bool independent = !plan.calibrated || !plan.quantized_propagation;
-    return choose_teams(ranks, architecture.layers, independent, static_cast<int>(options.parallel.teams));
-  } catch (const std::invalid_argument&) {
-    throw UserError(ExitCode::config, fmt::format("parallel.teams = {} does not divide the {} rank{}; use a divisor, or 0",
-                                                  options.parallel.teams, ranks, ranks == 1 ? "" : "s"));
-  }
-}
 
 Layer load_layer(Loop& loop, LayerSource& layers, std::int64_t index, bool by_step) {
   Timed timed(loop.report.seconds.read, loop.comm, loop.stream);
@@ -207,6 +196,7 @@ nlohmann::json work_on_round(Loop& loop, const DecoderTables& tables, Pipeline& 
   nlohmann::json found = findings(loop, modules_begin, scales_begin);
   {
     Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+    Waiting committing(loop.report.seconds.commit);
     loop.store.commit(index, loop.comm.rank(), loop.comm.size(), found);
   }
   loop.report.modules.resize(modules_begin);  // share_findings puts them in the layers' order
@@ -287,7 +277,8 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   Stream stream(placement.backend, placement.device);
   Comm comm(stream, {std::chrono::seconds(options.parallel.timeout), options.parallel.share_gpu});
   spdlog::debug("device and communicator are ready");
-  const Teams teams = teams_of_run(options, plan, architecture, comm.size());
+  RunSizes sizes = run_sizes(options, architecture, source, plan, stream.backend());
+  const Teams teams = teams_of_run(comm.size(), options.parallel.teams, sizes);
   Progress progress(options.run.progress, comm.root(), architecture.layers);
 
   RunReport report;
@@ -308,14 +299,16 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
         "faster");
   for (const std::string& note : plan.notes) progress.say("note: " + note);
   if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
-  RunSizes sizes = run_sizes(options, architecture, source, plan, stream.backend());
   const auto choose_places = [&] {
-    const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, {comm.size(), teams.teams}, placement, comm);
+    const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, teams, placement, comm);
     progress.say(fmt::format("memory of a rank: {} {}, {} host; {}", size_text(memory.device_peak().total().device),
                              stream.on_cuda() ? "GPU" : "device", size_text(memory.host_peak().total().host), describe(memory.places)));
     return memory.places;
   };
   plan.places = places ? *places : choose_places();
+  if (!places && stream.on_cuda())  // more than planned is a fault of the plan, which must not pass unseen
+    stream.set_limit(
+        static_cast<std::size_t>(std::max<std::int64_t>(0, budget_of(options.memory, placement).device - library_device_bytes)));
   if (dry_run) return report;
 
   const Tokens calibration = plan.calibrated ? load_calibration(options, architecture, comm) : Tokens{};
@@ -389,6 +382,10 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     {
       Timed timed(report.seconds.write, comm, stream);
       spdlog::debug("all layers are done");
+      {
+        Waiting committing(report.seconds.commit);
+        store.wait_for_commits();
+      }
       store.finish(plan.may_need_v2 && loop.zero_of_zero);
       spdlog::debug("the shards are on the disk");
     }

@@ -11,7 +11,7 @@ namespace qpipe {
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModuleReport, name, bits, group_size, mean_squared_error, damp, fell_back, skipped)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ScaleReport, source, linears, ratio, loss)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Communication, team_bytes, team_seconds, hidden_bytes)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseSeconds, start, read, hessian, search, solve, forward, write, wait, evaluate, total)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseSeconds, start, read, hessian, search, solve, forward, write, commit, wait, evaluate, total)
 
 nlohmann::json findings_since(const RunReport& report, std::size_t modules_begin, std::size_t scales_begin) {
   nlohmann::json json{{"modules", nlohmann::json::array()}, {"scales", nlohmann::json::array()}};

@@ -38,7 +38,8 @@ struct PhaseSeconds {
   double solve = 0.0;
   double forward = 0.0;
   double write = 0.0;
-  double wait = 0.0;  // for other ranks: hidden states on their way, and the end of a round
+  double commit = 0.0;  // of `write`: until layers and their records are on the disk
+  double wait = 0.0;    // for other ranks: hidden states on their way, and the end of a round
   double evaluate = 0.0;
   double total = 0.0;
 };

@@ -12,9 +12,9 @@ constexpr double h100_tflops = 989.0;  // dense bfloat16, data sheet
 double as_double(std::int64_t value) { return static_cast<double>(value); }
 
 // Layers that a team works on while the others work on theirs; all of them where each layer waits for the one before.
-std::int64_t layers_in_turn(const RunSizes& r, const Layout& layout) {
+std::int64_t layers_in_turn(const RunSizes& r, const Teams& teams) {
   const bool waits = r.calibrated && r.quantized_propagation;
-  return waits ? r.layers : (r.layers + layout.teams - 1) / layout.teams;
+  return waits ? r.layers : (r.layers + teams.teams - 1) / teams.teams;
 }
 
 // value(layer), averaged over the layers.
@@ -25,9 +25,9 @@ double mean_over_layers(const RunSizes& r, Value value) {
   return sum / as_double(r.layers);
 }
 
-double largest_tokens(const RunSizes& r, const Layout& layout) {
+double largest_tokens(const RunSizes& r, const Teams& teams) {
   const Blocking blocking = r.blocking();
-  return as_double(std::min(largest_share(r, layout) * blocking.block_samples, r.samples) * r.seqlen);
+  return as_double(std::min(largest_share(r, teams) * blocking.block_samples, r.samples) * r.seqlen);
 }
 
 // One pass of a layer's linears of `kinds`, without attention.
@@ -42,8 +42,8 @@ double linear_flops(const LayerSizes& layer, double tokens) {
 double attention_flops(const RunSizes& r, double tokens) { return 2.0 * tokens * as_double(r.seqlen * r.attention_width); }
 
 // Twice where the layer runs again with quantized weights, or ahead for the teams after it.
-double forward_seconds(const RunSizes& r, const Layout& layout, const LayerSizes& layer, double tokens, const Rates& rates) {
-  return (r.runs_again || (layout.teams > 1 && !r.quantized_propagation) ? 2.0 : 1.0) *
+double forward_seconds(const RunSizes& r, const Teams& teams, const LayerSizes& layer, double tokens, const Rates& rates) {
+  return (r.runs_again || (teams.teams > 1 && !r.quantized_propagation) ? 2.0 : 1.0) *
          (linear_flops(layer, tokens) + attention_flops(r, tokens)) / rates.forward;
 }
 
@@ -54,8 +54,8 @@ double hessian_seconds(const LayerSizes& layer, double tokens, const Rates& rate
   return flops / rates.hessian;
 }
 
-double search_seconds(const RunSizes& r, const LayerSizes& layer, const Layout& layout, double tokens, const Rates& rates) {
-  const double searched = r.search_tokens == 0 ? tokens : std::min(tokens, as_double(r.search_tokens) / layout.team_ranks());
+double search_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& teams, double tokens, const Rates& rates) {
+  const double searched = r.search_tokens == 0 ? tokens : std::min(tokens, as_double(r.search_tokens) / teams.ranks_of_team);
   double seconds = 0.0;
   for (const StepSizes& step : layer.steps) {
     if (!step.search) continue;
@@ -73,21 +73,21 @@ double search_seconds(const RunSizes& r, const LayerSizes& layer, const Layout& 
       double flops = 0.0;
       for (const LinearSizes& linear : step.linears)
         if (linear.quantized) flops += 2.0 * as_double(linear.elements()) * as_double(linear.columns);
-      seconds += as_double(r.grid) * flops / layout.team_ranks() / rates.gram;
+      seconds += as_double(r.grid) * flops / teams.ranks_of_team / rates.gram;
     }
   }
   return seconds;
 }
 
-double solve_seconds(const LayerSizes& layer, const Layout& layout, const Rates& rates) {
+double solve_seconds(const LayerSizes& layer, const Teams& teams, const Rates& rates) {
   double seconds = 0.0;
   for (const StepSizes& step : layer.steps) {
     const double d = as_double(step.columns);
-    const std::int64_t in_turn = (step.factors + layout.team_ranks() - 1) / layout.team_ranks();
+    const std::int64_t in_turn = (step.factors + teams.ranks_of_team - 1) / teams.ranks_of_team;
     double sweep = 0.0;
     for (const LinearSizes& linear : step.linears)
       if (linear.gptq) sweep += as_double(linear.elements()) * as_double(linear.columns);
-    seconds += (as_double(in_turn) * d * d * d / 3.0 + sweep / layout.team_ranks()) / rates.solve;
+    seconds += (as_double(in_turn) * d * d * d / 3.0 + sweep / teams.ranks_of_team) / rates.solve;
   }
   return seconds;
 }
@@ -135,9 +135,9 @@ Rates scaled_to(double tflops, Rates rates) {
   return rates;
 }
 
-std::vector<Traffic> traffic(const RunSizes& r, const Layout& layout) {
-  const double ring = as_double(layout.team_ranks() - 1) / layout.team_ranks();
-  const double layers = as_double((r.layers + layout.teams - 1) / layout.teams);
+std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
+  const double ring = as_double(teams.ranks_of_team - 1) / teams.ranks_of_team;
+  const double layers = as_double((r.layers + teams.teams - 1) / teams.teams);
   const auto bytes = [&](double per_layer) { return static_cast<std::int64_t>(layers * per_layer); };
   std::vector<Traffic> result;
   const auto add = [&](const char* purpose, double per_layer) {
@@ -166,28 +166,27 @@ std::vector<Traffic> traffic(const RunSizes& r, const Layout& layout) {
                      if (linear.quantized) sum += as_double(linear.elements() + 5 * linear.rows * linear.groups());
                  return sum;
                }));
-  if (layout.teams > 1 && r.calibrated)
-    add("hidden states", largest_tokens(r, layout) * as_double(r.hidden) * as_double(r.compute_element));
+  if (teams.teams > 1 && r.calibrated) add("hidden states", largest_tokens(r, teams) * as_double(r.hidden) * as_double(r.compute_element));
   return result;
 }
 
-RunTime run_time(const RunSizes& r, const Layout& layout, const Places& places, int machines, const Rates& rates) {
+RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, int machines, const Rates& rates) {
   RunTime time;
-  const double layers = as_double(layers_in_turn(r, layout));
+  const double layers = as_double(layers_in_turn(r, teams));
   const auto add = [&](const char* name, double seconds) {
     if (seconds > 0.0) time.phases.push_back({name, seconds});
   };
   if (r.calibrated) {
-    const double tokens = largest_tokens(r, layout);
+    const double tokens = largest_tokens(r, teams);
     const auto per_layer = [&](auto value) { return layers * mean_over_layers(r, value); };
-    const double forward = per_layer([&](const LayerSizes& layer) { return forward_seconds(r, layout, layer, tokens, rates); });
+    const double forward = per_layer([&](const LayerSizes& layer) { return forward_seconds(r, teams, layer, tokens, rates); });
     const double hessian = per_layer([&](const LayerSizes& layer) { return hessian_seconds(layer, tokens, rates); });
     add("forward", forward);
     add("Hessians", hessian);
-    add("AWQ's search", r.awq ? per_layer([&](const LayerSizes& layer) { return search_seconds(r, layer, layout, tokens, rates); }) : 0.0);
-    add("factors and codes", per_layer([&](const LayerSizes& layer) { return solve_seconds(layer, layout, rates); }));
+    add("AWQ's search", r.awq ? per_layer([&](const LayerSizes& layer) { return search_seconds(r, layer, teams, tokens, rates); }) : 0.0);
+    add("factors and codes", per_layer([&](const LayerSizes& layer) { return solve_seconds(layer, teams, rates); }));
     // Blocks travel while others are computed: what is longer counts.
-    const double ranks_of_machine = as_double(layout.ranks) / machines;
+    const double ranks_of_machine = as_double(teams.ranks()) / machines;
     const double travel = per_layer([&](const LayerSizes& layer) {
       const Crossings c = crossings(r, layer, places, tokens);
       return std::max(c.host / rates.offload, ranks_of_machine * (c.disk_read / rates.read + c.disk_written / rates.write));
@@ -195,8 +194,8 @@ RunTime run_time(const RunSizes& r, const Layout& layout, const Places& places, 
     add("waiting for offloaded blocks", travel - forward - hessian);
   }
   double sent = 0.0;
-  for (const Traffic& t : traffic(r, layout)) sent += as_double(t.bytes);
-  add("network", sent / rates.network * layers / as_double((r.layers + layout.teams - 1) / layout.teams));
+  for (const Traffic& t : traffic(r, teams)) sent += as_double(t.bytes);
+  add("network", sent / rates.network * layers / as_double((r.layers + teams.teams - 1) / teams.teams));
   add("writing", as_double(r.output_bytes) / machines / rates.write);
   const double stored = as_double(r.layers) * mean_over_layers(r, [](const LayerSizes& layer) { return as_double(layer.stored_bytes()); });
   time.read = stored / machines / rates.read;

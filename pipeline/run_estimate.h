@@ -43,7 +43,7 @@ struct Traffic {
 };
 
 // One team: NCCL's rings move (D − 1)/D of a broadcast or gathered array and twice that of an all-reduced one through each rank.
-std::vector<Traffic> traffic(const RunSizes& run, const Layout& layout);
+std::vector<Traffic> traffic(const RunSizes& run, const Teams& teams);
 
 struct PhaseTime {
   std::string name;
@@ -57,6 +57,6 @@ struct RunTime {
 };
 
 // machines: how many share the reading and writing, each with a disk of its own or a part of a common one.
-RunTime run_time(const RunSizes& run, const Layout& layout, const Places& places, int machines, const Rates& rates);
+RunTime run_time(const RunSizes& run, const Teams& teams, const Places& places, int machines, const Rates& rates);
 
 }  // namespace qpipe

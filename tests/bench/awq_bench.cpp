@@ -95,8 +95,8 @@ void weight_parts(std::int64_t out, std::int64_t d, Stream& stream) {
     copy_to_device(exponent.view.data, exponents.data(), exponents.size() * sizeof(std::int32_t), stream);
     const Array<std::int64_t> sum(d, d, stream);
     fill_zero(sum.view.data, sum.memory.bytes(), stream);
-    accumulate_hessian(x, exponent, 12, h, sum, stream);
-    finish_hessian(sum, exponent, 12, 4096, h, stream);
+    accumulate_hessian(x, exponent, 12, 0, sum, stream);
+    finish_hessian(sum, exponent, 12, 4096, 0, h, stream);
   }
   const TensorArray narrow(DType::bf16, out, d, stream);
   const Array<float> wide(out, d, stream);

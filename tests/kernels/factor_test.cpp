@@ -4,14 +4,29 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 
 #include "tests/kernels/backends.h"
 #include "tests/reference/gptq.h"
 
+extern "C" void spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info);  // LAPACK
+
 namespace qpipe {
 namespace {
+
+std::vector<std::int32_t> identity(std::int64_t d) {
+  std::vector<std::int32_t> perm(static_cast<std::size_t>(d));
+  std::iota(perm.begin(), perm.end(), 0);
+  return perm;
+}
+
+std::vector<std::int32_t> shuffled(std::int64_t d) {
+  auto perm = identity(d);
+  std::shuffle(perm.begin(), perm.end(), std::mt19937(static_cast<unsigned>(d)));
+  return perm;
+}
 
 // A symmetric positive definite matrix of correlated, unequal variables, as float32.
 std::vector<float> correlated_hessian(std::int64_t d, unsigned seed) {
@@ -29,13 +44,77 @@ std::vector<float> correlated_hessian(std::int64_t d, unsigned seed) {
   return h;
 }
 
+// The same quickly for large d: S (D + U Uᵀ) S with D diagonal, 16 columns in U, and columns of unequal size by S. Its factor is dense.
+std::vector<float> low_rank_hessian(std::int64_t d, unsigned seed) {
+  constexpr std::int64_t rank = 16;
+  const auto u = random_normal(d * rank, seed, 0.5f);
+  std::vector<float> h(static_cast<std::size_t>(d * d));
+#pragma omp parallel for schedule(static)
+  for (std::int64_t i = 0; i < d; ++i)
+    for (std::int64_t j = 0; j < d; ++j) {
+      double sum = i == j ? 0.5 + 0.1 * static_cast<double>(i % 5) : 0.0;
+      for (std::int64_t k = 0; k < rank; ++k) sum += static_cast<double>(u[i * rank + k]) * u[j * rank + k];
+      h[i * d + j] = static_cast<float>(sum * (1.0 + static_cast<double>(i % 7)) * (1.0 + static_cast<double>(j % 7)));
+    }
+  return h;
+}
+
+struct Result {
+  bool success;
+  std::vector<float> n;
+  std::vector<float> pivot;
+};
+
+// LAPACK's float32 Cholesky, as N and pivots.
+Result single_precision_factor(const std::vector<float>& h, std::int64_t d) {
+  std::vector<float> a(h.rbegin(), h.rend());  // both orders reversed
+  const int order = static_cast<int>(d);
+  int info = -1;
+  spotrf_("U", &order, a.data(), &order, &info);  // column-major upper is row-major lower
+  Result result{info == 0, std::vector<float>(h.size(), 0.0f), std::vector<float>(static_cast<std::size_t>(d))};
+  for (std::int64_t i = 0; i < d; ++i) {
+    result.pivot[i] = a[(d - 1 - i) * (d + 1)];
+    result.n[i * d + i] = 1.0f;
+    for (std::int64_t j = i + 1; j < d; ++j) result.n[i * d + j] = a[(d - 1 - i) * d + (d - 1 - j)] / a[(d - 1 - j) * (d + 1)];
+  }
+  return result;
+}
+
+// ‖(A − M Mᵀ) v‖ / ‖A v‖ for a vector of random signs, which estimates ‖A − M Mᵀ‖ / ‖A‖ in the Frobenius norm.
+double residual(const std::vector<float>& a, const Result& factor) {
+  const auto d = static_cast<std::int64_t>(factor.pivot.size());
+  std::mt19937 generator(3);
+  std::vector<double> v(static_cast<std::size_t>(d));
+  for (double& value : v) value = generator() % 2 == 0 ? 1.0 : -1.0;
+  std::vector<double> z(v.size(), 0.0);  // diag(pivot)² Nᵀ v
+  for (std::int64_t i = 0; i < d; ++i)
+    for (std::int64_t j = i; j < d; ++j) z[j] += static_cast<double>(factor.n[i * d + j]) * v[i];
+  for (std::int64_t j = 0; j < d; ++j) z[j] *= static_cast<double>(factor.pivot[j]) * factor.pivot[j];
+  double error = 0.0;
+  double norm = 0.0;
+  for (std::int64_t i = 0; i < d; ++i) {
+    double want = 0.0;
+    double got = 0.0;
+    for (std::int64_t j = 0; j < d; ++j) want += static_cast<double>(a[i * d + j]) * v[j];
+    for (std::int64_t j = i; j < d; ++j) got += static_cast<double>(factor.n[i * d + j]) * z[j];
+    error += (want - got) * (want - got);
+    norm += want * want;
+  }
+  return std::sqrt(error / norm);
+}
+
+double relative_error(const std::vector<float>& got, const std::vector<float>& want) {
+  double error = 0.0;
+  double norm = 0.0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    error += std::pow(static_cast<double>(got[i]) - want[i], 2);
+    norm += std::pow(static_cast<double>(want[i]), 2);
+  }
+  return std::sqrt(error / norm);
+}
+
 class FactorTest : public BackendTest {
  protected:
-  struct Result {
-    bool success;
-    std::vector<float> n;
-    std::vector<float> pivot;
-  };
   Result run(const std::vector<float>& h, const std::vector<std::int32_t>& perm, double damp) {
     const auto d = static_cast<std::int64_t>(perm.size());
     const Array<float> h_device = upload_as(h, d, d);
@@ -48,13 +127,12 @@ class FactorTest : public BackendTest {
 };
 
 TEST_P(FactorTest, ProductGivesBackTheDampedPermutedMatrix) {
-  for (const std::int64_t d : {std::int64_t{1}, std::int64_t{2}, std::int64_t{31}, std::int64_t{257}, std::int64_t{600}}) {
+  for (const std::int64_t d : {std::int64_t{1}, std::int64_t{2}, std::int64_t{31}, std::int64_t{32}, std::int64_t{128}, std::int64_t{129},
+                               std::int64_t{257}, std::int64_t{600}}) {
     auto h = correlated_hessian(d, 5);
     if (d > 10)
       for (std::int64_t i = 0; i < d; ++i) h[i * d + 7] = h[7 * d + i] = 0.0f;  // a dead column
-    std::vector<std::int32_t> perm(static_cast<std::size_t>(d));
-    std::iota(perm.begin(), perm.end(), 0);
-    std::shuffle(perm.begin(), perm.end(), std::mt19937(static_cast<unsigned>(d)));
+    const auto perm = shuffled(d);
     const double damp = 0.01;
     const Result result = run(h, perm, damp);
     ASSERT_TRUE(result.success);
@@ -84,8 +162,7 @@ TEST_P(FactorTest, EqualsTheInverseOfTheTextbookFactor) {
   // H⁻¹ = Uᵀ U with U upper, M = U⁻¹: pivot_k = 1 / U_kk, and row k of −U/U_kk's strict part is what N compensates: M U = I.
   const std::int64_t d = 96;
   const auto h = correlated_hessian(d, 6);
-  std::vector<std::int32_t> perm(static_cast<std::size_t>(d));
-  std::iota(perm.begin(), perm.end(), 0);
+  const auto perm = identity(d);
   const Result result = run(h, perm, 0.0);
   ASSERT_TRUE(result.success);
   const auto l = reference::cholesky({h.begin(), h.end()}, d);
@@ -109,8 +186,7 @@ TEST_P(FactorTest, EqualsTheInverseOfTheTextbookFactor) {
 
 TEST_P(FactorTest, RefusesIndefiniteAndNonFinite) {
   const std::int64_t d = 300;
-  std::vector<std::int32_t> perm(static_cast<std::size_t>(d));
-  std::iota(perm.begin(), perm.end(), 0);
+  const auto perm = identity(d);
   const auto good = correlated_hessian(d, 7);
   ASSERT_TRUE(run(good, perm, 0.0).success);
 
@@ -131,8 +207,7 @@ TEST_P(FactorTest, RefusesIndefiniteAndNonFinite) {
 TEST_P(FactorTest, BitsDoNotDependOnTheNumberOfThreads) {
   const std::int64_t d = 700;
   const auto h = correlated_hessian(d, 8);
-  std::vector<std::int32_t> perm(static_cast<std::size_t>(d));
-  std::iota(perm.begin(), perm.end(), 0);
+  const auto perm = identity(d);
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);
   const Result one = run(h, perm, 0.01);
@@ -141,6 +216,119 @@ TEST_P(FactorTest, BitsDoNotDependOnTheNumberOfThreads) {
   omp_set_num_threads(threads);
   EXPECT_EQ(one.n, five.n);
   EXPECT_EQ(one.pivot, five.pivot);
+}
+
+// Sizes past every tile, ragged and not: as exact as LAPACK in float32, whose errors grow alike. The CPU's answer is float64's.
+TEST_P(FactorTest, LargeMatricesAreAsExactAsSinglePrecision) {
+  const std::vector<std::int64_t> sizes =
+      stream.on_cuda() ? std::vector<std::int64_t>{1024, 1500, 2500, 4099} : std::vector<std::int64_t>{1500};
+  for (const std::int64_t d : sizes) {
+    const auto h = low_rank_hessian(d, 9);
+    const Result result = run(h, identity(d), 0.0);
+    const Result single = single_precision_factor(h, d);
+    ASSERT_TRUE(result.success && single.success) << d;
+    EXPECT_LE(residual(h, result), 4.0 * residual(h, single)) << d;
+
+    Stream cpu(Backend::cpu, 0);
+    Array<float> n(d, d, cpu);
+    Array<float> pivot(1, d, cpu);
+    auto perm = identity(d);
+    ASSERT_TRUE(factor(Matrix<const float>(h.data(), d, d), Matrix<const std::int32_t>(perm.data(), 1, d), 0.0, n, pivot, cpu));
+    const std::vector<float> exact(n.view.data, n.view.data + d * d);
+    const double error = relative_error(result.n, exact);
+    RecordProperty("relative_error_" + std::to_string(d), std::to_string(error));
+    EXPECT_LE(error, 4.0 * relative_error(single.n, exact)) << d;
+    EXPECT_LE(relative_error(result.pivot, {pivot.view.data, pivot.view.data + d}),
+              4.0 * relative_error(single.pivot, {pivot.view.data, pivot.view.data + d}))
+        << d;
+  }
+}
+
+// An entry (k, k) smaller by more than the pivot's square makes pivot k the first that fails; k counts from the end, where elimination
+// begins.
+TEST_P(FactorTest, RefusesAFaultAnywhereAmongTheBlocks) {
+  const std::int64_t d = 1300;
+  const auto good = low_rank_hessian(d, 10);
+  const Result result = run(good, identity(d), 0.0);
+  ASSERT_TRUE(result.success);
+  for (const std::int64_t eliminated : {0, 31, 32, 127, 128, 511, 512, 1023, 1024, 1298, 1299}) {
+    const std::int64_t k = d - 1 - eliminated;
+    auto h = good;
+    h[k * d + k] -= 1.5f * result.pivot[k] * result.pivot[k];
+    EXPECT_FALSE(run(h, identity(d), 0.0).success) << eliminated;
+  }
+  auto singular = good;
+  singular[0] -= 0.999f * result.pivot[0] * result.pivot[0];
+  const Result nearly = run(singular, identity(d), 0.0);
+  ASSERT_TRUE(nearly.success);
+  EXPECT_NEAR(nearly.pivot[0], std::sqrt(0.001f) * result.pivot[0], 0.02f * result.pivot[0] * std::sqrt(0.001f));
+
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 1e38f})
+    for (const auto& [i, j] : {std::pair<std::int64_t, std::int64_t>{0, 0}, {3, 1290}, {200, 700}, {640, 650}, {0, 1}}) {
+      auto h = good;
+      h[i * d + j] = h[j * d + i] = bad;
+      if (i == j && bad == 1e38f) continue;  // positive definite
+      EXPECT_FALSE(run(h, identity(d), 0.01).success) << bad << " at " << i << ", " << j;
+    }
+}
+
+TEST_P(FactorTest, LargeMatricesGiveTheSameBitsEachTime) {
+  const std::int64_t d = stream.on_cuda() ? 2500 : 600;
+  const auto h = low_rank_hessian(d, 11);
+  const Result first = run(h, shuffled(d), 0.01);
+  ASSERT_TRUE(first.success);
+  for (int i = 0; i < 3; ++i) {
+    const Result again = run(h, shuffled(d), 0.01);
+    EXPECT_EQ(first.n, again.n);
+    EXPECT_EQ(first.pivot, again.pivot);
+  }
+}
+
+TEST_P(FactorTest, ExtremeScalesKeepTheFactor) {
+  // N of S A S is S N S⁻¹, and its pivots those of A times S: exactly, when S holds powers of two.
+  const std::int64_t d = 700;
+  const auto h = low_rank_hessian(d, 12);
+  const Result plain = run(h, identity(d), 0.0);
+  ASSERT_TRUE(plain.success);
+  const auto unequal = [](std::int64_t i) { return static_cast<int>(i * 37 % 61) - 30; };
+  const auto tiny = [](std::int64_t) { return -56; };
+  const auto huge = [](std::int64_t) { return 56; };
+  for (const auto& exponent :
+       {std::function<int(std::int64_t)>(unequal), std::function<int(std::int64_t)>(tiny), std::function<int(std::int64_t)>(huge)}) {
+    auto scaled = h;
+    for (std::int64_t i = 0; i < d; ++i)
+      for (std::int64_t j = 0; j < d; ++j) scaled[i * d + j] = std::ldexp(h[i * d + j], exponent(i) + exponent(j));
+    const Result wide = run(scaled, identity(d), 0.0);
+    ASSERT_TRUE(wide.success);
+    for (std::int64_t i = 0; i < d; ++i) {
+      ASSERT_EQ(wide.pivot[i], std::ldexp(plain.pivot[i], exponent(i)));
+      for (std::int64_t j = i; j < d; ++j)
+        ASSERT_EQ(wide.n[i * d + j], std::ldexp(plain.n[i * d + j], exponent(i) - exponent(j))) << i << ", " << j;
+    }
+  }
+}
+
+TEST_P(FactorTest, WorkspaceIsBounded) {
+  for (const std::int64_t d : {1, 128, 129, 513, 1024, 1025, 2500}) {
+    const auto h = low_rank_hessian(d, 13);
+    Stream fresh(GetParam(), 0);
+    const Array<float> h_device(d, d, fresh);
+    copy_to_device(h_device.view.data, h.data(), h.size() * sizeof(float), fresh);
+    const auto perm = identity(d);
+    const Array<std::int32_t> perm_device(1, d, fresh);
+    copy_to_device(perm_device.view.data, perm.data(), perm.size() * sizeof(std::int32_t), fresh);
+    const Array<float> n(d, d, fresh);
+    const Array<float> pivot(1, d, fresh);
+    const std::size_t before = fresh.bytes_in_use();
+    ASSERT_TRUE(factor(h_device, perm_device, 0.01, n, pivot, fresh));
+    EXPECT_EQ(fresh.bytes_in_use(), before);
+    if (stream.on_cuda()) {
+      EXPECT_LE(static_cast<std::int64_t>(fresh.bytes_peak() - before), factor_workspace_bytes(d)) << d;
+    }
+  }
+  // O(d), not O(d²).
+  EXPECT_LE(factor_workspace_bytes(28672), std::int64_t{28672} * 28672 * 4 / 10);
+  EXPECT_LE(factor_workspace_bytes(2 * 28672), 2 * factor_workspace_bytes(28672) + 1024 * 1024 * 8);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, FactorTest, testing::ValuesIn(backends()), backend_name);

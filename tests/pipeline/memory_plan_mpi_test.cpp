@@ -54,14 +54,14 @@ void compare_peaks(const std::string& name, const std::function<Options(const st
     const Checkpoint checkpoint(options.model.path);
     const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
     const RunSizes sizes = run_sizes(options, architecture, checkpoint, plan_quantization(options, architecture, checkpoint), backend);
-    const Layout layout = choose_layout(comm.size(), 0, sizes);
-    const MemoryPlan all = plan_memory(sizes, layout, {INT64_MAX, INT64_MAX});
+    const Teams teams = teams_of_run(comm.size(), 0, sizes);
+    const MemoryPlan all = plan_memory(sizes, teams, {INT64_MAX, INT64_MAX});
     const std::int64_t most = all.device_peak().total().device;
     std::string output;
     for (const int part : {4, 2, 0}) {
       const std::int64_t budget = all.least_device + (most - all.least_device) / 4 * part;
       options.memory.gpu = std::to_string(budget) + "B";
-      const MemoryPlan plan = plan_memory(sizes, layout, {budget, INT64_MAX});
+      const MemoryPlan plan = plan_memory(sizes, teams, {budget, INT64_MAX});
       ASSERT_TRUE(plan.fits);
       const RunReport report = quantize(options, false);
       const Phase& peak = plan.device_peak();

@@ -46,9 +46,9 @@ RunSizes sizes_of(const nlohmann::json& config, const std::string& method, std::
   return run_sizes(options, architecture, checkpoint, plan_quantization(options, architecture, checkpoint), backend);
 }
 
-std::int64_t peak(const RunSizes& run, const Layout& layout, const Places& places) {
+std::int64_t peak(const RunSizes& run, const Teams& teams, const Places& places) {
   std::int64_t most = 0;
-  for (const Phase& phase : memory_phases(run, layout, largest_share(run, layout), places)) most = std::max(most, phase.total().device);
+  for (const Phase& phase : memory_phases(run, teams, largest_share(run, teams), places)) most = std::max(most, phase.total().device);
   return most;
 }
 
@@ -122,19 +122,19 @@ TEST(MemoryPlan, LargeModelsFitSmallCards) {
   struct Example {
     nlohmann::json config;
     const char* method;
-    Layout layout;
+    Teams teams;
     std::int64_t device;
     std::int64_t micro_batch;
   };
-  for (const Example& e : {Example{llama_405b, "gptq", {8, 1}, 24 * GiB, 16384}, Example{llama_405b, "awq", {8, 8}, 24 * GiB, 8192},
-                           Example{llama_405b, "bnb-nf4", {8, 1}, 24 * GiB, 16384}, Example{llama_70b, "gptq", {1, 1}, 22 * GiB, 16384},
+  for (const Example& e : {Example{llama_405b, "gptq", {1, 8}, 24 * GiB, 16384}, Example{llama_405b, "awq", {8, 1}, 24 * GiB, 8192},
+                           Example{llama_405b, "bnb-nf4", {1, 8}, 24 * GiB, 16384}, Example{llama_70b, "gptq", {1, 1}, 22 * GiB, 16384},
                            Example{llama_70b, "awq", {1, 1}, 22 * GiB, 16384}, Example{llama_7b, "gptq", {1, 1}, 8 * GiB, 16384},
                            Example{llama_7b, "awq", {1, 1}, 8 * GiB, 16384}, Example{llama_7b, "gptq", {1, 1}, 80 * GiB, 16384}}) {
     const RunSizes run = sizes_of(e.config, e.method, e.micro_batch);
-    const MemoryPlan plan = plan_memory(run, e.layout, {e.device, no_limit});
-    ASSERT_TRUE(plan.fits) << e.method << ": " << does_not_fit(run, e.layout, {e.device, no_limit}, plan);
+    const MemoryPlan plan = plan_memory(run, e.teams, {e.device, no_limit});
+    ASSERT_TRUE(plan.fits) << e.method << ": " << does_not_fit(run, e.teams, {e.device, no_limit}, plan);
     EXPECT_LE(plan.device_peak().total().device, e.device);
-    EXPECT_EQ(plan.device_peak().total().device, peak(run, e.layout, plan.places));
+    EXPECT_EQ(plan.device_peak().total().device, peak(run, e.teams, plan.places));
     // One H and its factor, or one H and its 64-bit sum, are there at once or by panels: less than the factor alone is not possible.
     const std::int64_t d = run.widest_input;
     if (run.calibrated) {
@@ -157,11 +157,11 @@ TEST(MemoryPlan, RefusalsTellTheNumbers) {
   // A smaller block is enough: 405B with AWQ.
   const RunSizes large = sizes_of(llama_405b, "awq");
   const Budget card{21 * GiB, no_limit};
-  const std::string refused = does_not_fit(large, {8, 8}, card, plan_memory(large, {8, 8}, card));
+  const std::string refused = does_not_fit(large, {8, 1}, card, plan_memory(large, {8, 1}, card));
   ASSERT_NE(refused.find("memory.micro_batch = "), std::string::npos) << refused;
   const std::int64_t advised = std::stoll(refused.substr(refused.find("micro_batch = ") + 14));
   EXPECT_LT(advised, large.micro_batch);
-  EXPECT_TRUE(plan_memory(sizes_of(llama_405b, "awq", advised), {8, 8}, card).fits) << advised;
+  EXPECT_TRUE(plan_memory(sizes_of(llama_405b, "awq", advised), {8, 1}, card).fits) << advised;
 
   // The host is too small: for all on disk, too.
   const Budget small_host{22 * GiB, 2 * GiB};
@@ -241,26 +241,26 @@ TEST(MemoryPlan, LargestMicroBatch) {
 
 TEST(MemoryPlan, MoreRanksInATeamNeedLessOnEach) {
   const RunSizes run = sizes_of(llama_70b, "gptq");
-  EXPECT_LT(peak(run, {8, 1}, {}), peak(run, {2, 1}, {}));
-  EXPECT_LT(peak(run, {2, 1}, {}), peak(run, {1, 1}, {}));
-  EXPECT_EQ(peak(run, {8, 8}, {}), peak(run, {1, 1}, {}));
+  EXPECT_LT(peak(run, {1, 8}, {}), peak(run, {1, 2}, {}));
+  EXPECT_LT(peak(run, {1, 2}, {}), peak(run, {1, 1}, {}));
+  EXPECT_EQ(peak(run, {8, 1}, {}), peak(run, {1, 1}, {}));
   const RunSizes awq = sizes_of(llama_70b, "awq");  // the first team has two layers' inputs
-  EXPECT_EQ(peak(awq, {8, 8}, {}), peak(awq, {1, 1}, {}) + std::int64_t{128} * 2048 * 8192 * 2);
-  EXPECT_EQ(largest_share(run, {3, 1}), 6);  // 16 blocks
+  EXPECT_EQ(peak(awq, {8, 1}, {}), peak(awq, {1, 1}, {}) + std::int64_t{128} * 2048 * 8192 * 2);
+  EXPECT_EQ(largest_share(run, {1, 3}), 6);  // 16 blocks
 }
 
-TEST(Layout, TeamsByPropagation) {
-  EXPECT_EQ(choose_layout(8, 0, sizes_of(llama_7b, "gptq")).teams, 1);
-  EXPECT_EQ(choose_layout(8, 0, sizes_of(llama_7b, "awq")).teams, 8);
-  EXPECT_EQ(choose_layout(48, 0, sizes_of(llama_7b, "awq")).teams, 24);  // of 32 layers
-  EXPECT_EQ(choose_layout(8, 2, sizes_of(llama_7b, "awq")).team_ranks(), 4);
-  EXPECT_THROW(choose_layout(8, 3, sizes_of(llama_7b, "awq")), UserError);
+TEST(Teams, TeamsByPropagation) {
+  EXPECT_EQ(teams_of_run(8, 0, sizes_of(llama_7b, "gptq")).teams, 1);
+  EXPECT_EQ(teams_of_run(8, 0, sizes_of(llama_7b, "awq")).teams, 8);
+  EXPECT_EQ(teams_of_run(48, 0, sizes_of(llama_7b, "awq")).teams, 24);  // of 32 layers
+  EXPECT_EQ(teams_of_run(8, 2, sizes_of(llama_7b, "awq")).ranks_of_team, 4);
+  EXPECT_THROW(teams_of_run(8, 3, sizes_of(llama_7b, "awq")), UserError);
 }
 
 TEST(Traffic, ByHand) {
   const RunSizes run = sizes_of(llama_7b, "gptq");
   EXPECT_TRUE(traffic(run, {1, 1}).empty());
-  const std::vector<Traffic> two = traffic(run, {2, 1});
+  const std::vector<Traffic> two = traffic(run, {1, 2});
   const auto bytes = [&](const std::string& purpose) {
     for (const Traffic& t : two)
       if (t.purpose == purpose) return t.bytes;
@@ -270,7 +270,7 @@ TEST(Traffic, ByHand) {
   EXPECT_EQ(bytes("sums of Hessians"), 32 * 8 * squares);
   EXPECT_EQ(bytes("Cholesky factors"), 32 * (4 * squares + 4 * (3 * 4096 + 11008)) / 2);
   EXPECT_EQ(bytes("weights"), std::int64_t{32} * (2 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 2 * 2 * 4096) / 2);
-  const std::vector<Traffic> ring = traffic(sizes_of(llama_7b, "awq"), {8, 8});
+  const std::vector<Traffic> ring = traffic(sizes_of(llama_7b, "awq"), {8, 1});
   ASSERT_EQ(ring.size(), 1u);
   EXPECT_EQ(ring.front().bytes, std::int64_t{4} * 128 * 2048 * 4096 * 2);  // 4 layers of a rank, all samples
 }
@@ -298,7 +298,7 @@ TEST(RunTime, PhasesAsMeasured) {
 TEST(RunTime, RanksAndCards) {
   const RunSizes run = sizes_of(llama_70b, "gptq");
   const double one = run_time(run, {1, 1}, {}, 1, {}).total;
-  EXPECT_LT(run_time(run, {8, 1}, {}, 1, {}).total, one);
+  EXPECT_LT(run_time(run, {1, 8}, {}, 1, {}).total, one);
   EXPECT_GT(run_time(run, {1, 1}, {}, 1, scaled_to(100.0, {})).total, one);
   Places offloaded;
   offloaded.input = Place::host;

@@ -154,6 +154,10 @@ samples = 5
         for layout in filter(None, args.layouts.split(",")):
             teams, of_team = (int(n) for n in layout.split("x"))
             layouts.append((layout, teams * of_team, [f"parallel.teams={teams}"]))
+        # The same with memory for little: inputs, hidden states and weights lie elsewhere.
+        for ranks, teams, gpu, host in ((1, 1, "1.4MB", "auto"), (2, 2, "1.4MB", "auto"), (2, 1, "1.4MB", "514.4MiB")):
+            if layouts and not args.share_gpu:
+                layouts.append((f"{teams}x{ranks // teams} in {gpu} and {host}", ranks, [f"parallel.teams={teams}", f"memory.gpu={gpu}", f"memory.host={host}"]))
         deep = os.path.join(work, "deep")
         make_deep(f"{args.shared}/oracles/models/llama", deep)
         for name, settings in LAYOUT_SETTINGS.items():

@@ -1,0 +1,354 @@
+#include <cublas_v2.h>
+#include <cuda_fp16.h>
+#include <cuda_pipeline.h>
+
+#include "kernels/cholesky_cuda.h"
+#include "kernels/cuda_handles.h"
+
+namespace qpipe::cuda {
+
+namespace {
+
+constexpr int leaf = cholesky_leaf;
+constexpr int sub = cholesky_sub;
+constexpr int pitch = leaf + 4;    // of rows in shared memory: aligned for float4, eight neighbouring rows in different banks
+constexpr int leaf_threads = 384;  // two warps for each 32 x 32 block of the first update
+constexpr int solve_rows = 64;
+constexpr int solve_threads = leaf;
+constexpr int leaf_shared_bytes = sizeof(float) * leaf * pitch;
+constexpr int solve_shared_bytes = sizeof(float) * (leaf + solve_rows) * pitch;  // 99 KiB: what every GPU from sm_80 on has
+constexpr std::int64_t parts_stride = 4 * cholesky_block;
+
+// The four consecutive values of a row in shared memory.
+__device__ float4 four(const float* row) { return *reinterpret_cast<const float4*>(row); }
+
+// a ← L in the lower triangle of a [w, w], w ≤ 128, whose diagonal is given apart; inverse[32 b + i, j] ← (L_bb)⁻¹_ij of the four 32 x 32
+// blocks on the diagonal. One thread block.
+__global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, const double* diagonal, float* inverse) {
+  extern __shared__ __align__(16) float shared[];
+  __shared__ __align__(16) float transposed[sub][sub + 4];
+  __shared__ float reciprocal[leaf];
+  const auto t = reinterpret_cast<float(*)[pitch]>(shared);
+  const int width = static_cast<int>(a.rows);
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  for (int index = threadIdx.x; index < leaf * leaf; index += leaf_threads) {
+    const int i = index / leaf;
+    const int j = index % leaf;
+    if (j < i && i < width)
+      __pipeline_memcpy_async(&t[i][j], &a.data[i * a.stride + j], sizeof(float));
+    else if (j <= i)
+      t[i][j] = j < i ? 0.0f : (i < width ? static_cast<float>(diagonal[i]) : 1.0f);
+  }
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  __syncthreads();
+
+  for (int b = 0; b < leaf; b += sub) {
+    if (warp == 0) {  // lane i has row i of the block
+      float row[sub];
+#pragma unroll
+      for (int k = 0; k < sub; k += 4) {
+        const float4 v = four(&t[b + lane][b + k]);
+        row[k] = v.x;
+        row[k + 1] = v.y;
+        row[k + 2] = v.z;
+        row[k + 3] = v.w;
+      }
+      // Every lane follows all pivots, so that the next one needs no exchange between lanes.
+      float pivot[sub];
+#pragma unroll
+      for (int k = 0; k < sub; ++k) pivot[k] = t[b + k][b + k];
+#pragma unroll
+      for (int k = 0; k < sub; ++k) {
+        const float guess = rsqrtf(pivot[k]);
+        const float inverse_root = guess + 0.5f * guess * (1.0f - pivot[k] * guess * guess);  // a Newton step
+        const float l = lane >= k ? row[k] * inverse_root : 0.0f;
+        row[k] = l;
+        if (lane == k) reciprocal[b + k] = inverse_root;
+#pragma unroll
+        for (int j = k + 1; j < sub; ++j) {
+          const float l_j = __shfl_sync(0xffffffffu, l, j);
+          row[j] -= l * l_j;
+          pivot[j] -= l_j * l_j;
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < sub; ++k) {
+        t[b + lane][b + k] = row[k];
+        transposed[k][lane] = row[k];
+      }
+    }
+    __syncthreads();
+
+    const int below = b + sub;
+    if (threadIdx.x < leaf - below) {  // each thread one row: x Lᵀ = a
+      float x[sub];
+      float* row = &t[below + threadIdx.x][b];
+#pragma unroll
+      for (int k = 0; k < sub; k += 4) {
+        const float4 v = four(row + k);
+        x[k] = v.x;
+        x[k + 1] = v.y;
+        x[k + 2] = v.z;
+        x[k + 3] = v.w;
+      }
+#pragma unroll
+      for (int k = 0; k < sub; ++k) {
+        x[k] *= reciprocal[b + k];
+#pragma unroll
+        for (int j = (k + 1) / 4 * 4; j < sub; j += 4) {
+          const float4 v = four(&transposed[k][j]);
+          if (j > k) x[j] -= x[k] * v.x;
+          if (j + 1 > k) x[j + 1] -= x[k] * v.y;
+          if (j + 2 > k) x[j + 2] -= x[k] * v.z;
+          x[j + 3] -= x[k] * v.w;
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < sub; k += 4) *reinterpret_cast<float4*>(row + k) = make_float4(x[k], x[k + 1], x[k + 2], x[k + 3]);
+    }
+    __syncthreads();
+
+    // Lower 32 x 32 blocks of what is left, two warps each, 4 x 4 elements a thread.
+    const int blocks = (leaf - below) / sub;
+    const int block = warp / 2;
+    if (block < blocks * (blocks + 1) / 2) {
+      const int block_row = block >= 3 ? 2 : (block >= 1 ? 1 : 0);
+      const int block_column = block - block_row * (block_row + 1) / 2;
+      const int i = below + sub * block_row + threadIdx.x % 64 / 8;
+      const int j = below + sub * block_column + threadIdx.x % 8;
+      float sum[4][4] = {};
+#pragma unroll
+      for (int k = 0; k < sub; k += 4) {
+        float4 left[4];
+        float4 right[4];
+        for (int r = 0; r < 4; ++r) left[r] = four(&t[i + 8 * r][b + k]);
+        for (int c = 0; c < 4; ++c) right[c] = four(&t[j + 8 * c][b + k]);
+        for (int r = 0; r < 4; ++r)
+          for (int c = 0; c < 4; ++c) {
+            sum[r][c] += left[r].x * right[c].x;
+            sum[r][c] += left[r].y * right[c].y;
+            sum[r][c] += left[r].z * right[c].z;
+            sum[r][c] += left[r].w * right[c].w;
+          }
+      }
+      for (int r = 0; r < 4; ++r)
+        for (int c = 0; c < 4; ++c) t[i + 8 * r][j + 8 * c] -= sum[r][c];
+    }
+    __syncthreads();
+  }
+
+  if (warp < leaf / sub) {  // lane j has column j of the inverse
+    const int b = warp * sub;
+    float y[sub];
+#pragma unroll
+    for (int i = 0; i < sub; ++i) {
+      float sum = i == lane ? 1.0f : 0.0f;
+#pragma unroll
+      for (int k = 0; k < i; k += 4) {
+        const float4 v = four(&t[b + i][b + k]);
+        sum -= v.x * y[k];
+        if (k + 1 < i) sum -= v.y * y[k + 1];
+        if (k + 2 < i) sum -= v.z * y[k + 2];
+        if (k + 3 < i) sum -= v.w * y[k + 3];
+      }
+      y[i] = sum * reciprocal[b + i];
+      inverse[(b + i) * sub + lane] = y[i];
+    }
+  }
+#pragma unroll 8
+  for (int index = threadIdx.x; index < leaf * leaf; index += leaf_threads) {
+    const int i = index / leaf;
+    const int j = index % leaf;
+    if (j <= i && i < width) a.data[i * a.stride + j] = t[i][j];
+  }
+}
+
+// Where hi, lo, hi, hi of 128 columns go, `depth` columns apart; rows before first_row do not.
+struct Parts {
+  __half* data;
+  std::int64_t depth;
+  std::int64_t first_row;
+};
+
+// x ← x L⁻ᵀ, 64 rows a thread block; L [128, 128] with the inverses of its 32 x 32 diagonal blocks. diagonal[i] −= Σ_k x[i, k]².
+__global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float> l, const float* inverse, Matrix<float> x, double* diagonal,
+                                                             Parts parts) {
+  extern __shared__ __align__(16) float shared[];
+  const auto t = reinterpret_cast<float(*)[pitch]>(shared);
+  const auto y = reinterpret_cast<float(*)[pitch]>(shared + leaf * pitch);
+  const std::int64_t row0 = std::int64_t{blockIdx.x} * solve_rows;
+  const int rows = static_cast<int>(min(std::int64_t{solve_rows}, x.rows - row0));
+  const int column = threadIdx.x;
+  for (int i = 0; i < leaf; ++i) {
+    if (column / sub == i / sub)
+      __pipeline_memcpy_async(&t[i][column], &inverse[i * sub + column % sub], sizeof(float));
+    else if (column < i)
+      __pipeline_memcpy_async(&t[i][column], &l.data[i * l.stride + column], sizeof(float));
+  }
+  for (int i = 0; i < solve_rows; ++i) {
+    if (i < rows)
+      __pipeline_memcpy_async(&y[i][column], &x.data[(row0 + i) * x.stride + column], sizeof(float));
+    else
+      y[i][column] = 0.0f;
+  }
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  __syncthreads();
+
+  const int i = threadIdx.x / 8 * 4;  // a warp reads and writes rows of its own only
+  const int j = threadIdx.x % 8;
+  for (int b = 0; b < leaf; b += sub) {
+    float sum[4][4];
+    for (int r = 0; r < 4; ++r)
+      for (int c = 0; c < 4; ++c) sum[r][c] = 0.0f;
+    const auto add_products = [&](int from, int to) {
+#pragma unroll 4
+      for (int k = from; k < to; k += 4) {
+        float4 left[4];
+        float4 right[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) left[r] = four(&y[i + r][k]);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) right[c] = four(&t[b + j + 8 * c][k]);
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            sum[r][c] += left[r].x * right[c].x;
+            sum[r][c] += left[r].y * right[c].y;
+            sum[r][c] += left[r].z * right[c].z;
+            sum[r][c] += left[r].w * right[c].w;
+          }
+      }
+    };
+    add_products(0, b);
+    for (int r = 0; r < 4; ++r)
+      for (int c = 0; c < 4; ++c) {
+        y[i + r][b + j + 8 * c] -= sum[r][c];
+        sum[r][c] = 0.0f;
+      }
+    __syncwarp();
+    add_products(b, b + sub);
+    __syncwarp();
+    for (int r = 0; r < 4; ++r)
+      for (int c = 0; c < 4; ++c) y[i + r][b + j + 8 * c] = sum[r][c];
+    __syncwarp();
+  }
+  __syncthreads();
+  for (int r = 0; r < rows; ++r) x.data[(row0 + r) * x.stride + column] = y[r][column];
+  if (threadIdx.x < rows) {
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
+    for (int k = 0; k < leaf; k += 4) {
+      const float4 v = four(&y[threadIdx.x][k]);
+      sum.x += v.x * v.x;
+      sum.y += v.y * v.y;
+      sum.z += v.z * v.z;
+      sum.w += v.w * v.w;
+    }
+    diagonal[row0 + threadIdx.x] -= static_cast<double>((sum.x + sum.y) + (sum.z + sum.w));
+  }
+  if (parts.data == nullptr) return;
+#pragma unroll 4
+  for (int r = threadIdx.x / 32; r < rows; r += solve_threads / 32) {
+    if (row0 + r < parts.first_row) continue;
+    const int k = threadIdx.x % 32 * 4;
+    const float4 v = four(&y[r][k]);
+    union {
+      __half half[4];
+      uint2 word;
+    } hi, lo;
+    const float value[4] = {v.x, v.y, v.z, v.w};
+    for (int c = 0; c < 4; ++c) {
+      hi.half[c] = __float2half_rn(value[c]);
+      lo.half[c] = __float2half_rn(value[c] - __half2float(hi.half[c]));
+    }
+    __half* out = parts.data + (row0 + r - parts.first_row) * parts_stride + k;
+    *reinterpret_cast<uint2*>(out) = hi.word;
+    *reinterpret_cast<uint2*>(out + parts.depth) = lo.word;
+    *reinterpret_cast<uint2*>(out + 2 * parts.depth) = hi.word;
+    *reinterpret_cast<uint2*>(out + 3 * parts.depth) = hi.word;
+  }
+}
+
+// The trailing update: the lower triangle of c takes c −= P Pᵀ. parts [m, 2048] holds P as hi, lo, hi, hi of `depth` columns, again and
+// again, so that [lo hi hi] [hi lo hi]ᵀ is one product with the small terms first, and its two factors overlap in memory.
+struct TrailingUpdate {
+  cublasHandle_t cublas;
+  const __half* parts;
+  std::int64_t depth;
+  Matrix<float> c;
+
+  // `count` blocks [rows, cols] of c, from (i, j) on, each `step` rows and columns after the one before.
+  void subtract(std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols, std::int64_t step, std::int64_t count) const {
+    if (rows <= 0 || cols <= 0 || count <= 0) return;
+    // An H100 loses 6 · 2^-32 of a sum of positive terms for each column in it (measured); given back here.
+    const float alpha = -(1.0f + static_cast<float>(depth) * 6.0f * 0x1p-32f);
+    const float one = 1.0f;
+    for (std::int64_t k = 0; k < parts_stride; k += 4 * depth) {
+      const __half* right = parts + j * parts_stride + k;
+      const __half* left = parts + i * parts_stride + k + depth;
+      // Row-major [i, j] is column-major [j, i].
+      check(cublasGemmStridedBatchedEx_64(cublas, CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, 3 * depth, &alpha, right, CUDA_R_16F, parts_stride,
+                                          step * parts_stride, left, CUDA_R_16F, parts_stride, step * parts_stride, &one, c.row(i) + j,
+                                          CUDA_R_32F, c.stride, step * (c.stride + 1), count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    }
+  }
+
+  // Squares on the diagonal, then between each two of them the square below the first; then the same with squares twice as large, …
+  void run() const {
+    constexpr std::int64_t base = 512;
+    const std::int64_t m = c.rows;
+    const std::int64_t whole = m / base * base;
+    subtract(0, 0, base, base, base, m / base);
+    subtract(whole, whole, m - whole, m - whole, 0, 1);
+    for (std::int64_t s = base; s < m; s *= 2) {
+      const std::int64_t pairs = m / (2 * s);
+      const std::int64_t rest = pairs * 2 * s;
+      subtract(s, 0, s, s, 2 * s, pairs);
+      subtract(rest + s, rest, m - rest - s, s, 0, 1);
+    }
+  }
+};
+
+}  // namespace
+
+void cholesky(Matrix<float> a, Matrix<double> diagonal, Stream& stream) {
+  CudaHandles& handles = stream.cuda();
+  check(cudaFuncSetAttribute(factor_leaf, cudaFuncAttributeMaxDynamicSharedMemorySize, leaf_shared_bytes));
+  check(cudaFuncSetAttribute(solve_panel, cudaFuncAttributeMaxDynamicSharedMemorySize, solve_shared_bytes));
+  const std::int64_t d = a.rows;
+  const std::int64_t depth = d <= 4096 ? 128 : d <= 8192 ? 256 : cholesky_block;
+  const Array<std::uint16_t> parts(std::max<std::int64_t>(0, d - cholesky_block), parts_stride, stream);
+  auto* const half = reinterpret_cast<__half*>(parts.view.data);
+  const Array<float> inverse(leaf, sub, stream);
+  const auto part = [&](std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols) {
+    return Matrix<float>(a.row(i) + j, rows, cols, a.stride);
+  };
+  const float minus_one = -1.0f;
+  const float one = 1.0f;
+  for (std::int64_t k0 = 0; k0 < d; k0 += cholesky_block) {
+    const std::int64_t k1 = std::min(d, k0 + cholesky_block);
+    for (std::int64_t j0 = k0; j0 < k1; j0 += leaf) {
+      const std::int64_t j1 = std::min(k1, j0 + leaf);
+      const Matrix<float> block = part(j0, j0, j1 - j0, j1 - j0);
+      factor_leaf<<<1, leaf_threads, leaf_shared_bytes, handles.stream>>>(block, diagonal.data + j0, inverse.view.data);
+      check_launch();
+      if (j1 == d) return;
+      const std::int64_t column = j0 - k0;
+      const Parts to{k1 == d ? nullptr : half + column / depth * 4 * depth + column % depth, depth, k1 - j1};
+      const auto thread_blocks = static_cast<unsigned>((d - j1 + solve_rows - 1) / solve_rows);
+      solve_panel<<<thread_blocks, solve_threads, solve_shared_bytes, handles.stream>>>(block, inverse.view.data,
+                                                                                        part(j1, j0, d - j1, leaf), diagonal.data + j1, to);
+      check_launch();
+      if (j1 < k1)  // the columns that are left of the 512
+        check(cublasSgemm_64(handles.cublas(), CUBLAS_OP_T, CUBLAS_OP_N, k1 - j1, d - j1, leaf, &minus_one, a.row(j1) + j0, a.stride,
+                             a.row(j1) + j0, a.stride, &one, a.row(j1) + j1, a.stride));
+    }
+    TrailingUpdate{handles.cublas(), half, depth, part(k1, k1, d - k1, d - k1)}.run();
+  }
+}
+
+}  // namespace qpipe::cuda
