@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "kernels/factor.h"
 #include "kernels/gptq_sweep.h"
+#include "kernels/hessian.h"
 #include "launch/share.h"
 
 namespace qpipe {
@@ -87,14 +89,14 @@ std::int64_t hessian_bytes(std::int64_t d) { return f32 * d * d; }
 
 // Panels of the lower triangle on the host (HessianPanel).
 std::int64_t host_hessian_bytes(const RunSizes& r, std::int64_t d) {
-  const std::int64_t panel = hessian_unit(r.backend);
+  const std::int64_t panel = hessian_panel(r.backend);
   std::int64_t elements = 0;
   for (std::int64_t begin = 0; begin < d; begin += panel) elements += (d - begin) * std::min(panel, d - begin);
   return f32 * elements;
 }
 
 // A float32 panel: the product of a block of tokens on CUDA, or what goes to the host and comes back.
-std::int64_t panel_bytes(const RunSizes& r, std::int64_t d) { return f32 * d * std::min(d, hessian_unit(r.backend)); }
+std::int64_t panel_bytes(const RunSizes& r, std::int64_t d) { return f32 * d * std::min(d, hessian_panel(r.backend)); }
 
 // While the step's is summed: the 64-bit sum of a range of columns, or of all.
 Use hessian_sum(const RunSizes& r, std::int64_t d, const Places& places) {
@@ -118,8 +120,7 @@ Use hessians(const Held& held, std::int64_t in_use_bytes, const Places& places) 
 
 // Beside h, n and the pivots (kernels/factor.cpp, factor.cu), and what a Hessian comes from the host through.
 std::int64_t factor_work_bytes(const RunSizes& r, std::int64_t d, const Places& places) {
-  constexpr std::int64_t columns = 512 + 128;  // of the panels that are updated, two halves of 4 bytes
-  const std::int64_t work = r.backend == Backend::cpu ? f64 * d * d : 2 * f32 * d * columns;
+  const std::int64_t work = r.backend == Backend::cpu ? f64 * d * d : factor_workspace_bytes(d);
   return places.hessian_on_host ? std::max(work, panel_bytes(r, d)) + f32 * d : work;
 }
 
@@ -237,7 +238,7 @@ std::int64_t error_bytes(const StepSizes& step) {
 
 // ---- Phases.
 
-// Whether blocks stream from team to team: the rank of the first team holds its next layer's input, too (pipeline/hidden_stream).
+// Whether blocks stream from team to team (pipeline/hidden_stream).
 bool streams(const RunSizes& r, const Teams& teams) { return r.calibrated && !r.quantized_propagation && teams.teams > 1; }
 
 struct Rank {
@@ -250,7 +251,9 @@ struct Rank {
 void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, std::vector<Phase>& phases) {
   const RunSizes& r = rank.run;
   const Places& places = rank.places;
-  const std::int64_t copies = r.runs_again || streams(r, rank.teams) ? 2 : 1;
+  // A second residual stream: the input of a layer that runs again for those after it, or that of the first team's next layer.
+  const bool second = (r.runs_again && r.layers > 1) || (streams(r, rank.teams) && r.layers > rank.teams.teams);
+  const std::int64_t copies = second ? 2 : 1;
   const auto add = [&](const StepSizes& step, const char* work, const Passes& passes, const std::vector<const StepSizes*>& in_use,
                        const Uses& uses) {
     const Uses own = r.calibrated ? activations(r, r.blocking(), blocks, places, passes, copies) : Uses{};
@@ -267,10 +270,11 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
     constexpr std::int64_t slots = 3;  // one block is received, one is computed and one is sent; as many for the next round
     Places whole = places;
     whole.weights_by_step = false;
-    phases.push_back({"blocks from team to team",
-                      rank.always + activations(r, r.blocking(), blocks, places, {}, copies) +
-                          Uses{weights(layer, {}, whole),
-                               on_device("blocks on their way", tokens * (2 * slots * r.hidden + r.widest_input) * r.compute_element)}});
+    phases.push_back(
+        {"blocks from team to team",
+         rank.always + activations(r, r.blocking(), blocks, places, {}, copies) +
+             Uses{weights(layer, {}, whole),
+                  on_device("blocks on their way", tokens * (copies * slots * r.hidden + r.widest_input) * r.compute_element)}});
   }
   if (r.calibrated) add(layer.steps.front(), "its input", {Pass::read, Pass::write}, {}, {});
   for (const StepSizes& step : layer.steps) {

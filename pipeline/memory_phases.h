@@ -31,9 +31,6 @@ struct Phase {
 // blocks: of the rank, as largest_share counts them.
 std::vector<Phase> memory_phases(const RunSizes& run, const Teams& teams, std::int64_t blocks, const Places& places);
 
-// Columns that a Hessian is summed by are a multiple of this (kernels/hessian.h).
-constexpr std::int64_t hessian_unit(Backend backend) { return backend == Backend::cuda ? 2048 : 256; }
-
 // The CUDA context, cuBLAS, cuSOLVER and NCCL on the device, and what the process and its libraries hold on the host. Not on the CPU
 // backend, whose libraries take little.
 inline constexpr std::int64_t library_device_bytes = std::int64_t{800} << 20;  // measured: 792 MiB on an H100

@@ -7,6 +7,7 @@
 #include <functional>
 #include <stdexcept>
 
+#include "kernels/hessian.h"
 #include "launch/teams.h"
 #include "pipeline/error.h"
 
@@ -48,7 +49,7 @@ std::vector<Places> places_by_cost(const RunSizes& run) {
   if (run.calibrated) {
     then([](Places& p) { p.input = Place::host; });
     then([](Places& p) { p.hidden = Place::host; });
-    const std::int64_t unit = hessian_unit(run.backend);
+    const std::int64_t unit = hessian_panel(run.backend);
     for (std::int64_t columns = (widest_hessian(run) - 1) / unit * unit; columns > 0; columns -= unit)
       then([&](Places& p) { p.hessian_panel_columns = columns; });
   }

@@ -147,7 +147,7 @@ namespace {
 void save_hidden(Loop& loop, Activations& activations) {
   if (!loop.plan.quantized_propagation || !loop.output_needed) return;
   const BlockStore& hidden = activations.hidden;
-  if (loop.saved_hidden.blocks() != hidden.blocks())
+  if (loop.saved_hidden.width() != hidden.width())  // there is none yet; a rank may own no block
     loop.saved_hidden = BlockStore(block_rows(activations.blocking, activations.owned), hidden.width(), hidden.place(),
                                    loop.plan.places.folder, loop.stream);
   copy_blocks(hidden, loop.saved_hidden, loop.stream);

@@ -111,13 +111,13 @@ class CommandLine(unittest.TestCase):
 
         refused = run("plan", config, "--gpu-memory", "1GiB", "--json", answer)
         self.assertEqual(refused.returncode, 78)
-        self.assertRegex(refused.stderr, r"^qpipe: error: the run needs 1\d\.\d\d GiB of GPU memory .* memory.gpu is 1.00 GiB: .*\n$")
+        self.assertRegex(refused.stderr, r"^qpipe: error: the run needs \d+\.\d\d GiB of GPU memory .* memory.gpu is 1.00 GiB: .*\n$")
         with open(answer) as f:
             self.assertFalse(json.load(f)["fits"])
         self.assertEqual(run("plan", config, "--set", "memory.gpu=1GiB").returncode, 78)
         self.expect_fault(run("plan", config, "--gpu-memory", "much"), 78, "much", "500MB")
         self.expect_fault(run("plan", config, "--rate", "speed=3"), 64, "speed=3", "network=25")
-        self.expect_fault(run("plan", config, "--ranks", "3", "--teams", "2"), 78, "2 teams do not divide 3 ranks")
+        self.expect_fault(run("plan", config, "--ranks", "3", "--teams", "2"), 78, "teams = 2 does not divide the 3 ranks")
         self.expect_fault(run("plan", config, "--set", "memory.gpu=much"), 78, "memory.gpu", "auto, or a size")
 
     def test_verify(self):
