@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -123,6 +124,7 @@ samples = 5
             expected = None
             for name, ranks, more in layouts:
                 output = os.path.join(work, f"out-{ranks}")  # the folder's name must not show in the files
+                shutil.rmtree(output, ignore_errors=True)
                 command = [args.mpiexec, "--oversubscribe", "--bind-to", "none", "-np", str(ranks), args.qpipe, config]
                 for s in settings + backend + more + [f"model.path={model}", f"output.path={output}"]:
                     command += ["--set", s]
