@@ -19,9 +19,6 @@ void check(cudaError_t status, std::source_location where) {
 void check(cublasStatus_t status, std::source_location where) {
   if (status != CUBLAS_STATUS_SUCCESS) fail("cuBLAS", cublasGetStatusString(status), where);
 }
-void check(cusolverStatus_t status, std::source_location where) {
-  if (status != CUSOLVER_STATUS_SUCCESS) fail("cuSOLVER", ("status " + std::to_string(static_cast<int>(status))).c_str(), where);
-}
 
 namespace {
 constexpr std::size_t cublas_workspace_bytes = std::size_t{32} << 20;
@@ -31,7 +28,6 @@ CudaHandles::CudaHandles() { check(cudaStreamCreateWithFlags(&stream, cudaStream
 
 CudaHandles::~CudaHandles() {
   cudaStreamSynchronize(stream);
-  if (cusolver_ != nullptr) cusolverDnDestroy(cusolver_);
   if (cublas_ != nullptr) cublasDestroy(cublas_);
   if (cublas_workspace_ != nullptr) cudaFree(cublas_workspace_);
   cudaStreamDestroy(stream);
@@ -44,13 +40,6 @@ cublasHandle_t CudaHandles::cublas() {
   check(cublasSetStream(cublas_, stream));
   check(cublasSetWorkspace(cublas_, cublas_workspace_, cublas_workspace_bytes));
   return cublas_;
-}
-
-cusolverDnHandle_t CudaHandles::cusolver() {
-  if (cusolver_ != nullptr) return cusolver_;
-  check(cusolverDnCreate(&cusolver_));
-  check(cusolverDnSetStream(cusolver_, stream));
-  return cusolver_;
 }
 
 namespace cuda {
@@ -81,7 +70,26 @@ void use_device(int device) { check(cudaSetDevice(device)); }
 
 void synchronize(Stream& stream) { check(cudaStreamSynchronize(stream.cuda().stream)); }
 
+namespace {
+
+// Blocks that are freed stay in the pool, but a block of another size may not find its place among them. Under a limit the pool gives back
+// what is free before it grows beyond.
+void make_room(std::size_t bytes, Stream& stream) {
+  constexpr std::size_t small = std::size_t{64} << 20;
+  if (stream.limit() == 0 || bytes < small) return;
+  cudaMemPool_t pool = nullptr;
+  std::uint64_t reserved = 0;
+  check(cudaDeviceGetDefaultMemPool(&pool, stream.device()));
+  check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved));
+  if (reserved + bytes <= stream.limit()) return;
+  check(cudaStreamSynchronize(stream.cuda().stream));  // only then are freed blocks the pool's
+  check(cudaMemPoolTrimTo(pool, 0));
+}
+
+}  // namespace
+
 void* allocate(std::size_t bytes, Stream& stream) {
+  make_room(bytes, stream);
   void* data = nullptr;
   const cudaError_t status = cudaMallocAsync(&data, bytes, stream.cuda().stream);
   if (status == cudaErrorMemoryAllocation) {

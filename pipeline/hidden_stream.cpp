@@ -74,10 +74,23 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
   const WeightsOnDevice weights(layer, task.to_next ? all_blocks(layer.linears.size()) : std::vector<std::size_t>{}, stream);
   const Slots memory(activations, stream);
   const TensorArray input(stream.compute_dtype(), activations.blocking.block_tokens(), widest_input(architecture), stream);
+  const auto slot = [&](std::size_t b) { return memory.of(b, activations.hidden.rows(b)); };
+  const auto forward = [&](Tensor hidden) {
+    Block block{hidden, {input.view.data, input.view.dtype, hidden.rows, architecture.hidden}};
+    forward_layer(architecture, tables, layer, activations.blocking.seqlen, block, activations.scratch, stream);
+  };
+  // CUDA loads a kernel at its first launch, and waits for all that runs on the device before. A receive under way may wait for a block
+  // that has to pass through this rank first: so kernels for blocks of both sizes are loaded while none is.
+  if (task.load_kernels && task.to_next && count > 0) {
+    for (const std::size_t b : {std::size_t{0}, count - 1}) {
+      fill_zero(slot(b).data, bytes_of(slot(b)), stream);
+      forward(slot(b));
+    }
+    stream.synchronize();
+  }
   std::optional<Arrivals> next_input;
   if (task.next_input != nullptr) next_input.emplace(*ring.from_previous, *task.next_input, activations, stream);
 
-  const auto slot = [&](std::size_t b) { return memory.of(b, activations.hidden.rows(b)); };
   std::size_t sent = 0;  // whose memory is free again
   const auto fill = [&](std::size_t b) {
     for (; task.to_next && sent + slots <= b; ++sent) ring.to_next->wait_oldest();
@@ -95,8 +108,7 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
     }
     if (task.to_next) {
       busy.start();
-      Block block{slot(b), {input.view.data, input.view.dtype, slot(b).rows, architecture.hidden}};
-      forward_layer(architecture, tables, layer, activations.blocking.seqlen, block, activations.scratch, stream);
+      forward(slot(b));
       busy.stop();
       ring.to_next->send(slot(b).data, bytes_of(slot(b)), stream);
     }

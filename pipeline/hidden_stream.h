@@ -14,6 +14,7 @@ namespace qpipe {
 struct StreamTask {
   bool from_previous = false;        // the layer's input comes from the team before; else it is in `activations`
   bool to_next = false;              // its output is needed
+  bool load_kernels = false;         // the first pass of the run
   BlockStore* next_input = nullptr;  // on the round's first team: the next round's input is put here; null: there is none
 };
 

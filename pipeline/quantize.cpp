@@ -151,6 +151,7 @@ void stream_round(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, c
   StreamTask task;
   task.from_previous = layer.index > round.first;
   task.to_next = layer.index + 1 < pipeline.end;
+  task.load_kernels = round.first == 0 && loop.stream.on_cuda();
   const bool starts_next_round = !task.from_previous && round.first + pipeline.teams.teams < pipeline.end;
   if (starts_next_round && pipeline.next_input.blocks() == 0)
     pipeline.next_input = BlockStore(block_rows(activations.blocking, activations.owned), loop.architecture.hidden, loop.plan.places.hidden,

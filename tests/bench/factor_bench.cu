@@ -12,6 +12,8 @@
 #include <cmath>
 #include <cstdio>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda_handles.h"
@@ -19,6 +21,10 @@
 #include "kernels/factor.h"
 
 namespace {
+
+void check_solver(cusolverStatus_t status) {
+  if (status != CUSOLVER_STATUS_SUCCESS) throw std::runtime_error("cuSOLVER: status " + std::to_string(static_cast<int>(status)));
+}
 
 using namespace qpipe;
 
@@ -193,12 +199,15 @@ void run(std::int64_t d, float correlation, Stream& stream) {
 
   {
     constexpr cublasFillMode_t triangle = CUBLAS_FILL_MODE_UPPER;  // row-major lower
+    cusolverDnHandle_t solver = nullptr;
+    check_solver(cusolverDnCreate(&solver));
+    check_solver(cusolverDnSetStream(solver, queue));
     cusolverDnParams_t params = nullptr;
-    check(cusolverDnCreateParams(&params));
+    check_solver(cusolverDnCreateParams(&params));
     std::size_t device_bytes = 0;
     std::size_t host_bytes = 0;
-    check(cusolverDnXpotrf_bufferSize(stream.cuda().cusolver(), params, triangle, d, CUDA_R_32F, n.view.data, d, CUDA_R_32F, &device_bytes,
-                                      &host_bytes));
+    check_solver(
+        cusolverDnXpotrf_bufferSize(solver, params, triangle, d, CUDA_R_32F, n.view.data, d, CUDA_R_32F, &device_bytes, &host_bytes));
     const Buffer workspace(device_bytes, stream);
     std::vector<unsigned char> host_workspace(host_bytes);
     const Array<int> info(1, 1, stream);
@@ -209,10 +218,11 @@ void run(std::int64_t d, float correlation, Stream& stream) {
           add_to_diagonal<<<blocks(d), threads, 0, queue>>>(n, static_cast<float>(damp));
         },
         [&] {
-          check(cusolverDnXpotrf(stream.cuda().cusolver(), params, triangle, d, CUDA_R_32F, n.view.data, d, CUDA_R_32F, workspace.data(),
-                                 device_bytes, host_workspace.data(), host_bytes, info.view.data));
+          check_solver(cusolverDnXpotrf(solver, params, triangle, d, CUDA_R_32F, n.view.data, d, CUDA_R_32F, workspace.data(), device_bytes,
+                                        host_workspace.data(), host_bytes, info.view.data));
         });
-    check(cusolverDnDestroyParams(params));
+    check_solver(cusolverDnDestroyParams(params));
+    check_solver(cusolverDnDestroy(solver));
     report("potrf", ms, {n, true, false, nullptr});
   }
   bool success = true;

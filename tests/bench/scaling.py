@@ -68,7 +68,7 @@ def main():
             llama7b.make_model(model, layers)
         settings = [f"model.path={model}", f"calibration.data={tokens}", f"calibration.samples={args.samples}", f"calibration.seqlen={args.seqlen}",
                     f"quantize.method={method}", "quantize.mse=0", f"output.path={output}", "output.overwrite=true", "run.progress=none",
-                    "run.resume=never", *args.set]
+                    "run.resume=never", "parallel.timeout=120", *args.set]
         if args.share_gpu:
             settings.append("parallel.share_gpu=true")
         config = os.path.join(args.work, "scaling.toml")
