@@ -144,6 +144,7 @@ class Resume(unittest.TestCase):
         names = list(SETTINGS)
         started = {}
         interrupted = 0
+        launcher_hangs = 0
         for kill in range(ARGS.kills):
             name = names[kill % len(names)]
             self.uninterrupted(name)
@@ -165,7 +166,13 @@ class Resume(unittest.TestCase):
                     interrupted += 1
                 except ProcessLookupError:
                     pass
-            first = process.communicate(timeout=60)[0]
+            try:
+                first = process.communicate(timeout=60)[0]
+            except subprocess.TimeoutExpired:  # Open MPI's launcher may miss the end of a process that is killed while it starts
+                self.assertEqual(descendants(process.pid), [], "a rank still runs 60 s after another was killed")
+                process.kill()
+                first = process.communicate()[0]
+                launcher_hangs += 1
             if os.path.exists(self.output + ".run/run.json"):
                 done = self.layers(first, "quantized")
                 other = rng.choice([r for r in (1, 2, 3) if r != ranks])
@@ -185,7 +192,8 @@ class Resume(unittest.TestCase):
                 text = first
             self.expect_complete(name, f"{name}\n{first}\n{text}")
             self.clear()
-        print(f"{interrupted} of {ARGS.kills} runs were killed", file=sys.stderr)
+        print(f"{interrupted} of {ARGS.kills} runs were killed; mpirun alone stayed behind {launcher_hangs} times", file=sys.stderr)
+        self.assertLessEqual(launcher_hangs, 1 + ARGS.kills // 50)
         self.assertGreater(interrupted, ARGS.kills // 2)
 
     def test_chain_of_rank_counts(self):
