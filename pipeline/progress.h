@@ -15,6 +15,8 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
+  // The work begins: what went before does not count for the time that is left.
+  void start() { start_ = std::chrono::steady_clock::now(); }
   // `done` units of `total` are finished; `what` says where the run is ("layer 3/32 down_proj  mse 1.2e-04").
   void update(std::int64_t done, const std::string& what);
   // A line that stays.

@@ -365,7 +365,8 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
         embed_tokens(architecture, calibration.ids, embedding, activations, stream);
       }
     }
-    report.seconds.start = seconds_since(begin);
+    report.seconds.start = seconds_since(begin) - report.seconds.evaluate;
+    progress.start();
     spdlog::debug("the shards are ready");
     std::size_t bytes_of_workers = 0;
     if (plan.casts()) {
