@@ -2,8 +2,8 @@
 """transformers with bitsandbytes loads what qpipe writes: bnb_interop.py QPIPE GOLDEN SHARED, run by the Python that has the peers.
 
 Two answers: the loaded model's weights dequantized by bitsandbytes in a float32 model, and the loaded model as it is, whose CPU kernels work
-in bfloat16 whatever the compute type (the original llama-mha and SmolLM2 are 1.6e-2 and 2.2e-2 from their own float32 runs in bfloat16). Falcon is not among the models:
-transformers 5.24 leaves its linears (a subclass of torch.nn.Linear) out of bitsandbytes altogether."""
+in bfloat16 whatever the compute type (the original llama-mha and SmolLM2 are 1.6e-2 and 2.2e-2 from their own float32 runs in bfloat16).
+Falcon is not among the models: transformers 5.24 leaves its linears (a subclass of torch.nn.Linear) out of bitsandbytes altogether."""
 import sys
 
 import interop
