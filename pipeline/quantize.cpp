@@ -164,12 +164,11 @@ void stream_round(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, c
 
 // The layer's output to the team of the next layer.
 void hand_over(Loop& loop, const Pipeline& pipeline, std::int64_t layer, Activations& activations) {
-  const auto begin = std::chrono::steady_clock::now();
+  const Waiting waiting(loop.report.seconds.wait);
   if (pipeline.works_on(layer))
     send_hidden(activations, pipeline.ring, loop.stream);
   else if (pipeline.works_on(layer + 1))
     receive_hidden(activations, pipeline.ring, loop.stream);
-  loop.report.seconds.wait += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 // Quantizes and commits this team's layer of the round. Returns its findings; null when it has none to do.
@@ -348,7 +347,8 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     Comm& team = part ? *part : comm;
     const bool several = plan.calibrated && teams.teams > 1;
     const Ring ring = several ? make_ring(comm, teams, stream) : Ring{};
-    LayerSource layers(source, architecture, team, stream, team_number, teams.teams);
+    std::optional<LayerSource> layers;  // it reads ahead at once, and casts read for themselves
+    if (!plan.casts()) layers.emplace(source, architecture, team, stream, team_number, teams.teams);
     Loop loop{options, architecture, plan, team, stream, shards, journal, store, progress, report};
     Pipeline pipeline{comm, teams, ring, team_number};
     pipeline.streams = several && !plan.quantized_propagation;
@@ -361,7 +361,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       activations = make_activations(architecture, blocking, team.rank(), team.size(), plan.places, stream);
       tables = make_tables(architecture, calibration.seqlen, stream);
       if (pipeline.works_on(0)) {
-        const TensorArray embedding = layers.load_tensor(architecture.embedding);
+        const TensorArray embedding = layers->load_tensor(architecture.embedding);
         embed_tokens(architecture, calibration.ids, embedding, activations, stream);
       }
     }
@@ -376,7 +376,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       check_in(comm, store.fault(), 1, "between two layers");
     } else {
       const Comm::Traffic before = team.traffic();
-      quantize_layers(loop, tables, pipeline, layers, activations);
+      quantize_layers(loop, tables, pipeline, *layers, activations);
       const Comm::Traffic after = team.traffic();
       report.communication = {after.bytes - before.bytes, after.seconds - before.seconds,
                               (ring.to_next ? ring.to_next->bytes() : 0) + (ring.from_previous ? ring.from_previous->bytes() : 0)};
