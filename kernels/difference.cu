@@ -1,25 +1,13 @@
 #include "kernels/difference.h"
+#include "kernels/reduce_cuda.h"
 #include "kernels/weights_cuda.h"
 
 namespace qpipe::cuda {
 
 namespace {
 
-constexpr int warp = 32;
 constexpr int threads = 256;
 constexpr int most_blocks = 512;  // partial sums, added by one block at the end
-constexpr unsigned all_lanes = 0xffffffffu;
-
-// The sum over the block in thread 0, in a fixed order.
-__device__ double reduce_block(double x) {
-  __shared__ double partial[threads / warp];
-  for (int step = warp / 2; step > 0; step /= 2) x += __shfl_xor_sync(all_lanes, x, step);
-  if (threadIdx.x % warp == 0) partial[threadIdx.x / warp] = x;
-  __syncthreads();
-  double sum = 0.0;
-  for (int i = 0; i < threads / warp; ++i) sum += partial[i];
-  return sum;
-}
 
 // Row r belongs to block r % gridDim.x.
 template <int count, class A, class B>
@@ -41,7 +29,7 @@ __global__ void __launch_bounds__(threads) squared_difference_kernel(const A* a,
     }
     sum += static_cast<double>(row_sum);
   }
-  const double total = reduce_block(sum);
+  const double total = reduce_block<threads>(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
@@ -53,14 +41,14 @@ __global__ void __launch_bounds__(threads) dot_kernel(Matrix<const float> a, Mat
       row_sum = fmaf(a.data[r * a.stride + c], b.data[r * b.stride + c], row_sum);
     sum += static_cast<double>(row_sum);
   }
-  const double total = reduce_block(sum);
+  const double total = reduce_block<threads>(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
 __global__ void __launch_bounds__(threads) add_partials(const double* partial, int count, double* total) {
   double sum = 0.0;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) sum += partial[i];
-  const double all = reduce_block(sum);
+  const double all = reduce_block<threads>(sum);
   if (threadIdx.x == 0) *total += all;
 }
 

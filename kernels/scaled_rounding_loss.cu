@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kernels/grid_cuda.h"
+#include "kernels/reduce_cuda.h"
 #include "kernels/scaled_rounding_loss.h"
 #include "kernels/weights_cuda.h"
 
@@ -118,17 +119,6 @@ __global__ void __launch_bounds__(threads) delta_kernel(const T* w, std::int64_t
   if (threadIdx.x == 0) unit[out] = ldexpf(1.0f, exponent);
 }
 
-// The sum over the block in thread 0, in a fixed order.
-__device__ double reduce_block(double x) {
-  __shared__ double partial[threads / warp];
-  for (int step = warp / 2; step > 0; step /= 2) x += __shfl_xor_sync(all_lanes, x, step);
-  if (threadIdx.x % warp == 0) partial[threadIdx.x / warp] = x;
-  __syncthreads();
-  double sum = 0.0;
-  for (int i = 0; i < threads / warp; ++i) sum += partial[i];
-  return sum;
-}
-
 // row_loss[row] = unit² Σ_c a b.
 template <int count>
 __global__ void __launch_bounds__(threads)
@@ -143,7 +133,7 @@ __global__ void __launch_bounds__(threads)
 #pragma unroll
     for (int i = 0; i < count; ++i) sum = fmaf(x[i], y[i], sum);
   }
-  const double total = reduce_block(static_cast<double>(sum));
+  const double total = reduce_block<threads>(static_cast<double>(sum));
   const auto u = static_cast<double>(unit[row]);
   if (threadIdx.x == 0) row_loss[row] = u * u * total;
 }
@@ -152,7 +142,7 @@ __global__ void __launch_bounds__(threads)
 __global__ void __launch_bounds__(threads) add_rows_kernel(const double* row_loss, std::int64_t rows, double* loss) {
   double sum = 0.0;
   for (std::int64_t r = threadIdx.x; r < rows; r += threads) sum += row_loss[blockIdx.x * rows + r];
-  const double total = reduce_block(sum);
+  const double total = reduce_block<threads>(sum);
   if (threadIdx.x == 0) loss[blockIdx.x] = total;
 }
 

@@ -7,8 +7,6 @@
 //   Gram losses:       Σ 20 · out · d², half of the products by symmetry: q k v 4.1, o 1.4, gate up 7.4, down 9.9 TFLOP, 23 ms
 //   clip search:       10 limits · 2 · 128 FLOP for each weight of v, o and the MLP at 67 TFLOP/s: 0.43 TFLOP, 6.4 ms
 //   mean magnitudes:   two passes over 262,144 tokens of the four inputs: 24 GB, 7.3 ms
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <vector>
 
@@ -24,6 +22,7 @@
 #include "kernels/scaled_rounding.h"
 #include "kernels/scaled_rounding_loss.h"
 #include "kernels/scaling.h"
+#include "tests/bench/median_ms.h"
 
 namespace {
 
@@ -39,21 +38,6 @@ constexpr GridOptions grid{4, false, 0.0f};
 constexpr double bytes_per_ms = 3.35e9;
 constexpr double half_flop_per_ms = 989e9;
 constexpr double float_flop_per_ms = 67e9;
-
-template <class Run>
-double median_ms(Stream& stream, const Run& run) {
-  std::vector<double> times;
-  run();  // the first call sets up workspaces
-  for (int i = 0; i < 5; ++i) {
-    stream.synchronize();
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    stream.synchronize();
-    times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
 
 void report(const char* name, std::int64_t rows, std::int64_t d, double floor_ms, double ms) {
   std::printf("%-34s %6ld x %-6ld floor %8.3f ms  %8.3f ms  %5.1f %%\n", name, static_cast<long>(rows), static_cast<long>(d), floor_ms, ms,

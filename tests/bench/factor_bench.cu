@@ -7,8 +7,6 @@
 #include <cuda_bf16.h>
 #include <cusolverDn.h>
 
-#include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <numeric>
@@ -19,6 +17,7 @@
 #include "kernels/cuda_handles.h"
 #include "kernels/diagonal.h"
 #include "kernels/factor.h"
+#include "tests/bench/median_ms.h"
 
 namespace {
 
@@ -147,21 +146,6 @@ double residual(Matrix<const float> a, double damp, const Triangle& m, Matrix<co
   return std::sqrt(error / norm);
 }
 
-template <class Prepare, class Run>
-double median_ms(Stream& stream, const Prepare& prepare, const Run& run) {
-  std::vector<double> times;
-  for (int i = 0; i < 6; ++i) {  // the first call sets up workspaces
-    prepare();
-    stream.synchronize();
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    stream.synchronize();
-    if (i > 0) times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
-
 void run(std::int64_t d, float correlation, Stream& stream) {
   const auto queue = stream.cuda().stream;
   const auto size = static_cast<double>(d);
@@ -226,8 +210,7 @@ void run(std::int64_t d, float correlation, Stream& stream) {
     report("potrf", ms, {n, true, false, nullptr});
   }
   bool success = true;
-  const double ms = median_ms(
-      stream, [] {}, [&] { success = factor(h, perm, damp, n, pivot, stream) && success; });
+  const double ms = median_ms(stream, [&] { success = factor(h, perm, damp, n, pivot, stream) && success; });
   report("factor", ms, {n, false, true, pivot.view.data});
   if (!success) std::printf("factor failed\n");
 }

@@ -1,6 +1,4 @@
 // Times of the quantization kernels on one GPU: accumulate_hessian, factor, gptq_sweep at the sizes of a 7B model. Median of 5.
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <numeric>
 #include <vector>
@@ -9,6 +7,7 @@
 #include "kernels/factor.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/hessian.h"
+#include "tests/bench/median_ms.h"
 
 namespace {
 
@@ -27,21 +26,6 @@ class Noise {
  private:
   std::uint64_t state_ = 1;
 };
-
-template <class Run>
-double median_ms(Stream& stream, const Run& run) {
-  std::vector<double> times;
-  run();  // the first call sets up workspaces
-  for (int i = 0; i < 5; ++i) {
-    stream.synchronize();
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    stream.synchronize();
-    times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
-  }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
-}
 
 void report(const char* name, std::int64_t rows, std::int64_t d, double ms, double flop) {
   std::printf("%-20s %6ld x %-6ld %9.3f ms %8.1f TFLOP/s\n", name, static_cast<long>(rows), static_cast<long>(d), ms, flop / ms * 1e-9);
