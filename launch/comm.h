@@ -85,7 +85,7 @@ class Comm {
   std::string first_failure(const std::string& message);
 
  private:
-  friend class Link;
+  friend class Ring;
   struct State;
   void connect(Stream& stream);  // NCCL. Collective
   std::unique_ptr<State> state_;

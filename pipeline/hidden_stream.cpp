@@ -1,8 +1,10 @@
 #include "pipeline/hidden_stream.h"
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <optional>
+#include <utility>
 
 #include "kernels/stopwatch.h"
 #include "stages/waiting_weights.h"
@@ -14,16 +16,17 @@ namespace {
 // One block is received, one is computed and one is sent.
 constexpr std::size_t slots = 3;
 
-std::size_t slot_of(std::size_t block) { return block % slots; }
+// A stage works on a block two steps after the stage before: one step in which that stage computes it, one in which it travels.
+constexpr std::int64_t lag = 2;
 
-// A block's memory apart from the store, on the device.
+// Memory on the device for the blocks on their way, apart from the store.
 class Slots {
  public:
   Slots(const Activations& activations, Stream& stream) {
     for (TensorArray& slot : memory_)
       slot = TensorArray(stream.compute_dtype(), activations.blocking.block_tokens(), activations.hidden.width(), stream);
   }
-  Tensor of(std::size_t block, std::int64_t tokens) const { return memory_[slot_of(block)].view.row_range(0, tokens); }
+  Tensor of(std::size_t block, std::int64_t tokens) const { return memory_[block % slots].view.row_range(0, tokens); }
 
  private:
   std::array<TensorArray, slots> memory_;
@@ -31,94 +34,59 @@ class Slots {
 
 std::size_t bytes_of(const Tensor& tensor) { return static_cast<std::size_t>(tensor.bytes()); }
 
-// Blocks that arrive in order and go into a store whenever they are there.
-class Arrivals {
- public:
-  Arrivals(Link& link, BlockStore& store, const Activations& activations, Stream& stream)
-      : link_(link), store_(store), stream_(stream), slots_(activations, stream) {
-    while (asked_ < std::min(slots, count())) ask();
-  }
-  // Those that have arrived, or all.
-  void take(bool all) {
-    while (taken_ < count() && (all || link_.oldest_is_done())) {
-      link_.wait_oldest();
-      write_block(store_, taken_, slots_.of(taken_, store_.rows(taken_)), stream_);
-      ++taken_;
-      if (asked_ < count()) ask();
-    }
-  }
-
- private:
-  std::size_t count() const { return store_.blocks(); }
-  void ask() {
-    const Tensor slot = slots_.of(asked_, store_.rows(asked_));
-    link_.receive(slot.data, bytes_of(slot), stream_);
-    ++asked_;
-  }
-
-  Link& link_;
-  BlockStore& store_;
-  Stream& stream_;
-  Slots slots_;
-  std::size_t asked_ = 0;
-  std::size_t taken_ = 0;
-};
+Ring::Outgoing outgoing(const Tensor& tensor) { return {tensor.data, bytes_of(tensor)}; }
+Ring::Incoming incoming(const Tensor& tensor) { return {tensor.data, bytes_of(tensor)}; }
 
 }  // namespace
 
+// Step t of all stages: stage s computes block t − lag·s, and in the exchange of step t sends it and receives block t − lag·(s − 1), which
+// it computes at step t + lag. The exchange of step t runs beside the computation of step t + 1.
 StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTables& tables, Layer& layer, const StreamTask& task,
-                            Activations& activations, const Ring& ring, Stream& stream) {
+                            Activations& activations, Ring& ring, Stream& stream) {
   const auto begin = std::chrono::steady_clock::now();
   Stopwatch busy(stream);
-  const std::size_t count = activations.blocks();
+  BlockStore& hidden = activations.hidden;
+  const auto count = static_cast<std::int64_t>(hidden.blocks());
   const WeightsOnDevice weights(layer, task.to_next ? all_blocks(layer.linears.size()) : std::vector<std::size_t>{}, stream);
   const Slots memory(activations, stream);
+  const std::optional<Slots> next_memory =
+      task.next_input != nullptr ? std::optional<Slots>(std::in_place, activations, stream) : std::nullopt;
   const TensorArray input(stream.compute_dtype(), activations.blocking.block_tokens(), widest_input(architecture), stream);
-  const auto slot = [&](std::size_t b) { return memory.of(b, activations.hidden.rows(b)); };
-  const auto forward = [&](Tensor hidden) {
-    Block block{hidden, {input.view.data, input.view.dtype, hidden.rows, architecture.hidden}};
-    forward_layer(architecture, tables, layer, activations.blocking.seqlen, block, activations.scratch, stream);
-  };
-  // CUDA loads a kernel at its first launch, and waits for all that runs on the device before. A receive under way may wait for a block
-  // that has to pass through this rank first: so kernels for blocks of both sizes are loaded while none is.
-  if (task.load_kernels && task.to_next && count > 0) {
-    for (const std::size_t b : {std::size_t{0}, count - 1}) {
-      fill_zero(slot(b).data, bytes_of(slot(b)), stream);
-      forward(slot(b));
-    }
-    stream.synchronize();
-  }
-  std::optional<Arrivals> next_input;
-  if (task.next_input != nullptr) next_input.emplace(*ring.from_previous, *task.next_input, activations, stream);
 
-  std::size_t sent = 0;  // whose memory is free again
-  const auto fill = [&](std::size_t b) {
-    for (; task.to_next && sent + slots <= b; ++sent) ring.to_next->wait_oldest();
-    if (task.from_previous)
-      ring.from_previous->receive(slot(b).data, bytes_of(slot(b)), stream);
-    else if (task.to_next)
-      read_block(activations.hidden, b, slot(b), stream);
+  const auto exists = [&](std::int64_t block) { return block >= 0 && block < count; };
+  const auto slot = [&](const Slots& of, std::int64_t block) {
+    return of.of(static_cast<std::size_t>(block), hidden.rows(static_cast<std::size_t>(block)));
   };
-  if (count > 0) fill(0);
-  for (std::size_t b = 0; b < count; ++b) {
-    if (b + 1 < count) fill(b + 1);
-    if (task.from_previous) {
-      ring.from_previous->wait_oldest();
-      write_block(activations.hidden, b, slot(b), stream);
+  const std::int64_t first_step = task.from_previous ? lag * (task.stage - 1) : 0;
+  const std::int64_t last_step = count - 1 + (task.next_input != nullptr ? lag * task.stages : lag * task.stage);
+  for (std::int64_t step = first_step; step <= last_step; ++step) {
+    const std::int64_t own = step - lag * task.stage;
+    const std::int64_t from_previous = own + lag;                        // in this step's exchange
+    const std::int64_t for_next_round = step - lag * (task.stages - 1);  // likewise
+    ring.wait(lag - 1);
+    Ring::Outgoing out;
+    Ring::Incoming in;
+    if (next_memory && exists(for_next_round - lag))
+      write_block(*task.next_input, static_cast<std::size_t>(for_next_round - lag), slot(*next_memory, for_next_round - lag), stream);
+    if (exists(own)) {
+      const Tensor block = slot(memory, own);
+      if (task.from_previous)
+        write_block(hidden, static_cast<std::size_t>(own), block, stream);
+      else if (task.to_next)
+        read_block(hidden, static_cast<std::size_t>(own), block, stream);
+      if (task.to_next) {
+        busy.start();
+        Block work{block, {input.view.data, input.view.dtype, block.rows, architecture.hidden}};
+        forward_layer(architecture, tables, layer, activations.blocking.seqlen, work, activations.scratch, stream);
+        busy.stop();
+        out = outgoing(block);
+      }
     }
-    if (task.to_next) {
-      busy.start();
-      forward(slot(b));
-      busy.stop();
-      ring.to_next->send(slot(b).data, bytes_of(slot(b)), stream);
-    }
-    if (next_input) next_input->take(false);
+    if (task.from_previous && exists(from_previous)) in = incoming(slot(memory, from_previous));
+    if (next_memory && exists(for_next_round)) in = incoming(slot(*next_memory, for_next_round));
+    ring.exchange(out, in, stream);
   }
-  for (; task.to_next && sent < count; ++sent) {
-    if (next_input) next_input->take(false);
-    ring.to_next->wait_oldest();
-  }
-  if (next_input) next_input->take(true);
+  ring.wait(0);
   const double total = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   StreamSeconds seconds;
   seconds.busy = busy.seconds();
@@ -126,19 +94,27 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
   return seconds;
 }
 
-void send_hidden(const Activations& activations, const Ring& ring, Stream& stream) {
+void send_hidden(const Activations& activations, Ring& ring, Stream& stream) {
   const Slots memory(activations, stream);
   for (std::size_t b = 0; b < activations.blocks(); ++b) {
-    if (ring.to_next->under_way() == slots) ring.to_next->wait_oldest();
+    ring.wait(slots - 1);
     const Tensor slot = memory.of(b, activations.hidden.rows(b));
     read_block(activations.hidden, b, slot, stream);
-    ring.to_next->send(slot.data, bytes_of(slot), stream);
+    ring.exchange(outgoing(slot), {}, stream);
   }
-  while (ring.to_next->under_way() > 0) ring.to_next->wait_oldest();
+  ring.wait(0);
 }
 
-void receive_hidden(Activations& activations, const Ring& ring, Stream& stream) {
-  Arrivals(*ring.from_previous, activations.hidden, activations, stream).take(true);
+void receive_hidden(Activations& activations, Ring& ring, Stream& stream) {
+  const Slots memory(activations, stream);
+  const std::size_t count = activations.blocks();
+  const auto slot = [&](std::size_t b) { return memory.of(b, activations.hidden.rows(b)); };
+  std::size_t asked = 0;
+  for (std::size_t b = 0; b < count; ++b) {
+    for (; asked < std::min(count, b + slots); ++asked) ring.exchange({}, incoming(slot(asked)), stream);
+    ring.wait(asked - b - 1);
+    write_block(activations.hidden, b, slot(b), stream);
+  }
 }
 
 }  // namespace qpipe

@@ -12,10 +12,11 @@
 namespace qpipe {
 
 struct StreamTask {
-  bool from_previous = false;        // the layer's input comes from the team before; else it is in `activations`
+  int stage = 0;                     // of the round's pipeline: the layer's index in the round
+  int stages = 1;                    // of a whole round: the teams of the ring
+  bool from_previous = false;        // the layer's input comes from the stage before; else it is in `activations`
   bool to_next = false;              // its output is needed
-  bool load_kernels = false;         // the first pass of the run
-  BlockStore* next_input = nullptr;  // on the round's first team: the next round's input is put here; null: there is none
+  BlockStore* next_input = nullptr;  // on the first stage: the next round's input, from the last one, is put here; null: there is none
 };
 
 // How a rank's time went: busy computing, or waiting for blocks.
@@ -27,10 +28,10 @@ struct StreamSeconds {
 // Collective over the teams that have a layer in the round. layer: this team's, with original weights. Afterwards activations.hidden holds
 // its input.
 StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTables& tables, Layer& layer, const StreamTask& task,
-                            Activations& activations, const Ring& ring, Stream& stream);
+                            Activations& activations, Ring& ring, Stream& stream);
 
 // All blocks of activations' residual stream to the next team, or from the previous one.
-void send_hidden(const Activations& activations, const Ring& ring, Stream& stream);
-void receive_hidden(Activations& activations, const Ring& ring, Stream& stream);
+void send_hidden(const Activations& activations, Ring& ring, Stream& stream);
+void receive_hidden(Activations& activations, Ring& ring, Stream& stream);
 
 }  // namespace qpipe

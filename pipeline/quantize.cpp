@@ -101,7 +101,7 @@ std::vector<Round> rounds(std::int64_t layers, const Teams& teams, bool independ
 struct Pipeline {
   Comm& world;
   const Teams& teams;
-  const Ring& ring;
+  Ring* ring = nullptr;        // several teams
   int team = 0;                // this rank's
   BlockStore next_input = {};  // of the first team's next layer, while it works on one
   bool streams = false;        // original propagation through several teams
@@ -151,13 +151,14 @@ void stream_round(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, c
   StreamTask task;
   task.from_previous = layer.index > round.first;
   task.to_next = layer.index + 1 < pipeline.end;
-  task.load_kernels = round.first == 0 && loop.stream.on_cuda();
+  task.stage = static_cast<int>(layer.index - round.first);
+  task.stages = pipeline.teams.teams;
   const bool starts_next_round = !task.from_previous && round.first + pipeline.teams.teams < pipeline.end;
   if (starts_next_round && pipeline.next_input.blocks() == 0)
     pipeline.next_input = BlockStore(block_rows(activations.blocking, activations.owned), loop.architecture.hidden, loop.plan.places.hidden,
                                      loop.plan.places.folder, loop.stream);
   if (starts_next_round) task.next_input = &pipeline.next_input;
-  const StreamSeconds seconds = stream_hidden(loop.architecture, tables, layer, task, activations, pipeline.ring, loop.stream);
+  const StreamSeconds seconds = stream_hidden(loop.architecture, tables, layer, task, activations, *pipeline.ring, loop.stream);
   loop.report.seconds.forward += seconds.busy;
   loop.report.seconds.wait += seconds.wait;
 }
@@ -166,9 +167,9 @@ void stream_round(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, c
 void hand_over(Loop& loop, const Pipeline& pipeline, std::int64_t layer, Activations& activations) {
   const Waiting waiting(loop.report.seconds.wait);
   if (pipeline.works_on(layer))
-    send_hidden(activations, pipeline.ring, loop.stream);
+    send_hidden(activations, *pipeline.ring, loop.stream);
   else if (pipeline.works_on(layer + 1))
-    receive_hidden(activations, pipeline.ring, loop.stream);
+    receive_hidden(activations, *pipeline.ring, loop.stream);
 }
 
 // Quantizes and commits this team's layer of the round. Returns its findings; null when it has none to do.
@@ -346,11 +347,12 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     if (teams.teams > 1) part.emplace(comm, team_number, stream);
     Comm& team = part ? *part : comm;
     const bool several = plan.calibrated && teams.teams > 1;
-    const Ring ring = several ? make_ring(comm, teams, stream) : Ring{};
+    std::optional<Ring> ring;
+    if (several) ring.emplace(comm, teams, stream);
     std::optional<LayerSource> layers;  // it reads ahead at once, and casts read for themselves
     if (!plan.casts()) layers.emplace(source, architecture, team, stream, team_number, teams.teams);
     Loop loop{options, architecture, plan, team, stream, shards, journal, store, progress, report};
-    Pipeline pipeline{comm, teams, ring, team_number};
+    Pipeline pipeline{comm, teams, ring ? &*ring : nullptr, team_number};
     pipeline.streams = several && !plan.quantized_propagation;
     pipeline.hands_over = several && plan.quantized_propagation;
 
@@ -378,8 +380,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       const Comm::Traffic before = team.traffic();
       quantize_layers(loop, tables, pipeline, *layers, activations);
       const Comm::Traffic after = team.traffic();
-      report.communication = {after.bytes - before.bytes, after.seconds - before.seconds,
-                              (ring.to_next ? ring.to_next->bytes() : 0) + (ring.from_previous ? ring.from_previous->bytes() : 0)};
+      report.communication = {after.bytes - before.bytes, after.seconds - before.seconds, ring ? ring->bytes() : 0};
     }
     {
       Timed timed(report.seconds.write, comm, stream);
