@@ -28,6 +28,7 @@ PEERS = {
     ("awq", 4): [("llm-compressor 0.14.0.1", 67.8, 50.4)],
 }
 DENSE_BF16 = 989e12  # FLOP/s, H100/H200 SXM datasheet
+REACHED_BF16 = 700e12  # what large matrix products reach there
 
 
 def make_model(folder, layers):
@@ -79,11 +80,16 @@ def make_tokens(path, samples, seqlen):
     save_file({"input_ids": torch.randint(0, VOCAB, (samples, seqlen), generator=generator, dtype=torch.int32)}, path)
 
 
-def phase_flops(layers, tokens, seqlen):
-    linears = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * KV_HEADS * HEAD_DIM + 3 * HIDDEN * FFN
+def phase_flops(method, layers, tokens, seqlen):
+    kv = KV_HEADS * HEAD_DIM
+    linears = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * kv + 3 * HIDDEN * FFN
     forward = 2.0 * tokens * linears + 2.0 * tokens * seqlen * HIDDEN  # attention: q·k and p·v over half of the square
-    hessian = 1.0 * tokens * (3 * HIDDEN**2 + FFN**2)  # half by symmetry
-    return {"forward": layers * forward, "hessian": layers * hessian}
+    flops = {"forward": layers * forward, "hessian": layers * 1.0 * tokens * (3 * HIDDEN**2 + FFN**2)}  # half by symmetry
+    if method == "gptq":  # d³/3 a factor, rows·d² a sweep, each product in three parts (split precision)
+        factors = 3 * HIDDEN**3 + FFN**3
+        sweeps = HIDDEN**2 * (2 * HIDDEN + 2 * kv + 2 * FFN) + FFN**2 * HIDDEN
+        flops["solve"] = layers * (1.0 * factors + 3.0 * sweeps)
+    return flops
 
 
 def read_bandwidth(folder):
@@ -164,7 +170,7 @@ path = "{output}"
 overwrite = true
 """)
     command = args.launcher.split() + args.qpipe.split() + [config] + [w for s in args.set for w in ("--set", s)]
-    flops = phase_flops(args.layers, args.samples * args.seqlen, args.seqlen)
+    flops = phase_flops(args.method, args.layers, args.samples * args.seqlen, args.seqlen) if args.method in ("gptq", "awq") else {}
     totals = []
     for run in range(args.repeat):
         shutil.rmtree(output, ignore_errors=True)
@@ -182,6 +188,10 @@ overwrite = true
                 note = f"  {flops[phase] / seconds / 1e12:6.0f} TFLOP/s, {100 * flops[phase] / seconds / DENSE_BF16:3.0f}% of {DENSE_BF16 / 1e12:.0f}"
             print(f"  {phase:8s} {seconds:8.2f} s{note}")
         print(f"  process  {wall:8.2f} s")
+        if flops:
+            floor = sum(flops.values()) / REACHED_BF16
+            total = report["seconds"]["total"]
+            print(f"  floor    {floor:8.2f} s  ({', '.join(flops)} at {REACHED_BF16 / 1e12:.0f} TFLOP/s): {100 * floor / total:.0f}% of the total, {100 * floor / wall:.0f}% of the process")
     median = sorted(totals)[len(totals) // 2]
     print(f"\nqpipe: {median:.2f} s (median of {len(totals)}, start of the process to its end)")
     if args.method not in ("gptq", "awq"):
