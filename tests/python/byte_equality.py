@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 
 SETTINGS = {
     "sym4": ["quantize.group_size=32"],
@@ -44,14 +45,13 @@ LAYOUT_SETTINGS = {
     "awq-quantized": ["quantize.method=awq", "quantize.group_size=32", "quantize.propagate=quantized", "awq.rounding=gptq"],
     "rtn": ["quantize.method=rtn", "quantize.group_size=32"],
 }
-DEEP_LAYERS = 9
 
 
-def make_deep(source, target):
+def make_deep(source, target, deep_layers):
     """The model of `source` with its layers repeated."""
     os.makedirs(target)
     config = json.load(open(os.path.join(source, "config.json")))
-    layers, config["num_hidden_layers"] = config["num_hidden_layers"], DEEP_LAYERS
+    layers, config["num_hidden_layers"] = config["num_hidden_layers"], deep_layers
     json.dump(config, open(os.path.join(target, "config.json"), "w"))
     tensors, blob = {}, b""
     for file in sorted(f for f in os.listdir(source) if f.startswith("model") and f.endswith(".safetensors")):
@@ -64,7 +64,7 @@ def make_deep(source, target):
             copies = [name]
             if "layers" in parts:
                 at = parts.index("layers") + 1
-                copies = [".".join(parts[:at] + [str(i)] + parts[at + 1 :]) for i in range(int(parts[at]), DEEP_LAYERS, layers)]
+                copies = [".".join(parts[:at] + [str(i)] + parts[at + 1 :]) for i in range(int(parts[at]), deep_layers, layers)]
             content = data[slice(*info["data_offsets"])]
             for copy in copies:
                 tensors[copy] = dict(info, data_offsets=[len(blob), len(blob) + len(content)])
@@ -88,6 +88,7 @@ def main():
     parser.add_argument("--models", default="llama,falcon-7b-style,qwen3")
     parser.add_argument("--settings", default="", help="only those whose name contains this")
     parser.add_argument("--layouts", default="1x1,1x2,2x1,1x3,3x1,1x4,2x2,4x1,1x8,2x4,4x2,8x1", help="teams x ranks of a team, the first is the reference")
+    parser.add_argument("--deep-layers", type=int, default=9)
     args = parser.parse_args()
     if not os.path.isdir(os.path.join(args.shared, "oracles")):
         print("no oracles: skipped")
@@ -121,17 +122,19 @@ samples = 5
 
         def runs_equal(what, model, settings, layouts):
             """Whether every (name, ranks, further settings) of `layouts` gives the first one's bytes."""
-            expected = None
+            expected, seconds = None, []
             for name, ranks, more in layouts:
                 output = os.path.join(work, f"out-{ranks}")  # the folder's name must not show in the files
                 shutil.rmtree(output, ignore_errors=True)
                 command = [args.mpiexec, "--oversubscribe", "--bind-to", "none", "-np", str(ranks), args.qpipe, config]
                 for s in settings + backend + more + [f"model.path={model}", f"output.path={output}"]:
                     command += ["--set", s]
+                begin = time.time()
                 run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
                 if run.returncode != 0:
                     print(f"{what}, {name}: exit {run.returncode}\n{run.stdout}")
                     return False
+                seconds.append(f"{name} in {time.time() - begin:.1f} s")
                 got = digest(output)
                 if expected is None:
                     expected = got
@@ -142,7 +145,7 @@ samples = 5
                     different = sorted(f for f in set(got) | set(expected) if got.get(f) != expected.get(f))
                     print(f"{what}: {name} differs from {layouts[0][0]} in {different}")
                     return False
-            print(f"{what}: {', '.join(name for name, _, _ in layouts)} byte-equal, {len(expected)} files", flush=True)
+            print(f"{what}: {', '.join(seconds)}: byte-equal, {len(expected)} files", flush=True)
             return True
 
         ranks = [(f"{r} ranks", int(r), []) for r in args.ranks.split(",") if r]
@@ -161,10 +164,10 @@ samples = 5
             if layouts and not args.share_gpu:
                 layouts.append((f"{teams}x{ranks // teams} in {gpu} and {host}", ranks, [f"parallel.teams={teams}", f"memory.gpu={gpu}", f"memory.host={host}"]))
         deep = os.path.join(work, "deep")
-        make_deep(f"{args.shared}/oracles/models/llama", deep)
+        make_deep(f"{args.shared}/oracles/models/llama", deep, args.deep_layers)
         for name, settings in LAYOUT_SETTINGS.items():
             if layouts and args.settings in name:
-                failures += not runs_equal(f"{DEEP_LAYERS} layers {name}", deep, settings, layouts)
+                failures += not runs_equal(f"{args.deep_layers} layers {name}", deep, settings, layouts)
     print(f"{failures} failures")
     return 1 if failures else 0
 
