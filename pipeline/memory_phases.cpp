@@ -6,6 +6,7 @@
 #include "kernels/gptq_sweep.h"
 #include "kernels/hessian.h"
 #include "launch/share.h"
+#include "stages/calibrate.h"
 
 namespace qpipe {
 
@@ -102,7 +103,7 @@ std::int64_t panel_bytes(const RunSizes& r, std::int64_t d) { return f32 * d * s
 Use hessian_sum(const RunSizes& r, std::int64_t d, const Places& places) {
   const std::int64_t columns = places.hessian_panel_columns > 0 ? std::min(d, places.hessian_panel_columns) : d;
   const bool panel = r.backend == Backend::cuda || places.hessian_on_host;
-  return on_device("64-bit sum of the Hessian", i64 * d * columns + (panel ? panel_bytes(r, d) : 0) + f32 * d);
+  return on_device("64-bit sum of the Hessian", i64 * hessian_sum_elements(d, columns) + (panel ? panel_bytes(r, d) : 0) + f32 * d);
 }
 
 // Finished Hessians, and those of them that are on the device as a whole although they wait on the host otherwise.
