@@ -1,5 +1,8 @@
 #include "kernels/quantize_groups.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "kernels/grid.h"
 
 namespace qpipe {
@@ -79,6 +82,15 @@ void dequantize(Matrix<const std::uint8_t> code, Matrix<const float> scale, Matr
     case DType::bf16: return dequantize_as(code, scale, zero, group_of, w.as<bf16>());
     default: return dequantize_as(code, scale, zero, group_of, w.as<float>());
   }
+}
+
+void inspect_grids(Matrix<const float> scale, Matrix<const std::uint8_t> zero, Matrix<std::int32_t> found, Stream& stream) {
+  require(scale.rows == zero.rows && scale.cols == zero.cols && scale.contiguous() && zero.contiguous() && found.cols == 2,
+          "inspect_grids: scale and zero must be [rows, groups] without gaps, and found [1, 2]");
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::inspect_grids(scale, zero, found, stream);
+  if (!std::all_of(scale.data, scale.data + scale.size(), [](float s) { return std::isfinite(s); })) found(0, 0) = 1;
+  if (std::find(zero.data, zero.data + zero.size(), 0) != zero.data + zero.size()) found(0, 1) = 1;
 }
 
 }  // namespace qpipe

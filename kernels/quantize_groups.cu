@@ -86,6 +86,14 @@ __global__ void dequantize_kernel(Matrix<const std::uint8_t> code, Matrix<const 
   store(value, w[r * stride + c]);
 }
 
+// Threads that find something all write the same value.
+__global__ void inspect_grids_kernel(const float* scale, const std::uint8_t* zero, std::int64_t count, std::int32_t* found) {
+  const std::int64_t index = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+  if (index >= count) return;
+  if (!isfinite(scale[index])) found[0] = 1;
+  if (zero[index] == 0) found[1] = 1;
+}
+
 unsigned blocks(std::int64_t count, std::int64_t size) { return static_cast<unsigned>((count + size - 1) / size); }
 
 }  // namespace
@@ -119,6 +127,13 @@ void dequantize(Matrix<const std::uint8_t> code, Matrix<const float> scale, Matr
       break;
     default: dequantize_kernel<<<grid, threads, 0, queue>>>(code, scale, zero, group_of, static_cast<float*>(w.data), w.stride);
   }
+  check_launch();
+}
+
+void inspect_grids(Matrix<const float> scale, Matrix<const std::uint8_t> zero, Matrix<std::int32_t> found, Stream& stream) {
+  if (scale.size() == 0) return;
+  inspect_grids_kernel<<<blocks(scale.size(), threads), threads, 0, stream.cuda().stream>>>(scale.data, zero.data, scale.size(),
+                                                                                            found.data);
   check_launch();
 }
 

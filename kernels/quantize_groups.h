@@ -30,10 +30,15 @@ void round_to_grid(Matrix<const float> w, Matrix<const float> scale, Matrix<cons
 void dequantize(Matrix<const std::uint8_t> code, Matrix<const float> scale, Matrix<const std::uint8_t> zero,
                 Matrix<const std::int32_t> group_of, Tensor w, Stream& stream);
 
+// found[0, 0] = 1 if some scale is not finite, found[0, 1] = 1 if some zero is 0; otherwise as they were.   scale, zero [rows, groups]
+// contiguous, found [1, 2] on the device.
+void inspect_grids(Matrix<const float> scale, Matrix<const std::uint8_t> zero, Matrix<std::int32_t> found, Stream& stream);
+
 namespace cuda {
 decltype(qpipe::find_grids) find_grids;
 decltype(qpipe::round_to_grid) round_to_grid;
 decltype(qpipe::dequantize) dequantize;
+decltype(qpipe::inspect_grids) inspect_grids;
 }  // namespace cuda
 
 }  // namespace qpipe

@@ -1,11 +1,13 @@
 #include "pipeline/memory_phases.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "kernels/factor.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/hessian.h"
 #include "launch/share.h"
+#include "stages/calibrate.h"
 
 namespace qpipe {
 
@@ -102,7 +104,7 @@ std::int64_t panel_bytes(const RunSizes& r, std::int64_t d) { return f32 * d * s
 Use hessian_sum(const RunSizes& r, std::int64_t d, const Places& places) {
   const std::int64_t columns = places.hessian_panel_columns > 0 ? std::min(d, places.hessian_panel_columns) : d;
   const bool panel = r.backend == Backend::cuda || places.hessian_on_host;
-  return on_device("64-bit sum of the Hessian", i64 * d * columns + (panel ? panel_bytes(r, d) : 0) + f32 * d);
+  return on_device("64-bit sum of the Hessian", i64 * hessian_sum_elements(d, columns) + (panel ? panel_bytes(r, d) : 0) + f32 * d);
 }
 
 // Finished Hessians, and those of them that are on the device as a whole although they wait on the host otherwise.
@@ -150,30 +152,35 @@ std::int64_t solved_bytes(const StepSizes& step) {
   return bytes;
 }
 
-// The most that codes so far and the rows in work take, over the step's linears in order, on the rank where that is most.
+// The step's codes and the rows in work: neighbours of equal settings are swept together, on the rank where that is most.
 std::int64_t sweep_bytes(const RunSizes& r, const StepSizes& step, int ranks) {
   constexpr std::int64_t row_block = 32;
+  std::vector<LinearSizes> linears;
   std::vector<std::int64_t> rows;
   for (const LinearSizes& linear : step.linears)
-    if (linear.quantized) rows.push_back(linear.rows);
+    if (linear.quantized) {
+      linears.push_back(linear);
+      rows.push_back(linear.rows);
+    }
+  const std::int64_t d = step.columns;
+  const std::int64_t most_rows = std::max<std::int64_t>(2048, (std::int64_t{1} << 28) / d / 128 * 128);  // at once
+  const auto together = [](const LinearSizes& a, const LinearSizes& b) {
+    return a.gptq && b.gptq && a.group_columns == b.group_columns && a.static_groups == b.static_groups;
+  };
   const auto shares = share_rows(rows, row_block, ranks);
   std::int64_t most = 0;
-  std::int64_t solved = 0;
-  std::size_t i = 0;
-  for (const LinearSizes& linear : step.linears) {
-    if (!linear.quantized) continue;
-    std::int64_t mine = 0;
-    for (const RowRange& share : shares[i]) mine = std::max(mine, share.count);
-    ++i;
-    solved += solved_bytes(linear);
-    const std::int64_t d = linear.columns;
-    const std::int64_t at_once = std::min(mine, std::max<std::int64_t>(2048, (std::int64_t{1} << 28) / d / 128 * 128));  // rows
-    const std::int64_t weights = (r.awq ? 2 : 1) * f32 * at_once * d;       // in the order of the columns; scaled and clipped before
-    const std::int64_t values = weights + f32 * linear.rows + 3 * f32 * d;  // the rows' losses, orders
-    const std::int64_t codes = linear.gptq ? at_once * d + sweep_workspace_bytes(r, linear, at_once) : 0;
-    most = std::max(most, solved + values + codes);
+  for (std::size_t rank = 0; rank < static_cast<std::size_t>(ranks); ++rank) {
+    std::int64_t mine = 0;  // of a run of neighbours
+    for (std::size_t i = 0; i < linears.size(); ++i) {
+      const LinearSizes& linear = linears[i];
+      mine = shares[i][rank].count + (i > 0 && together(linears[i - 1], linear) ? mine : 0);
+      const std::int64_t at_once = std::min(mine, most_rows);
+      const std::int64_t given = r.awq ? f32 * std::min(shares[i][rank].count, most_rows) * d : 0;  // scaled and clipped
+      const std::int64_t codes = linear.gptq ? at_once * (d + linear.groups() * (f32 + 1)) + sweep_workspace_bytes(r, linear, at_once) : 0;
+      most = std::max(most, f32 * at_once * d + std::max(given, codes));  // in the order of the columns
+    }
   }
-  return most;
+  return solved_bytes(step) + f32 * std::accumulate(rows.begin(), rows.end(), std::int64_t{0}) + 3 * f32 * d + most;
 }
 
 std::int64_t factor_bytes(const StepSizes& step) {

@@ -62,22 +62,35 @@ FixedPoint choose_units(const Activations& activations, const std::string& what,
   return units;
 }
 
-}  // namespace
+// Columns [begin, begin + sum.cols) of the 64-bit sum, from row `begin` on.
+struct SumPanel {
+  std::int64_t begin = 0;
+  Matrix<std::int64_t> sum;  // [d − begin, columns]
+};
 
-namespace {
+// The panels of columns [begin, end), one after the other in `memory`.
+std::vector<SumPanel> sum_panels(std::int64_t* memory, std::int64_t d, std::int64_t begin, std::int64_t end) {
+  std::vector<SumPanel> panels;
+  for (; begin < end; begin += hessian_sum_panel) {
+    panels.push_back({begin, {memory, d - begin, std::min(hessian_sum_panel, end - begin)}});
+    memory += panels.back().sum.size();
+  }
+  return panels;
+}
 
-// Columns [begin, begin + sum.cols) of the finished Hessian, panel by panel, in host memory.
-void finish_on_host(Matrix<const std::int64_t> sum, const FixedPoint& units, std::int64_t tokens, std::int64_t begin, Hessian& hessian,
-                    Stream& stream) {
+// The finished columns of the sum, panel by panel of the kernel, in host memory.
+void finish_on_host(const SumPanel& sum_panel, const FixedPoint& units, std::int64_t tokens, Hessian& hessian, Stream& stream) {
+  const Matrix<const std::int64_t> sum = sum_panel.sum;
   const std::int64_t width = std::min(hessian_panel(stream.backend()), sum.cols);
   const Buffer memory(static_cast<std::size_t>(sum.rows * width) * sizeof(float), stream);
   for (std::int64_t j0 = 0; j0 < sum.cols; j0 += width) {
     const std::int64_t cols = std::min(width, sum.cols - j0);
     const Matrix<float> panel(static_cast<float*>(memory.data()), sum.rows - j0, cols);
     const Matrix<const std::int64_t> part = sum.row_range(j0, panel.rows).col_range(j0, cols);
-    finish_hessian_panel(part, units.exponent, units.log2_tokens, tokens, begin + j0, panel, stream);
+    const std::int64_t begin = sum_panel.begin + j0;
+    finish_hessian_panel(part, units.exponent, units.log2_tokens, tokens, begin, panel, stream);
     const std::size_t bytes = static_cast<std::size_t>(panel.size()) * sizeof(float);
-    HessianPanel& kept = hessian.panels.emplace_back(HessianPanel{begin + j0, cols, HostBuffer(bytes, stream)});
+    HessianPanel& kept = hessian.panels.emplace_back(HessianPanel{begin, cols, HostBuffer(bytes, stream)});
     copy_to_host(kept.memory.data(), panel.data, bytes, stream);
     const auto* values = reinterpret_cast<const float*>(kept.memory.data());
     for (std::int64_t c = 0; c < cols; ++c) hessian.diagonal[static_cast<std::size_t>(kept.begin + c)] = values[c * (cols + 1)];
@@ -85,6 +98,13 @@ void finish_on_host(Matrix<const std::int64_t> sum, const FixedPoint& units, std
 }
 
 }  // namespace
+
+std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns) {
+  std::int64_t elements = 0;
+  for (std::int64_t begin = 0; begin < std::min(columns, d); begin += hessian_sum_panel)
+    elements += (d - begin) * std::min(hessian_sum_panel, std::min(columns, d) - begin);
+  return elements;
+}
 
 Hessian calibrate(const Activations& activations, const std::string& what, const Places& places, Comm& comm, Stream& stream) {
   const FixedPoint units = choose_units(activations, what, comm, stream);
@@ -95,17 +115,21 @@ Hessian calibrate(const Activations& activations, const std::string& what, const
   result.diagonal.resize(static_cast<std::size_t>(d));
   if (!places.hessian_on_host) result.matrix = Array<float>(d, d, stream);
   {
-    const Buffer memory(static_cast<std::size_t>(d * width) * sizeof(std::int64_t), stream);
+    const Array<std::int64_t> memory(1, hessian_sum_elements(d, width), stream);  // of the first range, the largest
     for (std::int64_t begin = 0; begin < d; begin += width) {
-      const Matrix<std::int64_t> sum(static_cast<std::int64_t*>(memory.data()), d - begin, std::min(width, d - begin));
-      fill_zero(sum.data, static_cast<std::size_t>(sum.size()) * sizeof(std::int64_t), stream);
-      const auto add = [&](std::size_t, ConstTensor x) { accumulate_hessian(x, units.exponent, units.log2_tokens, begin, sum, stream); };
+      const std::vector<SumPanel> panels = sum_panels(memory.view.data, d, begin, std::min(d, begin + width));
+      const Matrix<std::int64_t> all(memory.view.data, 1, panels.back().sum.data + panels.back().sum.size() - memory.view.data);
+      fill_zero(all.data, static_cast<std::size_t>(all.size()) * sizeof(std::int64_t), stream);
+      const auto add = [&](std::size_t, ConstTensor x) {
+        for (const SumPanel& panel : panels) accumulate_hessian(x, units.exponent, units.log2_tokens, panel.begin, panel.sum, stream);
+      };
       visit_inputs(activations, add, stream);
-      comm.all_reduce_sum(sum, stream);
-      if (places.hessian_on_host)
-        finish_on_host(sum, units, tokens, begin, result, stream);
-      else
-        finish_hessian(sum, units.exponent, units.log2_tokens, tokens, begin, result.matrix, stream);
+      comm.all_reduce_sum(all, stream);
+      for (const SumPanel& panel : panels)
+        if (places.hessian_on_host)
+          finish_on_host(panel, units, tokens, result, stream);
+        else
+          finish_hessian(panel.sum, units.exponent, units.log2_tokens, tokens, panel.begin, result.matrix, stream);
     }
   }
   if (places.hessian_on_host) return result;

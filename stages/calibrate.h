@@ -22,6 +22,12 @@ struct Hessian {
   std::vector<float> diagonal;       // host
 };
 
+// The 64-bit sum is held in panels of so many columns, each from its diagonal down, so that a reduction moves little more than the
+// triangle.
+constexpr std::int64_t hessian_sum_panel = 2048;
+// Elements of the sum of columns [0, columns) of a [d, d] Hessian; later ranges of as many columns have fewer.
+std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns);
+
 // `what` names the step in messages ("layer 3, input of self_attn.o_proj"). places: of the Hessian and its sum. Collective. Throws
 // std::domain_error naming it, the column and the first sample when an activation is NaN or infinite (every rank throws the same).
 Hessian calibrate(const Activations& activations, const std::string& what, const Places& places, Comm& comm, Stream& stream);

@@ -48,7 +48,8 @@ Order column_order(const LinearSettings& settings, const std::vector<float>& dia
 
 // N and the pivots for one column order (kernels/factor.h), on every rank.
 struct Factor {
-  Array<std::int32_t> perm;
+  Order order;
+  Array<std::int32_t> perm;  // the same on the device
   Array<float> n;
   Array<float> pivot;
   double damp = 0.0;
@@ -100,7 +101,8 @@ std::map<FactorKey, Factor> make_factors(const Hessian& hessian, const std::vect
   std::size_t task = 0;
   for (const auto& [key, s] : wanted) {
     Factor& result = factors[key];
-    result.perm = upload(column_order(*s, hessian.diagonal), stream);
+    result.order = column_order(*s, hessian.diagonal);
+    result.perm = upload(result.order, stream);
     result.n = Array<float>(d, d, stream);
     result.pivot = Array<float>(1, d, stream);
     if (owners[task++] == comm.rank()) factor_with_damping(hessian, *s, result, stream);
@@ -144,35 +146,102 @@ void solve_rtn(ConstTensor weight, const RowRange& rows, QuantizedLinear& q, Str
   round_to_grid(w, scale, zero, upload(q.group_of, stream), q.settings.bits, q.code.view.row_range(rows.begin, rows.count), stream);
 }
 
-void solve_gptq(const Hessian& hessian, const Factor& factor, const Order& perm, ConstTensor weight, const RowRange& rows,
-                QuantizedLinear& q, Matrix<float> row_loss, Stream& stream) {
-  const std::int64_t in = weight.cols;
-  const LinearSettings& s = q.settings;
-  std::vector<std::uint8_t> dead(static_cast<std::size_t>(in));
-  for (std::size_t k = 0; k < dead.size(); ++k) dead[k] = hessian.diagonal[k] == 0.0f;
-  const Array<std::uint8_t> dead_on_device = upload(dead, stream);
-  const auto scale = q.scale.view.row_range(rows.begin, rows.count);
-  const auto zero = q.zero.view.row_range(rows.begin, rows.count);
+// Some rows of one of the step's linears, and their first row in a matrix of all rows of all linears.
+struct Piece {
+  std::size_t linear = 0;
+  RowRange rows;
+  std::int64_t position = 0;
+};
+
+// Whether one sweep can solve rows of both: a sweep takes about as long for few rows as for many.
+bool swept_together(const LinearSettings& a, const LinearSettings& b, std::int64_t d) {
+  const auto grids = [&](const LinearSettings& s) {
+    return std::tuple(s.method, s.bits, s.symmetric, s.mse_norm, s.group_columns(d), s.static_groups);
+  };
+  return a.method == Method::gptq && grids(a) == grids(b) && factor_key(a, d) == factor_key(b, d);
+}
+
+// This rank's rows, cut into what is solved at once.
+std::vector<std::vector<Piece>> cut_turns(const std::vector<const Linear*>& linears, const std::vector<LinearSettings>& settings,
+                                          const std::vector<std::vector<RowRange>>& shares, int rank) {
+  std::vector<std::vector<Piece>> turns;
+  std::int64_t space = 0;  // rows that the last turn still takes
+  std::int64_t position = 0;
+  for (std::size_t i = 0; i < linears.size(); ++i) {
+    const std::int64_t in = linears[i]->stored.cols;
+    if (i > 0 && !swept_together(settings[i - 1], settings[i], in)) space = 0;
+    const RowRange& mine = shares[i][static_cast<std::size_t>(rank)];
+    for (std::int64_t done = 0; done < mine.count;) {
+      if (space == 0) {
+        turns.emplace_back();
+        space = rows_at_once(in);
+      }
+      const RowRange rows{mine.begin + done, std::min(mine.count - done, space)};
+      turns.back().push_back({i, rows, position + rows.begin});
+      done += rows.count;
+      space -= rows.count;
+    }
+    position += linears[i]->stored.rows;
+  }
+  return turns;
+}
+
+// Calls work(weight) with the piece's weights as they are to be quantized.
+using WithWeight = std::function<void(const Piece& piece, const std::function<void(ConstTensor weight)>& work)>;
+
+// The pieces' linears have one factor and the same settings. dead [1, d]: columns without input. row_loss: of all rows of all linears.
+void solve_gptq(const Factor& factor, const std::vector<Piece>& pieces, const WithWeight& with_weight, Matrix<const std::uint8_t> dead,
+                std::vector<QuantizedLinear>& results, Matrix<float> row_loss, Stream& stream) {
+  const QuantizedLinear& first = results[pieces.front().linear];
+  const LinearSettings& s = first.settings;
+  const std::int64_t in = first.code.view.cols;
+  std::int64_t rows = 0;
+  for (const Piece& piece : pieces) rows += piece.rows.count;
 
   SweepOptions options;
   options.grid = {s.bits, s.symmetric, s.mse_norm};
   options.group_size = s.group_columns(in);
   options.static_grids = s.static_groups;
-  Array<float> w(rows.count, in, stream);
-  Order solved_group(static_cast<std::size_t>(in));  // group of position k
+  const Array<float> w(rows, in, stream);
+  const Array<float> scale(rows, s.groups(in), stream);
+  const Array<std::uint8_t> zero(rows, s.groups(in), stream);
+  Array<std::int32_t> identity;
+  Array<std::int32_t> solved_group;  // group of position k
   if (s.static_groups) {
-    gather_columns(weight, upload(identity_order(in), stream), dead_on_device, w, stream);
-    find_grids(w, options.group_size, options.grid, scale, zero, stream);
-    for (std::size_t k = 0; k < solved_group.size(); ++k) solved_group[k] = q.group_of[static_cast<std::size_t>(perm[k])];
-  } else {
-    for (std::size_t k = 0; k < solved_group.size(); ++k)
-      solved_group[k] = static_cast<std::int32_t>(static_cast<std::int64_t>(k) / options.group_size);
+    Order group(static_cast<std::size_t>(in));
+    for (std::size_t k = 0; k < group.size(); ++k) group[k] = first.group_of[static_cast<std::size_t>(factor.order[k])];
+    solved_group = upload(group, stream);
+    identity = upload(identity_order(in), stream);
   }
-  gather_columns(weight, factor.perm, dead_on_device, w, stream);
-  Array<std::uint8_t> code(rows.count, in, stream);
-  gptq_sweep(w, factor.n, factor.pivot, options, upload(solved_group, stream), scale, zero, code,
-             row_loss.col_range(rows.begin, rows.count), stream);
-  scatter_columns(code, factor.perm, q.code.view.row_range(rows.begin, rows.count), stream);
+  std::int64_t begin = 0;
+  for (const Piece& piece : pieces) {
+    const Matrix<float> part = w.view.row_range(begin, piece.rows.count);
+    with_weight(piece, [&](ConstTensor weight) {
+      if (s.static_groups) {
+        gather_columns(weight, identity, dead, part, stream);
+        find_grids(part, options.group_size, options.grid, scale.view.row_range(begin, part.rows), zero.view.row_range(begin, part.rows),
+                   stream);
+      }
+      gather_columns(weight, factor.perm, dead, part, stream);
+    });
+    begin += part.rows;
+  }
+  const Array<std::uint8_t> code(rows, in, stream);
+  gptq_sweep(w, factor.n, factor.pivot, options, solved_group, scale, zero, code, row_loss.col_range(pieces.front().position, rows),
+             stream);
+  begin = 0;
+  for (const Piece& piece : pieces) {
+    QuantizedLinear& q = results[piece.linear];
+    const auto copy_rows = [&](const auto& from, const auto& to) {
+      copy_on_device(to.row(piece.rows.begin), from.row(begin), static_cast<std::size_t>(piece.rows.count * to.cols) * sizeof(*to.data),
+                     stream);
+    };
+    scatter_columns(code.view.row_range(begin, piece.rows.count), factor.perm, q.code.view.row_range(piece.rows.begin, piece.rows.count),
+                    stream);
+    copy_rows(scale.view, q.scale.view);
+    copy_rows(zero.view, q.zero.view);
+    begin += piece.rows.count;
+  }
 }
 
 // Column → group as solved, once the columns have been solved in the order `perm` with dynamic groups.
@@ -186,65 +255,88 @@ void set_dynamic_groups(const Order& perm, QuantizedLinear& q) {
     q.stored_group[g] = static_cast<std::int32_t>(perm[g * static_cast<std::size_t>(columns)] / columns);
 }
 
-void check_and_summarise(const Linear& linear, QuantizedLinear& q, Stream& stream) {
-  std::vector<float> scale(static_cast<std::size_t>(q.scale.view.size()));
-  copy_to_host(scale.data(), q.scale.view.data, q.scale.memory.bytes(), stream);
-  if (!std::all_of(scale.begin(), scale.end(), [](float s) { return std::isfinite(s); }))
-    throw std::domain_error(linear.name +
-                            ": a weight is not finite or too large for a float16 scale; check the checkpoint for damaged weights");
-  std::vector<std::uint8_t> zero(static_cast<std::size_t>(q.zero.view.size()));
-  copy_to_host(zero.data(), q.zero.view.data, zero.size(), stream);
-  q.has_zero_of_zero = std::find(zero.begin(), zero.end(), 0) != zero.end();
+// Row i of a matrix of all rows of all linears belongs to the rank that solves it; a rank's rows stand together.
+std::vector<RowRange> shares_of_all_rows(const std::vector<std::int64_t>& rows, const std::vector<std::vector<RowRange>>& shares,
+                                         int ranks) {
+  std::vector<RowRange> result(static_cast<std::size_t>(ranks));
+  std::int64_t begin = 0;
+  for (std::size_t rank = 0; rank < result.size(); ++rank) {
+    result[rank].begin = begin;
+    for (std::size_t i = 0; i < rows.size(); ++i) result[rank].count += shares[i][rank].count;
+    begin += result[rank].count;
+  }
+  return result;
 }
-
-}  // namespace
-
-namespace {
 
 // rows_of: empty for the checkpoint's weights.
 std::vector<QuantizedLinear> solve_all(const Hessian* hessian, const std::vector<const Linear*>& linears,
                                        const std::vector<LinearSettings>& settings, const RowsOf& rows_of, Comm& comm, Stream& stream) {
   std::map<FactorKey, Factor> factors;
-  if (hessian != nullptr) factors = make_factors(*hessian, settings, comm, stream);
+  Array<std::uint8_t> dead;
+  if (hessian != nullptr) {
+    factors = make_factors(*hessian, settings, comm, stream);
+    std::vector<std::uint8_t> columns(hessian->diagonal.size());
+    for (std::size_t k = 0; k < columns.size(); ++k) columns[k] = hessian->diagonal[k] == 0.0f;
+    dead = upload(columns, stream);
+  }
 
   std::vector<std::int64_t> rows;
-  for (const Linear* linear : linears) rows.push_back(linear->stored.rows);
-  const auto shares = share_rows(rows, row_block, comm.size());
-
   std::vector<QuantizedLinear> results;
   for (std::size_t i = 0; i < linears.size(); ++i) {
-    const Linear& linear = *linears[i];
-    QuantizedLinear q = allocate(linear, settings[i], stream);
-    const RowRange mine = shares[i][static_cast<std::size_t>(comm.rank())];
-    const bool gptq = settings[i].method == Method::gptq;
-    require(!gptq || hessian != nullptr, "solve: GPTQ needs a Hessian");
-    const Factor* factor = gptq ? &factors.at(factor_key(settings[i], linear.stored.cols)) : nullptr;
-    const Order perm = gptq ? column_order(settings[i], hessian->diagonal) : Order{};
-    const Array<float> row_loss = gptq ? Array<float>(1, linear.stored.rows, stream) : Array<float>{};
-    for (std::int64_t done = 0; done < mine.count;) {
-      const RowRange part{mine.begin + done, std::min(mine.count - done, rows_at_once(linear.stored.cols))};
-      const Array<float> given = rows_of ? rows_of(i, part) : Array<float>{};
-      const ConstTensor weight = rows_of ? ConstTensor(given.view) : linear.stored.row_range(part.begin, part.count);
-      if (gptq)
-        solve_gptq(*hessian, *factor, perm, weight, part, q, row_loss, stream);
-      else
-        solve_rtn(weight, part, q, stream);
-      done += part.count;
-    }
-    if (gptq) {
-      if (!settings[i].static_groups) set_dynamic_groups(perm, q);
-      comm.all_gather_rows(row_loss.view.data, sizeof(float), shares[i], stream);
-      std::vector<float> loss(static_cast<std::size_t>(linear.stored.rows));
-      copy_to_host(loss.data(), row_loss.view.data, loss.size() * sizeof(float), stream);
-      q.mean_squared_error = std::accumulate(loss.begin(), loss.end(), 0.0) / static_cast<double>(loss.size());
-      q.damp = factor->damp;
-      q.fell_back = factor->fell_back;
-    }
+    require(settings[i].method != Method::gptq || hessian != nullptr, "solve: GPTQ needs a Hessian");
+    rows.push_back(linears[i]->stored.rows);
+    results.push_back(allocate(*linears[i], settings[i], stream));
+  }
+  const auto shares = share_rows(rows, row_block, comm.size());
+  const Array<float> row_loss(1, std::accumulate(rows.begin(), rows.end(), std::int64_t{0}), stream);
+  fill_zero(row_loss.view.data, row_loss.memory.bytes(), stream);
+  const auto with_weight = [&](const Piece& piece, const std::function<void(ConstTensor)>& work) {
+    if (rows_of)
+      work(rows_of(piece.linear, piece.rows).view);
+    else
+      work(linears[piece.linear]->stored.row_range(piece.rows.begin, piece.rows.count));
+  };
+  const auto factor_of = [&](std::size_t i) -> const Factor& { return factors.at(factor_key(settings[i], linears[i]->stored.cols)); };
+  for (const std::vector<Piece>& pieces : cut_turns(linears, settings, shares, comm.rank())) {
+    const Piece& first = pieces.front();
+    if (settings[first.linear].method == Method::gptq)
+      solve_gptq(factor_of(first.linear), pieces, with_weight, dead, results, row_loss, stream);
+    else
+      with_weight(first, [&](ConstTensor weight) { solve_rtn(weight, first.rows, results[first.linear], stream); });
+  }
+
+  comm.all_gather_rows(row_loss.view.data, sizeof(float), shares_of_all_rows(rows, shares, comm.size()), stream);
+  const Array<std::int32_t> faults(1, 2 * static_cast<std::int64_t>(linears.size()), stream);
+  fill_zero(faults.view.data, faults.memory.bytes(), stream);
+  for (std::size_t i = 0; i < linears.size(); ++i) {
+    QuantizedLinear& q = results[i];
     comm.all_gather_rows(q.code.view.data, static_cast<std::size_t>(q.code.view.cols), shares[i], stream);
     comm.all_gather_rows(q.scale.view.data, static_cast<std::size_t>(q.scale.view.cols) * sizeof(float), shares[i], stream);
     comm.all_gather_rows(q.zero.view.data, static_cast<std::size_t>(q.zero.view.cols), shares[i], stream);
-    check_and_summarise(linear, q, stream);
-    results.push_back(std::move(q));
+    inspect_grids(q.scale, q.zero, faults.view.col_range(2 * static_cast<std::int64_t>(i), 2), stream);
+  }
+  comm.wait(stream);
+  std::vector<float> loss(static_cast<std::size_t>(row_loss.view.size()));
+  copy_to_host(loss.data(), row_loss.view.data, row_loss.memory.bytes(), stream);
+  std::vector<std::int32_t> found(static_cast<std::size_t>(faults.view.size()));
+  copy_to_host(found.data(), faults.view.data, faults.memory.bytes(), stream);
+
+  auto row = loss.begin();
+  for (std::size_t i = 0; i < linears.size(); ++i) {
+    QuantizedLinear& q = results[i];
+    if (found[2 * i] != 0)
+      throw std::domain_error(linears[i]->name +
+                              ": a weight is not finite or too large for a float16 scale; check the checkpoint for damaged weights");
+    q.has_zero_of_zero = found[2 * i + 1] != 0;
+    const auto end = row + rows[i];
+    if (settings[i].method == Method::gptq) {
+      const Factor& factor = factor_of(i);
+      if (!settings[i].static_groups) set_dynamic_groups(factor.order, q);
+      q.mean_squared_error = std::accumulate(row, end, 0.0) / static_cast<double>(rows[i]);
+      q.damp = factor.damp;
+      q.fell_back = factor.fell_back;
+    }
+    row = end;
   }
   return results;
 }

@@ -165,6 +165,35 @@ TEST_P(QuantizeGroupsTest, EqualOnAllBackends) {
     }
 }
 
+TEST_P(QuantizeGroupsTest, InspectionFindsOneFaultAmongMany) {
+  const std::int64_t rows = 37;
+  const std::int64_t groups = 29;
+  const Array<float> scale(rows, groups, stream);
+  const Array<std::uint8_t> zero(rows, groups, stream);
+  const auto found = [&](float planted_scale, std::uint8_t planted_zero, std::int64_t at) {
+    std::vector<float> scales(static_cast<std::size_t>(rows * groups), 0.5f);
+    std::vector<std::uint8_t> zeros(scales.size(), 8);
+    scales[static_cast<std::size_t>(at)] = planted_scale;
+    zeros[static_cast<std::size_t>(at)] = planted_zero;
+    copy_to_device(scale.view.data, scales.data(), scale.memory.bytes(), stream);
+    copy_to_device(zero.view.data, zeros.data(), zero.memory.bytes(), stream);
+    const Array<std::int32_t> result(1, 2, stream);
+    fill_zero(result.view.data, result.memory.bytes(), stream);
+    inspect_grids(scale, zero, result, stream);
+    std::vector<std::int32_t> host(2);
+    copy_to_host(host.data(), result.view.data, result.memory.bytes(), stream);
+    return host;
+  };
+  using Found = std::vector<std::int32_t>;
+  EXPECT_EQ(found(0.5f, 8, 0), (Found{0, 0}));
+  for (const std::int64_t at : {std::int64_t{0}, rows * groups / 2, rows * groups - 1}) {
+    EXPECT_EQ(found(INFINITY, 8, at), (Found{1, 0}));
+    EXPECT_EQ(found(NAN, 8, at), (Found{1, 0}));
+    EXPECT_EQ(found(0.5f, 0, at), (Found{0, 1}));
+    EXPECT_EQ(found(-INFINITY, 0, at), (Found{1, 1}));
+  }
+}
+
 TEST_P(QuantizeGroupsTest, OverflowingScaleIsInfinite) {
   const Grids grids = find({-1e30f, 1e30f, 0.0f, 0.0f}, 1, 4, 4, {4, true, 0.0f});
   EXPECT_TRUE(std::isinf(grids.scale[0]));

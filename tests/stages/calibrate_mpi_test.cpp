@@ -67,7 +67,7 @@ TEST(Calibrate, NamesTheFirstSampleThatIsNotFinite) {
 TEST(Calibrate, PlacesChangeNoBits) {
   Stream stream(Backend::cpu, 0);
   Comm comm(stream, {});
-  const std::int64_t d = 2 * hessian_panel(Backend::cpu) + 88;
+  const std::int64_t d = hessian_sum_panel + hessian_panel(Backend::cpu) + 88;
   const Blocking blocking = cut_samples(9, 7, 14);
   const auto made = [&](const Places& places) {
     Activations a;
@@ -95,7 +95,7 @@ TEST(Calibrate, PlacesChangeNoBits) {
   };
   const auto expected = made({});
   for (const Place input : {Place::device, Place::host, Place::disk})
-    for (const std::int64_t panel : {std::int64_t{0}, hessian_panel(Backend::cpu)})
+    for (const std::int64_t panel : {std::int64_t{0}, hessian_panel(Backend::cpu), 9 * hessian_panel(Backend::cpu)})
       for (const bool on_host : {false, true}) {
         Places places;
         places.input = input;

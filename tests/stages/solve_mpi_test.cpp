@@ -177,6 +177,41 @@ TEST_P(Solve, HessianThatWaitsOnTheHostGivesTheSameCodes) {
   EXPECT_TRUE(waiting.matrix.empty());
 }
 
+// Linears of one input are swept together where their settings agree; each gets what it gets alone.
+TEST_P(Solve, LinearsTogetherAreAsEachAlone) {
+  const std::vector<std::int64_t> rows{33, 7, 40, 16};  // runs of the weight's rows, ends of row blocks inside
+  std::vector<Linear> parts;
+  std::int64_t begin = 0;
+  for (const std::int64_t count : rows) {
+    Linear& part = parts.emplace_back();
+    part.name = "part " + std::to_string(parts.size());
+    part.stored = weight.view.row_range(begin, count);
+    begin += count;
+  }
+  std::vector<const Linear*> linears;
+  for (const Linear& part : parts) linears.push_back(&part);
+  for (const LinearSettings& settings : variants())
+    for (const int other : {-1, 0, 1, 3}) {  // one that is not like the others
+      std::vector<LinearSettings> all(parts.size(), settings);
+      if (other >= 0) all[static_cast<std::size_t>(other)].mse_norm = 2.0f;
+      if (other == 1) all[1].method = Method::rtn;
+      const std::vector<QuantizedLinear> together = solve(&hessian, linears, all, comm, stream);
+      for (std::size_t i = 0; i < parts.size(); ++i) {
+        const QuantizedLinear alone = std::move(solve(&hessian, {linears[i]}, {all[i]}, comm, stream).at(0));
+        const auto values = [&](const QuantizedLinear& q) {
+          Array<float> result(rows[i], in_features, stream);
+          dequantize_into(q, result.view, stream);
+          return download(result.view);
+        };
+        EXPECT_EQ(values(together[i]), values(alone)) << "linear " << i << ", another is " << other;
+        EXPECT_EQ(download(together[i].scale), download(alone.scale));
+        EXPECT_EQ(together[i].mean_squared_error, alone.mean_squared_error);
+        EXPECT_EQ(together[i].has_zero_of_zero, alone.has_zero_of_zero);
+        EXPECT_EQ(together[i].group_of, alone.group_of);
+      }
+    }
+}
+
 TEST_P(Solve, BeatsRoundToNearest) {
   LinearSettings settings;
   settings.group_size = 64;
