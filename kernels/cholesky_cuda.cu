@@ -17,7 +17,11 @@ constexpr int solve_rows = 64;
 constexpr int solve_threads = leaf;
 constexpr int leaf_shared_bytes = sizeof(float) * leaf * pitch;
 constexpr int solve_shared_bytes = sizeof(float) * (leaf + solve_rows) * pitch;  // 99 KiB: what every GPU from sm_80 on has
+constexpr std::int64_t depth = cholesky_block;                                   // columns in one product on tensor cores
 constexpr std::int64_t parts_stride = 4 * cholesky_block;
+
+// What tensor cores lose of the sum so far each time that they add a column: they add 16 at once, and truncate to 24 bits.
+constexpr float truncation = 12.0f * 0x1p-32f;
 
 // The four consecutive values of a row in shared memory.
 __device__ float4 four(const float* row) { return *reinterpret_cast<const float4*>(row); }
@@ -165,12 +169,23 @@ __global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, con
   }
 }
 
-// Where hi, lo, hi, hi of 128 columns go, `depth` columns apart; rows before first_row do not.
+// Where hi, lo, hi, hi of 128 columns go, which begin at `column` of the 512; rows before first_row do not.
 struct Parts {
   __half* data;
-  std::int64_t depth;
+  std::int64_t column;
   std::int64_t first_row;
 };
+
+struct Halves {
+  __half hi;
+  __half lo;
+};
+
+// value as hi + lo, times 1 + loss / 2.
+__device__ Halves split(float value, float loss) {
+  const __half hi = __float2half_rn(value);
+  return {hi, __float2half_rn((value - __half2float(hi)) + 0.5f * loss * value)};
+}
 
 // x ← x L⁻ᵀ, 64 rows a thread block; L [128, 128] with the inverses of its 32 x 32 diagonal blocks. diagonal[i] −= Σ_k x[i, k]².
 __global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float> l, const float* inverse, Matrix<float> x, double* diagonal,
@@ -254,47 +269,54 @@ __global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float>
 #pragma unroll 4
   for (int r = threadIdx.x / 32; r < rows; r += solve_threads / 32) {
     if (row0 + r < parts.first_row) continue;
+    // Columns in the reverse order, four at a time: the last of a product comes first.
     const int k = threadIdx.x % 32 * 4;
     const float4 v = four(&y[r][k]);
+    const float value[4] = {v.w, v.z, v.y, v.x};
+    const std::int64_t place = depth - 4 - (parts.column + k) % depth;
     union {
       __half half[4];
       uint2 word;
     } hi, lo;
-    const float value[4] = {v.x, v.y, v.z, v.w};
     for (int c = 0; c < 4; ++c) {
-      hi.half[c] = __float2half_rn(value[c]);
-      lo.half[c] = __float2half_rn(value[c] - __half2float(hi.half[c]));
+      const Halves halves = split(value[c], truncation * static_cast<float>(depth - place - c));
+      hi.half[c] = halves.hi;
+      lo.half[c] = halves.lo;
     }
-    __half* out = parts.data + (row0 + r - parts.first_row) * parts_stride + k;
+    __half* out = parts.data + (row0 + r - parts.first_row) * parts_stride + (parts.column + k) / depth * 4 * depth + place;
     *reinterpret_cast<uint2*>(out) = hi.word;
-    *reinterpret_cast<uint2*>(out + parts.depth) = lo.word;
-    *reinterpret_cast<uint2*>(out + 2 * parts.depth) = hi.word;
-    *reinterpret_cast<uint2*>(out + 3 * parts.depth) = hi.word;
+    *reinterpret_cast<uint2*>(out + depth) = lo.word;
+    *reinterpret_cast<uint2*>(out + 2 * depth) = hi.word;
+    *reinterpret_cast<uint2*>(out + 3 * depth) = hi.word;
   }
 }
 
-// The trailing update: the lower triangle of c takes c −= P Pᵀ. parts [m, 2048] holds P as hi, lo, hi, hi of `depth` columns, again and
-// again, so that [lo hi hi] [hi lo hi]ᵀ is one product with the small terms first, and its two factors overlap in memory.
+// The trailing update: the lower triangle of c takes c −= P Pᵀ.
+// parts [m, 2048] holds P as hi, lo, hi, hi of `depth` columns, again and again, so that [lo hi hi] [hi lo hi]ᵀ is one product with the
+// small terms first, and its two factors overlap in memory. Null: the product is one of P itself in float32, 128 columns at a time.
 struct TrailingUpdate {
   cublasHandle_t cublas;
   const __half* parts;
-  std::int64_t depth;
+  Matrix<const float> p;
   Matrix<float> c;
 
   // `count` blocks [rows, cols] of c, from (i, j) on, each `step` rows and columns after the one before.
   void subtract(std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols, std::int64_t step, std::int64_t count) const {
     if (rows <= 0 || cols <= 0 || count <= 0) return;
-    // An H100 loses 6 · 2^-32 of a sum of positive terms for each column in it (measured); given back here.
-    const float alpha = -(1.0f + static_cast<float>(depth) * 6.0f * 0x1p-32f);
+    const float minus_one = -1.0f;
     const float one = 1.0f;
-    for (std::int64_t k = 0; k < parts_stride; k += 4 * depth) {
-      const __half* right = parts + j * parts_stride + k;
-      const __half* left = parts + i * parts_stride + k + depth;
-      // Row-major [i, j] is column-major [j, i].
-      check(cublasGemmStridedBatchedEx_64(cublas, CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, 3 * depth, &alpha, right, CUDA_R_16F, parts_stride,
-                                          step * parts_stride, left, CUDA_R_16F, parts_stride, step * parts_stride, &one, c.row(i) + j,
-                                          CUDA_R_32F, c.stride, step * (c.stride + 1), count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    // Row-major [i, j] is column-major [j, i].
+    const auto multiply = [&](const void* left, const void* right, cudaDataType_t type, std::int64_t stride, std::int64_t columns) {
+      check(cublasGemmStridedBatchedEx_64(cublas, CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, columns, &minus_one, right, type, stride,
+                                          step * stride, left, type, stride, step * stride, &one, c.row(i) + j, CUDA_R_32F, c.stride,
+                                          step * (c.stride + 1), count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    };
+    if (parts == nullptr) {
+      for (std::int64_t k = 0; k < p.cols; k += leaf) multiply(p.row(i) + k, p.row(j) + k, CUDA_R_32F, p.stride, leaf);
+      return;
     }
+    for (std::int64_t k = 0; k < parts_stride; k += 4 * depth)
+      multiply(parts + i * parts_stride + k + depth, parts + j * parts_stride + k, CUDA_R_16F, parts_stride, 3 * depth);
   }
 
   // Squares on the diagonal, then between each two of them the square below the first; then the same with squares twice as large, …
@@ -320,9 +342,8 @@ void cholesky(Matrix<float> a, Matrix<double> diagonal, Stream& stream) {
   check(cudaFuncSetAttribute(factor_leaf, cudaFuncAttributeMaxDynamicSharedMemorySize, leaf_shared_bytes));
   check(cudaFuncSetAttribute(solve_panel, cudaFuncAttributeMaxDynamicSharedMemorySize, solve_shared_bytes));
   const std::int64_t d = a.rows;
-  const std::int64_t depth = d <= 4096 ? 128 : d <= 8192 ? 256 : cholesky_block;
-  const Array<std::uint16_t> parts(std::max<std::int64_t>(0, d - cholesky_block), parts_stride, stream);
-  auto* const half = reinterpret_cast<__half*>(parts.view.data);
+  const Array<std::uint16_t> parts(cholesky_part_rows(d), parts_stride, stream);
+  auto* const half = d <= cholesky_float32 ? nullptr : reinterpret_cast<__half*>(parts.view.data);
   const Array<float> inverse(leaf, sub, stream);
   const auto part = [&](std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols) {
     return Matrix<float>(a.row(i) + j, rows, cols, a.stride);
@@ -337,8 +358,7 @@ void cholesky(Matrix<float> a, Matrix<double> diagonal, Stream& stream) {
       factor_leaf<<<1, leaf_threads, leaf_shared_bytes, handles.stream>>>(block, diagonal.data + j0, inverse.view.data);
       check_launch();
       if (j1 == d) return;
-      const std::int64_t column = j0 - k0;
-      const Parts to{k1 == d ? nullptr : half + column / depth * 4 * depth + column % depth, depth, k1 - j1};
+      const Parts to{k1 == d ? nullptr : half, j0 - k0, k1 - j1};
       const auto thread_blocks = static_cast<unsigned>((d - j1 + solve_rows - 1) / solve_rows);
       solve_panel<<<thread_blocks, solve_threads, solve_shared_bytes, handles.stream>>>(block, inverse.view.data,
                                                                                         part(j1, j0, d - j1, leaf), diagonal.data + j1, to);
@@ -347,7 +367,7 @@ void cholesky(Matrix<float> a, Matrix<double> diagonal, Stream& stream) {
         check(cublasSgemm_64(handles.cublas(), CUBLAS_OP_T, CUBLAS_OP_N, k1 - j1, d - j1, leaf, &minus_one, a.row(j1) + j0, a.stride,
                              a.row(j1) + j0, a.stride, &one, a.row(j1) + j1, a.stride));
     }
-    TrailingUpdate{handles.cublas(), half, depth, part(k1, k1, d - k1, d - k1)}.run();
+    TrailingUpdate{handles.cublas(), half, part(k1, k0, d - k1, k1 - k0), part(k1, k1, d - k1, d - k1)}.run();
   }
 }
 

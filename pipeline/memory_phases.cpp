@@ -126,18 +126,18 @@ std::int64_t factor_work_bytes(const RunSizes& r, std::int64_t d, const Places& 
   return places.hessian_on_host ? std::max(work, panel_bytes(r, d)) + f32 * d : work;
 }
 
-// kernels/gptq_sweep.cu: w − q of the rows of a turn, the values of a panel, and a unit whose grids are found apart.
+// kernels/gptq_sweep.cu: the values of the rows of a turn, w − q of a panel, and a unit whose grids are found apart.
 std::int64_t sweep_workspace_bytes(const RunSizes& r, const LinearSizes& linear, std::int64_t rows) {
   if (r.backend == Backend::cpu) return 0;  // on the threads' own stacks and heaps
   constexpr std::int64_t panel_columns = 512;
-  constexpr std::int64_t error_floats = std::int64_t{1} << 27;
+  constexpr std::int64_t value_floats = std::int64_t{1} << 27;
   const std::int64_t d = linear.columns;
   const std::int64_t group = linear.group_columns;
   const bool given = linear.static_groups || group == d;
   const bool fused = !given && (group == 32 || group == 64 || group == 128);
   const std::int64_t unit = given ? 128 : std::min(d, grid_unit(group));
   const std::int64_t panel = std::min(d, unit > panel_columns ? unit : panel_columns / unit * unit);
-  const std::int64_t turn = std::min(rows, std::max<std::int64_t>(2048, error_floats / d / 128 * 128));
+  const std::int64_t turn = std::min(rows, std::max<std::int64_t>(2048, value_floats / d / 128 * 128));
   return f32 * turn * (d + panel + (given || fused ? 0 : unit));
 }
 

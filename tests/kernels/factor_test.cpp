@@ -45,9 +45,11 @@ std::vector<float> correlated_hessian(std::int64_t d, unsigned seed) {
 }
 
 // The same quickly for large d: S (D + U Uᵀ) S with D diagonal, 16 columns in U, and columns of unequal size by S. Its factor is dense.
-std::vector<float> low_rank_hessian(std::int64_t d, unsigned seed) {
+// mean: of the entries of U. Where it is large all variables are positively correlated, as activations with a common part are.
+std::vector<float> low_rank_hessian(std::int64_t d, unsigned seed, float mean = 0.0f) {
   constexpr std::int64_t rank = 16;
-  const auto u = random_normal(d * rank, seed, 0.5f);
+  auto u = random_normal(d * rank, seed, 0.5f);
+  for (float& value : u) value += mean;
   std::vector<float> h(static_cast<std::size_t>(d * d));
 #pragma omp parallel for schedule(static)
   for (std::int64_t i = 0; i < d; ++i)
@@ -218,30 +220,31 @@ TEST_P(FactorTest, BitsDoNotDependOnTheNumberOfThreads) {
   EXPECT_EQ(one.pivot, five.pivot);
 }
 
-// Sizes past every tile, ragged and not: as exact as LAPACK in float32, whose errors grow alike. The CPU's answer is float64's.
+// Sizes past every tile, ragged and not, in float32 and on tensor cores: as exact as LAPACK in float32, whose errors grow alike. The CPU's
+// answer is float64's.
 TEST_P(FactorTest, LargeMatricesAreAsExactAsSinglePrecision) {
   const std::vector<std::int64_t> sizes =
-      stream.on_cuda() ? std::vector<std::int64_t>{1024, 1500, 2500, 4099} : std::vector<std::int64_t>{1500};
-  for (const std::int64_t d : sizes) {
-    const auto h = low_rank_hessian(d, 9);
-    const Result result = run(h, identity(d), 0.0);
-    const Result single = single_precision_factor(h, d);
-    ASSERT_TRUE(result.success && single.success) << d;
-    EXPECT_LE(residual(h, result), 4.0 * residual(h, single)) << d;
+      stream.on_cuda() ? std::vector<std::int64_t>{576, 1024, 1500, 4096, 4099, 6000} : std::vector<std::int64_t>{1500};
+  for (const std::int64_t d : sizes)
+    for (const float mean : {0.0f, 0.5f}) {
+      const std::string what = std::to_string(d) + ", mean " + std::to_string(mean);
+      const auto h = low_rank_hessian(d, 9, mean);
+      const Result result = run(h, identity(d), 0.0);
+      const Result single = single_precision_factor(h, d);
+      ASSERT_TRUE(result.success && single.success) << what;
+      EXPECT_LE(residual(h, result), 1.5 * residual(h, single)) << what;
 
-    Stream cpu(Backend::cpu, 0);
-    Array<float> n(d, d, cpu);
-    Array<float> pivot(1, d, cpu);
-    auto perm = identity(d);
-    ASSERT_TRUE(factor(Matrix<const float>(h.data(), d, d), Matrix<const std::int32_t>(perm.data(), 1, d), 0.0, n, pivot, cpu));
-    const std::vector<float> exact(n.view.data, n.view.data + d * d);
-    const double error = relative_error(result.n, exact);
-    RecordProperty("relative_error_" + std::to_string(d), std::to_string(error));
-    EXPECT_LE(error, 4.0 * relative_error(single.n, exact)) << d;
-    EXPECT_LE(relative_error(result.pivot, {pivot.view.data, pivot.view.data + d}),
-              4.0 * relative_error(single.pivot, {pivot.view.data, pivot.view.data + d}))
-        << d;
-  }
+      Stream cpu(Backend::cpu, 0);
+      Array<float> n(d, d, cpu);
+      Array<float> pivot(1, d, cpu);
+      auto perm = identity(d);
+      ASSERT_TRUE(factor(Matrix<const float>(h.data(), d, d), Matrix<const std::int32_t>(perm.data(), 1, d), 0.0, n, pivot, cpu));
+      const std::vector<float> exact(n.view.data, n.view.data + d * d);
+      EXPECT_LE(relative_error(result.n, exact), 2.0 * relative_error(single.n, exact)) << what;
+      EXPECT_LE(relative_error(result.pivot, {pivot.view.data, pivot.view.data + d}),
+                2.0 * relative_error(single.pivot, {pivot.view.data, pivot.view.data + d}))
+          << what;
+    }
 }
 
 // An entry (k, k) smaller by more than the pivot's square makes pivot k the first that fails; k counts from the end, where elimination
@@ -309,7 +312,7 @@ TEST_P(FactorTest, ExtremeScalesKeepTheFactor) {
 }
 
 TEST_P(FactorTest, WorkspaceIsBounded) {
-  for (const std::int64_t d : {1, 128, 129, 513, 1024, 1025, 2500}) {
+  for (const std::int64_t d : {1, 129, 513, 2500, 4096, 4097}) {
     const auto h = low_rank_hessian(d, 13);
     Stream fresh(GetParam(), 0);
     const Array<float> h_device(d, d, fresh);

@@ -234,6 +234,38 @@ TEST_P(GptqSweepTest, ARowDoesNotDependOnTheOthers) {
   }
 }
 
+// At the boundaries between codes and one step of float32 beside them the codes are those of the correctly rounded quotient, ties to even,
+// for scales over the whole range of float16.
+TEST_P(GptqSweepTest, BoundariesBetweenCodesAreExact) {
+  constexpr std::int64_t d = 51;  // 17 boundaries, each with its two neighbours
+  std::vector<float> n(static_cast<std::size_t>(d * d));
+  for (std::int64_t i = 0; i < d; ++i) n[i * d + i] = 1.0f;  // no coupling
+  Codes grids;
+  std::vector<float> w;
+  std::vector<std::uint8_t> expected;
+  for (std::uint32_t bits = 0x0001; bits < 0x7000; bits += 7) {  // to 2^13
+    f16 half;
+    half.bits = static_cast<std::uint16_t>(bits);
+    const float scale = to_float(half);
+    const int zero = static_cast<int>(bits % 16);
+    grids.scale.push_back(scale);
+    grids.zero.push_back(static_cast<std::uint8_t>(zero));
+    for (int boundary = 0; boundary < 17; ++boundary) {
+      const float at = (static_cast<float>(boundary - zero) - 0.5f) * scale;  // exact
+      for (const float x : {std::nextafterf(at, -INFINITY), at, std::nextafterf(at, INFINITY)}) {
+        w.push_back(x);
+        const float code = std::nearbyintf(x / scale) + static_cast<float>(zero);
+        expected.push_back(static_cast<std::uint8_t>(std::clamp(code, 0.0f, 15.0f)));
+      }
+    }
+  }
+  const auto rows = static_cast<std::int64_t>(grids.scale.size());
+  const std::vector<std::int32_t> group_of(static_cast<std::size_t>(d), 0);
+  const Codes found =
+      sweep(w, rows, d, n, std::vector<float>(static_cast<std::size_t>(d), 1.0f), {{4, false, 0.0f}, d, true}, {rows}, group_of, grids);
+  EXPECT_EQ(found.code, expected);
+}
+
 // On CUDA more rows choose higher tiles of the multiplication; the bits must stay.
 TEST_P(GptqSweepTest, ManyRowsEqualFewRows) {
   if (!stream.on_cuda()) GTEST_SKIP() << "the CPU has one tile";
