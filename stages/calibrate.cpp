@@ -87,9 +87,15 @@ void finish_on_host(Matrix<const std::int64_t> sum, const FixedPoint& units, std
 }  // namespace
 
 Hessian calibrate(const Activations& activations, const std::string& what, const Places& places, Comm& comm, Stream& stream) {
+  return calibrate(activations, what, 0, places, comm, stream);
+}
+
+Hessian calibrate(const Activations& activations, const std::string& what, std::int64_t sampled, const Places& places, Comm& comm,
+                  Stream& stream) {
   const FixedPoint units = choose_units(activations, what, comm, stream);
   const std::int64_t d = units.exponent.view.cols;
-  const std::int64_t tokens = activations.blocking.tokens();
+  const std::int64_t tokens = sampled_tokens(activations.blocking, sampled);
+  const std::vector<std::size_t> blocks = sampled_blocks(activations, sampled);
   const std::int64_t width = places.hessian_panel_columns > 0 ? std::min(places.hessian_panel_columns, d) : d;
   Hessian result;
   result.diagonal.resize(static_cast<std::size_t>(d));
@@ -100,7 +106,7 @@ Hessian calibrate(const Activations& activations, const std::string& what, const
       const Matrix<std::int64_t> sum(static_cast<std::int64_t*>(memory.data()), d - begin, std::min(width, d - begin));
       fill_zero(sum.data, static_cast<std::size_t>(sum.size()) * sizeof(std::int64_t), stream);
       const auto add = [&](std::size_t, ConstTensor x) { accumulate_hessian(x, units.exponent, units.log2_tokens, begin, sum, stream); };
-      visit_inputs(activations, add, stream);
+      visit_inputs(activations, blocks, add, stream);
       comm.all_reduce_sum(sum, stream);
       if (places.hessian_on_host)
         finish_on_host(sum, units, tokens, begin, result, stream);
