@@ -16,6 +16,7 @@ namespace fs = std::filesystem;
 
 TEST(LoadKernels, RunsALayerOfEachFamily) {
   const bool cuda = cuda_device_count() > 0;
+  int families = 0;
   for (const auto& entry : fs::directory_iterator(fs::path(QPIPE_TESTS) / "golden" / "models")) {
     const fs::path config = entry.path() / "config.json";
     if (!fs::exists(config)) continue;
@@ -24,7 +25,9 @@ TEST(LoadKernels, RunsALayerOfEachFamily) {
     const Blocking blocking = cut_samples(5, 48, 100);
     EXPECT_NO_THROW(load_kernels(architecture, blocking, cuda ? Backend::cuda : Backend::cpu, 0)) << config;
     EXPECT_GT(load_kernels_bytes(architecture, blocking), 0);
+    ++families;
   }
+  EXPECT_GT(families, 8);
 }
 
 }  // namespace
