@@ -63,7 +63,7 @@ void store(float value, bf16& out) { out = to_bf16(value); }
 
 template <class From, class To>
 void convert_elements(Matrix<const From> from, Matrix<To> to) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (from.rows > 1)
   for (std::int64_t r = 0; r < from.rows; ++r) {
     const From* source = from.row(r);
     To* target = to.row(r);

@@ -33,31 +33,11 @@ __global__ void __launch_bounds__(threads) squared_difference_kernel(const A* a,
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-__global__ void __launch_bounds__(threads) dot_kernel(Matrix<const float> a, Matrix<const float> b, double* partial) {
-  double sum = 0.0;
-  for (std::int64_t r = blockIdx.x; r < a.rows; r += gridDim.x) {
-    float row_sum = 0.0f;
-    for (std::int64_t c = threadIdx.x; c < a.cols; c += threads)
-      row_sum = fmaf(a.data[r * a.stride + c], b.data[r * b.stride + c], row_sum);
-    sum += static_cast<double>(row_sum);
-  }
-  const double total = reduce_block<threads>(sum);
-  if (threadIdx.x == 0) partial[blockIdx.x] = total;
-}
-
 __global__ void __launch_bounds__(threads) add_partials(const double* partial, int count, double* total) {
   double sum = 0.0;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) sum += partial[i];
   const double all = reduce_block<threads>(sum);
   if (threadIdx.x == 0) *total += all;
-}
-
-template <class A, class B>
-__global__ void subtract_kernel(const A* a, std::int64_t a_stride, const B* b, std::int64_t b_stride, Matrix<float> delta) {
-  const std::int64_t c = first_column(1);
-  if (c >= delta.cols) return;
-  for (std::int64_t r = blockIdx.y; r < delta.rows; r += gridDim.y)
-    delta.data[r * delta.stride + c] = __fsub_rn(widen(a[r * a_stride + c]), widen(b[r * b_stride + c]));
 }
 
 int block_count(std::int64_t rows) { return static_cast<int>(std::min<std::int64_t>(rows, most_blocks)); }
@@ -78,28 +58,6 @@ void add_squared_difference(ConstTensor a, ConstTensor b, Matrix<double> total, 
       });
     });
   });
-  add_partials<<<1, threads, 0, queue>>>(partial.view.data, blocks, total.data);
-  check_launch();
-}
-
-void add_gram_loss(ConstTensor a, ConstTensor b, Matrix<const float> h, Matrix<float> scratch, Matrix<double> total, Stream& stream) {
-  const Matrix<float> delta = scratch.row_range(0, a.rows);
-  const Matrix<float> product = scratch.row_range(a.rows, a.rows);
-  const cudaStream_t queue = stream.cuda().stream;
-  with_elements(a, [&](const auto* x) {
-    with_elements(b, [&](const auto* y) {
-      subtract_kernel<<<row_grid(a.rows, a.cols, 1), row_threads, 0, queue>>>(x, a.stride, y, b.stride, delta);
-    });
-  });
-  // Row-major product = delta · h is column-major productᵀ = hᵀ deltaᵀ, and h is symmetric.
-  const float one = 1.0f;
-  const float none = 0.0f;
-  check(cublasGemmEx_64(stream.cuda().cublas(), CUBLAS_OP_N, CUBLAS_OP_N, h.cols, delta.rows, h.rows, &one, h.data, CUDA_R_32F, h.stride,
-                        delta.data, CUDA_R_32F, delta.stride, &none, product.data, CUDA_R_32F, product.stride, CUBLAS_COMPUTE_32F_FAST_TF32,
-                        CUBLAS_GEMM_DEFAULT));
-  const int blocks = block_count(a.rows);
-  const Array<double> partial(1, blocks, stream);
-  dot_kernel<<<blocks, threads, 0, queue>>>(delta, product, partial.view.data);
   add_partials<<<1, threads, 0, queue>>>(partial.view.data, blocks, total.data);
   check_launch();
 }

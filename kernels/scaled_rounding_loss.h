@@ -1,6 +1,7 @@
 // What AWQ's candidates cost in the outputs that H = Σ x xᵀ saw: all candidates of one weight at once.
 #pragma once
 
+#include "kernels/gram_loss.h"
 #include "kernels/quantize_groups.h"
 
 namespace qpipe {
@@ -9,11 +10,10 @@ inline constexpr std::int64_t candidates_at_once = 20;
 
 // loss[b, c] = Σ_r δ_r H δ_rᵀ, δ = Q_c(w) − w, over the rows r of block b (runs of row_block rows, the last may be short), where Q_c(w) is
 // scaled_rounding (kernels/scaled_rounding.h) with row c of s.
-// w [rows, d] of f32, f16 or bf16; s [n, d] positive and finite; h [d, d] symmetric, diagonal ≥ 0, |h_ij|² ≤ h_ii h_jj; group_size divides
-// d; loss [⌈rows / row_block⌉, n] on the device. A block's losses do not depend on the other blocks. CPU: float32. CUDA: each factor of the
-// products is rounded to the 11 bits of float16 (relative error about 2^-11 of the loss), float32 accumulation; of h only one triangle is
-// read. Takes 2 d² + row_block · candidates_at_once · (4 d + 12) + 4 d bytes while it works.
-void scaled_rounding_losses(ConstTensor w, Matrix<const float> s, std::int64_t group_size, const GridOptions& grid, Matrix<const float> h,
+// w [rows, d] of f32, f16 or bf16; s [n, d] positive and finite; h: of [d, d], with the precision that kernels/gram_loss.h states;
+// group_size divides d; loss [⌈rows / row_block⌉, n] on the device. A block's losses do not depend on the other blocks. CUDA takes
+// row_block · candidates_at_once · (4 d + 8) bytes while it works.
+void scaled_rounding_losses(ConstTensor w, Matrix<const float> s, std::int64_t group_size, const GridOptions& grid, const GramMatrix& h,
                             std::int64_t row_block, Matrix<double> loss, Stream& stream);
 
 namespace cuda {

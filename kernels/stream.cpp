@@ -97,7 +97,7 @@ class HostMemory {
  private:
   void release(void* data) const {
     if constexpr (has_cuda)
-      if (page_locked_) cuda::page_unlock(data);
+      if (page_locked_) cuda::page_unlock(data, device_);
     std::free(data);
   }
 

@@ -113,7 +113,10 @@ void page_lock(void* data, std::size_t bytes, int device) {
   throw std::runtime_error("cannot page-lock " + std::to_string(bytes >> 20) + " MiB of host memory: " + cudaGetErrorString(status));
 }
 
-void page_unlock(void* data) noexcept { cudaHostUnregister(data); }
+void page_unlock(void* data, int device) noexcept {
+  cudaSetDevice(device);
+  cudaHostUnregister(data);
+}
 
 void release(void* data, Stream& stream) noexcept { cudaFreeAsync(data, stream.cuda().stream); }
 

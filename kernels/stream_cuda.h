@@ -14,7 +14,7 @@ void synchronize(Stream& stream);
 void* allocate(std::size_t bytes, Stream& stream);
 // Host memory that is there already, from any thread.
 void page_lock(void* data, std::size_t bytes, int device);
-void page_unlock(void* data) noexcept;
+void page_unlock(void* data, int device) noexcept;
 void release(void* data, Stream& stream) noexcept;
 // wait: return only when the copy is done (for host memory that the caller may reuse).
 void copy(void* to, const void* from, std::size_t bytes, bool wait, Stream& stream);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "kernels/activation.h"
 #include "pipeline/error.h"
@@ -13,6 +14,7 @@ namespace {
 
 constexpr std::size_t alignment = 256;
 constexpr std::size_t tensor_piece_bytes = std::size_t{32} << 20;  // of a tensor on its way from the file to the device
+constexpr std::size_t tensor_part_bytes = std::size_t{8} << 20;    // of a piece, each read by a thread
 constexpr std::size_t piece_bytes = std::size_t{128} << 20;        // of a layer on its way to the others' host memory
 
 // A fault of the rank that reads becomes the same fault on every rank, before any of them waits for the data.
@@ -142,6 +144,8 @@ Layer LayerSource::load_layer(std::int64_t index, bool by_step) {
   else
     blob = receive_on_device(index, plan);
   for (int turn = 1; turn <= comm_.size(); ++turn) prefetch(index + turn * stride_);
+  if (ahead_.empty() && !spare_.empty())  // nothing more to read: giving back page-locked memory takes a while, too
+    given_back_ = std::async(std::launch::async, [unused = std::exchange(spare_, {})]() mutable { unused.clear(); });
 
   // Where each tensor is: linears' weights on the host by step, all else on the device.
   std::map<std::string, Tensor> stored;
@@ -234,7 +238,13 @@ TensorArray LayerSource::load_tensor(const std::string& name) {
       const HostBuffer piece(std::min(static_cast<std::size_t>(info.bytes()), tensor_piece_bytes), stream_);
       for (std::size_t begin = 0; begin < array.memory.bytes(); begin += piece.bytes()) {
         const std::size_t bytes = std::min(piece.bytes(), array.memory.bytes() - begin);
-        checkpoint_.read(name, static_cast<std::int64_t>(begin), static_cast<std::int64_t>(bytes), piece.data());
+        std::vector<std::future<void>> reads;
+        for (std::size_t part = 0; part < bytes; part += tensor_part_bytes)
+          reads.push_back(std::async(std::launch::async, [&, part] {
+            checkpoint_.read(name, static_cast<std::int64_t>(begin + part),
+                             static_cast<std::int64_t>(std::min(tensor_part_bytes, bytes - part)), piece.data() + part);
+          }));
+        for (std::future<void>& done : reads) done.get();
         copy_to_device(static_cast<unsigned char*>(array.view.data) + begin, piece.data(), bytes, stream_);
       }
     } catch (const std::exception& error) {

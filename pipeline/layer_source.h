@@ -64,6 +64,7 @@ class LayerSource {
   std::map<std::int64_t, std::future<HostBuffer>> ahead_;
   HostBuffer host_;                // the layer whose weights wait
   std::vector<HostBuffer> spare_;  // to read into: page-locking memory anew takes as long as reading it
+  std::future<void> given_back_;
 };
 
 // "model.layers.3." for layer 3.

@@ -6,6 +6,7 @@
 #include "kernels/factor.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/hessian.h"
+#include "kernels/scaled_rounding_loss.h"
 #include "launch/share.h"
 #include "stages/calibrate.h"
 
@@ -199,19 +200,20 @@ std::int64_t largest_packed(const StepSizes& step) {
 
 bool searches_by_hessian(const RunSizes& r, const StepSizes& step) { return !r.exact_search || *step.search == Inspected::linears; }
 
-// kernels/scaled_rounding_loss: rows and their products; on CUDA of some candidates at once in float16, with half of H.
-std::int64_t gram_bytes(const RunSizes& r, std::int64_t d) {
-  constexpr std::int64_t row_block = 512;
-  constexpr std::int64_t candidates_at_once = 8;
-  constexpr std::int64_t f16 = 2;
-  if (r.backend == Backend::cpu) return 3 * f32 * row_block * d;
-  return f16 * d * d + 2 * f16 * row_block * std::min(r.grid, candidates_at_once) * d;
+// Rows of stages/rescale.cpp and stages/fold.cpp that are compared at once.
+constexpr std::int64_t gram_rows = 512;
+
+// kernels/gram_loss: on CUDA half of H, and differences and products of some weights' rows in bfloat16; on the CPU those of one in float32.
+std::int64_t gram_bytes(const RunSizes& r, std::int64_t d, std::int64_t weights) {
+  constexpr std::int64_t bf16 = 2;
+  return r.backend == Backend::cpu ? 2 * f32 * gram_rows * d : bf16 * d * d + 2 * bf16 * gram_rows * weights * d;
 }
 
 // stages/rescale.cpp, beside the step's Hessian.
 std::int64_t search_bytes(const RunSizes& r, const StepSizes& step) {
   const std::int64_t candidates = f32 * r.grid * step.columns;
-  if (searches_by_hessian(r, step)) return candidates + gram_bytes(r, step.columns);
+  const std::int64_t rounded = r.backend == Backend::cpu ? f32 * gram_rows * step.columns : 0;
+  if (searches_by_hessian(r, step)) return candidates + rounded + gram_bytes(r, step.columns, std::min(r.grid, candidates_at_once));
   const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
   std::int64_t trial = 0;
   for (const LinearSizes& linear : step.linears) trial += linear.quantized ? linear.elements() * r.compute_element : 0;
@@ -238,9 +240,8 @@ std::vector<const StepSizes*> searched_steps(const RunSizes& r, const LayerSizes
 }
 
 // output_error of stages/fold.cpp; unscaled weights take less.
-std::int64_t error_bytes(const StepSizes& step) {
-  constexpr std::int64_t row_block = 512;
-  return 4 * f32 * row_block * step.columns;
+std::int64_t error_bytes(const RunSizes& r, const StepSizes& step) {
+  return 2 * f32 * gram_rows * step.columns + gram_bytes(r, step.columns, 1);
 }
 
 // ---- Phases.
@@ -310,7 +311,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
     add(step, "codes", {}, {&step}, {kept, factors, on_device("rows in work and codes", sweep_bytes(r, step, rank.teams.ranks_of_team))});
     const Use codes = on_device("codes", solved_bytes(step));
     add(step, "packing", {}, {&step}, {kept, codes, on_device("packed tensors", largest_packed(step))});
-    if (r.awq) add(step, "errors", {}, {&step}, {kept, codes, on_device("errors", error_bytes(step))});
+    if (r.awq) add(step, "errors", {}, {&step}, {kept, codes, on_device("errors", error_bytes(r, step))});
     if (r.at_once) held = {held.full - own.full, held.host - own.host};
   }
 }

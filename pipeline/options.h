@@ -54,7 +54,8 @@ struct Options {
 
   struct Awq {
     std::string search = "exact";        // exact | gram
-    std::int64_t search_tokens = 32768;  // of the exact search; 0: all
+    std::int64_t search_tokens = 32768;  // 0: all
+    std::int64_t search_rows = 1024;     // of each linear, in the Gram search; 0: all
     std::int64_t grid = 20;
     bool duo_scaling = true;
     bool clip = true;

@@ -58,8 +58,11 @@ void visit_options(Tree& options, Visit&& visit) {
   auto& awq = options.awq;
   visit("awq.search", awq.search, OneOf{{"exact", "gram"}}, "",
         "how scales are compared: by the outputs of attention and MLP, or by those of the linears alone (faster)");
-  visit("awq.search_tokens", awq.search_tokens, AtLeast{0}, "tokens",
-        "search = exact: outputs are compared on this many calibration tokens, evenly spaced; 0: on all");
+  visit(
+      "awq.search_tokens", awq.search_tokens, AtLeast{0}, "tokens",
+      "evenly spaced, that outputs (search = exact) are compared on, or Gram matrices (gram with rounding = rtn) are summed over; 0: all");
+  visit("awq.search_rows", awq.search_rows, AtLeast{0}, "rows",
+        "search = gram: scales are compared by this many outputs of each linear, evenly spaced; 0: by all");
   visit("awq.grid", awq.grid, AtLeast{1}, "ratios", "how many scales are tried for each group of linears");
   visit("awq.duo_scaling", awq.duo_scaling, AnyValue{}, "", "scales follow the weights' relative magnitude, too");
   visit("awq.clip", awq.clip, AnyValue{}, "", "search how far each group of weights is cut off before rounding");

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <future>
 #include <optional>
 #include <utility>
 
@@ -32,6 +33,7 @@
 #include "pipeline/store.h"
 #include "pipeline/tokens_on_ranks.h"
 #include "stages/activations.h"
+#include "stages/load_kernels.h"
 
 namespace qpipe {
 
@@ -257,6 +259,16 @@ Tokens load_evaluation(const Options& options, const Architecture& architecture,
   return load_tokens_on_all_ranks(request, comm);
 }
 
+// In the background: what the first layer would wait for otherwise. The packed tensors of a layer leave through page-locked memory.
+std::future<void> get_ready(const Architecture& architecture, const QuantizePlan& plan, const Blocking& blocking, const Stream& stream) {
+  return std::async(std::launch::async, [&, blocking] {
+    load_kernels(architecture, blocking, stream.backend(), stream.device());
+    std::vector<HostBuffer> packed;
+    for (const TensorInfo& info : plan.tensors)
+      if (info.name.starts_with(layer_prefix(architecture, 0))) packed.emplace_back(static_cast<std::size_t>(info.bytes()), stream);
+  });
+}
+
 }  // namespace
 
 RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before, const std::optional<Places>& places) {
@@ -300,10 +312,12 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
         "faster");
   for (const std::string& note : plan.notes) progress.say("note: " + note);
   if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
+  std::int64_t room = 0;  // on the device, beyond what is planned
   const auto choose_places = [&] {
     const MemoryPlan memory = plan_memory_of_ranks(options.memory, sizes, teams, placement, comm);
     progress.say(fmt::format("memory of a rank: {} {}, {} host; {}", size_text(memory.device_peak().total().device),
                              stream.on_cuda() ? "GPU" : "device", size_text(memory.host_peak().total().host), describe(memory.places)));
+    room = budget_of(options.memory, placement).device - memory.device_peak().total().device;
     return memory.places;
   };
   plan.places = places ? *places : choose_places();
@@ -312,6 +326,10 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
         static_cast<std::size_t>(std::max<std::int64_t>(0, budget_of(options.memory, placement).device - library_device_bytes)));
   if (dry_run) return report;
 
+  // Several ranks load kernels when none waits for a message on the device (pipeline/hidden_stream).
+  std::future<void> ready;
+  if (stream.on_cuda() && plan.calibrated && comm.size() == 1 && load_kernels_bytes(architecture, sizes.blocking()) <= room)
+    ready = get_ready(architecture, plan, sizes.blocking(), stream);
   const Tokens calibration = plan.calibrated ? load_calibration(options, architecture, comm) : Tokens{};
   const Tokens evaluation = options.evaluate.data.empty() ? Tokens{} : load_evaluation(options, architecture, comm);
   if (!places && evaluation.samples > sizes.evaluate_samples) {  // as many as the file has
@@ -382,6 +400,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       const Comm::Traffic after = team.traffic();
       report.communication = {after.bytes - before.bytes, after.seconds - before.seconds, ring ? ring->bytes() : 0};
     }
+    if (ready.valid()) ready.get();
     {
       Timed timed(report.seconds.write, comm, stream);
       spdlog::debug("all layers are done");

@@ -113,7 +113,10 @@ void start(Loop& loop, const Layer& layer, Activations& activations) {
 
 Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step, const Activations& activations) {
   Timed timed(loop.report.seconds.hessian, loop.comm, loop.stream);
-  return as_user_error([&] { return calibrate(activations, describe(layer, step), loop.plan.places, loop.comm, loop.stream); });
+  // Where H only measures errors, a sample of the tokens tells as much.
+  const Options::Awq& awq = loop.options.awq;
+  const std::int64_t tokens = loop.plan.awq && awq.search == "gram" && awq.rounding == "rtn" ? awq.search_tokens : 0;
+  return as_user_error([&] { return calibrate(activations, describe(layer, step), tokens, loop.plan.places, loop.comm, loop.stream); });
 }
 
 // Each linear is solved on the input that the quantized linears before it give.
@@ -179,7 +182,8 @@ ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, co
                        Hessian& hessian) {
   Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
   const Options::Awq& o = loop.options.awq;
-  const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling, o.search_tokens};
+  const bool exact = o.search == "exact";
+  const ScaleSearch search{exact ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling, o.search_tokens, exact ? 0 : o.search_rows};
   const bool by_hessian = needs_hessian(search, pair);
   if (by_hessian) bring_to_device(hessian, loop.stream);
   const WeightsOnDevice weights(layer, by_hessian ? pair.linears : inspected_linears(loop.architecture, pair), loop.stream);
@@ -223,10 +227,12 @@ void solve_scaled_step(Loop& loop, Layer& layer, const Step& step, const std::ve
   {
     Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
     solved = as_user_error([&] { return solve(&hessian, pointers(layer, indices), settings, clipped_rows, loop.comm, loop.stream); });
+    for (std::size_t i = 0; i < solved.size(); ++i)
+      solved[i].mean_squared_error =
+          output_error(layer.linears[indices[i]], factors[indices[i]], solved[i], hessian, loop.comm, loop.stream);
   }
   for (std::size_t i = 0; i < solved.size(); ++i) {
     const Linear& linear = layer.linears[indices[i]];
-    solved[i].mean_squared_error = output_error(linear, factors[indices[i]], solved[i], hessian, loop.comm, loop.stream);
     store_solved(loop, linear.name, solved[i]);
     if (!loop.plan.quantized_propagation) continue;
     unscaled_weight_into(solved[i], factors[indices[i]], linear.weight, loop.stream);

@@ -19,6 +19,26 @@ std::vector<std::int64_t> block_rows(const Blocking& blocking, const RowRange& o
   return rows;
 }
 
+bool is_sampled(const Blocking& blocking, std::int64_t block, std::int64_t tokens) {
+  const std::int64_t blocks = blocking.blocks();
+  const std::int64_t wanted =
+      tokens == 0 ? blocks : std::clamp<std::int64_t>(tokens / (blocking.block_samples * blocking.seqlen), 1, blocks);
+  return (block + 1) * wanted / blocks > block * wanted / blocks;
+}
+
+std::int64_t sampled_tokens(const Blocking& blocking, std::int64_t tokens) {
+  std::int64_t samples = 0;
+  for (std::int64_t b = 0; b < blocking.blocks(); ++b) samples += is_sampled(blocking, b, tokens) ? blocking.block_size(b) : 0;
+  return samples * blocking.seqlen;
+}
+
+std::vector<std::size_t> sampled_blocks(const Activations& activations, std::int64_t tokens) {
+  std::vector<std::size_t> locals;
+  for (std::size_t b = 0; b < activations.blocks(); ++b)
+    if (is_sampled(activations.blocking, activations.block(b), tokens)) locals.push_back(b);
+  return locals;
+}
+
 Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank, int ranks, const Places& places,
                              Stream& stream) {
   Activations result;

@@ -46,6 +46,11 @@ std::vector<std::int64_t> block_rows(const Blocking& blocking, const RowRange& o
 Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank, int ranks, const Places& places,
                              Stream& stream);
 
+// Whether block b is one of the evenly spaced blocks that hold about `tokens` tokens, at least one; all blocks for 0.
+bool is_sampled(const Blocking& blocking, std::int64_t block, std::int64_t tokens);
+std::int64_t sampled_tokens(const Blocking& blocking, std::int64_t tokens);                    // that those blocks have
+std::vector<std::size_t> sampled_blocks(const Activations& activations, std::int64_t tokens);  // those of them that are owned
+
 // Runs work(local, block) on the device for each of the owned blocks, in order. What is not used has no memory (Access). work may change
 // block.input's width; the caller then sets activations.input_width.
 using BlockWork = std::function<void(std::size_t local, Block& block)>;

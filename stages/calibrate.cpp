@@ -107,9 +107,15 @@ std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns) {
 }
 
 Hessian calibrate(const Activations& activations, const std::string& what, const Places& places, Comm& comm, Stream& stream) {
+  return calibrate(activations, what, 0, places, comm, stream);
+}
+
+Hessian calibrate(const Activations& activations, const std::string& what, std::int64_t sampled, const Places& places, Comm& comm,
+                  Stream& stream) {
   const FixedPoint units = choose_units(activations, what, comm, stream);
   const std::int64_t d = units.exponent.view.cols;
-  const std::int64_t tokens = activations.blocking.tokens();
+  const std::int64_t tokens = sampled_tokens(activations.blocking, sampled);
+  const std::vector<std::size_t> blocks = sampled_blocks(activations, sampled);
   const std::int64_t width = places.hessian_panel_columns > 0 ? std::min(places.hessian_panel_columns, d) : d;
   Hessian result;
   result.diagonal.resize(static_cast<std::size_t>(d));
@@ -123,7 +129,7 @@ Hessian calibrate(const Activations& activations, const std::string& what, const
       const auto add = [&](std::size_t, ConstTensor x) {
         for (const SumPanel& panel : panels) accumulate_hessian(x, units.exponent, units.log2_tokens, panel.begin, panel.sum, stream);
       };
-      visit_inputs(activations, add, stream);
+      visit_inputs(activations, blocks, add, stream);
       comm.all_reduce_sum(all, stream);
       for (const SumPanel& panel : panels)
         if (places.hessian_on_host)

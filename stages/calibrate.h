@@ -1,4 +1,4 @@
-// The Hessian of one step: H = (1/T) Σ x xᵀ over the tokens of all ranks, bit-identical for any number of ranks.
+// The Hessian of one step: H = (1/T) Σ x xᵀ over the tokens of all ranks, or over some of them, bit-identical for any number of ranks.
 #pragma once
 
 #include <string>
@@ -31,6 +31,9 @@ std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns);
 // `what` names the step in messages ("layer 3, input of self_attn.o_proj"). places: of the Hessian and its sum. Collective. Throws
 // std::domain_error naming it, the column and the first sample when an activation is NaN or infinite (every rank throws the same).
 Hessian calibrate(const Activations& activations, const std::string& what, const Places& places, Comm& comm, Stream& stream);
+// The same of the evenly spaced blocks that hold about `tokens` tokens (is_sampled); activations of all tokens are checked.
+Hessian calibrate(const Activations& activations, const std::string& what, std::int64_t tokens, const Places& places, Comm& comm,
+                  Stream& stream);
 
 // h_ij = H[perm[i], perm[j]] for a Hessian that waits on the host.   perm [1, d] on the device, or empty: as it is; h [d, d].
 void place_hessian(const Hessian& hessian, Matrix<const std::int32_t> perm, Matrix<float> h, Stream& stream);

@@ -4,7 +4,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/diagonal.h"
-#include "kernels/difference.h"
+#include "kernels/gram_loss.h"
 #include "kernels/quantize_groups.h"
 #include "kernels/scaling.h"
 #include "launch/share.h"
@@ -130,10 +130,9 @@ double output_error(const Linear& linear, const LinearFactors& factors, const Qu
   const Array<std::int32_t> group_of = upload(quantized.group_of, stream);
   const Array<float> exact(row_block, d, stream);
   const Array<float> rounded(row_block, d, stream);
-  const Array<float> scratch(2 * row_block, d, stream);
+  const GramMatrix gram = gram_matrix(hessian.matrix, stream);
   const std::int64_t blocks = (mine.count + row_block - 1) / row_block;
   const Array<double> total(1, blocks, stream);
-  fill_zero(total.view.data, total.memory.bytes(), stream);
   for (std::int64_t block = 0; block < blocks; ++block) {
     const std::int64_t begin = mine.begin + block * row_block;
     const std::int64_t count = std::min(row_block, mine.begin + mine.count - begin);
@@ -142,7 +141,7 @@ double output_error(const Linear& linear, const LinearFactors& factors, const Qu
     scale_weight(linear.stored.row_range(begin, count), column, row.empty() ? row.view : row.view.col_range(begin, count), w, stream);
     dequantize(quantized.code.view.row_range(begin, count), quantized.scale.view.row_range(begin, count),
                quantized.zero.view.row_range(begin, count), group_of, q, stream);
-    add_gram_loss(w, q, hessian.matrix, scratch, total.view.col_range(block, 1), stream);
+    gram_loss(w, q, gram, total.view.col_range(block, 1), stream);
   }
   std::vector<double> host(static_cast<std::size_t>(blocks));
   copy_to_host(host.data(), total.view.data, host.size() * sizeof(double), stream);

@@ -7,6 +7,7 @@
 #include "kernels/activation.h"
 #include "kernels/column_statistics.h"
 #include "kernels/difference.h"
+#include "kernels/gram_loss.h"
 #include "kernels/linear.h"
 #include "kernels/scaled_rounding.h"
 #include "kernels/scaled_rounding_loss.h"
@@ -88,9 +89,6 @@ std::vector<double> output_losses(const Architecture& a, const DecoderTables& ta
   const Array<float> reference(tokens, a.hidden, stream);
   const Array<float> output(tokens, a.hidden, stream);
   const Array<double> total = zeros(activations.owned.count, candidates.view.rows, stream);
-  std::vector<std::size_t> searched;
-  for (std::size_t b = 0; b < activations.blocks(); ++b)
-    if (is_searched(blocking, activations.block(b), search_tokens)) searched.push_back(b);
   const auto try_candidates = [&](std::size_t b, ConstTensor x) {
     const Matrix<float> expected = reference.view.row_range(0, x.rows);
     const Matrix<float> got = output.view.row_range(0, x.rows);
@@ -109,44 +107,49 @@ std::vector<double> output_losses(const Architecture& a, const DecoderTables& ta
       add_squared_difference(expected, got, element(total, static_cast<std::int64_t>(b), c), stream);
     }
   };
-  visit_inputs(activations, searched, try_candidates, stream);
+  visit_inputs(activations, sampled_blocks(activations, search_tokens), try_candidates, stream);
   std::vector<double> losses = add_in_block_order(total, comm, stream);
-  std::int64_t samples = 0;
-  for (std::int64_t b = 0; b < blocking.blocks(); ++b) samples += is_searched(blocking, b, search_tokens) ? blocking.block_size(b) : 0;
-  for (double& loss : losses) loss /= static_cast<double>(samples * blocking.seqlen * a.hidden);
+  for (double& loss : losses) loss /= static_cast<double>(sampled_tokens(blocking, search_tokens) * a.hidden);
   return losses;
 }
 
-// Σ over the pair's linears of tr(ΔW H ΔWᵀ).
+// Every n-th row, at least `wanted` of them if there are so many; all for 0.
+ConstTensor sampled_rows(ConstTensor w, std::int64_t wanted) {
+  const std::int64_t step = wanted == 0 ? 1 : std::max<std::int64_t>(1, w.rows / wanted);
+  return {w.data, w.dtype, (w.rows + step - 1) / step, w.cols, w.stride * step};
+}
+
+// Σ over the pair's linears of tr(ΔW H ΔWᵀ), each from some of its rows.
 std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair, const std::vector<LinearSettings>& settings,
-                                const Hessian& hessian, const std::vector<std::vector<float>>& scales, Comm& comm, Stream& stream) {
+                                const Hessian& hessian, const std::vector<std::vector<float>>& scales, std::int64_t search_rows, Comm& comm,
+                                Stream& stream) {
   const Array<float> candidates = upload_rows(scales, stream);
   const std::int64_t d = candidates.view.cols;
+  std::vector<ConstTensor> sampled;
   std::vector<std::int64_t> rows;
-  for (std::size_t i = 0; i < pair.linears.size(); ++i) rows.push_back(settings[i].skip ? 0 : layer.linears[pair.linears[i]].stored.rows);
-  const auto shares = share_rows(rows, row_block, comm.size());
-  const auto mine = [&](std::size_t i) { return shares[i][static_cast<std::size_t>(comm.rank())]; };
-  std::int64_t blocks = 0;
-  for (std::size_t i = 0; i < rows.size(); ++i) blocks += (mine(i).count + row_block - 1) / row_block;
-  const Array<double> total(blocks, candidates.view.rows, stream);
-  std::int64_t block = 0;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const ConstTensor w = layer.linears[pair.linears[i]].stored.row_range(mine(i).begin, mine(i).count);
-    const Matrix<double> losses = total.view.row_range(block, (mine(i).count + row_block - 1) / row_block);
-    scaled_rounding_losses(w, candidates, settings[i].group_columns(d), grid_of(settings[i]), hessian.matrix, row_block, losses, stream);
-    block += losses.rows;
+  for (std::size_t i = 0; i < pair.linears.size(); ++i) {
+    sampled.push_back(sampled_rows(layer.linears[pair.linears[i]].stored, search_rows));
+    rows.push_back(settings[i].skip ? 0 : sampled.back().rows);
   }
-  return add_in_block_order(total, comm, stream);
+  const auto shares = share_rows(rows, row_block, comm.size());
+  const GramMatrix gram = gram_matrix(hessian.matrix, stream);
+  std::vector<Array<double>> blocks;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const RowRange mine = shares[i][static_cast<std::size_t>(comm.rank())];
+    blocks.emplace_back((mine.count + row_block - 1) / row_block, candidates.view.rows, stream);
+    scaled_rounding_losses(sampled[i].row_range(mine.begin, mine.count), candidates, settings[i].group_columns(d), grid_of(settings[i]),
+                           gram, row_block, blocks[i], stream);
+  }
+  std::vector<double> losses(scales.size(), 0.0);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const std::vector<double> of_sampled = add_in_block_order(blocks[i], comm, stream);
+    const double weight = static_cast<double>(layer.linears[pair.linears[i]].stored.rows) / static_cast<double>(sampled[i].rows);
+    for (std::size_t c = 0; c < losses.size(); ++c) losses[c] += weight * of_sampled[c];
+  }
+  return losses;
 }
 
 }  // namespace
-
-bool is_searched(const Blocking& blocking, std::int64_t block, std::int64_t tokens) {
-  const std::int64_t blocks = blocking.blocks();
-  const std::int64_t wanted =
-      tokens == 0 ? blocks : std::clamp<std::int64_t>(tokens / (blocking.block_samples * blocking.seqlen), 1, blocks);
-  return (block + 1) * wanted / blocks > block * wanted / blocks;
-}
 
 std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPair& pair, const std::vector<LinearSettings>& settings,
                                             Stream& stream) {
@@ -199,7 +202,7 @@ std::vector<double> scale_losses(const Architecture& a, const DecoderTables& tab
                                  const std::vector<std::vector<float>>& scales, const ScaleSearch& options, Comm& comm, Stream& stream) {
   if (!needs_hessian(options, pair))
     return output_losses(a, tables, layer, pair, settings, activations, scales, options.tokens, comm, stream);
-  return gram_losses(layer, pair, settings, hessian, scales, comm, stream);
+  return gram_losses(layer, pair, settings, hessian, scales, options.rows, comm, stream);
 }
 
 ScaledPair search_scale(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,

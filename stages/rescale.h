@@ -19,12 +19,12 @@ struct ScaleSearch {
   std::int64_t grid = 20;   // ratios i/grid, i = 0 … grid − 1
   bool duo_scaling = true;  // weigh with the weights' relative magnitude, too
   // exact: outputs are compared on blocks of about this many tokens, evenly spaced over the calibration set; 0: on all. SmolLM2's
-  // perplexity is the same with a half and with all of its 65,536 tokens. Everything else uses all tokens.
+  // perplexity is the same with a half and with all of its 65,536 tokens.
   std::int64_t tokens = 32768;
+  // Gram losses are those of about this many rows of each linear, evenly spaced, and at least of so many; 0: of all. Rows have independent
+  // errors, and all candidates are compared on the same ones.
+  std::int64_t rows = 1024;
 };
-
-// Whether block b of `blocking` is one of the evenly spaced blocks that hold `tokens` tokens, at least one; all blocks for 0.
-bool is_searched(const Blocking& blocking, std::int64_t block, std::int64_t tokens);
 
 // Whether the pair's loss is measured with the step's Hessian.
 bool needs_hessian(const ScaleSearch& search, const ScalingPair& pair);
@@ -34,7 +34,8 @@ struct ScaledPair {
   ScalingPair pair;
   std::vector<float> scale;  // [d], positive and finite
   double ratio = 0.0;
-  double loss = 0.0;  // exact: mean squared error of an output element; gram: Σ over outputs of their mean squared errors
+  double loss =
+      0.0;  // exact: mean squared error of an output element; gram: Σ over outputs of their mean squared errors, from the rows compared
 };
 
 // w̄ = mean over the rows of the pair's quantized linears of |w| / (max |w| of its group + 1e-6), [d].

@@ -15,6 +15,7 @@
 #include "kernels/clip_search.h"
 #include "kernels/column_statistics.h"
 #include "kernels/difference.h"
+#include "kernels/gram_loss.h"
 #include "kernels/hessian.h"
 #include "kernels/linear.h"
 #include "kernels/pack_rows.h"
@@ -88,20 +89,20 @@ void weight_parts(std::int64_t out, std::int64_t d, Stream& stream) {
          median_ms(stream, [&] { scaled_rounding(w, s, group, grid, narrow, stream); }));
   report("scaled_rounding to f32", out, d, 6 * n / bytes_per_ms,
          median_ms(stream, [&] { scaled_rounding(w, s, group, grid, wide.view, stream); }));
+  report("gram_matrix", d, d, 5 * product(d, d) / bytes_per_ms, median_ms(stream, [&] { gram_matrix(h, stream); }));
+  const GramMatrix gram = gram_matrix(h, stream);
   const Array<double> total(1, 1, stream);
-  fill_zero(total.view.data, sizeof(double), stream);
   for (const std::int64_t rows : {std::int64_t{512}, std::int64_t{4096}}) {
-    const Array<float> scratch(2 * rows, d, stream);
     // δ H δᵀ is half of a product by symmetry.
-    report("add_gram_loss", rows, d, product(rows, d) * static_cast<double>(d) / half_flop_per_ms,
-           median_ms(stream, [&] { add_gram_loss(w.view.row_range(0, rows), wide.view.row_range(0, rows), h, scratch, total, stream); }));
+    report("gram_loss", rows, d, product(rows, d) * static_cast<double>(d) / half_flop_per_ms,
+           median_ms(stream, [&] { gram_loss(w.view.row_range(0, rows), wide.view.row_range(0, rows), gram, total, stream); }));
   }
   {
     const Array<float> candidates(20, d, stream);
     for (std::int64_t c = 0; c < 20; ++c) copy_on_device(candidates.view.row(c), s.view.data, s.memory.bytes(), stream);
     const Array<double> losses((out + 511) / 512, 20, stream);
     report("scaled_rounding_losses, 20", out, d, 20 * n * static_cast<double>(d) / half_flop_per_ms,
-           median_ms(stream, [&] { scaled_rounding_losses(w, candidates, group, grid, h, 512, losses, stream); }));
+           median_ms(stream, [&] { scaled_rounding_losses(w, candidates, group, grid, gram, 512, losses, stream); }));
   }
   const Array<float> limit(out, d / group, stream);
   scale_weight(w, s, {}, wide, stream);

@@ -25,6 +25,7 @@ SETTINGS = {
     "v1-asym": ["quantize.symmetric=false", "quantize.group_size=32", "output.format=gptq"],
     "awq": ["quantize.method=awq", "quantize.group_size=32"],
     "awq-gram-quantized": ["quantize.method=awq", "quantize.group_size=32", "awq.search=gram", "quantize.propagate=quantized", "awq.zero_point=false"],
+    "awq-gram-sampled": ["quantize.method=awq", "quantize.group_size=32", "awq.search=gram", "awq.search_tokens=1000", "awq.search_rows=20"],
     "awq-gptq": ["quantize.method=awq", "quantize.group_size=32", "awq.rounding=gptq", "quantize.act_group_aware=true"],
     "rtn": ["quantize.method=rtn", "quantize.group_size=32"],
     "compressed-tensors": ["output.target=vllm", "quantize.symmetric=false", "quantize.group_size=32"],
@@ -42,6 +43,7 @@ LAYOUT_SETTINGS = {
     "gptq": ["quantize.group_size=32"],
     "gptq-original": ["quantize.group_size=32", "quantize.propagate=original", "quantize.act_group_aware=true"],
     "awq": ["quantize.method=awq", "quantize.group_size=32"],
+    "awq-gram": ["quantize.method=awq", "quantize.group_size=32", "awq.search=gram", "awq.search_tokens=1000", "awq.search_rows=20"],
     "awq-quantized": ["quantize.method=awq", "quantize.group_size=32", "quantize.propagate=quantized", "awq.rounding=gptq"],
     "rtn": ["quantize.method=rtn", "quantize.group_size=32"],
 }

@@ -41,9 +41,9 @@ struct Planted {
     }
   }
 
-  std::string message() {
+  std::string message(std::int64_t tokens = 0) {
     try {
-      calibrate(activations, "layer 3, input of m", Places{}, comm, stream);
+      calibrate(activations, "layer 3, input of m", tokens, Places{}, comm, stream);
     } catch (const std::domain_error& error) {
       return error.what();
     }
@@ -61,6 +61,21 @@ TEST(Calibrate, NamesTheFirstSampleThatIsNotFinite) {
     }
   EXPECT_EQ(Planted(17, 5, 10, {9}, 0x1p49f).message(), "layer 3, input of m: activation 3 exceeds 2^48, first in calibration sample 9");
   EXPECT_EQ(Planted(17, 5, 10, {9}, 2.0f).message(), "");
+  // Also where the Hessian is of other blocks.
+  EXPECT_EQ(Planted(17, 5, 10, {4}, std::nanf("")).message(20),
+            "layer 3, input of m: activation 3 is not finite, first in calibration sample 4");
+}
+
+// Inputs are ones but for a two in one sample: H_33 = 1 + 3 / T when it is among the T tokens.
+TEST(Calibrate, ASampleOfTheTokens) {
+  const Blocking blocking = cut_samples(17, 5, 10);
+  ASSERT_TRUE(is_sampled(blocking, 4, 20) && is_sampled(blocking, 8, 20));  // samples 8, 9 and 16
+  for (const auto& [sample, expected] : {std::pair{9, 1.0f + 3.0f / 15.0f}, {16, 1.0f + 3.0f / 15.0f}, {7, 1.0f}}) {
+    Planted planted(17, 5, 10, {sample}, 2.0f);
+    const Hessian h = calibrate(planted.activations, "test", 20, Places{}, planted.comm, planted.stream);
+    EXPECT_FLOAT_EQ(h.diagonal[3], expected);
+    EXPECT_FLOAT_EQ(h.diagonal[0], 1.0f);
+  }
 }
 
 // Wherever the inputs, the sum and the result lie: the same bits.

@@ -1,0 +1,79 @@
+#include "stages/load_kernels.h"
+
+#include <algorithm>
+
+#include "kernels/hessian.h"
+
+namespace qpipe {
+
+namespace {
+
+// Blocks of activations lie at 256-byte boundaries, too, on which cuBLAS's choices depend.
+std::int64_t padded(std::int64_t elements) { return (elements + 127) / 128 * 128; }
+
+std::int64_t largest_weight(const Architecture& a) {
+  std::int64_t elements = 0;
+  for (const LinearSpec& linear : all_linears(a)) elements = std::max(elements, linear.out_features * linear.in_features);
+  return elements;
+}
+
+// Elements of: a weight, the residual stream, an input, scratch.
+std::int64_t forward_elements(const Architecture& a, std::int64_t tokens) {
+  return padded(largest_weight(a)) + padded(tokens * a.hidden) + padded(tokens * widest_input(a)) + padded(tokens * scratch_width(a));
+}
+
+// All linears and norms in the same memory.
+Layer blank_layer(const Architecture& a, Tensor weights) {
+  const auto of_shape = [&](std::int64_t rows, std::int64_t cols) { return Tensor(weights.data, weights.dtype, rows, cols); };
+  Layer layer;
+  for (const LinearSpec& spec : all_linears(a)) {
+    Linear linear;
+    linear.weight = of_shape(spec.out_features, spec.in_features);
+    layer.linears.push_back(linear);
+  }
+  layer.attention_norm.weight = of_shape(1, a.hidden);
+  if (a.norm_bias) layer.attention_norm.bias = of_shape(1, a.hidden);
+  layer.mlp_norm.weight = layer.attention_norm.weight;
+  layer.mlp_norm.bias = layer.attention_norm.bias;
+  if (!a.names.q_norm.empty()) layer.q_norm = of_shape(1, a.heads.head_dim);
+  if (!a.names.k_norm.empty()) layer.k_norm = of_shape(1, a.heads.head_dim);
+  return layer;
+}
+
+}  // namespace
+
+std::int64_t load_kernels_bytes(const Architecture& a, const Blocking& blocking) {
+  const std::int64_t d = widest_input(a);
+  constexpr std::int64_t element = 2;
+  constexpr std::int64_t sum_and_product = 8 + 4;
+  return element * forward_elements(a, blocking.block_tokens()) + sum_and_product * d * std::min(d, hessian_panel(Backend::cuda));
+}
+
+void load_kernels(const Architecture& a, const Blocking& blocking, Backend backend, int device) {
+  Stream stream(backend, device);
+  const std::int64_t tokens = blocking.block_tokens();
+  const TensorArray memory(stream.compute_dtype(), 1, forward_elements(a, tokens), stream);
+  fill_zero(memory.view.data, memory.memory.bytes(), stream);
+  std::int64_t taken = 0;
+  const auto take = [&](std::int64_t rows, std::int64_t cols) {
+    const Tensor part = memory.view.col_range(taken, rows * cols);
+    taken += padded(rows * cols);
+    return Tensor(part.data, part.dtype, rows, cols);
+  };
+  const Layer layer = blank_layer(a, take(1, largest_weight(a)));
+  Block block{take(tokens, a.hidden), take(tokens, widest_input(a))};
+  const Tensor input = block.input;
+  const Tensor scratch = take(tokens, scratch_width(a));
+  forward_layer(a, make_tables(a, blocking.seqlen, stream), layer, blocking.seqlen, block, scratch, stream);
+  for (const StepKind kind : {StepKind::attention_in, StepKind::attention_out, StepKind::mlp_in, StepKind::mlp_out}) {
+    const std::int64_t d = input_width(a, kind);
+    const Array<std::int32_t> exponent(1, d, stream);
+    fill_zero(exponent.view.data, exponent.memory.bytes(), stream);
+    const Array<std::int64_t> sum(d, std::min(d, hessian_panel(backend)), stream);
+    fill_zero(sum.view.data, sum.memory.bytes(), stream);
+    accumulate_hessian(Tensor(input.data, input.dtype, tokens, d), exponent, 40, 0, sum, stream);
+  }
+  stream.synchronize();
+}
+
+}  // namespace qpipe
