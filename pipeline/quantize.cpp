@@ -279,6 +279,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   spdlog::debug("device and communicator are ready");
   RunSizes sizes = run_sizes(options, architecture, source, plan, stream.backend());
   const Teams teams = teams_of_run(comm.size(), options.parallel.teams, sizes);
+  if (teams.teams == 1 && !plan.casts() && !dry_run) comm.connect_ahead(stream);  // in the background of what follows
   Progress progress(options.run.progress, comm.root(), architecture.layers);
 
   RunReport report;
@@ -347,7 +348,8 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     Comm& team = part ? *part : comm;
     const bool several = plan.calibrated && teams.teams > 1;
     const Ring ring = several ? make_ring(comm, teams, stream) : Ring{};
-    std::optional<LayerSource> layers;  // it reads ahead at once, and casts read for themselves
+    if (!plan.casts()) team.connect_ahead(stream);  // behind the ring: nothing is under way while NCCL starts
+    std::optional<LayerSource> layers;              // it reads ahead at once, and casts read for themselves
     if (!plan.casts()) layers.emplace(source, architecture, team, stream, team_number, teams.teams);
     Loop loop{options, architecture, plan, team, stream, shards, journal, store, progress, report};
     Pipeline pipeline{comm, teams, ring, team_number};
