@@ -318,6 +318,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     sizes.evaluate_samples = evaluation.samples;
     plan.places = choose_places();
   }
+  spdlog::debug("the tokens are read");
   report.calibration = calibration.source;
   report.calibration_hash = calibration.hash;
   report.calibration_tokens = calibration.samples * calibration.seqlen;
@@ -351,6 +352,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     if (!plan.casts()) team.connect_ahead(stream);  // behind the ring: nothing is under way while NCCL starts
     std::optional<LayerSource> layers;              // it reads ahead at once, and casts read for themselves
     if (!plan.casts()) layers.emplace(source, architecture, team, stream, team_number, teams.teams);
+    spdlog::debug("the shards are open, and the ranks meet");
     Loop loop{options, architecture, plan, team, stream, shards, journal, store, progress, report};
     Pipeline pipeline{comm, teams, ring, team_number};
     pipeline.streams = several && !plan.quantized_propagation;
@@ -369,7 +371,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     }
     report.seconds.start = seconds_since(begin) - report.seconds.evaluate;
     progress.start();
-    spdlog::debug("the shards are ready");
+    spdlog::debug("the first layer's input is there");
     std::size_t bytes_of_workers = 0;
     if (plan.casts()) {
       bytes_of_workers = cast_layers(
