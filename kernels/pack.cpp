@@ -1,7 +1,10 @@
 #include "kernels/pack.h"
 
+#include <cmath>
+
 #include "kernels/grid.h"
 #include "kernels/pack_fields.h"
+#include "kernels/simd_half.h"
 
 namespace qpipe {
 
@@ -119,6 +122,23 @@ void unpack_zeros(Matrix<const std::uint32_t> words, int bits, int offset, Matri
     case 4: return unpack_zeros_of<4>(words, offset, zero);
     default: return unpack_zeros_of<8>(words, offset, zero);
   }
+}
+
+void pack_scales(Matrix<const float> scale, Matrix<const std::int32_t> place, Matrix<f16> half, Matrix<std::int32_t> inexact,
+                 Stream& stream) {
+  require(place.cols == scale.cols && half.rows == scale.cols && half.cols == scale.rows,
+          "pack_scales: half must be [groups, out] and place [1, groups]");
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::pack_scales(scale, place, half, inexact, stream);
+  bool exact = true;
+  for (std::int64_t n = 0; n < scale.rows; ++n)
+    for (std::int64_t g = 0; g < scale.cols; ++g) {
+      const float value = scale(n, g);
+      const f16 stored = simd_to_f16(value);
+      exact &= std::isfinite(value) && simd_to_float(stored) == value;
+      half(place(0, g), n) = stored;
+    }
+  if (!exact) inexact(0, 0) = 1;
 }
 
 }  // namespace qpipe

@@ -86,6 +86,17 @@ __global__ void unpack_zeros_kernel(Matrix<const std::uint32_t> words, int offse
   });
 }
 
+__global__ void pack_scales_kernel(Matrix<const float> scale, Matrix<const std::int32_t> place, Matrix<f16> half, std::int32_t* inexact) {
+  const std::int64_t index = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+  if (index >= scale.rows * scale.cols) return;
+  const std::int64_t n = index % scale.rows;
+  const std::int64_t g = index / scale.rows;
+  const float value = scale.data[n * scale.stride + g];
+  const __half stored = __float2half_rn(value);
+  if (!isfinite(value) || __half2float(stored) != value) *inexact = 1;  // all that write write the same
+  half.data[place.data[g] * half.stride + n].bits = __half_as_ushort(stored);
+}
+
 unsigned blocks(std::int64_t count, std::int64_t size) { return static_cast<unsigned>((count + size - 1) / size); }
 
 dim3 weight_grid(std::int64_t out, std::int64_t in) { return {blocks(in, tile_inputs), blocks(out, tile_outputs)}; }
@@ -132,6 +143,13 @@ void unpack_zeros(Matrix<const std::uint32_t> words, int bits, int offset, Matri
     const std::int64_t periods = zero.rows / Period<width.value>::fields * zero.cols;
     unpack_zeros_kernel<width.value><<<blocks(periods, threads), threads, 0, stream.cuda().stream>>>(words, offset, zero);
   });
+}
+
+void pack_scales(Matrix<const float> scale, Matrix<const std::int32_t> place, Matrix<f16> half, Matrix<std::int32_t> inexact,
+                 Stream& stream) {
+  if (scale.size() == 0) return;
+  pack_scales_kernel<<<blocks(scale.size(), threads), threads, 0, stream.cuda().stream>>>(scale, place, half, inexact.data);
+  check_launch();
 }
 
 }  // namespace qpipe::cuda

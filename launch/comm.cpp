@@ -56,7 +56,6 @@ Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<Sta
     if (!conflict.empty() && !options.share_gpu) throw std::runtime_error(conflict);
     s.shared_gpu = !conflict.empty();  // the same on all ranks
     if (s.shared_gpu) pretend_own_host(s.rank, std::equal(hosts.begin() + 1, hosts.end(), hosts.begin()));
-    connect(stream);
   }
 }
 
@@ -70,10 +69,10 @@ Comm::Comm(Comm& parent, int team, Stream& stream) : state_(std::make_unique<Sta
     check(MPI_Comm_split(parent.state_->mpi, team, parent.rank(), &s.mpi));
     s.learn_rank_and_size();
   }
-  if (s.size > 1 && stream.on_cuda()) connect(stream);
 }
 
-void Comm::connect(Stream& stream) {
+void Comm::connect_ahead(Stream& stream) {
+  if (size() == 1 || !stream.on_cuda() || state_->nccl) return;
   if constexpr (has_cuda) {
     std::string id;
     std::string fault;
@@ -99,6 +98,7 @@ int Comm::size() const { return state_->size; }
 void Comm::broadcast(void* data, std::size_t bytes, int from, Stream& stream) {
   require(state_->rank_exists(from), "Comm::broadcast: no such rank");
   if (size() == 1 || bytes == 0) return;
+  connect_ahead(stream);
   State::Transfer transfer(*state_, bytes);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::broadcast(*state_->nccl, data, bytes, from, stream);
@@ -111,6 +111,7 @@ void Comm::all_reduce_sum(Matrix<std::int64_t> x, Stream& stream) {
   require(x.contiguous(), "Comm::all_reduce_sum: the matrix is not contiguous");
   const auto count = static_cast<std::size_t>(x.size());
   if (size() == 1 || count == 0) return;
+  connect_ahead(stream);
   State::Transfer transfer(*state_, count * sizeof(std::int64_t));
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::all_reduce_sum(*state_->nccl, x.data, count, stream);
@@ -123,6 +124,7 @@ void Comm::all_reduce_max(Matrix<float> x, Stream& stream) {
   require(x.contiguous(), "Comm::all_reduce_max: the matrix is not contiguous");
   const auto count = static_cast<std::size_t>(x.size());
   if (size() == 1 || count == 0) return;
+  connect_ahead(stream);
   State::Transfer transfer(*state_, count * sizeof(float));
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::all_reduce_max(*state_->nccl, x.data, count, stream);
@@ -143,6 +145,7 @@ void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<
     bytes += pieces.back().bytes;
   }
   if (size() == 1 || bytes == 0) return;
+  connect_ahead(stream);
   State::Transfer transfer(*state_, bytes);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::broadcast_pieces(*state_->nccl, data, pieces, stream);
@@ -154,7 +157,7 @@ void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<
 
 void Comm::wait(Stream& stream) {
   if (!stream.on_cuda()) return;
-  if (size() == 1) return stream.synchronize();
+  if (!state_->nccl) return stream.synchronize();
   State::Attempt attempt(*state_);
   if constexpr (has_cuda) cuda::wait(*state_->nccl, stream);
 }

@@ -57,6 +57,10 @@ class Comm {
   int size() const;
   bool root() const { return rank() == 0; }
 
+  // Begins to connect the ranks' devices (seconds, most of them in the background), which otherwise the first operation on device buffers
+  // does. Collective.
+  void connect_ahead(Stream& stream);
+
   // Device buffers, in stream order: on CUDA the host goes on as soon as NCCL has queued the operation. No-ops for one rank.
   void broadcast(void* data, std::size_t bytes, int from, Stream& stream);
   void all_reduce_sum(Matrix<std::int64_t> x, Stream& stream);  // contiguous
@@ -87,7 +91,6 @@ class Comm {
  private:
   friend class Ring;
   struct State;
-  void connect(Stream& stream);  // NCCL. Collective
   std::unique_ptr<State> state_;
 };
 

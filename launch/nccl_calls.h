@@ -16,6 +16,7 @@ namespace qpipe {
 
 struct NcclComm {
   ncclComm_t comm = nullptr;  // null after an abort
+  bool starting = true;       // until the first call that needs it
   std::string who;
   std::chrono::seconds timeout{};
   cudaStream_t stream = nullptr;
@@ -30,7 +31,8 @@ namespace nccl {
 
 std::string too_late(std::chrono::seconds timeout);
 
-void check_usable(const NcclComm& comm, const std::string& operation);
+// Before every call; waits until the communicator has started.
+void check_usable(NcclComm& comm, const std::string& operation);
 
 // The asynchronous state of the communicator: true when nothing is being set up or queued.
 bool is_settled(NcclComm& comm, const std::string& operation, std::source_location where = std::source_location::current());
@@ -39,7 +41,7 @@ bool is_settled(NcclComm& comm, const std::string& operation, std::source_locati
 void settle(NcclComm& comm, ncclResult_t status, const std::string& operation, std::chrono::seconds timeout,
             std::source_location where = std::source_location::current());
 
-// As cuda::create_nccl_comm, on the current device, for work on `stream`.
+// As cuda::create_nccl_comm, on the current device, for work on `stream`. Goes on while NCCL starts the communicator in the background.
 NcclComm* create(const std::string& unique_id, int rank, int size, bool over_sockets, const std::string& who, std::chrono::seconds timeout,
                  cudaStream_t stream);
 

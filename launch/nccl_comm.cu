@@ -33,10 +33,6 @@ std::string too_late(std::chrono::seconds timeout) {
          " s: another rank failed, hangs or is late (parallel.timeout raises the limit)";
 }
 
-void check_usable(const NcclComm& comm, const std::string& operation) {
-  if (comm.comm == nullptr) throw std::runtime_error(comm.who + ": NCCL " + operation + ": the communicator was aborted earlier");
-}
-
 bool is_settled(NcclComm& comm, const std::string& operation, std::source_location where) {
   ncclResult_t state = ncclSuccess;
   const ncclResult_t status = ncclCommGetAsyncError(comm.comm, &state);
@@ -48,6 +44,12 @@ bool is_settled(NcclComm& comm, const std::string& operation, std::source_locati
 void settle(NcclComm& comm, ncclResult_t status, const std::string& operation, std::chrono::seconds timeout, std::source_location where) {
   if (status != ncclSuccess && status != ncclInProgress) fail(comm, operation, describe(status, comm.comm), where);
   if (!poll_until([&] { return is_settled(comm, operation, where); }, timeout)) fail(comm, operation, too_late(timeout), where);
+}
+
+void check_usable(NcclComm& comm, const std::string& operation) {
+  if (comm.comm == nullptr) throw std::runtime_error(comm.who + ": NCCL " + operation + ": the communicator was aborted earlier");
+  if (comm.starting) settle(comm, ncclInProgress, "start", std::max(comm.timeout, connect_timeout));
+  comm.starting = false;
 }
 
 void wait(NcclComm& comm, const std::function<cudaError_t()>& query, const std::string& operation) {
@@ -79,7 +81,8 @@ NcclComm* create(const std::string& unique_id, int rank, int size, bool over_soc
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     if (over_sockets) config.netName = "Socket";
-    settle(*comm, ncclCommInitRankConfig(&comm->comm, size, id, rank, &config), "start", std::max(timeout, connect_timeout));
+    const ncclResult_t status = ncclCommInitRankConfig(&comm->comm, size, id, rank, &config);
+    if (status != ncclSuccess && status != ncclInProgress) fail(*comm, "start", describe(status, comm->comm));
   } catch (...) {
     cuda::destroy_nccl_comm(comm);
     throw;

@@ -20,7 +20,8 @@ namespace cuda {
 // The bytes that rank 0 makes and all ranks pass to create_nccl_comm.
 std::string nccl_unique_id();
 
-// Collective. who: "rank 3 on host n17", for messages. over_sockets: NCCL's own socket transport (ranks that share a GPU).
+// Collective; the first call on the communicator waits until it has started. who: "rank 3 on host n17", for messages. over_sockets: NCCL's
+// own socket transport (ranks that share a GPU).
 NcclComm* create_nccl_comm(const std::string& unique_id, int rank, int size, bool over_sockets, const std::string& who,
                            std::chrono::seconds timeout, Stream& stream);
 // Collective unless a call failed or an exception is on its way: then the communicator is aborted.

@@ -70,6 +70,7 @@ Ring::Ring(Comm& comm, const Teams& teams, Stream& stream) : state_(std::make_un
   state_->next = "rank " + std::to_string(teams.rank_at(teams.next(team), position));
   state_->previous = "rank " + std::to_string(teams.rank_at(teams.previous(team), position));
   state_->comm.emplace(comm, position, stream);
+  state_->comm->connect_ahead(stream);
   if constexpr (has_cuda)
     if (stream.on_cuda()) state_->nccl.reset(cuda::create_nccl_ring(*state_->comm->state_->nccl, team, teams.teams, stream));
 }

@@ -292,6 +292,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   spdlog::debug("device and communicator are ready");
   RunSizes sizes = run_sizes(options, architecture, source, plan, stream.backend());
   const Teams teams = teams_of_run(comm.size(), options.parallel.teams, sizes);
+  if (teams.teams == 1 && !plan.casts() && !dry_run) comm.connect_ahead(stream);  // in the background of what follows
   Progress progress(options.run.progress, comm.root(), architecture.layers);
 
   RunReport report;
@@ -336,6 +337,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     sizes.evaluate_samples = evaluation.samples;
     plan.places = choose_places();
   }
+  spdlog::debug("the tokens are read");
   report.calibration = calibration.source;
   report.calibration_hash = calibration.hash;
   report.calibration_tokens = calibration.samples * calibration.seqlen;
@@ -367,8 +369,10 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     const bool several = plan.calibrated && teams.teams > 1;
     std::optional<Ring> ring;
     if (several) ring.emplace(comm, teams, stream);
-    std::optional<LayerSource> layers;  // it reads ahead at once, and casts read for themselves
+    if (!plan.casts()) team.connect_ahead(stream);  // behind the ring: nothing is under way while NCCL starts
+    std::optional<LayerSource> layers;              // it reads ahead at once, and casts read for themselves
     if (!plan.casts()) layers.emplace(source, architecture, team, stream, team_number, teams.teams);
+    spdlog::debug("the shards are open, and the ranks meet");
     Loop loop{options, architecture, plan, team, stream, shards, journal, store, progress, report};
     Pipeline pipeline{comm, teams, ring ? &*ring : nullptr, team_number};
     pipeline.streams = several && !plan.quantized_propagation;
@@ -387,7 +391,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     }
     report.seconds.start = seconds_since(begin) - report.seconds.evaluate;
     progress.start();
-    spdlog::debug("the shards are ready");
+    spdlog::debug("the first layer's input is there");
     std::size_t bytes_of_workers = 0;
     if (plan.casts()) {
       bytes_of_workers = cast_layers(

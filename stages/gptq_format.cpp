@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <stdexcept>
 
 #include "kernels/activation.h"
+#include "kernels/gptq_sweep.h"
 #include "kernels/pack.h"
 #include "kernels/quantize_groups.h"
 #include "stages/packing.h"
@@ -20,20 +22,6 @@ std::vector<NamedTensor> gptq_tensors(const std::string& module, std::int64_t ou
           {module + ".g_idx", DType::i32, {in_features}}};
 }
 
-namespace {
-
-// Columns of x [rows, groups] from solved to stored order.
-template <class T>
-std::vector<T> in_stored_order(const std::vector<T>& x, std::int64_t rows, const std::vector<std::int32_t>& stored_group) {
-  const std::size_t groups = stored_group.size();
-  std::vector<T> result(x.size());
-  for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r)
-    for (std::size_t g = 0; g < groups; ++g) result[r * groups + static_cast<std::size_t>(stored_group[g])] = x[r * groups + g];
-  return result;
-}
-
-}  // namespace
-
 std::vector<PackedTensor> pack_gptq(const std::string& module, const QuantizedLinear& q, GptqFormat format, Stream& stream) {
   const std::int64_t out = q.code.view.rows;
   const std::int64_t in = q.code.view.cols;
@@ -46,15 +34,20 @@ std::vector<PackedTensor> pack_gptq(const std::string& module, const QuantizedLi
   pack_weights(q.code, bits, qweight, stream);
   tensors.push_back(downloaded_tensor(infos[0], qweight.view, stream));
 
-  const auto zero = in_stored_order(download_matrix(q.zero.view, stream), out, q.stored_group);
-  Array<std::uint8_t> stored_zero(out, groups, stream);
-  copy_to_device(stored_zero.view.data, zero.data(), zero.size(), stream);
-  Array<std::uint32_t> qzeros(groups, out * bits / 32, stream);
+  const auto place = upload_matrix(q.stored_group, 1, groups, stream);  // of groups as solved
+  const Array<std::uint8_t> stored_zero(out, groups, stream);
+  scatter_columns(q.zero, place, stored_zero, stream);
+  const Array<std::uint32_t> qzeros(groups, out * bits / 32, stream);
   pack_zeros(stored_zero, bits, format == GptqFormat::v1 ? -1 : 0, qzeros, stream);
   tensors.push_back(downloaded_tensor(infos[1], qzeros.view, stream));
 
-  const auto scale = in_stored_order(download_matrix(q.scale.view, stream), out, q.stored_group);
-  tensors.push_back(packed_scales(infos[2], transposed(scale, out, groups)));
+  const Array<f16> scales(groups, out, stream);
+  const Array<std::int32_t> inexact(1, 1, stream);
+  fill_zero(inexact.view.data, inexact.memory.bytes(), stream);
+  pack_scales(q.scale, place, scales, inexact, stream);
+  tensors.push_back(downloaded_tensor(infos[2], scales.view, stream));
+  if (download_matrix(inexact.view, stream).front() != 0)
+    throw std::invalid_argument(infos[2].name + ": a scale is not a finite value of F16, so the codes were chosen for another one");
 
   std::vector<std::int32_t> g_idx(q.group_of.size());
   for (std::size_t k = 0; k < g_idx.size(); ++k) g_idx[k] = q.stored_group[static_cast<std::size_t>(q.group_of[k])];

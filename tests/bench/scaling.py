@@ -101,7 +101,7 @@ def main():
             figures.append(figure)
             c = best["communication"]
             print(f"\n{run}, {layers} layers, {ranks} rank(s), {best['device']}: {s['total']:.2f} s, {loop:.2f} s of them after the start; peak {best['device_peak_bytes'] / 2**30:.1f} GiB")
-            print("  " + ", ".join(f"{p} {s[p]:.2f}" for p in PHASES))
+            print("  " + ", ".join(f"{p} {s[p]:.2f}" for p in PHASES) + f"; of write, waiting for commits: {s['commit']:.2f}")
             rate = f" at {c['team_bytes'] / c['team_seconds'] / 1e9:.0f} GB/s, late ranks included" if c["team_seconds"] > 0 else ""
             print(f"  exchanged: {c['team_bytes'] / 1e9:.2f} GB in the team{rate}; {c['hidden_bytes'] / 1e9:.2f} GB of hidden states")
             print("  waiting: " + ", ".join(f"{100 * w:.1f}%" for w in figure["wait_share"]))

@@ -95,6 +95,34 @@ TEST_P(Pack, EveryZeroComesBackInBothFormats) {
     }
 }
 
+TEST_P(Pack, ScalesAreTransposedInTheirPlaces) {
+  const std::int64_t out = 45;
+  const std::int64_t groups = 3;
+  const std::vector<std::int32_t> place{2, 0, 1};
+  std::vector<float> scale(static_cast<std::size_t>(out * groups));
+  for (std::size_t i = 0; i < scale.size(); ++i) scale[i] = static_cast<float>(i + 1) * 0x1p-12f;
+  const auto packed = [&](const std::vector<float>& values) {
+    const Array<f16> half(groups, out, stream);
+    const Array<std::int32_t> inexact(1, 1, stream);
+    fill_zero(inexact.view.data, sizeof(std::int32_t), stream);
+    pack_scales(upload_as(values, out, groups), upload_as(place, 1, groups), half, inexact, stream);
+    std::vector<f16> stored(values.size());
+    copy_to_host(stored.data(), half.view.data, half.memory.bytes(), stream);
+    return std::pair(stored, download_as(inexact.view).front());
+  };
+  const auto [half, inexact] = packed(scale);
+  EXPECT_EQ(inexact, 0);
+  for (std::int64_t n = 0; n < out; ++n)
+    for (std::int64_t g = 0; g < groups; ++g)
+      EXPECT_EQ(to_float(half[static_cast<std::size_t>(place[static_cast<std::size_t>(g)] * out + n)]),
+                scale[static_cast<std::size_t>(n * groups + g)]);
+  for (const float planted : {1.0f + 0x1p-11f, 65536.0f, INFINITY, NAN}) {
+    std::vector<float> values = scale;
+    values[77] = planted;
+    EXPECT_EQ(packed(values).second, 1) << planted;
+  }
+}
+
 TEST_P(Pack, RefusesSizesThatDoNotFillWords) {
   Array<std::uint8_t> code(4, 40, stream);
   Array<std::uint32_t> words(5, 4, stream);
