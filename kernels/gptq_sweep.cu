@@ -596,11 +596,7 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
         b0 = b1;
       }
       const Matrix<const float> n_right = n.row_range(p0, p1 - p0).col_range(p1, d - p1);
-      static const bool ffma = getenv("SWEEP_FFMA") != nullptr;
-      if (ffma)
-        multiply_add(values(p0, p1, d), error, n_right, value.col_range(p1, d - p1), stream);
-      else
-        split_multiply.run(values(p0, p1, d), error, n_right, value.col_range(p1, d - p1), stream);
+      split_multiply.run(values(p0, p1, d), error, n_right, value.col_range(p1, d - p1), stream);
     }
   }
 }
