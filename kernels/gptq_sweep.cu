@@ -4,6 +4,7 @@
 
 #include "kernels/gptq_sweep.h"
 #include "kernels/grid_cuda.h"
+#include "kernels/split_multiply.h"
 #include "kernels/vector_cuda.h"
 
 namespace qpipe::cuda {
@@ -531,6 +532,7 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
   const std::int64_t unit_stride = divide_up(unit, 4) * 4;
   const Array<float> value_memory(turn, value_stride, stream);
   const Array<float> error_memory(turn, error_stride, stream);
+  const SplitMultiply split_multiply(d > panel ? turn : 0, std::min(panel, d), std::max<std::int64_t>(0, d - panel), stream);
   Array<float> unit_memory;
   if (!given && !fused) unit_memory = Array<float>(turn, unit_stride, stream);
   fill_zero(loss.data, static_cast<std::size_t>(w.rows) * sizeof(float), stream);
@@ -593,7 +595,8 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
                      value.col_range(b1, p1 - b1), stream);
         b0 = b1;
       }
-      multiply_add(values(p0, p1, d), error, n.row_range(p0, p1 - p0).col_range(p1, d - p1), value.col_range(p1, d - p1), stream);
+      const Matrix<const float> n_right = n.row_range(p0, p1 - p0).col_range(p1, d - p1);
+      split_multiply.run(values(p0, p1, d), error, n_right, value.col_range(p1, d - p1), stream);
     }
   }
 }

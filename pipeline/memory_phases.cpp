@@ -7,6 +7,7 @@
 #include "kernels/gptq_sweep.h"
 #include "kernels/hessian.h"
 #include "kernels/scaled_rounding_loss.h"
+#include "kernels/split_multiply.h"
 #include "launch/share.h"
 #include "stages/calibrate.h"
 
@@ -127,7 +128,7 @@ std::int64_t factor_work_bytes(const RunSizes& r, std::int64_t d, const Places& 
   return places.hessian_on_host ? std::max(work, panel_bytes(r, d)) + f32 * d : work;
 }
 
-// kernels/gptq_sweep.cu: the values of the rows of a turn, w − q of a panel, and a unit whose grids are found apart.
+// kernels/gptq_sweep.cu: the values of the rows of a turn, w − q of a panel, their pieces and N's, and a unit whose grids are found apart.
 std::int64_t sweep_workspace_bytes(const RunSizes& r, const LinearSizes& linear, std::int64_t rows) {
   if (r.backend == Backend::cpu) return 0;  // on the threads' own stacks and heaps
   constexpr std::int64_t panel_columns = 512;
@@ -139,7 +140,8 @@ std::int64_t sweep_workspace_bytes(const RunSizes& r, const LinearSizes& linear,
   const std::int64_t unit = given ? 128 : std::min(d, grid_unit(group));
   const std::int64_t panel = std::min(d, unit > panel_columns ? unit : panel_columns / unit * unit);
   const std::int64_t turn = std::min(rows, std::max<std::int64_t>(2048, value_floats / d / 128 * 128));
-  return f32 * turn * (d + panel + (given || fused ? 0 : unit));
+  const std::int64_t pieces = d > panel ? cuda::SplitMultiply::workspace_bytes(turn, panel, d - panel) : 0;
+  return f32 * turn * (d + panel + (given || fused ? 0 : unit)) + pieces;
 }
 
 // Codes, scales and zeros of a solved linear, on every rank.

@@ -224,7 +224,7 @@ TEST_P(FactorTest, BitsDoNotDependOnTheNumberOfThreads) {
 // answer is float64's.
 TEST_P(FactorTest, LargeMatricesAreAsExactAsSinglePrecision) {
   const std::vector<std::int64_t> sizes =
-      stream.on_cuda() ? std::vector<std::int64_t>{576, 1024, 1500, 4096, 4099, 6000} : std::vector<std::int64_t>{1500};
+      stream.on_cuda() ? std::vector<std::int64_t>{576, 1500, 4096, 4099} : std::vector<std::int64_t>{1500};
   for (const std::int64_t d : sizes)
     for (const float mean : {0.0f, 0.5f}) {
       const std::string what = std::to_string(d) + ", mean " + std::to_string(mean);
