@@ -202,20 +202,26 @@ std::int64_t largest_packed(const StepSizes& step) {
 
 bool searches_by_hessian(const RunSizes& r, const StepSizes& step) { return !r.exact_search || *step.search == Inspected::linears; }
 
-// Rows of stages/rescale.cpp and stages/fold.cpp that are compared at once.
-constexpr std::int64_t gram_rows = 512;
+// Rows of a linear that stages/rescale.cpp and stages/fold.cpp compare at once.
+std::int64_t gram_rows(const StepSizes& step) {
+  constexpr std::int64_t row_block = 512;
+  std::int64_t most = 0;
+  for (const LinearSizes& linear : step.linears) most = std::max(most, linear.quantized ? linear.rows : 0);
+  return std::min(row_block, most);
+}
 
 // kernels/gram_loss: on CUDA half of H, and differences and products of some weights' rows in bfloat16; on the CPU those of one in float32.
-std::int64_t gram_bytes(const RunSizes& r, std::int64_t d, std::int64_t weights) {
+std::int64_t gram_bytes(const RunSizes& r, const StepSizes& step, std::int64_t weights) {
   constexpr std::int64_t bf16 = 2;
-  return r.backend == Backend::cpu ? 2 * f32 * gram_rows * d : bf16 * d * d + 2 * bf16 * gram_rows * weights * d;
+  const std::int64_t d = step.columns;
+  return r.backend == Backend::cpu ? 2 * f32 * gram_rows(step) * d : bf16 * d * d + 2 * bf16 * gram_rows(step) * weights * d;
 }
 
 // stages/rescale.cpp, beside the step's Hessian.
 std::int64_t search_bytes(const RunSizes& r, const StepSizes& step) {
   const std::int64_t candidates = f32 * r.grid * step.columns;
-  const std::int64_t rounded = r.backend == Backend::cpu ? f32 * gram_rows * step.columns : 0;
-  if (searches_by_hessian(r, step)) return candidates + rounded + gram_bytes(r, step.columns, std::min(r.grid, candidates_at_once));
+  const std::int64_t rounded = r.backend == Backend::cpu ? f32 * gram_rows(step) * step.columns : 0;
+  if (searches_by_hessian(r, step)) return candidates + rounded + gram_bytes(r, step, std::min(r.grid, candidates_at_once));
   const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
   std::int64_t trial = 0;
   for (const LinearSizes& linear : step.linears) trial += linear.quantized ? linear.elements() * r.compute_element : 0;
@@ -243,7 +249,7 @@ std::vector<const StepSizes*> searched_steps(const RunSizes& r, const LayerSizes
 
 // output_error of stages/fold.cpp; unscaled weights take less.
 std::int64_t error_bytes(const RunSizes& r, const StepSizes& step) {
-  return 2 * f32 * gram_rows * step.columns + gram_bytes(r, step.columns, 1);
+  return 2 * f32 * gram_rows(step) * step.columns + gram_bytes(r, step, 1);
 }
 
 // ---- Phases.

@@ -24,8 +24,9 @@ struct QuantizePlan {
   std::vector<std::string> notes;   // for the user
   bool may_need_v2 = false;         // gptq was asked for an asymmetric grid: gptq_v2 if a zero of 0 turns up
   bool quantized_propagation = true;
-  bool awq = false;         // modules' settings say how the scaled weights are rounded
-  bool calibrated = false;  // the method needs calibration data
+  bool awq = false;                 // modules' settings say how the scaled weights are rounded
+  bool calibrated = false;          // the method needs calibration data
+  std::int64_t hessian_tokens = 0;  // that Hessians are of, evenly spaced; 0: all. Some where they only measure errors
   std::int64_t max_shard_bytes = 0;
   Places places;
   double bits_per_weight = 0.0;  // of the quantized linears, with scales, zeros and indices

@@ -113,10 +113,8 @@ void start(Loop& loop, const Layer& layer, Activations& activations) {
 
 Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step, const Activations& activations) {
   Timed timed(loop.report.seconds.hessian, loop.comm, loop.stream);
-  // Where H only measures errors, a sample of the tokens tells as much.
-  const Options::Awq& awq = loop.options.awq;
-  const std::int64_t tokens = loop.plan.awq && awq.search == "gram" && awq.rounding == "rtn" ? awq.search_tokens : 0;
-  return as_user_error([&] { return calibrate(activations, describe(layer, step), tokens, loop.plan.places, loop.comm, loop.stream); });
+  return as_user_error(
+      [&] { return calibrate(activations, describe(layer, step), loop.plan.hessian_tokens, loop.plan.places, loop.comm, loop.stream); });
 }
 
 // Each linear is solved on the input that the quantized linears before it give.

@@ -47,15 +47,21 @@ double forward_seconds(const RunSizes& r, const Teams& teams, const LayerSizes& 
          (linear_flops(layer, tokens) + attention_flops(r, tokens)) / rates.forward;
 }
 
-double hessian_seconds(const LayerSizes& layer, double tokens, const Rates& rates) {
+// Of a rank's tokens, where all ranks together take `sampled`; 0: all.
+double sampled_of(double tokens, std::int64_t sampled, const Teams& teams) {
+  return sampled == 0 ? tokens : std::min(tokens, as_double(sampled) / teams.ranks_of_team);
+}
+
+double hessian_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& teams, double tokens, const Rates& rates) {
+  const double seen = sampled_of(tokens, r.hessian_tokens, teams);
   double flops = 0.0;
   for (const StepSizes& step : layer.steps)
-    if (step.solves()) flops += tokens * as_double(step.columns) * as_double(step.columns);
+    if (step.solves()) flops += seen * as_double(step.columns) * as_double(step.columns);
   return flops / rates.hessian;
 }
 
 double search_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& teams, double tokens, const Rates& rates) {
-  const double searched = r.search_tokens == 0 ? tokens : std::min(tokens, as_double(r.search_tokens) / teams.ranks_of_team);
+  const double searched = sampled_of(tokens, r.search_tokens, teams);
   double seconds = 0.0;
   for (const StepSizes& step : layer.steps) {
     if (!step.search) continue;
@@ -71,8 +77,10 @@ double search_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& t
       seconds += as_double(r.grid + 1) * flops / rates.forward;
     } else {
       double flops = 0.0;
-      for (const LinearSizes& linear : step.linears)
-        if (linear.quantized) flops += 2.0 * as_double(linear.elements()) * as_double(linear.columns);
+      for (const LinearSizes& linear : step.linears) {
+        const std::int64_t rows = r.search_rows == 0 ? linear.rows : std::min(linear.rows, r.search_rows);
+        if (linear.quantized) flops += 2.0 * as_double(rows) * as_double(linear.columns) * as_double(linear.columns);
+      }
       seconds += as_double(r.grid) * flops / teams.ranks_of_team / rates.gram;
     }
   }
@@ -180,7 +188,7 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
     const double tokens = largest_tokens(r, teams);
     const auto per_layer = [&](auto value) { return layers * mean_over_layers(r, value); };
     const double forward = per_layer([&](const LayerSizes& layer) { return forward_seconds(r, teams, layer, tokens, rates); });
-    const double hessian = per_layer([&](const LayerSizes& layer) { return hessian_seconds(layer, tokens, rates); });
+    const double hessian = per_layer([&](const LayerSizes& layer) { return hessian_seconds(r, layer, teams, tokens, rates); });
     add("forward", forward);
     add("Hessians", hessian);
     add("AWQ's search", r.awq ? per_layer([&](const LayerSizes& layer) { return search_seconds(r, layer, teams, tokens, rates); }) : 0.0);

@@ -80,7 +80,9 @@ struct RunSizes {
   bool runs_again = false;  // with the quantized weights, from a copy of the layer's input
   bool exact_search = false;
   std::int64_t grid = 0;
-  std::int64_t search_tokens = 0;
+  std::int64_t search_tokens = 0;   // of the exact search; 0: all, as below
+  std::int64_t search_rows = 0;     // of each linear, in the Gram search
+  std::int64_t hessian_tokens = 0;  // that Hessians are of
 
   std::int64_t samples = 0;
   std::int64_t seqlen = 0;

@@ -128,8 +128,8 @@ double output_error(const Linear& linear, const LinearFactors& factors, const Qu
   const Array<float> column = upload(factors.column, stream);
   const Array<float> row = upload(factors.row, stream);
   const Array<std::int32_t> group_of = upload(quantized.group_of, stream);
-  const Array<float> exact(row_block, d, stream);
-  const Array<float> rounded(row_block, d, stream);
+  const Array<float> exact(std::min(row_block, mine.count), d, stream);
+  const Array<float> rounded(std::min(row_block, mine.count), d, stream);
   const GramMatrix gram = gram_matrix(hessian.matrix, stream);
   const std::int64_t blocks = (mine.count + row_block - 1) / row_block;
   const Array<double> total(1, blocks, stream);

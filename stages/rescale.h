@@ -34,8 +34,7 @@ struct ScaledPair {
   ScalingPair pair;
   std::vector<float> scale;  // [d], positive and finite
   double ratio = 0.0;
-  double loss =
-      0.0;  // exact: mean squared error of an output element; gram: Σ over outputs of their mean squared errors, from the rows compared
+  double loss = 0.0;  // exact: mean squared error of an output element; gram: Σ over outputs of their mean squared errors, as sampled
 };
 
 // w̄ = mean over the rows of the pair's quantized linears of |w| / (max |w| of its group + 1e-6), [d].
