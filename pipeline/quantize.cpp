@@ -258,9 +258,10 @@ Tokens load_evaluation(const Options& options, const Architecture& architecture,
 
 }  // namespace
 
-RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before, const std::optional<Places>& places) {
+RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before, const std::optional<Places>& places,
+                   std::chrono::steady_clock::time_point begin, const std::function<void()>& at_end) {
   count_stop_signals();
-  const auto begin = std::chrono::steady_clock::now();
+  const std::future<void> opening = open_device_early(options.parallel.backend);
   const Checkpoint source(options.model.path);
   const Architecture architecture = read_architecture(source.config(), (source.folder() / "config.json").string());
   if (source.config().contains("quantization_config"))
@@ -427,6 +428,10 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       options.output.path, static_cast<double>(report.bytes) * 1e-9, report.seconds.total, report.seconds.start, report.seconds.read,
       report.seconds.hessian, report.seconds.search, report.seconds.solve, report.seconds.forward, report.seconds.write,
       report.seconds.wait, report.seconds.evaluate, report_path));
+  if (at_end) {
+    stream.synchronize();
+    at_end();
+  }
   return report;
 }
 
