@@ -227,32 +227,31 @@ void quantize_layers(Loop& loop, const DecoderTables& tables, Pipeline& pipeline
   }
 }
 
-Tokens load_calibration(const Options& options, const Architecture& architecture, Comm& comm) {
+// What [calibration] and [evaluate] have in common.
+template <class Section>
+DatasetRequest dataset_request(const Section& section, const Options& options, const Architecture& architecture) {
   DatasetRequest request;
-  request.data = options.calibration.data;
-  request.dataset = options.calibration.dataset;
-  request.text_field = options.calibration.text_field;
-  request.mode = options.calibration.mode;
-  request.samples = options.calibration.samples;
-  request.seqlen = options.calibration.seqlen;
-  request.seed = options.calibration.seed;
+  request.data = section.data;
+  request.dataset = section.dataset;
+  request.text_field = section.text_field;
+  request.samples = section.samples;
+  request.seqlen = section.seqlen;
   request.tokenizer = options.model.path;
   request.cache = options.calibration.cache;
   request.vocab = architecture.vocab;
+  return request;
+}
+
+Tokens load_calibration(const Options& options, const Architecture& architecture, Comm& comm) {
+  DatasetRequest request = dataset_request(options.calibration, options, architecture);
+  request.mode = options.calibration.mode;
+  request.seed = options.calibration.seed;
   return load_tokens_on_all_ranks(request, comm);
 }
 
 Tokens load_evaluation(const Options& options, const Architecture& architecture, Comm& comm) {
-  DatasetRequest request;
-  request.data = options.evaluate.data;
-  request.dataset = options.evaluate.dataset;
-  request.text_field = options.evaluate.text_field;
+  DatasetRequest request = dataset_request(options.evaluate, options, architecture);
   request.mode = "sequential";
-  request.samples = options.evaluate.samples;
-  request.seqlen = options.evaluate.seqlen;
-  request.tokenizer = options.model.path;
-  request.cache = options.calibration.cache;
-  request.vocab = architecture.vocab;
   return load_tokens_on_all_ranks(request, comm);
 }
 
