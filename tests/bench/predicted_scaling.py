@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The scaling model as Markdown: what `qpipe plan` predicts for 1 to 64 GPUs, from the rates measured on H100s (docs/performance.md). Needs no GPU.
 
-    python3 tests/bench/predicted_scaling.py --qpipe build/release/qpipe [--ranks 1,2,4,8,16,32,64] [--ranks-per-node 8] [--rate NAME=X ...]
+    python3 tests/bench/predicted_scaling.py --qpipe build/release/qpipe [--ranks 1,2,4,8,16,32,64] [--ranks-per-node 8] [--rate NAME=X ...] [--set k=v ...]
 
-128 x 2048 tokens, 4 bits, group 128; Llama-2-7B's 32 layers and 70B's 80. Efficiency is the speed-up over one GPU divided by the number of GPUs."""
+128 x 2048 tokens, 4 bits, group 128; Llama-2-7B's 32 layers and 70B's 80. Efficiency is the speed-up over the first row divided by the ratio of GPUs."""
 import argparse
 import json
 import os
@@ -32,6 +32,8 @@ def plan(args, folder, shape, ranks, teams, method, propagate):
     for setting in (f"model.path={os.path.join(folder, shape)}", f"output.path={os.path.join(folder, 'out')}", f"quantize.method={method}",
                     f"quantize.propagate={propagate}"):
         command += ["--set", setting]
+    for setting in args.set:
+        command += ["--set", setting]
     for rate in args.rate:
         command += ["--rate", rate]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -46,6 +48,7 @@ def main():
     parser.add_argument("--ranks-per-node", type=int, default=8)
     parser.add_argument("--gpu-memory", default="79GiB")
     parser.add_argument("--rate", action="append", default=[], help="NAME=X, as qpipe plan takes it")
+    parser.add_argument("--set", action="append", default=[], help="further options of qpipe, section.key=value")
     args = parser.parse_args()
     counts = [int(r) for r in args.ranks.split(",")]
     largest = counts[-1]
@@ -59,7 +62,7 @@ def main():
                 ("AWQ, propagate = original: a ring of teams", "7B", "awq", "original", [(r, 0) for r in counts]),
                 ("AWQ, propagate = original: a ring of teams", "70B", "awq", "original", [(r, 0) for r in counts] + divided[1:])):
             print(f"\n{title}; {shape}\n")
-            print("| GPUs | teams x ranks | time | of it compute that divides | that does not | network | efficiency | sent by a rank | reading |")
+            print("| GPUs | teams x ranks | time | work on tokens | all else | network | efficiency | sent by a rank | reading |")
             print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
             one = None
             for ranks, teams in layouts:
