@@ -30,11 +30,9 @@ void Comm::State::learn_rank_and_size() {
 }
 
 Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<State>(stream)) {
-  int initialized = 0;
-  check(MPI_Initialized(&initialized));
-  if (initialized == 0) throw std::logic_error("Comm needs an MpiSession");
   State& s = *state_;
   s.options = options;
+  if (!mpi_is_active()) return;
   {
     State::Attempt attempt(s);
     std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
@@ -63,6 +61,7 @@ Comm::Comm(Comm& parent, int team, Stream& stream) : state_(std::make_unique<Sta
   State& s = *state_;
   s.options = parent.state_->options;
   s.shared_gpu = parent.state_->shared_gpu;
+  if (parent.size() == 1) return;
   parent.barrier();  // bounded, which MPI_Comm_split is not
   {
     State::Attempt attempt(s);
@@ -165,6 +164,7 @@ void Comm::wait(Stream& stream) {
 Comm::Traffic Comm::traffic() { return {state_->moved_bytes, state_->watch.seconds()}; }
 
 void Comm::barrier() {
+  if (size() == 1) return;
   State::Attempt attempt(*state_);
   std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
   check(MPI_Ibarrier(state_->mpi, requests.data()));
@@ -173,6 +173,7 @@ void Comm::barrier() {
 
 std::string Comm::broadcast(const std::string& text, int from) {
   require(state_->rank_exists(from), "Comm::broadcast: no such rank");
+  if (size() == 1) return text;
   State::Attempt attempt(*state_);
   std::vector<MPI_Request> requests;
   const std::string operation = "broadcast of a text from rank " + std::to_string(from);
@@ -186,6 +187,7 @@ std::string Comm::broadcast(const std::string& text, int from) {
 }
 
 std::vector<std::string> Comm::gather(const std::string& text) {
+  if (size() == 1) return {text};
   State::Attempt attempt(*state_);
   std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
   const auto ranks = static_cast<std::size_t>(size());

@@ -15,13 +15,13 @@
 
 namespace qpipe {
 
-// MPI_Init_thread … MPI_Finalize around main. Works without mpirun as a single rank.
+// MPI_Init_thread … MPI_Finalize around main, for a process that a launcher has started. Without it everything here works as a single rank,
+// and no time goes to MPI's search for networks and helpers.
 // MPI_Finalize waits for all ranks, so the destructor leaves it out while an exception unwinds. main catches inside the session's scope
 // and calls abort_all_ranks, so that the others end at once.
 class MpiSession {
  public:
-  // alone: no launcher has started this process, so that MPI need not look for networks and helpers (a third of a second).
-  MpiSession(int& argc, char**& argv, bool alone = false);
+  MpiSession(int& argc, char**& argv);
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
@@ -43,9 +43,9 @@ class Comm {
     bool share_gpu = false;  // several ranks on one GPU: each sets its own NCCL_HOSTID
   };
 
-  // Collective over all ranks of MPI_COMM_WORLD. The stream decides between NCCL and MPI for device buffers and outlives the Comm.
-  // Throws the same std::runtime_error on all ranks when backends differ or when two ranks use one GPU without share_gpu.
-  // One thread at a time. After an operation has thrown, every other throws too: the ranks are no longer in step.
+  // Collective over all ranks of MPI_COMM_WORLD; a single rank without an MpiSession. The stream decides between NCCL and MPI for device
+  // buffers and outlives the Comm. Throws the same std::runtime_error on all ranks when backends differ or when two ranks use one GPU
+  // without share_gpu. One thread at a time. After an operation has thrown, every other throws too: the ranks are no longer in step.
   Comm(Stream& stream, const Options& options);
   // Collective over the ranks of `parent`: those that pass the same team, in their order there. `parent` outlives the Comm.
   Comm(Comm& parent, int team, Stream& stream);

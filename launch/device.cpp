@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <optional>
 #include <stdexcept>
 #include <thread>
 
@@ -20,6 +21,7 @@ namespace {
 constexpr std::chrono::seconds start_timeout{600};
 
 std::vector<std::string> of_all_ranks(const std::string& text) {
+  if (!mpi_is_active()) return {text};
   return all_gather_bytes(text, MPI_COMM_WORLD, "placing the ranks on devices", start_timeout);
 }
 
@@ -30,7 +32,25 @@ std::int64_t cores_of(pid_t process) {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
+// Of this process among those of its host, as the innermost launcher's environment tells it (Open MPI; MPICH and Intel MPI; Slurm).
+std::optional<int> environment_local_rank() {
+  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"})
+    if (const char* text = std::getenv(name)) return std::atoi(text);
+  return {};
+}
+
 }  // namespace
+
+std::future<void> open_device_early(const std::string& backend) {
+  if (!has_cuda || backend == "cpu") return {};
+  const std::optional<int> local_rank = mpi_is_active() ? environment_local_rank() : 0;
+  if (!local_rank) return {};
+  return std::async(std::launch::async, [rank = *local_rank] {
+    const int devices = cuda_device_count();
+    if constexpr (has_cuda)
+      if (devices > 0) cuda::open(rank % devices);
+  });
+}
 
 Placement place_rank(const std::string& backend, bool share_gpu) {
   if (backend != "auto" && backend != "cpu" && backend != "cuda")
@@ -38,11 +58,13 @@ Placement place_rank(const std::string& backend, bool share_gpu) {
 
   Placement placement;
   placement.host = host_name();
-  MPI_Comm local = MPI_COMM_NULL;
-  check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local));
-  check(MPI_Comm_rank(local, &placement.local_rank));
-  check(MPI_Comm_size(local, &placement.local_ranks));
-  check(MPI_Comm_free(&local));
+  if (mpi_is_active()) {
+    MPI_Comm local = MPI_COMM_NULL;
+    check(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local));
+    check(MPI_Comm_rank(local, &placement.local_rank));
+    check(MPI_Comm_size(local, &placement.local_ranks));
+    check(MPI_Comm_free(&local));
+  }
   if (backend == "cpu") return placement;
 
   const int devices = cuda_device_count();
@@ -59,12 +81,13 @@ Placement place_rank(const std::string& backend, bool share_gpu) {
   placement.backend = Backend::cuda;
   placement.device = placement.local_rank % devices;
   if constexpr (has_cuda) {
-    const std::vector<std::string> gpus = of_all_ranks(cuda::gpu_uuid(placement.device));
+    const std::string mine = cuda::gpu_uuid(placement.device);
+    const std::vector<std::string> gpus = of_all_ranks(mine);
     const std::string conflict = gpu_conflict(gpus, hosts);
     if (!share_gpu && !conflict.empty()) throw std::runtime_error(conflict);
     placement.device_ranks = 0;
     for (std::size_t rank = 0; rank < gpus.size(); ++rank)
-      placement.device_ranks += hosts[rank] == placement.host && gpus[rank] == cuda::gpu_uuid(placement.device) ? 1 : 0;
+      placement.device_ranks += hosts[rank] == placement.host && gpus[rank] == mine ? 1 : 0;
     placement.device_free_bytes = cuda::free_bytes(placement.device);
     of_all_ranks("");  // nobody takes memory before all have looked
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <future>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,11 @@ struct Placement {
   int device_ranks = 1;                // ranks that use this GPU
   std::int64_t device_free_bytes = 0;  // of the GPU, before any rank takes memory for its work; 0 on the CPU
 };
+
+// Begins to open the CUDA device that place_rank will choose, on a thread of its own: it takes a third of a second, while the caller reads
+// its input. Nothing for "cpu", without a device, or where the launcher's environment does not tell the rank on this host. Faults are left
+// to place_rank. After MpiSession, if there is one, because MPI changes the environment while CUDA reads it.
+std::future<void> open_device_early(const std::string& backend);
 
 // Collective over MPI_COMM_WORLD, after MpiSession and before the first Stream; NCCL is not used.
 // backend: "cpu", "cuda", or "auto": cuda when every rank sees a device, else cpu. Throws std::runtime_error, the same on all ranks, when a

@@ -22,4 +22,9 @@ std::int64_t free_bytes(int device) {
   return static_cast<std::int64_t>(free);
 }
 
+void open(int device) noexcept {
+  if (cudaSetDevice(device) == cudaSuccess) cudaFree(nullptr);
+  cudaGetLastError();
+}
+
 }  // namespace qpipe::cuda

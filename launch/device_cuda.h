@@ -11,4 +11,7 @@ std::string gpu_uuid(int device);
 
 std::int64_t free_bytes(int device);
 
+// Makes the process's context on it, and leaves a fault to the next one who asks.
+void open(int device) noexcept;
+
 }  // namespace qpipe::cuda

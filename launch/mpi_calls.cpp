@@ -1,5 +1,7 @@
 #include "launch/mpi_calls.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <stdexcept>
 
@@ -15,15 +17,22 @@ void check(int status, std::source_location where) {
   throw std::runtime_error(this_rank() + ": MPI: " + text + " (" + where.file_name() + ":" + std::to_string(where.line()) + ")");
 }
 
+bool mpi_is_active() {
+  int initialized = 0;
+  int finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  return initialized != 0 && finalized == 0;
+}
+
 std::string host_name() {
-  char name[MPI_MAX_PROCESSOR_NAME] = "";
-  int length = 0;
-  return MPI_Get_processor_name(name, &length) == MPI_SUCCESS ? std::string(name, static_cast<std::size_t>(length)) : "?";
+  char name[256] = "";
+  return gethostname(name, sizeof(name) - 1) == 0 ? name : "?";
 }
 
 std::string this_rank() {
-  int rank = -1;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  int rank = 0;
+  if (mpi_is_active()) MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   return "rank " + std::to_string(rank) + " on host " + host_name();
 }
 

@@ -18,6 +18,9 @@ inline constexpr std::size_t mpi_chunk_bytes = std::size_t{1} << 30;  // MPI cou
 // Throws std::runtime_error with MPI's message and the caller's position.
 void check(int status, std::source_location where = std::source_location::current());
 
+// Between MPI_Init and MPI_Finalize.
+bool mpi_is_active();
+
 // "rank 3 on host n17", of MPI_COMM_WORLD.
 std::string this_rank();
 std::string host_name();

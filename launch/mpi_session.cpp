@@ -8,25 +8,7 @@
 
 namespace qpipe {
 
-namespace {
-// What the user has set stays. Other MPI libraries than Open MPI do not read these.
-void stay_alone() {
-  setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
-  setenv("OMPI_MCA_pml", "ob1", 0);
-  setenv("OMPI_MCA_btl", "self", 0);
-}
-
-bool mpi_is_active() {
-  int initialized = 0;
-  int finalized = 0;
-  MPI_Initialized(&initialized);
-  MPI_Finalized(&finalized);
-  return initialized != 0 && finalized == 0;
-}
-}  // namespace
-
-MpiSession::MpiSession(int& argc, char**& argv, bool alone) {
-  if (alone) stay_alone();
+MpiSession::MpiSession(int& argc, char**& argv) {
   int provided = MPI_THREAD_SINGLE;
   check(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided));
   check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/stream.h"
+#include "launch/leave.h"
 #include "pipeline/checkpoint.h"
 #include "pipeline/error.h"
 #include "pipeline/model.h"
@@ -82,7 +83,8 @@ int run(const QuantizeRequest& command) {
     fmt::print("{}", options_as_toml(command.options));
     std::fflush(stdout);
   }
-  return run_quantize(command.options, command.dry_run);
+  quantize(command.options, command.dry_run, {}, {}, command.begin, [] { leave_at_once(static_cast<int>(ExitCode::ok)); });
+  return static_cast<int>(ExitCode::ok);
 }
 
 int run(const CompareRequest& command) {
@@ -244,6 +246,7 @@ int run_command(const Command& command) {
 }
 
 Command read_command(int argc, const char* const* argv) {
+  const auto begin = std::chrono::steady_clock::now();
   Arguments arguments;
   try {
     arguments.app.parse(argc, argv);
@@ -295,7 +298,7 @@ Command read_command(int argc, const char* const* argv) {
   if (arguments.config.empty())
     usage_fault("give a configuration file (qpipe CONFIG.toml) or a command (compare, plan, eval, tokenize, verify)");
   if (arguments.resume) arguments.sets.emplace_back("run.resume=require");
-  return QuantizeRequest{load_options(arguments.config, arguments.sets), arguments.dry_run};
+  return QuantizeRequest{load_options(arguments.config, arguments.sets), arguments.dry_run, begin};
 }
 
 }  // namespace qpipe

@@ -1,6 +1,7 @@
 // The command line: what the user asks for, and who carries it out.
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <string>
 #include <variant>
@@ -22,6 +23,7 @@ struct ShowText {
 struct QuantizeRequest {
   Options options;
   bool dry_run = false;
+  std::chrono::steady_clock::time_point begin;  // of the process, as near as it is known
 };
 
 struct TokenizeRequest {

@@ -185,7 +185,7 @@ std::vector<Loader> loaders_of_folder(const fs::path& folder) {
         linear.packed = check_packed_linear(format, checkpoint, linear.name, spec.out_features, spec.in_features);
       linears.push_back(linear);
     }
-  return loaders_of(format, checkpoint.config().at("quantization_config"), linears);
+  return loaders_of(format, checkpoint.config().at("quantization_config"), bits_of(linears));
 }
 
 void measure_original(Comparison& comparison, const std::string& folder) {

@@ -42,7 +42,11 @@ void write_folder(const Options& options, const Checkpoint& source, const Quanti
   // GPTQModel and AutoGPTQ read this file first.
   if (plan.storage.format == Format::gptq || plan.storage.format == Format::gptq_v2)
     write_text_file(folder / "quantize_config.json", quantization.dump(2) + "\n");
-  write_text_file(folder / "README.md", model_card(report, plan, source_license(source.folder())));
+  std::vector<int> bits;
+  for (const auto& [module, settings] : plan.modules)
+    if (!settings.skip) bits.push_back(settings.bits);
+  const std::vector<Loader> loaders = loaders_of(read_stored_format(config, (folder / "config.json").string()), quantization, bits);
+  write_text_file(folder / "README.md", model_card(report, plan, source_license(source.folder()), loaders));
   write_text_file(folder / "config.json", config.dump(2) + "\n");
 }
 

@@ -1,6 +1,8 @@
 #include "pipeline/loaders.h"
 
 #include <algorithm>
+#include <functional>
+#include <stdexcept>
 
 namespace qpipe {
 
@@ -11,18 +13,7 @@ using Json = nlohmann::json;
 Loader yes(const char* name, const char* needs = "") { return {name, true, needs}; }
 Loader no(const char* name, const char* why) { return {name, false, why}; }
 
-template <class Predicate>
-bool any_packed(const std::vector<LinearReport>& linears, Predicate predicate) {
-  return std::any_of(linears.begin(), linears.end(), [&](const LinearReport& linear) { return linear.packed && predicate(linear); });
-}
-
-bool mixed(const std::vector<LinearReport>& linears) {
-  const PackedLinear* first = nullptr;
-  return any_packed(linears, [&](const LinearReport& linear) {
-    if (first == nullptr) first = &*linear.packed;
-    return linear.packed->bits != first->bits;
-  });
-}
+bool mixed(const std::vector<int>& bits) { return std::adjacent_find(bits.begin(), bits.end(), std::not_equal_to<>()) != bits.end(); }
 
 // Widths of groups that vLLM's Marlin kernels have; −1 is one group a row.
 bool marlin_groups(const Json& quantization) {
@@ -32,18 +23,18 @@ bool marlin_groups(const Json& quantization) {
 
 bool is_true(const Json& object, const char* key) { return object.value(key, Json()) == true; }
 
-std::vector<Loader> gptq_loaders(StoredFormat format, const Json& quantization, const std::vector<LinearReport>& linears) {
+std::vector<Loader> gptq_loaders(StoredFormat format, const Json& quantization, const std::vector<int>& bits) {
   const bool symmetric = is_true(quantization, "sym");
   const bool grouped = quantization.value("group_size", Json()) != -1;
   const bool v1 = format == StoredFormat::gptq_v1;
   std::vector<Loader> loaders;
-  if (mixed(linears))
+  if (mixed(bits))
     loaders.push_back(no("transformers", "ignores `dynamic`, and the linears have different bits"));
   else if (v1 && !symmetric)
     loaders.push_back(no("transformers", "GPTQModel refuses an asymmetric grid in format gptq"));
   else
     loaders.push_back(yes("transformers", "needs optimum and gptqmodel"));
-  if (any_packed(linears, [](const LinearReport& l) { return l.packed->bits != 4 && l.packed->bits != 8; }))
+  if (std::any_of(bits.begin(), bits.end(), [](int b) { return b != 4 && b != 8; }))
     loaders.push_back(no("vLLM", "has 4 and 8 bits only"));
   else if (!symmetric)
     loaders.push_back(no("vLLM", "has symmetric grids only"));
@@ -60,13 +51,13 @@ std::vector<Loader> gptq_loaders(StoredFormat format, const Json& quantization, 
 
 }  // namespace
 
-std::vector<Loader> loaders_of(StoredFormat format, const Json& quantization, const std::vector<LinearReport>& linears) {
+std::vector<Loader> loaders_of(StoredFormat format, const Json& quantization, const std::vector<int>& bits) {
   const Loader no_gptqmodel = no("GPTQModel", "loads gptq and awq only");
   const Loader no_autoawq = no("AutoAWQ", "loads awq only");
   switch (format) {
     case StoredFormat::unquantized: return {};
     case StoredFormat::gptq_v1:
-    case StoredFormat::gptq_v2: return gptq_loaders(format, quantization, linears);
+    case StoredFormat::gptq_v2: return gptq_loaders(format, quantization, bits);
     case StoredFormat::awq: {
       const bool zeros = is_true(quantization, "zero_point");
       return {yes("transformers", "needs gptqmodel"),
@@ -74,7 +65,7 @@ std::vector<Loader> loaders_of(StoredFormat format, const Json& quantization, co
               zeros ? yes("AutoAWQ") : no("AutoAWQ", "needs zero_point = true in version gemm")};
     }
     case StoredFormat::ct_integer:
-      if (any_packed(linears, [](const LinearReport& l) { return l.packed->bits == 3; }))
+      if (std::find(bits.begin(), bits.end(), 3) != bits.end())
         return {yes("transformers", "needs compressed-tensors 0.20: older ones have another layout of 3 bits"), yes("vLLM"), no_gptqmodel,
                 no_autoawq};
       [[fallthrough]];
@@ -88,6 +79,13 @@ std::vector<Loader> loaders_of(StoredFormat format, const Json& quantization, co
     case StoredFormat::fp8: return {yes("transformers"), yes("vLLM"), no_gptqmodel, no_autoawq};
   }
   throw std::logic_error("loaders_of: " + name_of(format));
+}
+
+std::vector<int> bits_of(const std::vector<LinearReport>& linears) {
+  std::vector<int> bits;
+  for (const LinearReport& linear : linears)
+    if (linear.packed) bits.push_back(linear.packed->bits);
+  return bits;
 }
 
 }  // namespace qpipe

@@ -24,7 +24,9 @@ struct Loader {
   std::string why;  // what it needs, or why it does not load; may be empty
 };
 
-// transformers, vLLM, GPTQModel, AutoAWQ. `quantization`: quantization_config of config.json.
-std::vector<Loader> loaders_of(StoredFormat format, const nlohmann::json& quantization, const std::vector<LinearReport>& linears);
+// transformers, vLLM, GPTQModel, AutoAWQ. `quantization`: quantization_config of config.json; bits: of every quantized linear.
+std::vector<Loader> loaders_of(StoredFormat format, const nlohmann::json& quantization, const std::vector<int>& bits);
+
+std::vector<int> bits_of(const std::vector<LinearReport>& linears);
 
 }  // namespace qpipe

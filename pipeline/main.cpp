@@ -62,8 +62,10 @@ int main(int argc, char** argv) {
   try {
     const Command command = read_command(argc, argv);
     if (!is_collective(command)) return run_alone(command);
-    session.emplace(argc, argv, !has_launcher());
-    return run_command(command);
+    if (has_launcher()) session.emplace(argc, argv);
+    const int code = run_command(command);
+    leave_at_once(code);
+    return code;
   } catch (const UserError& error) {
     return end_with(error, session, argc, argv);
   } catch (const std::exception& error) {

@@ -143,8 +143,10 @@ void print(const Answer& a) {
   if (a.time) {
     fmt::print("\nTime, as estimated\n");
     for (const PhaseTime& phase : a.time->phases) fmt::print("  {:<42}{:>13}\n", phase.name, seconds_text(phase.seconds));
-    fmt::print("  {:<42}{:>13}\n  {:<42}{:>13}\n", "reading, in the background", seconds_text(a.time->read), "total",
-               seconds_text(a.time->total));
+    constexpr const char* row = "  {:<42}{:>13}\n";
+    fmt::print(row, "reading, in the background", seconds_text(a.time->read));
+    fmt::print(row, "writing, in the background", seconds_text(a.time->write));
+    fmt::print(row, "total", seconds_text(a.time->total));
   }
   if (a.run.calibrated)
     fmt::print("\nLargest memory.micro_batch that fits {}: {} tokens (set: {})\n", a.memory.fits ? "with these places" : "at all",
@@ -181,6 +183,7 @@ nlohmann::json as_json(const Answer& a) {
   if (a.time) {
     for (const PhaseTime& phase : a.time->phases) json["seconds"][phase.name] = phase.seconds;
     json["seconds"]["reading, in the background"] = a.time->read;
+    json["seconds"]["writing, in the background"] = a.time->write;
     json["seconds"]["total"] = a.time->total;
   }
   return json;

@@ -230,32 +230,31 @@ void quantize_layers(Loop& loop, const DecoderTables& tables, Pipeline& pipeline
   }
 }
 
-Tokens load_calibration(const Options& options, const Architecture& architecture, Comm& comm) {
+// What [calibration] and [evaluate] have in common.
+template <class Section>
+DatasetRequest dataset_request(const Section& section, const Options& options, const Architecture& architecture) {
   DatasetRequest request;
-  request.data = options.calibration.data;
-  request.dataset = options.calibration.dataset;
-  request.text_field = options.calibration.text_field;
-  request.mode = options.calibration.mode;
-  request.samples = options.calibration.samples;
-  request.seqlen = options.calibration.seqlen;
-  request.seed = options.calibration.seed;
+  request.data = section.data;
+  request.dataset = section.dataset;
+  request.text_field = section.text_field;
+  request.samples = section.samples;
+  request.seqlen = section.seqlen;
   request.tokenizer = options.model.path;
   request.cache = options.calibration.cache;
   request.vocab = architecture.vocab;
+  return request;
+}
+
+Tokens load_calibration(const Options& options, const Architecture& architecture, Comm& comm) {
+  DatasetRequest request = dataset_request(options.calibration, options, architecture);
+  request.mode = options.calibration.mode;
+  request.seed = options.calibration.seed;
   return load_tokens_on_all_ranks(request, comm);
 }
 
 Tokens load_evaluation(const Options& options, const Architecture& architecture, Comm& comm) {
-  DatasetRequest request;
-  request.data = options.evaluate.data;
-  request.dataset = options.evaluate.dataset;
-  request.text_field = options.evaluate.text_field;
+  DatasetRequest request = dataset_request(options.evaluate, options, architecture);
   request.mode = "sequential";
-  request.samples = options.evaluate.samples;
-  request.seqlen = options.evaluate.seqlen;
-  request.tokenizer = options.model.path;
-  request.cache = options.calibration.cache;
-  request.vocab = architecture.vocab;
   return load_tokens_on_all_ranks(request, comm);
 }
 
@@ -271,9 +270,10 @@ std::future<void> get_ready(const Architecture& architecture, const QuantizePlan
 
 }  // namespace
 
-RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before, const std::optional<Places>& places) {
+RunReport quantize(const Options& options, bool dry_run, std::optional<double> perplexity_before, const std::optional<Places>& places,
+                   std::chrono::steady_clock::time_point begin, const std::function<void()>& at_end) {
   count_stop_signals();
-  const auto begin = std::chrono::steady_clock::now();
+  const std::future<void> opening = open_device_early(options.parallel.backend);
   const Checkpoint source(options.model.path);
   const Architecture architecture = read_architecture(source.config(), (source.folder() / "config.json").string());
   if (source.config().contains("quantization_config"))
@@ -451,6 +451,10 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       options.output.path, static_cast<double>(report.bytes) * 1e-9, report.seconds.total, report.seconds.start, report.seconds.read,
       report.seconds.hessian, report.seconds.search, report.seconds.solve, report.seconds.forward, report.seconds.write,
       report.seconds.wait, report.seconds.evaluate, report_path));
+  if (at_end) {
+    stream.synchronize();
+    at_end();
+  }
   return report;
 }
 

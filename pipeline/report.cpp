@@ -86,27 +86,19 @@ std::string width_text(const QuantizePlan& plan) {
   return fmt::format("{}-bit", plan.defaults.bits);
 }
 
-// What transformers needs installed, and whether vLLM serves the folder.
-struct Loaders {
-  std::string transformers;
-  std::string vllm;
-};
-
-Loaders loaders(const QuantizePlan& plan) {
-  const LinearSettings& s = plan.defaults;
-  const std::string serves = "vLLM serves it as it is: `vllm serve THIS_FOLDER`.";
-  switch (plan.storage.format) {
-    case Format::gptq:
-    case Format::gptq_v2:
-      return {"optimum and gptqmodel", s.symmetric && (s.bits == 4 || s.bits == 8) && !(s.desc_act && !s.static_groups && s.group_size > 0)
-                                           ? serves
-                                           : "vLLM does not serve this variant: it takes symmetric 4- or 8-bit GPTQ without desc_act."};
-    case Format::awq: return {"gptqmodel", serves};
-    case Format::compressed_tensors: return {"compressed-tensors", serves};
-    case Format::bitsandbytes: return {"bitsandbytes", "vLLM needs a plug-in for bitsandbytes checkpoints."};
-    case Format::fp8: return {"a GPU with FP8 (compute capability 8.9 or newer)", serves};
+std::string use_section(const std::vector<Loader>& loaders) {
+  std::string text = "\n## Use\n\n| program | loads it | |\n| --- | --- | --- |\n";
+  for (const Loader& loader : loaders) text += fmt::format("| {} | {} | {} |\n", loader.name, loader.loads ? "yes" : "no", loader.why);
+  for (const Loader& loader : loaders) {
+    if (!loader.loads) continue;
+    if (loader.name == "transformers")
+      text +=
+          "\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+          "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\", device_map=\"auto\")\n"
+          "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n";
+    if (loader.name == "vLLM") text += "\n`vllm serve THIS_FOLDER` serves it as it is.\n";
   }
-  return {};
+  return text;
 }
 
 void add_integer_rows(const QuantizePlan& plan, const std::function<void(const std::string&, const std::string&)>& row) {
@@ -126,7 +118,7 @@ void add_integer_rows(const QuantizePlan& plan, const std::function<void(const s
 
 }  // namespace
 
-std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::string& license) {
+std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::string& license, const std::vector<Loader>& loaders) {
   const std::string base = std::filesystem::path(r.model).filename().string();
   const std::string width = width_text(plan);
   std::string tags = "- " + r.method + "\n";
@@ -151,13 +143,7 @@ std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::
     if (r.perplexity_before) card += fmt::format("| original | {:.3f} |\n", *r.perplexity_before);
     if (r.perplexity_after) card += fmt::format("| quantized | {:.3f} |\n", *r.perplexity_after);
   }
-  const Loaders l = loaders(plan);
-  card += fmt::format(
-      "\n## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer  # needs {}\n\n"
-      "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\", device_map=\"auto\")\n"
-      "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n\n{}\n",
-      l.transformers, l.vllm);
-  return card;
+  return card + use_section(loaders);
 }
 
 }  // namespace qpipe

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "launch/comm.h"
+#include "pipeline/loaders.h"
 #include "pipeline/plan.h"
 
 namespace qpipe {
@@ -85,6 +86,6 @@ std::vector<PhaseSeconds> gather_seconds(const PhaseSeconds& seconds, Comm& comm
 nlohmann::json report_json(const RunReport& report);
 
 // README.md. Holds nothing that depends on the machine or the number of ranks, so that equal runs give equal folders.
-std::string model_card(const RunReport& report, const QuantizePlan& plan, const std::string& license);
+std::string model_card(const RunReport& report, const QuantizePlan& plan, const std::string& license, const std::vector<Loader>& loaders);
 
 }  // namespace qpipe

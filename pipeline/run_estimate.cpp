@@ -8,6 +8,7 @@ namespace qpipe {
 namespace {
 
 constexpr double h100_tflops = 989.0;  // dense bfloat16, data sheet
+constexpr const char* hidden_states = "hidden states";
 
 double as_double(std::int64_t value) { return static_cast<double>(value); }
 
@@ -41,10 +42,23 @@ double linear_flops(const LayerSizes& layer, double tokens) {
 // q·k and p·v over half of the square.
 double attention_flops(const RunSizes& r, double tokens) { return 2.0 * tokens * as_double(r.seqlen * r.attention_width); }
 
-// Twice where the layer runs again with quantized weights, or ahead for the teams after it.
+bool streams(const RunSizes& r, const Teams& teams) { return teams.teams > 1 && r.calibrated && !r.quantized_propagation; }
+
+// Of a layer's pass; a round's layers follow one another by two blocks (pipeline/hidden_stream.cpp).
+double pipeline_passes(const RunSizes& r, const Teams& teams) {
+  const double blocks = as_double(std::max<std::int64_t>(1, largest_share(r, teams)));
+  const double stages = as_double(std::min<std::int64_t>(teams.teams, r.layers));
+  return (blocks + 2.0 * (stages - 1.0)) / blocks;
+}
+
+double pass_seconds(const RunSizes& r, const LayerSizes& layer, double tokens, const Rates& rates) {
+  return (linear_flops(layer, tokens) + attention_flops(r, tokens)) / rates.forward;
+}
+
+// Again where the layer runs with quantized weights, or ahead for the teams after it.
 double forward_seconds(const RunSizes& r, const Teams& teams, const LayerSizes& layer, double tokens, const Rates& rates) {
-  return (r.runs_again || (teams.teams > 1 && !r.quantized_propagation) ? 2.0 : 1.0) *
-         (linear_flops(layer, tokens) + attention_flops(r, tokens)) / rates.forward;
+  const double passes = streams(r, teams) ? 1.0 + pipeline_passes(r, teams) : r.runs_again ? 2.0 : 1.0;
+  return passes * pass_seconds(r, layer, tokens, rates);
 }
 
 // Of a rank's tokens, where all ranks together take `sampled`; 0: all.
@@ -92,10 +106,11 @@ double solve_seconds(const LayerSizes& layer, const Teams& teams, const Rates& r
   for (const StepSizes& step : layer.steps) {
     const double d = as_double(step.columns);
     const std::int64_t in_turn = (step.factors + teams.ranks_of_team - 1) / teams.ranks_of_team;
-    double sweep = 0.0;
-    for (const LinearSizes& linear : step.linears)
-      if (linear.gptq) sweep += as_double(linear.elements()) * as_double(linear.columns);
-    seconds += (as_double(in_turn) * d * d * d / 3.0 + sweep / teams.ranks_of_team) / rates.solve;
+    seconds += as_double(in_turn) * (d * d * d / 3.0 / rates.factor + d * rates.factor_column);
+    std::int64_t rows = 0;
+    for (const LinearSizes& linear : step.linears) rows += linear.gptq ? linear.rows : 0;
+    if (rows > 0) seconds += as_double(rows) * d * d / teams.ranks_of_team / rates.sweep;
+    seconds += as_double(std::max<std::int64_t>(step.factors, rows > 0 ? 1 : 0)) * d * rates.sweep_column;  // one sweep for each order
   }
   return seconds;
 }
@@ -136,10 +151,24 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
   return result;
 }
 
+// Of a Hessian's 64-bit sum: panels of 2048 columns, each from its diagonal down (stages/calibrate.cpp).
+double sum_elements(std::int64_t d) {
+  constexpr std::int64_t panel = 2048;
+  std::int64_t elements = 0;
+  for (std::int64_t begin = 0; begin < d; begin += panel) elements += (d - begin) * std::min(panel, d - begin);
+  return as_double(elements);
+}
+
+// Activations in host memory.
+double locked_bytes(const RunSizes& r, const Places& places, double tokens) {
+  const std::int64_t columns = (places.hidden == Place::host ? r.hidden : 0) + (places.input == Place::host ? r.widest_input : 0);
+  return tokens * as_double(columns * r.compute_element);
+}
+
 }  // namespace
 
 Rates scaled_to(double tflops, Rates rates) {
-  for (double* rate : {&rates.forward, &rates.hessian, &rates.solve, &rates.gram}) *rate *= tflops / h100_tflops;
+  for (double* rate : {&rates.forward, &rates.hessian, &rates.factor, &rates.sweep, &rates.gram}) *rate *= tflops / h100_tflops;
   return rates;
 }
 
@@ -157,7 +186,7 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
     add("sums of Hessians", 2.0 * ring * mean_over_layers(r, [](const LayerSizes& layer) {
                               double sum = 0.0;
                               for (const StepSizes& step : layer.steps)
-                                if (step.solves()) sum += 8.0 * as_double(step.columns) * as_double(step.columns);
+                                if (step.solves()) sum += 8.0 * sum_elements(step.columns);
                               return sum;
                             }));
     add("Cholesky factors", ring * mean_over_layers(r, [](const LayerSizes& layer) {
@@ -174,7 +203,7 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
                      if (linear.quantized) sum += as_double(linear.elements() + 5 * linear.rows * linear.groups());
                  return sum;
                }));
-  if (teams.teams > 1 && r.calibrated) add("hidden states", largest_tokens(r, teams) * as_double(r.hidden) * as_double(r.compute_element));
+  if (teams.teams > 1 && r.calibrated) add(hidden_states, largest_tokens(r, teams) * as_double(r.hidden) * as_double(r.compute_element));
   return result;
 }
 
@@ -184,9 +213,12 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
   const auto add = [&](const char* name, double seconds) {
     if (seconds > 0.0) time.phases.push_back({name, seconds});
   };
+  const auto per_layer = [&](auto value) { return layers * mean_over_layers(r, value); };
+  const double ranks_of_machine = as_double(teams.ranks()) / machines;
+  const double tokens = r.calibrated ? largest_tokens(r, teams) : 0.0;
+  const double network = machines > 1 ? rates.fabric : rates.network;
+  add("start", rates.start + ranks_of_machine * locked_bytes(r, places, tokens) / rates.page_lock);
   if (r.calibrated) {
-    const double tokens = largest_tokens(r, teams);
-    const auto per_layer = [&](auto value) { return layers * mean_over_layers(r, value); };
     const double forward = per_layer([&](const LayerSizes& layer) { return forward_seconds(r, teams, layer, tokens, rates); });
     const double hessian = per_layer([&](const LayerSizes& layer) { return hessian_seconds(r, layer, teams, tokens, rates); });
     add("forward", forward);
@@ -194,17 +226,28 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
     add("AWQ's search", r.awq ? per_layer([&](const LayerSizes& layer) { return search_seconds(r, layer, teams, tokens, rates); }) : 0.0);
     add("factors and codes", per_layer([&](const LayerSizes& layer) { return solve_seconds(layer, teams, rates); }));
     // Blocks travel while others are computed: what is longer counts.
-    const double ranks_of_machine = as_double(teams.ranks()) / machines;
     const double travel = per_layer([&](const LayerSizes& layer) {
       const Crossings c = crossings(r, layer, places, tokens);
       return std::max(c.host / rates.offload, ranks_of_machine * (c.disk_read / rates.read + c.disk_written / rates.write));
     });
     add("waiting for offloaded blocks", travel - forward - hessian);
+    if (teams.teams > 1) {  // beside the pass through the round, or with nothing beside
+      const double hidden = layers * tokens * as_double(r.hidden) * as_double(r.compute_element) / network;
+      const double beside = per_layer([&](const LayerSizes& layer) { return pass_seconds(r, layer, tokens, rates); });
+      add("waiting for hidden states", streams(r, teams) ? hidden - beside : hidden);
+    }
   }
   double sent = 0.0;
-  for (const Traffic& t : traffic(r, teams)) sent += as_double(t.bytes);
-  add("network", sent / rates.network * layers / as_double((r.layers + teams.teams - 1) / teams.teams));
-  add("writing", as_double(r.output_bytes) / machines / rates.write);
+  for (const Traffic& t : traffic(r, teams))
+    if (t.purpose != hidden_states) sent += as_double(t.bytes);
+  add("network", sent / network * layers / as_double((r.layers + teams.teams - 1) / teams.teams));
+  double work = 0.0;
+  for (const PhaseTime& phase : time.phases) work += phase.seconds;
+  time.write = as_double(r.output_bytes) / machines / rates.write;
+  const double at_once = std::min(as_double(teams.teams), as_double(r.layers));  // layers that end together
+  const double last =
+      at_once * mean_over_layers(r, [](const LayerSizes& layer) { return as_double(layer.packed_bytes()); }) / machines / rates.write;
+  add("writing, after the last layers", std::max(last, time.write - (r.calibrated ? work : 0.0)));
   const double stored = as_double(r.layers) * mean_over_layers(r, [](const LayerSizes& layer) { return as_double(layer.stored_bytes()); });
   time.read = stored / machines / rates.read;
   for (const PhaseTime& phase : time.phases) time.total += phase.seconds;

@@ -66,15 +66,22 @@ Store::Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& s
     if (plan.may_need_v2 && !settings.skip) bits_of_[module + ".qzeros"] = settings.bits;
   }
   std::vector<TensorInfo> outside;
+  std::vector<TensorInfo> inside;
   for (const TensorInfo& info : plan.kept) {
     if (take_turns(info.name) != comm.rank()) continue;
-    if (info.name.starts_with(plan.layer_prefix))
-      to_copy_[info.name] = info;
-    else
+    if (!info.name.starts_with(plan.layer_prefix))
       outside.push_back(info);
+    else if (plan.casts())  // nothing is replaced
+      inside.push_back(info);
+    else
+      to_copy_[info.name] = info;
   }
   take_up_finished_layers();
   for (const TensorInfo& info : outside) copies_.push_back(start([this, info] { copy_tensor(info); }));
+  if (inside.empty()) return;
+  copies_.push_back(start([this, inside = std::move(inside)] {
+    for (const TensorInfo& info : inside) copy_tensor(info);
+  }));
 }
 
 Store::~Store() {

@@ -23,8 +23,9 @@ namespace qpipe {
 
 class Store {
  public:
-  // Begins to copy the tensors outside of the decoder layers (embedding, head) in the background, divided over the ranks. Collective.
-  // A layer's tensors are written by the ranks of its team.
+  // Begins to copy the tensors outside of the decoder layers (embedding, head) in the background, divided over the ranks; where a method
+  // has nothing to replace, also those that stay as they are inside of the layers. Collective. A layer's tensors are written by the ranks
+  // of its team.
   Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards, const Journal& journal, const Teams& teams, Comm& comm);
   // Waits for the background.
   ~Store();

@@ -549,7 +549,7 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
     result.notes.push_back("tie_word_embeddings is true, and '" + head + "' is stored all the same; it can be left out");
   if (!original.empty() && complete) measure_weights(original, architecture, checkpoint, result, stream);
   if (!original.empty() && !complete) result.notes.emplace_back("weight errors are left out until all tensors are in order");
-  result.loaders = loaders_of(result.format, quantization, result.linears);
+  result.loaders = loaders_of(result.format, quantization, bits_of(result.linears));
   return result;
 }
 

@@ -11,13 +11,12 @@
 #include "pipeline/evaluate.h"
 #include "pipeline/model.h"
 #include "pipeline/quantize.h"
+#include "tests/pipeline/oracle_options.h"
 
 namespace qpipe {
 namespace {
 
 namespace fs = std::filesystem;
-
-const fs::path oracles = fs::path(QPIPE_SHARED) / "oracles";
 
 struct Case {
   const char* model;
@@ -49,22 +48,12 @@ class AwqRun : public testing::TestWithParam<Case> {
 
   // ‖logits − original‖ / ‖original‖, and the number of pairs in the report.
   std::pair<double, std::size_t> quantize(const std::string& method, const std::string& skip) {
-    Options options;
-    options.model.path = (oracles / "models" / GetParam().model).string();
-    options.calibration.data = (oracles / "calib_tiny.safetensors").string();
-    options.calibration.dataset = "calib";
-    options.calibration.samples = 64;
-    options.calibration.seqlen = 48;
-    options.quantize.method = method;
+    Options options = oracle_options(GetParam().model, method, folder / "out");
     options.quantize.bits = 8;
-    options.quantize.group_size = 32;
     options.quantize.symmetric = false;
     options.awq.clip = false;
     if (!skip.empty()) options.quantize.overrides.push_back({skip, true, 0, 0, ""});
     options.parallel.backend = "cpu";
-    options.output.path = (folder / "out").string();
-    options.output.overwrite = true;
-    options.run.progress = "none";
     EXPECT_EQ(run_quantize(options, false), 0);
     const std::vector<float> expected = logits_of(options.model.path);
     const std::vector<float> got = logits_of(options.output.path);

@@ -13,6 +13,7 @@
 #include "pipeline/model.h"
 #include "pipeline/quantize.h"
 #include "pipeline/xxh3.h"
+#include "tests/pipeline/oracle_options.h"
 
 namespace qpipe {
 namespace {
@@ -213,7 +214,6 @@ class MemoryPlanFamily : public testing::TestWithParam<const char*> {};
 TEST_P(MemoryPlanFamily, PeakIsAsPredicted) {
   Stream stream(Backend::cpu, 0);
   Comm comm(stream, {std::chrono::seconds(300), true});
-  const fs::path oracles = fs::path(QPIPE_SHARED) / "oracles";
   if (!fs::exists(oracles)) GTEST_SKIP() << "no oracles at " << oracles;
   if (comm.size() > 2) GTEST_SKIP();
   const fs::path folder =
@@ -222,21 +222,11 @@ TEST_P(MemoryPlanFamily, PeakIsAsPredicted) {
     compare_peaks(
         std::string(GetParam()) + ", " + method,
         [&](const std::vector<std::string>& more) {
-          Options options;
-          options.model.path = (oracles / "models" / GetParam()).string();
-          options.calibration.data = (oracles / "calib_tiny.safetensors").string();
-          options.calibration.dataset = "calib";
-          options.calibration.samples = 64;
-          options.calibration.seqlen = 48;
+          Options options = oracle_options(GetParam(), method, folder / "out");
           options.memory.micro_batch = 512;
-          options.quantize.method = method;
-          options.quantize.group_size = 32;
           options.quantize.mse = 0.0;
           options.parallel.share_gpu = true;
           options.parallel.backend = more.back().substr(more.back().find('=') + 1);
-          options.output.path = (folder / "out").string();
-          options.output.overwrite = true;
-          options.run.progress = "none";
           return options;
         },
         comm);

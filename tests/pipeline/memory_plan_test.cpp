@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "pipeline/error.h"
 #include "pipeline/model.h"
 #include "pipeline/run_estimate.h"
@@ -267,7 +269,8 @@ TEST(Traffic, ByHand) {
     return std::int64_t{-1};
   };
   const std::int64_t squares = std::int64_t{3} * 4096 * 4096 + std::int64_t{11008} * 11008;
-  EXPECT_EQ(bytes("sums of Hessians"), 32 * 8 * squares);
+  const std::int64_t panels = std::int64_t{3} * 2048 * (4096 + 2048) + 2048 * (11008 + 8960 + 6912 + 4864 + 2816) + 768 * 768;
+  EXPECT_EQ(bytes("sums of Hessians"), 32 * 8 * panels);
   EXPECT_EQ(bytes("Cholesky factors"), 32 * (4 * squares + 4 * (3 * 4096 + 11008)) / 2);
   EXPECT_EQ(bytes("weights"), std::int64_t{32} * (2 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 2 * 2 * 4096) / 2);
   const std::vector<Traffic> ring = traffic(sizes_of(llama_7b, "awq"), {8, 1});
@@ -293,6 +296,45 @@ TEST(RunTime, PhasesAsMeasured) {
   for (const PhaseTime& phase : run_time(sizes_of(config, "awq"), {}, {}, 1, {}).phases)
     if (phase.name == "AWQ's search") search = phase.seconds;
   EXPECT_NEAR(search, 2.46, 0.3);
+}
+
+double phase_of(const RunTime& time, const std::string& name) {
+  for (const PhaseTime& phase : time.phases)
+    if (phase.name == name) return phase.seconds;
+  return 0.0;
+}
+
+// What a team divides, and what it does not.
+TEST(RunTime, ATeamSharesTokensAndRows) {
+  const RunSizes run = sizes_of(llama_7b, "gptq");
+  const RunTime one = run_time(run, {1, 1}, {}, 1, {});
+  const RunTime eight = run_time(run, {1, 8}, {}, 1, {});
+  EXPECT_NEAR(phase_of(eight, "forward"), phase_of(one, "forward") / 8, 1e-9);
+  EXPECT_NEAR(phase_of(eight, "Hessians"), phase_of(one, "Hessians") / 8, 1e-9);
+  EXPECT_EQ(phase_of(eight, "start"), phase_of(one, "start"));
+  // Columns one after another, for one factor and one sweep of each step: 3 of 4096 columns and one of 11008.
+  const Rates rates;
+  const double columns = 32 * (3 * 4096 + 11008);
+  const double cubes = 32 * (3 * std::pow(4096.0, 3) + std::pow(11008.0, 3));
+  const double latency = columns * (rates.factor_column + rates.sweep_column) + cubes / 3 / rates.factor;
+  const double products = 32 * (4.0 * std::pow(4096.0, 3) + 2 * 11008 * std::pow(4096.0, 2) + 4096 * std::pow(11008.0, 2)) / rates.sweep;
+  EXPECT_NEAR(phase_of(one, "factors and codes"), latency + products, 1e-6);
+  EXPECT_NEAR(phase_of(eight, "factors and codes"), latency + products / 8, 1e-6);
+  // docs/performance.md: factors of 4096 and 28672 columns.
+  EXPECT_NEAR(std::pow(4096.0, 3) / 3 / rates.factor + 4096 * rates.factor_column, 2.39e-3, 1e-4);
+  EXPECT_NEAR(std::pow(28672.0, 3) / 3 / rates.factor + 28672 * rates.factor_column, 78.2e-3, 2e-3);
+}
+
+// 32 layers in rounds of P: 16 blocks go through a round's pipeline in 16 + 2 (P − 1) steps, and each layer runs once more by itself.
+TEST(RunTime, ARingFillsAndMayLeaveTeamsWithoutALayer) {
+  const RunSizes run = sizes_of(llama_7b, "awq");
+  const auto forward = [&](int teams) { return phase_of(run_time(run, {teams, 1}, {}, 1, {}), "forward"); };
+  const double pass = forward(1) / 32;
+  EXPECT_NEAR(forward(8), 4 * pass * (1 + (16 + 2.0 * 7) / 16), 1e-9);
+  EXPECT_NEAR(forward(32), pass * (1 + (16 + 2.0 * 31) / 16), 1e-9);
+  EXPECT_NEAR(forward(24), 2 * pass * (1 + (16 + 2.0 * 23) / 16), 1e-9);  // as many rounds as with 16 teams
+  const auto search = [&](int teams) { return phase_of(run_time(run, {teams, 1}, {}, 1, {}), "AWQ's search"); };
+  EXPECT_EQ(search(24), search(16));
 }
 
 TEST(RunTime, RanksAndCards) {

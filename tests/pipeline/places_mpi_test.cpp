@@ -11,13 +11,12 @@
 #include "kernels/hessian.h"
 #include "launch/comm.h"
 #include "pipeline/quantize.h"
+#include "tests/pipeline/oracle_options.h"
 
 namespace qpipe {
 namespace {
 
 namespace fs = std::filesystem;
-
-const fs::path oracles = fs::path(QPIPE_SHARED) / "oracles";
 
 using Files = std::map<std::string, std::string>;
 
@@ -55,24 +54,16 @@ class PlacesRun : public testing::TestWithParam<Case> {
 
   // The output folder's files, on rank 0.
   Files quantized(const std::optional<Places>& places) {
-    Options options;
-    options.model.path = (oracles / "models" / GetParam().model).string();
-    options.calibration.data = (oracles / "calib_tiny.safetensors").string();
-    options.calibration.dataset = "calib";
+    Options options = oracle_options(GetParam().model, Options{}.quantize.method, folder / "out");
     options.calibration.samples = 31;
-    options.calibration.seqlen = 48;
     options.memory.micro_batch = 150;  // blocks of three samples, the last of one
     options.evaluate.data = options.calibration.data;
     options.evaluate.dataset = "calib";
     options.evaluate.samples = 5;
     options.evaluate.seqlen = 48;
     options.evaluate.after = true;
-    options.quantize.group_size = 32;
     options.parallel.backend = cuda_device_count() > 0 ? "cuda" : "cpu";
     options.parallel.share_gpu = true;
-    options.output.path = (folder / "out").string();
-    options.output.overwrite = true;
-    options.run.progress = "none";
     GetParam().set(options);
     const RunReport report = quantize(options, false, std::nullopt, places);
     peak = report.device_peak_bytes;

@@ -375,6 +375,25 @@ TEST(SafetensorsWrite, Alignment) {
   }
 }
 
+// More than the pieces that writes are cut into, and not a whole number of them.
+TEST(SafetensorsWrite, LargeTensor) {
+  const TemporaryFolder folder;
+  const fs::path path = folder.path() / "x.safetensors";
+  std::vector<std::uint32_t> values((std::size_t{5} << 20) + 77);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::uint32_t>(i * 2654435761u);
+  SafetensorsWriter writer(path, {{"a", DType::i32, {static_cast<std::int64_t>(values.size())}}, {"b", DType::u8, {3}}});
+  writer.write("a", values.data());
+  writer.write("b", "xyz");
+  writer.finish();
+  const SafetensorsFile file(path);
+  std::vector<std::uint32_t> back(values.size());
+  file.read("a", back.data());
+  EXPECT_TRUE(back == values);
+  std::array<char, 3> text{};
+  file.read("b", text.data());
+  EXPECT_EQ(std::string(text.data(), 3), "xyz");
+}
+
 TEST(SafetensorsWrite, AnyThreadAnyOrderGivesTheSameBytes) {
   std::vector<TensorInfo> tensors;
   for (int i = 0; i < 64; ++i)
