@@ -181,9 +181,12 @@ __global__ void __launch_bounds__(threads, 2) multiply_kernel(Matrix<const float
         for (int t = 0; t < col_tiles; ++t) {
           const auto& hi = right[0][t / 2];
           const auto& lo = right[1][t / 2];
-          multiply_tile(left[1], hi[t % 2 * 2], hi[t % 2 * 2 + 1], sum[s][t]);
-          multiply_tile(left[0], lo[t % 2 * 2], lo[t % 2 * 2 + 1], sum[s][t]);
-          multiply_tile(left[0], hi[t % 2 * 2], hi[t % 2 * 2 + 1], sum[s][t]);
+          float part[4] = {};  // a tensor core truncates what it adds to: only the sum of 16 columns is left to it
+          multiply_tile(left[1], hi[t % 2 * 2], hi[t % 2 * 2 + 1], part);
+          multiply_tile(left[0], lo[t % 2 * 2], lo[t % 2 * 2 + 1], part);
+          multiply_tile(left[0], hi[t % 2 * 2], hi[t % 2 * 2 + 1], part);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sum[s][t][i] = __fadd_rn(sum[s][t][i], part[i]);
         }
       }
     }

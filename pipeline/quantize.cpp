@@ -327,9 +327,11 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
         static_cast<std::size_t>(std::max<std::int64_t>(0, budget_of(options.memory, placement).device - library_device_bytes)));
   if (dry_run) return report;
 
-  // Several ranks load kernels when none waits for a message on the device (pipeline/hidden_stream).
   std::future<void> ready;
-  if (stream.on_cuda() && plan.calibrated && comm.size() == 1 && load_kernels_bytes(architecture, sizes.blocking()) <= room)
+  const auto be_ready = [&] {
+    if (ready.valid()) ready.get();
+  };
+  if (stream.on_cuda() && plan.calibrated && load_kernels_bytes(architecture, sizes.blocking()) <= room)
     ready = get_ready(architecture, plan, sizes.blocking(), stream);
   const Tokens calibration = plan.calibrated ? load_calibration(options, architecture, comm) : Tokens{};
   const Tokens evaluation = options.evaluate.data.empty() ? Tokens{} : load_evaluation(options, architecture, comm);
@@ -346,6 +348,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   plan.places.folder = journal.folder().string();
 
   if (evaluation.samples > 0 && options.evaluate.before && !perplexity_before) {
+    be_ready();
     Timed timed(report.seconds.evaluate, comm, stream);
     if (journal.remembered("perplexity_before").is_null())
       journal.remember("perplexity_before",
@@ -367,6 +370,8 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     if (teams.teams > 1) part.emplace(comm, team_number, stream);
     Comm& team = part ? *part : comm;
     const bool several = plan.calibrated && teams.teams > 1;
+    // Kernels are loaded before the first message to another rank: loading one may wait for the device, and the device for that rank.
+    if (several) be_ready();
     std::optional<Ring> ring;
     if (several) ring.emplace(comm, teams, stream);
     if (!plan.casts()) team.connect_ahead(stream);  // behind the ring: nothing is under way while NCCL starts
@@ -378,6 +383,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
     pipeline.streams = several && !plan.quantized_propagation;
     pipeline.hands_over = several && plan.quantized_propagation;
 
+    if (comm.size() > 1) be_ready();
     Activations activations;
     DecoderTables tables;
     if (plan.calibrated) {
@@ -404,7 +410,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       const Comm::Traffic after = team.traffic();
       report.communication = {after.bytes - before.bytes, after.seconds - before.seconds, ring ? ring->bytes() : 0};
     }
-    if (ready.valid()) ready.get();
+    be_ready();
     {
       Timed timed(report.seconds.write, comm, stream);
       spdlog::debug("all layers are done");

@@ -24,10 +24,9 @@ template <class Narrow, class Widen>
 PackedTensor exact_scales(NamedTensor info, const std::vector<float>& scales, Narrow narrow, Widen widen) {
   std::vector<decltype(narrow(0.0f))> stored(scales.size());
   bool exact = true;
-#pragma omp parallel for schedule(static) reduction(&& : exact)
   for (std::size_t i = 0; i < scales.size(); ++i) {
     stored[i] = narrow(scales[i]);
-    exact = exact && widen(stored[i]) == scales[i];
+    exact &= widen(stored[i]) == scales[i];
   }
   if (!exact)
     throw std::invalid_argument(info.name + ": a scale is not a value of " + std::string(name_of(info.dtype)) +
@@ -61,7 +60,6 @@ ContiguousGroups contiguous_groups(const std::string& module, const QuantizedLin
   const auto scale = download_matrix(quantized.scale.view, stream);
   const auto zero = download_matrix(quantized.zero.view, stream);
   ContiguousGroups result{std::vector<float>(scale.size()), std::vector<std::uint8_t>(zero.size())};
-#pragma omp parallel for schedule(static)
   for (std::size_t r = 0; r < static_cast<std::size_t>(out); ++r)
     for (std::size_t g = 0; g < groups; ++g) {
       const std::size_t to = r * groups + static_cast<std::size_t>(quantized.stored_group[g]);

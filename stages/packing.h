@@ -61,7 +61,6 @@ ContiguousGroups contiguous_groups(const std::string& module, const QuantizedLin
 template <class T>
 std::vector<T> transposed(const std::vector<T>& x, std::int64_t rows, std::int64_t cols) {
   std::vector<T> result(x.size());
-#pragma omp parallel for schedule(static)
   for (std::int64_t c = 0; c < cols; ++c)
     for (std::int64_t r = 0; r < rows; ++r) result[static_cast<std::size_t>(c * rows + r)] = x[static_cast<std::size_t>(r * cols + c)];
   return result;
