@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "stages/calibrate.h"
+
 namespace qpipe {
 
 namespace {
@@ -151,14 +153,6 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
   return result;
 }
 
-// Of a Hessian's 64-bit sum: panels of 2048 columns, each from its diagonal down (stages/calibrate.cpp).
-double sum_elements(std::int64_t d) {
-  constexpr std::int64_t panel = 2048;
-  std::int64_t elements = 0;
-  for (std::int64_t begin = 0; begin < d; begin += panel) elements += (d - begin) * std::min(panel, d - begin);
-  return as_double(elements);
-}
-
 // Activations in host memory.
 double locked_bytes(const RunSizes& r, const Places& places, double tokens) {
   const std::int64_t columns = (places.hidden == Place::host ? r.hidden : 0) + (places.input == Place::host ? r.widest_input : 0);
@@ -186,7 +180,7 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
     add("sums of Hessians", 2.0 * ring * mean_over_layers(r, [](const LayerSizes& layer) {
                               double sum = 0.0;
                               for (const StepSizes& step : layer.steps)
-                                if (step.solves()) sum += 8.0 * sum_elements(step.columns);
+                                if (step.solves()) sum += 8.0 * as_double(hessian_sum_elements(step.columns, step.columns));
                               return sum;
                             }));
     add("Cholesky factors", ring * mean_over_layers(r, [](const LayerSizes& layer) {

@@ -10,20 +10,20 @@ namespace qpipe {
 
 // Measured on H100 80GB HBM3 (docs/performance.md), but for the network between machines, which is that of its link's specification.
 struct Rates {
-  double forward = 600e12;         // FLOP/s of linears and attention
-  double hessian = 415e12;         // FLOP/s, half of XᵀX by symmetry
+  double forward = 640e12;         // FLOP/s of linears and attention
+  double hessian = 425e12;         // FLOP/s, half of XᵀX by symmetry
   double factor = 125e12;          // FLOP/s of d³/3
-  double factor_column = 0.54e-6;  // seconds of each column besides: they are factored one after another
-  double sweep = 60e12;            // FLOP/s of n·d², grids included
-  double sweep_column = 3.7e-6;    // seconds of each column besides, as their codes wait for one another
+  double factor_column = 0.51e-6;  // seconds of each column besides: they are factored one after another
+  double sweep = 54e12;            // FLOP/s of n·d², grids included
+  double sweep_column = 1.7e-6;    // seconds of each column besides, as their codes wait for one another
   double gram = 130e12;            // FLOP/s of AWQ's losses 2·n·d² for each candidate, clipping included
   double offload = 25e9;           // bytes/s between device and host
   double page_lock = 7e9;          // bytes/s at the start, of host memory that the device copies from
   double read = 5.3e9;             // bytes/s of a machine's files, in the page cache; the host's disk gave 1.2e9
   double write = 1.8e9;            // bytes/s to a machine's disk
-  double network = 45e9;           // bytes/s of each rank to those of its machine, late ranks included
+  double network = 120e9;          // bytes/s of each rank to those of its machine, late ranks included
   double fabric = 25e9;            // bytes/s of each rank to other machines
-  double start = 0.3;              // seconds until the first layer
+  double start = 0.55;             // seconds until the first layer
 };
 
 // The one list of the rates: visit(name, rate, unit of one, help).

@@ -116,7 +116,7 @@ class CommandLine(unittest.TestCase):
             self.assertFalse(json.load(f)["fits"])
         self.assertEqual(run("plan", config, "--set", "memory.gpu=1GiB").returncode, 78)
         self.expect_fault(run("plan", config, "--gpu-memory", "much"), 78, "much", "500MB")
-        self.expect_fault(run("plan", config, "--rate", "speed=3"), 64, "speed=3", "network=45")
+        self.expect_fault(run("plan", config, "--rate", "speed=3"), 64, "speed=3", "network=120")
         self.expect_fault(run("plan", config, "--ranks", "3", "--teams", "2"), 78, "teams = 2 does not divide the 3 ranks")
         self.expect_fault(run("plan", config, "--set", "memory.gpu=much"), 78, "memory.gpu", "auto, or a size")
 
