@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -51,6 +52,13 @@ __attribute__((destructor)) static void write_count(void) {
   if (file == NULL) return;
   fprintf(file, "%ld\n", atomic_load(&calls));
   fclose(file);
+}
+
+// qpipe leaves by _Exit, without destructors.
+void _Exit(int code) {
+  write_count();
+  syscall(SYS_exit_group, code);
+  __builtin_unreachable();
 }
 
 #define NEXT(name)                 \
