@@ -17,7 +17,7 @@ struct EvalRequest {
   std::int64_t seqlen = 2048;    // tokens
 };
 
-// Collective over all ranks of MPI_COMM_WORLD. Rank 0 prints the perplexity on stdout. Returns the exit code; throws as run_quantize.
+// Collective over all ranks of MPI_COMM_WORLD. Rank 0 prints the perplexity on stdout. Returns the exit code; throws as quantize().
 int run_eval(const EvalRequest& request);
 
 }  // namespace qpipe

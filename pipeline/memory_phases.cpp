@@ -254,9 +254,6 @@ std::int64_t error_bytes(const RunSizes& r, const StepSizes& step) {
 
 // ---- Phases.
 
-// Whether blocks stream from team to team (pipeline/hidden_stream).
-bool streams(const RunSizes& r, const Teams& teams) { return r.calibrated && !r.quantized_propagation && teams.teams > 1; }
-
 struct Rank {
   const RunSizes& run;
   const Teams& teams;
@@ -393,6 +390,8 @@ Uses in_every_phase(const RunSizes& r, const Teams& teams) {
 std::int64_t largest_share(const RunSizes& run, const Teams& teams) {
   return contiguous_share(run.blocking().blocks(), 0, teams.ranks_of_team).count;
 }
+
+bool streams(const RunSizes& r, const Teams& teams) { return r.calibrated && !r.quantized_propagation && teams.teams > 1; }
 
 Use Phase::total() const {
   Use sum{name};

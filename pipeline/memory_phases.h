@@ -13,6 +13,8 @@ namespace qpipe {
 
 // Blocks of samples of the rank of a team that has the most.
 std::int64_t largest_share(const RunSizes& run, const Teams& teams);
+// Whether blocks stream from team to team (pipeline/hidden_stream).
+bool streams(const RunSizes& run, const Teams& teams);
 
 struct Use {
   std::string purpose;

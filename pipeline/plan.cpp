@@ -90,7 +90,10 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
   plan.quantized_propagation = options.quantize.propagate == "auto" ? !plan.awq : options.quantize.propagate == "quantized";
   plan.max_shard_bytes = parse_size(options.output.max_shard_size);
   plan.calibrated = !plan.casts() && (plan.awq || plan.defaults.method == Method::gptq);
-  if (plan.awq && options.awq.search == "gram" && options.awq.rounding == "rtn") plan.hessian_tokens = options.awq.search_tokens;
+  if (plan.awq && options.awq.search == "gram") {
+    plan.search_rows = options.awq.search_rows;
+    if (options.awq.rounding == "rtn") plan.hessian_tokens = options.awq.search_tokens;
+  }
 
   std::vector<std::regex> patterns;
   for (const ModuleOverride& o : options.quantize.overrides) patterns.emplace_back(o.match);

@@ -27,6 +27,7 @@ struct QuantizePlan {
   bool awq = false;                 // modules' settings say how the scaled weights are rounded
   bool calibrated = false;          // the method needs calibration data
   std::int64_t hessian_tokens = 0;  // that Hessians are of, evenly spaced; 0: all. Some where they only measure errors
+  std::int64_t search_rows = 0;     // of each linear, that AWQ's Gram losses are of; 0: all
   std::int64_t max_shard_bytes = 0;
   Places places;
   double bits_per_weight = 0.0;  // of the quantized linears, with scales, zeros and indices

@@ -464,9 +464,4 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   return report;
 }
 
-int run_quantize(const Options& options, bool dry_run) {
-  quantize(options, dry_run);
-  return 0;
-}
-
 }  // namespace qpipe

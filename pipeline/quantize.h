@@ -21,7 +21,4 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
                    std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now(),
                    const std::function<void()>& at_end = {});
 
-// The same as a command: returns the exit code.
-int run_quantize(const Options& options, bool dry_run);
-
 }  // namespace qpipe

@@ -180,8 +180,8 @@ ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, co
                        Hessian& hessian) {
   Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
   const Options::Awq& o = loop.options.awq;
-  const bool exact = o.search == "exact";
-  const ScaleSearch search{exact ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling, o.search_tokens, exact ? 0 : o.search_rows};
+  const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling, o.search_tokens,
+                           loop.plan.search_rows};
   const bool by_hessian = needs_hessian(search, pair);
   if (by_hessian) bring_to_device(hessian, loop.stream);
   const WeightsOnDevice weights(layer, by_hessian ? pair.linears : inspected_linears(loop.architecture, pair), loop.stream);

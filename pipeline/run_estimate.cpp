@@ -44,8 +44,6 @@ double linear_flops(const LayerSizes& layer, double tokens) {
 // q·k and p·v over half of the square.
 double attention_flops(const RunSizes& r, double tokens) { return 2.0 * tokens * as_double(r.seqlen * r.attention_width); }
 
-bool streams(const RunSizes& r, const Teams& teams) { return teams.teams > 1 && r.calibrated && !r.quantized_propagation; }
-
 // Of a layer's pass; a round's layers follow one another by two blocks (pipeline/hidden_stream.cpp).
 double pipeline_passes(const RunSizes& r, const Teams& teams) {
   const double blocks = as_double(std::max<std::int64_t>(1, largest_share(r, teams)));

@@ -124,7 +124,7 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   r.exact_search = plan.awq && options.awq.search == "exact";
   r.grid = options.awq.grid;
   r.search_tokens = options.awq.search_tokens;
-  r.search_rows = r.exact_search ? 0 : options.awq.search_rows;
+  r.search_rows = plan.search_rows;
   r.hessian_tokens = plan.hessian_tokens;
   r.samples = plan.calibrated ? options.calibration.samples : 0;
   r.seqlen = options.calibration.seqlen;

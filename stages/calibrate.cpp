@@ -106,10 +106,6 @@ std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns) {
   return elements;
 }
 
-Hessian calibrate(const Activations& activations, const std::string& what, const Places& places, Comm& comm, Stream& stream) {
-  return calibrate(activations, what, 0, places, comm, stream);
-}
-
 Hessian calibrate(const Activations& activations, const std::string& what, std::int64_t sampled, const Places& places, Comm& comm,
                   Stream& stream) {
   const FixedPoint units = choose_units(activations, what, comm, stream);

@@ -28,10 +28,9 @@ constexpr std::int64_t hessian_sum_panel = 2048;
 // Elements of the sum of columns [0, columns) of a [d, d] Hessian; later ranges of as many columns have fewer.
 std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns);
 
-// `what` names the step in messages ("layer 3, input of self_attn.o_proj"). places: of the Hessian and its sum. Collective. Throws
-// std::domain_error naming it, the column and the first sample when an activation is NaN or infinite (every rank throws the same).
-Hessian calibrate(const Activations& activations, const std::string& what, const Places& places, Comm& comm, Stream& stream);
-// The same of the evenly spaced blocks that hold about `tokens` tokens (is_sampled); activations of all tokens are checked.
+// `what` names the step in messages ("layer 3, input of self_attn.o_proj"). tokens: H is of the evenly spaced blocks that
+// hold about so many (is_sampled), 0: of all. places: of the Hessian and its sum. Collective. Throws std::domain_error naming the step, the
+// column and the first sample when an activation of any token is NaN or infinite (every rank throws the same).
 Hessian calibrate(const Activations& activations, const std::string& what, std::int64_t tokens, const Places& places, Comm& comm,
                   Stream& stream);
 

@@ -31,6 +31,12 @@ DENSE_BF16 = 989e12  # FLOP/s, H100/H200 SXM datasheet
 REACHED_BF16 = 700e12  # what large matrix products reach there
 
 
+def model_config(hidden, ffn, heads, kv_heads, layers):
+    return dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
+                num_attention_heads=heads, num_key_value_heads=kv_heads, vocab_size=VOCAB, max_position_embeddings=4096, rms_norm_eps=1e-5,
+                rope_theta=10000.0, hidden_act="silu", tie_word_embeddings=False, torch_dtype="bfloat16")
+
+
 def make_model(folder, layers):
     import torch
     from safetensors.torch import save_file
@@ -65,11 +71,8 @@ def make_model(folder, layers):
         total += sum(t.numel() * 2 for t in tensors.values())
     with open(os.path.join(folder, "model.safetensors.index.json"), "w") as f:
         json.dump({"metadata": {"total_size": total}, "weight_map": index}, f)
-    config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=HIDDEN, intermediate_size=FFN, num_hidden_layers=layers,
-                  num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, vocab_size=VOCAB, max_position_embeddings=4096, rms_norm_eps=1e-5,
-                  rope_theta=10000.0, hidden_act="silu", tie_word_embeddings=False, torch_dtype="bfloat16")
     with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(config, f)
+        json.dump(model_config(HIDDEN, FFN, HEADS, KV_HEADS, layers), f)
 
 
 def make_tokens(path, samples, seqlen):

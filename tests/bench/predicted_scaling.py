@@ -10,19 +10,18 @@ import os
 import subprocess
 import tempfile
 
-SHAPES = {"7B": (4096, 11008, 32, 32, 32), "70B": (8192, 28672, 80, 64, 8)}  # hidden, ffn, layers, heads, key and value heads
+import llama7b
+
+LAYERS = {"7B": 32, "70B": 80}
 
 
 def write_inputs(folder):
     with open(os.path.join(folder, "plan.toml"), "w") as f:
         f.write("[calibration]\ndata = \"tokens.h5\"\nsamples = 128\nseqlen = 2048\n[quantize]\nbits = 4\ngroup_size = 128\nmse = 0\n")
-    for name, (hidden, ffn, layers, heads, kv_heads) in SHAPES.items():
+    for name, layers in LAYERS.items():
         os.makedirs(os.path.join(folder, name))
-        config = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
-                      num_attention_heads=heads, num_key_value_heads=kv_heads, vocab_size=32000, max_position_embeddings=4096, rms_norm_eps=1e-5,
-                      rope_theta=10000.0, hidden_act="silu", tie_word_embeddings=False, torch_dtype="bfloat16")
         with open(os.path.join(folder, name, "config.json"), "w") as f:
-            json.dump(config, f)
+            json.dump(llama7b.model_config(*llama7b.SHAPES[name.lower()], layers), f)
 
 
 def plan(args, folder, shape, ranks, teams, method, propagate):

@@ -127,7 +127,7 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
     for (std::size_t i = 0; i < steps.size(); ++i) {
       const std::string source = source_name(s.architecture, pairs[i]);
       SCOPED_TRACE("layer " + std::to_string(index) + " " + source);
-      hessians.push_back(calibrate(s.activations, "test", Places{}, s.comm, s.stream));
+      hessians.push_back(calibrate(s.activations, "test", 0, Places{}, s.comm, s.stream));
       const std::vector<LinearSettings> settings(pairs[i].linears.size(), s.settings);
       ours.push_back(
           search_scale(s.architecture, s.tables, layer, pairs[i], settings, s.activations, hessians[i], search, s.comm, s.stream));

@@ -100,7 +100,7 @@ TEST(Calibrate, PlacesChangeNoBits) {
       column_max_abs(input, a.input_maximum, stream);
       write_block(a.input, local, input, stream);
     }
-    Hessian h = calibrate(a, "test", places, comm, stream);
+    Hessian h = calibrate(a, "test", 0, places, comm, stream);
     EXPECT_EQ(h.matrix.empty(), places.hessian_on_host);
     bring_to_device(h, stream);
     std::vector<float> values(static_cast<std::size_t>(d * d));
