@@ -35,6 +35,7 @@ Perplexity evaluate(const Checkpoint& checkpoint, const Architecture& architectu
   LayerSource source(checkpoint, architecture, comm, stream);
   const Blocking blocking = cut_samples(tokens.samples, tokens.seqlen, micro_batch);
   Places without_inputs = places;
+  without_inputs.inputs_kept = false;
   without_inputs.input = Place::host;  // takes no memory for what is never written: forward_layer keeps no inputs
   Activations activations = make_activations(architecture, blocking, comm.rank(), comm.size(), without_inputs, stream);
   {

@@ -47,7 +47,8 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
   Stopwatch busy(stream);
   BlockStore& hidden = activations.hidden;
   const auto count = static_cast<std::int64_t>(hidden.blocks());
-  const WeightsOnDevice weights(layer, task.to_next ? all_blocks(layer.linears.size()) : std::vector<std::size_t>{}, stream);
+  const bool runs = task.to_next || task.keep_inputs;
+  const WeightsOnDevice weights(layer, runs ? all_blocks(layer.linears.size()) : std::vector<std::size_t>{}, stream);
   const Slots memory(activations, stream);
   const std::optional<Slots> next_memory =
       task.next_input != nullptr ? std::optional<Slots>(std::in_place, activations, stream) : std::nullopt;
@@ -57,6 +58,7 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
   const auto slot = [&](const Slots& of, std::int64_t block) {
     return of.of(static_cast<std::size_t>(block), hidden.rows(static_cast<std::size_t>(block)));
   };
+  if (task.keep_inputs) begin_keeping(activations, stream);
   const std::int64_t first_step = task.from_previous ? lag * (task.stage - 1) : 0;
   const std::int64_t last_step = count - 1 + (task.next_input != nullptr ? lag * task.stages : lag * task.stage);
   for (std::int64_t step = first_step; step <= last_step; ++step) {
@@ -70,17 +72,19 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
       write_block(*task.next_input, static_cast<std::size_t>(for_next_round - lag), slot(*next_memory, for_next_round - lag), stream);
     if (exists(own)) {
       const Tensor block = slot(memory, own);
-      if (task.from_previous)
-        write_block(hidden, static_cast<std::size_t>(own), block, stream);
-      else if (task.to_next)
-        read_block(hidden, static_cast<std::size_t>(own), block, stream);
-      if (task.to_next) {
+      const auto local = static_cast<std::size_t>(own);
+      if (!task.from_previous && runs) read_block(hidden, local, block, stream);
+      if (task.from_previous && !task.keep_inputs) write_block(hidden, local, block, stream);
+      if (runs) {
         busy.start();
         Block work{block, {input.view.data, input.view.dtype, block.rows, architecture.hidden}};
-        forward_layer(architecture, tables, layer, activations.blocking.seqlen, work, activations.scratch, stream);
+        if (task.keep_inputs)
+          forward_and_keep(architecture, tables, layer, local, task.to_next, work, activations, stream);
+        else
+          forward_layer(architecture, tables, layer, activations.blocking.seqlen, work, activations.scratch, stream);
         busy.stop();
-        out = outgoing(block);
       }
+      if (task.to_next) out = outgoing(block);
     }
     if (task.from_previous && exists(from_previous)) in = incoming(slot(memory, from_previous));
     if (next_memory && exists(for_next_round)) in = incoming(slot(*next_memory, for_next_round));

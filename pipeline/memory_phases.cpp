@@ -57,14 +57,21 @@ Use blocks_at(const std::string& purpose, Place place, Pass pass, std::int64_t b
   return {purpose, device, std::min(blocks, most_windows) * block_bytes, all};
 }
 
-// hidden, input, input_maximum, scratch (stages/activations.cpp). copies: 2 where the layer's input is kept for a second pass.
+// hidden, inputs, scratch (stages/activations.cpp). copies: 2 where the layer's input is kept for a second pass.
 Uses activations(const RunSizes& r, const Blocking& blocking, std::int64_t blocks, const Places& places, const Passes& passes,
                  std::int64_t copies) {
   const std::int64_t tokens = blocking.block_samples * blocking.seqlen;
   const auto bytes = [&](std::int64_t width) { return tokens * width * r.compute_element; };
-  return {blocks_at("hidden states", places.hidden, passes.hidden, blocks, padded(bytes(r.hidden)), bytes(r.hidden), copies),
-          blocks_at("step inputs", places.input, passes.input, blocks, padded(bytes(r.widest_input)), bytes(passes.input_columns)),
-          on_device("forward scratch of a block", bytes(r.scratch_width) + f32 * r.widest_input)};
+  const Use hidden = blocks_at("hidden states", places.hidden, passes.hidden, blocks, padded(bytes(r.hidden)), bytes(r.hidden), copies);
+  const Use scratch = on_device("forward scratch of a block", bytes(r.scratch_width));
+  if (!places.inputs_kept) {
+    Use input = blocks_at("step inputs", places.input, passes.input, blocks, padded(bytes(r.widest_input)), bytes(passes.input_columns));
+    input.device += f32 * r.widest_input;
+    return {hidden, input, scratch};
+  }
+  std::int64_t kept = 0;
+  for (const StepSizes& step : r.layer_kinds.front().steps) kept += blocks * padded(bytes(step.columns)) + f32 * step.columns;
+  return {hidden, on_device("step inputs", kept), scratch};
 }
 
 // As advance() of stages/activations.cpp visits them.
@@ -289,7 +296,8 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
              Uses{weights(layer, {}, whole),
                   on_device("blocks on their way", tokens * (copies * slots * r.hidden + r.widest_input) * r.compute_element)}});
   }
-  if (r.calibrated) add(layer.steps.front(), "its input", {Pass::read, Pass::write}, {}, {});
+  const bool goes_forward = r.calibrated && !places.inputs_kept;  // else the blocks' way from team to team was all of it
+  if (goes_forward) add(layer.steps.front(), "its input", {Pass::read, Pass::write}, {}, {});
   for (const StepSizes& step : layer.steps) {
     if (!r.calibrated) break;
     const Held own = held_of(step);
@@ -303,7 +311,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
       if (by_hessian) add(step, "means of the input", read, in_use, {kept});
       add(step, "search of factors", by_hessian ? Passes{} : read, in_use, {kept, on_device("search of factors", search_bytes(r, step))});
     }
-    add(step, "forward", forward_passes(step), {&step}, {hessians(r.at_once ? held : Held{}, 0, places)});
+    if (goes_forward) add(step, "forward", forward_passes(step), {&step}, {hessians(r.at_once ? held : Held{}, 0, places)});
   }
   // The way through the solutions. AWQ has the step's Hessian on the device.
   for (const StepSizes& step : layer.steps) {
@@ -354,6 +362,7 @@ void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
   const std::int64_t blocks = contiguous_share(blocking.blocks(), 0, rank.teams.ranks()).count;
   Places places = rank.places;
   places.input = Place::host;
+  places.inputs_kept = false;
   const auto kept = [&](const Passes& passes) {
     Uses uses = activations(r, blocking, blocks, places, passes, 1);
     uses[1].host = 0;  // inputs are never written

@@ -39,13 +39,17 @@ std::int64_t widest_hessian(const RunSizes& run) {
 }
 
 // By cost, each with all that is before it.
-std::vector<Places> places_by_cost(const RunSizes& run) {
+std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
   std::vector<Places> choices{Places{}};
   const auto then = [&](const std::function<void(Places&)>& change) {
     Places next = choices.back();
     change(next);
     choices.push_back(next);
   };
+  if (streams(run, teams)) {
+    choices.front().inputs_kept = true;
+    then([](Places& p) { p.inputs_kept = false; });
+  }
   if (run.calibrated) {
     then([](Places& p) { p.input = Place::host; });
     then([](Places& p) { p.hidden = Place::host; });
@@ -77,7 +81,7 @@ std::vector<std::function<void(Places&)>> undone() {
 
 bool any_fits(const RunSizes& run, const Teams& teams, const Budget& budget) {
   const std::int64_t blocks = largest_share(run, teams);
-  const std::vector<Places> choices = places_by_cost(run);
+  const std::vector<Places> choices = places_by_cost(run, teams);
   return std::any_of(choices.begin(), choices.end(),
                      [&](const Places& places) { return fits(memory_phases(run, teams, blocks, places), budget); });
 }
@@ -125,7 +129,7 @@ std::int64_t MemoryPlan::disk_bytes() const { return most(phases, &Use::disk).to
 MemoryPlan plan_memory(const RunSizes& run, const Teams& teams, const Budget& budget) {
   const std::int64_t blocks = largest_share(run, teams);
   const auto phases = [&](const Places& places) { return memory_phases(run, teams, blocks, places); };
-  const std::vector<Places> choices = places_by_cost(run);
+  const std::vector<Places> choices = places_by_cost(run, teams);
   MemoryPlan plan;
   plan.least_device = INT64_MAX;
   for (const Places& places : choices) plan.least_device = std::min(plan.least_device, most(phases(places), &Use::device).total().device);
@@ -199,6 +203,7 @@ std::string does_not_fit(const RunSizes& run, const Teams& teams, const Budget& 
 std::string describe(const Places& places) {
   const auto at = [](Place place) { return place == Place::host ? "on the host" : "on disk"; };
   std::vector<std::string> texts;
+  if (places.inputs_kept) texts.emplace_back("all on the device, inputs of all steps of a layer at once");
   if (places.input != Place::device) texts.push_back(fmt::format("step inputs {}", at(places.input)));
   if (places.hidden != Place::device) texts.push_back(fmt::format("hidden states {}", at(places.hidden)));
   if (places.hessian_panel_columns > 0) texts.push_back(fmt::format("Hessians summed by {} columns", places.hessian_panel_columns));

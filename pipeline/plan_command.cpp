@@ -169,6 +169,7 @@ nlohmann::json as_json(const Answer& a) {
                       {"places",
                        {{"hidden", place(p.hidden)},
                         {"input", place(p.input)},
+                        {"inputs_kept", p.inputs_kept},
                         {"weights_by_step", p.weights_by_step},
                         {"hessian_panel_columns", p.hessian_panel_columns},
                         {"hessian_on_host", p.hessian_on_host}}},

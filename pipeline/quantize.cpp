@@ -153,6 +153,7 @@ void stream_round(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, c
   StreamTask task;
   task.from_previous = layer.index > round.first;
   task.to_next = layer.index + 1 < pipeline.end;
+  task.keep_inputs = activations.keeps_inputs() && !loop.store.finished().contains(layer.index);
   task.stage = static_cast<int>(layer.index - round.first);
   task.stages = pipeline.teams.teams;
   const bool starts_next_round = !task.from_previous && round.first + pipeline.teams.teams < pipeline.end;

@@ -55,9 +55,10 @@ double pass_seconds(const RunSizes& r, const LayerSizes& layer, double tokens, c
   return (linear_flops(layer, tokens) + attention_flops(r, tokens)) / rates.forward;
 }
 
-// Again where the layer runs with quantized weights, or ahead for the teams after it.
-double forward_seconds(const RunSizes& r, const Teams& teams, const LayerSizes& layer, double tokens, const Rates& rates) {
-  const double passes = streams(r, teams) ? 1.0 + pipeline_passes(r, teams) : r.runs_again ? 2.0 : 1.0;
+// Again where the layer runs with quantized weights, or ahead for the teams after it, where its inputs are not kept.
+double forward_seconds(const RunSizes& r, const Teams& teams, const LayerSizes& layer, const Places& places, double tokens,
+                       const Rates& rates) {
+  const double passes = streams(r, teams) ? pipeline_passes(r, teams) + (places.inputs_kept ? 0.0 : 1.0) : r.runs_again ? 2.0 : 1.0;
   return passes * pass_seconds(r, layer, tokens, rates);
 }
 
@@ -211,7 +212,7 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
   const double network = machines > 1 ? rates.fabric : rates.network;
   add("start", rates.start + ranks_of_machine * locked_bytes(r, places, tokens) / rates.page_lock);
   if (r.calibrated) {
-    const double forward = per_layer([&](const LayerSizes& layer) { return forward_seconds(r, teams, layer, tokens, rates); });
+    const double forward = per_layer([&](const LayerSizes& layer) { return forward_seconds(r, teams, layer, places, tokens, rates); });
     const double hessian = per_layer([&](const LayerSizes& layer) { return hessian_seconds(r, layer, teams, tokens, rates); });
     add("forward", forward);
     add("Hessians", hessian);

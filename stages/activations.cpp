@@ -46,9 +46,13 @@ Activations make_activations(const Architecture& architecture, const Blocking& b
   result.owned = contiguous_share(blocking.blocks(), rank, ranks);
   const std::vector<std::int64_t> rows = block_rows(blocking, result.owned);
   result.hidden = BlockStore(rows, architecture.hidden, places.hidden, places.folder, stream);
-  result.input = BlockStore(rows, widest_input(architecture), places.input, places.folder, stream);
-  result.input_width = architecture.hidden;
-  result.input_maximum = Array<float>(1, widest_input(architecture), stream);
+  const auto add_input = [&](std::int64_t width, Place place) {
+    result.inputs.push_back({BlockStore(rows, width, place, places.folder, stream), width, Array<float>(1, width, stream)});
+  };
+  if (places.inputs_kept)
+    for (const StepKind kind : step_kinds) add_input(input_width(architecture, kind), Place::device);
+  else
+    add_input(widest_input(architecture), places.input);
   result.scratch = TensorArray(stream.compute_dtype(), blocking.block_tokens(), scratch_width(architecture), stream);
   return result;
 }
@@ -56,7 +60,7 @@ Activations make_activations(const Architecture& architecture, const Blocking& b
 void visit(Activations& activations, Access hidden, Access input, const BlockWork& work, Stream& stream) {
   const std::vector<std::size_t> order = all_blocks(activations.blocks());
   BlockPass hidden_pass(activations.hidden, hidden, order, activations.hidden.width(), stream);
-  BlockPass input_pass(activations.input, input, order, activations.input_width, stream);
+  BlockPass input_pass(activations.input().blocks, input, order, activations.input().width, stream);
   for (const std::size_t local : order) {
     Block block{hidden_pass.begin(), input_pass.begin()};
     work(local, block);
@@ -68,10 +72,11 @@ void visit(Activations& activations, Access hidden, Access input, const BlockWor
 }
 
 void visit_inputs(const Activations& activations, const std::vector<std::size_t>& locals, const InputWork& work, Stream& stream) {
-  BlockPass pass(activations.input, locals, activations.input_width, stream);
+  const StepInput& input = activations.input();
+  BlockPass pass(input.blocks, locals, input.width, stream);
   for (const std::size_t local : locals) {
     work(local, pass.begin());
-    pass.end(activations.input_width);
+    pass.end(input.width);
   }
   pass.finish();
 }
@@ -97,14 +102,14 @@ namespace {
 
 // Makes the next step's input, block after block, and takes its columns' maxima on the way.
 void make_input(Activations& activations, std::int64_t width, Access hidden, Access input, const BlockWork& work, Stream& stream) {
-  const Matrix<float> maximum = activations.input_maximum.view.col_range(0, width);
+  const Matrix<float> maximum = activations.input().maximum.view.col_range(0, width);
   fill_zero(maximum.data, static_cast<std::size_t>(width) * sizeof(float), stream);
   const auto work_and_measure = [&](std::size_t local, Block& block) {
     work(local, block);
     column_max_abs(block.input, maximum, stream);
   };
   visit(activations, hidden, input, work_and_measure, stream);
-  activations.input_width = width;
+  activations.input().width = width;
 }
 
 }  // namespace
@@ -135,5 +140,23 @@ void forward_layer(const Architecture& architecture, const DecoderTables& tables
   };
   visit(activations, Access::update, Access::scratch, work, stream);
 }
+
+void begin_keeping(Activations& activations, Stream& stream) {
+  for (const StepInput& input : activations.inputs) fill_zero(input.maximum.view.data, input.maximum.memory.bytes(), stream);
+}
+
+void forward_and_keep(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, std::size_t local,
+                      bool output_wanted, Block& block, Activations& activations, Stream& stream) {
+  start_layer(architecture, layer, block, stream);
+  for (const StepKind kind : step_kinds) {
+    StepInput& input = activations.inputs.at(static_cast<std::size_t>(kind));
+    column_max_abs(block.input, input.maximum, stream);
+    write_block(input.blocks, local, block.input, stream);
+    if (kind != StepKind::mlp_out || output_wanted)
+      advance(architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, stream);
+  }
+}
+
+void set_step(Activations& activations, StepKind kind) { activations.current = static_cast<std::size_t>(kind); }
 
 }  // namespace qpipe

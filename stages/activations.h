@@ -26,15 +26,24 @@ struct Blocking {
 // Blocks of at most micro_batch tokens, at least one sample.
 Blocking cut_samples(std::int64_t samples, std::int64_t seqlen, std::int64_t micro_batch);
 
+// What a step's linears read.
+struct StepInput {
+  BlockStore blocks;  // [tokens, width], memory for at least as many columns
+  std::int64_t width = 0;
+  Array<float> maximum;  // [1, at least width]: max |x| of each column, over the own blocks
+};
+
 struct Activations {
   Blocking blocking;
-  RowRange owned;                // blocks of this rank
-  BlockStore hidden;             // [tokens, hidden]
-  BlockStore input;              // [tokens, input_width], memory for widest_input columns
-  std::int64_t input_width = 0;  // of the current step
-  Array<float> input_maximum;    // [1, widest_input]: max |x| of each of the input's columns, over the own blocks
-  TensorArray scratch;           // [tokens of one block, scratch_width]
+  RowRange owned;                 // blocks of this rank
+  BlockStore hidden;              // [tokens, hidden]
+  std::vector<StepInput> inputs;  // one, which becomes that of step after step; or of all steps, by StepKind (Places::inputs_kept)
+  std::size_t current = 0;        // the step's of them
+  TensorArray scratch;            // [tokens of one block, scratch_width]
 
+  bool keeps_inputs() const { return inputs.size() > 1; }
+  StepInput& input() { return inputs.at(current); }
+  const StepInput& input() const { return inputs.at(current); }
   std::size_t blocks() const { return static_cast<std::size_t>(owned.count); }
   std::int64_t block(std::size_t local) const { return owned.begin + static_cast<std::int64_t>(local); }
   std::int64_t first_sample(std::size_t local) const { return blocking.block_begin(block(local)); }
@@ -52,7 +61,7 @@ std::int64_t sampled_tokens(const Blocking& blocking, std::int64_t tokens);     
 std::vector<std::size_t> sampled_blocks(const Activations& activations, std::int64_t tokens);  // those of them that are owned
 
 // Runs work(local, block) on the device for each of the owned blocks, in order. What is not used has no memory (Access). work may change
-// block.input's width; the caller then sets activations.input_width.
+// block.input's width; the caller then sets activations.input().width.
 using BlockWork = std::function<void(std::size_t local, Block& block)>;
 void visit(Activations& activations, Access hidden, Access input, const BlockWork& work, Stream& stream);
 
@@ -65,12 +74,18 @@ void visit_inputs(const Activations& activations, const InputWork& work, Stream&
 void embed_tokens(const Architecture& architecture, const std::vector<std::int32_t>& ids, ConstTensor table, Activations& activations,
                   Stream& stream);
 
-// stages/layer.h's functions for all blocks. The first two leave input_width and input_maximum of the step that comes next; forward_layer
-// leaves no input.
+// stages/layer.h's functions for all blocks. The first two leave the input of the step that comes next; forward_layer leaves none.
 void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations, Stream& stream);
 void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations,
              Stream& stream);
 void forward_layer(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, Activations& activations,
                    Stream& stream);
+
+// Where all inputs are kept, the forward pass goes ahead, block by block, and set_step takes the place of start_layer and advance.
+void begin_keeping(Activations& activations, Stream& stream);
+// block: the layer's input in block.hidden, memory for widest_input columns in block.input. Its output, if it is wanted, in block.hidden.
+void forward_and_keep(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, std::size_t local,
+                      bool output_wanted, Block& block, Activations& activations, Stream& stream);
+void set_step(Activations& activations, StepKind kind);
 
 }  // namespace qpipe

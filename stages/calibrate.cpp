@@ -45,8 +45,8 @@ std::int64_t first_sample_refused(const Activations& activations, Comm& comm, St
 }
 
 FixedPoint choose_units(const Activations& activations, const std::string& what, Comm& comm, Stream& stream) {
-  const std::int64_t d = activations.input_width;
-  const Matrix<float> maximum = activations.input_maximum.view.col_range(0, d);
+  const std::int64_t d = activations.input().width;
+  const Matrix<float> maximum = activations.input().maximum.view.col_range(0, d);
   comm.all_reduce_max({maximum.data, 1, d}, stream);  // once more changes nothing
   std::vector<float> host_maximum(static_cast<std::size_t>(d));
   copy_to_host(host_maximum.data(), maximum.data, host_maximum.size() * sizeof(float), stream);

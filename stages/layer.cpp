@@ -184,8 +184,7 @@ void advance(const Architecture& a, const DecoderTables& tables, const Layer& la
 void forward_layer(const Architecture& a, const DecoderTables& tables, const Layer& layer, std::int64_t seqlen, Block& block,
                    Tensor scratch, Stream& stream) {
   start_layer(a, layer, block, stream);
-  for (const StepKind kind : {StepKind::attention_in, StepKind::attention_out, StepKind::mlp_in, StepKind::mlp_out})
-    advance(a, tables, layer, kind, seqlen, block, scratch, stream);
+  for (const StepKind kind : step_kinds) advance(a, tables, layer, kind, seqlen, block, scratch, stream);
 }
 
 }  // namespace qpipe

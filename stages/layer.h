@@ -9,6 +9,7 @@
 // Every linear runs once per token, and the linears of later steps see the quantized ones before them (true sequential order).
 #pragma once
 
+#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -58,6 +59,7 @@ struct Layer {
 };
 
 enum class StepKind { attention_in, attention_out, mlp_in, mlp_out };
+inline constexpr std::array step_kinds{StepKind::attention_in, StepKind::attention_out, StepKind::mlp_in, StepKind::mlp_out};
 
 struct Step {
   StepKind kind;

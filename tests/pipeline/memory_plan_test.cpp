@@ -257,6 +257,26 @@ TEST(MemoryPlan, MoreRanksInATeamNeedLessOnEach) {
   EXPECT_EQ(largest_share(run, {1, 3}), 6);  // 16 blocks
 }
 
+// In a ring the inputs of all steps are kept where there is room, else those of one step, as without a ring.
+TEST(MemoryPlan, ARingKeepsStepInputsWhereTheyFit) {
+  const RunSizes run = sizes_of(llama_70b, "awq");
+  const Teams ring{8, 1};
+  EXPECT_FALSE(plan_memory(run, {}, {no_limit, no_limit}).places.inputs_kept);
+  const MemoryPlan large = plan_memory(run, ring, {79 * GiB, no_limit});
+  EXPECT_TRUE(large.places.inputs_kept);
+  Places made_anew;
+  EXPECT_LT(peak(run, ring, made_anew), large.device_peak().total().device);
+  Places kept;
+  kept.inputs_kept = true;
+  std::int64_t inputs = 0;
+  for (const Use& use : memory_phases(run, ring, largest_share(run, ring), kept).back().uses)
+    if (use.purpose == "step inputs") inputs = use.device;
+  EXPECT_EQ(inputs, (std::int64_t{128} * 2048 * 2 + 4) * (3 * 8192 + 28672));
+  const MemoryPlan small = plan_memory(run, ring, {22 * GiB, no_limit});
+  EXPECT_TRUE(small.fits);
+  EXPECT_FALSE(small.places.inputs_kept);
+}
+
 TEST(Teams, TeamsByPropagation) {
   EXPECT_EQ(teams_of_run(8, 0, sizes_of(llama_7b, "gptq")).teams, 1);
   EXPECT_EQ(teams_of_run(8, 0, sizes_of(llama_7b, "awq")).teams, 8);
@@ -334,11 +354,14 @@ TEST(RunTime, ATeamSharesTokensAndRows) {
 // 32 layers in rounds of P: 16 blocks go through a round's pipeline in 16 + 2 (P − 1) steps, and each layer runs once more by itself.
 TEST(RunTime, ARingFillsAndMayLeaveTeamsWithoutALayer) {
   const RunSizes run = sizes_of(llama_7b, "awq");
-  const auto forward = [&](int teams) { return phase_of(run_time(run, {teams, 1}, {}, 1, {}), "forward"); };
+  Places kept;
+  const auto forward = [&](int teams) { return phase_of(run_time(run, {teams, 1}, kept, 1, {}), "forward"); };
   const double pass = forward(1) / 32;
   EXPECT_NEAR(forward(8), 4 * pass * (1 + (16 + 2.0 * 7) / 16), 1e-9);
   EXPECT_NEAR(forward(32), pass * (1 + (16 + 2.0 * 31) / 16), 1e-9);
   EXPECT_NEAR(forward(24), 2 * pass * (1 + (16 + 2.0 * 23) / 16), 1e-9);  // as many rounds as with 16 teams
+  kept.inputs_kept = true;
+  EXPECT_NEAR(forward(8), 4 * pass * (16 + 2.0 * 7) / 16, 1e-9);
   const auto search = [&](int teams) { return phase_of(run_time(run, {teams, 1}, {}, 1, {}), "AWQ's search"); };
   EXPECT_EQ(search(24), search(16));
 }

@@ -1,4 +1,5 @@
-// Whole runs write the same bytes wherever activations, weights and Hessians are kept.
+// Whole runs write the same bytes wherever activations, weights and Hessians are kept, and in a ring whether step inputs are kept or made
+// anew.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -30,7 +31,7 @@ Files read_folder(const fs::path& folder) {
 }
 
 Places elsewhere(Place hidden, Place input, bool weights_by_step, std::int64_t panel, bool hessian_on_host) {
-  return {hidden, input, weights_by_step, panel, hessian_on_host, {}};
+  return {hidden, input, false, weights_by_step, panel, hessian_on_host, {}};
 }
 
 struct Case {
@@ -88,7 +89,7 @@ TEST_P(PlacesRun, WriteTheSameBytes) {
   }
   const std::int64_t panel = hessian_panel(cuda_device_count() > 0 ? Backend::cuda : Backend::cpu);
   for (const Places& places :
-       {elsewhere(Place::host, Place::device, false, 0, false), elsewhere(Place::device, Place::host, false, panel, true),
+       {Places{}, elsewhere(Place::host, Place::device, false, 0, false), elsewhere(Place::device, Place::host, false, panel, true),
         elsewhere(Place::disk, Place::host, true, 0, true), elsewhere(Place::disk, Place::disk, true, panel, false)}) {
     const Files got = quantized(places);
     ASSERT_EQ(got.size(), expected.size());

@@ -24,20 +24,19 @@ struct Planted {
     const Blocking blocking = cut_samples(samples, seqlen, micro_batch);
     activations.blocking = blocking;
     activations.owned = contiguous_share(blocking.blocks(), comm.rank(), comm.size());
-    activations.input = BlockStore(block_rows(blocking, activations.owned), width, place, testing::TempDir(), stream);
-    activations.input_width = width;
-    activations.input_maximum = Array<float>(1, width, stream);
-    fill_zero(activations.input_maximum.view.data, activations.input_maximum.memory.bytes(), stream);
+    activations.inputs.push_back({BlockStore(block_rows(blocking, activations.owned), width, place, testing::TempDir(), stream), width,
+                                  Array<float>(1, width, stream)});
+    fill_zero(activations.input().maximum.view.data, activations.input().maximum.memory.bytes(), stream);
     for (std::size_t local = 0; local < activations.blocks(); ++local) {
-      const std::int64_t rows = activations.input.rows(local);
+      const std::int64_t rows = activations.input().blocks.rows(local);
       std::vector<float> values(static_cast<std::size_t>(rows * width), 1.0f);
       for (const std::int64_t sample : at) {
         const std::int64_t row = (sample - activations.first_sample(local)) * seqlen + seqlen - 1;
         if (row >= 0 && row < rows) values[static_cast<std::size_t>(row * width + 3)] = value;
       }
       const ConstTensor input(values.data(), DType::f32, rows, width);
-      column_max_abs(input, activations.input_maximum, stream);
-      write_block(activations.input, local, input, stream);
+      column_max_abs(input, activations.input().maximum, stream);
+      write_block(activations.input().blocks, local, input, stream);
     }
   }
 
@@ -88,17 +87,16 @@ TEST(Calibrate, PlacesChangeNoBits) {
     Activations a;
     a.blocking = blocking;
     a.owned = contiguous_share(blocking.blocks(), comm.rank(), comm.size());
-    a.input = BlockStore(block_rows(blocking, a.owned), d, places.input, testing::TempDir(), stream);
-    a.input_width = d;
-    a.input_maximum = Array<float>(1, d, stream);
-    fill_zero(a.input_maximum.view.data, a.input_maximum.memory.bytes(), stream);
+    a.inputs.push_back(
+        {BlockStore(block_rows(blocking, a.owned), d, places.input, testing::TempDir(), stream), d, Array<float>(1, d, stream)});
+    fill_zero(a.input().maximum.view.data, a.input().maximum.memory.bytes(), stream);
     for (std::size_t local = 0; local < a.blocks(); ++local) {
-      std::vector<float> values(static_cast<std::size_t>(a.input.rows(local) * d));
+      std::vector<float> values(static_cast<std::size_t>(a.input().blocks.rows(local) * d));
       for (std::size_t i = 0; i < values.size(); ++i)
         values[i] = std::sin(0.37f * static_cast<float>(i) + static_cast<float>(a.first_sample(local)));
-      const ConstTensor input(values.data(), DType::f32, a.input.rows(local), d);
-      column_max_abs(input, a.input_maximum, stream);
-      write_block(a.input, local, input, stream);
+      const ConstTensor input(values.data(), DType::f32, a.input().blocks.rows(local), d);
+      column_max_abs(input, a.input().maximum, stream);
+      write_block(a.input().blocks, local, input, stream);
     }
     Hessian h = calibrate(a, "test", 0, places, comm, stream);
     EXPECT_EQ(h.matrix.empty(), places.hessian_on_host);
