@@ -4,6 +4,7 @@
 #include <exception>
 #include <optional>
 
+#include "kernels/blas_kernels.h"
 #include "launch/comm.h"
 #include "launch/leave.h"
 #include "pipeline/cli.h"
@@ -58,6 +59,7 @@ int run_alone(const Command& command) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  restart_with_better_blas_kernels(argv);
   std::optional<MpiSession> session;
   try {
     const Command command = read_command(argc, argv);

@@ -3,6 +3,7 @@
 
 #include <iostream>
 
+#include "kernels/blas_kernels.h"
 #include "launch/comm.h"
 
 namespace {
@@ -35,6 +36,7 @@ class RankListener : public testing::EmptyTestEventListener {
 }  // namespace
 
 int main(int argc, char** argv) {
+  qpipe::restart_with_better_blas_kernels(argv);
   const qpipe::MpiSession session(argc, argv);
   testing::InitGoogleTest(&argc, argv);
   qpipe::Stream stream(qpipe::Backend::cpu, 0);
