@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <string_view>
+#include <system_error>
 
 namespace qpipe {
 
@@ -28,8 +30,11 @@ const char* kernels_of_processor() {
 void restart_with_better_blas_kernels(char** argv) {
   const char* better = kernels_of_processor();
   if (better == nullptr || std::getenv(variable) != nullptr || std::string_view(openblas_get_corename()) != "Prescott") return;
+  std::error_code error;
+  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (error) return;
   setenv(variable, better, 1);
-  execv("/proc/self/exe", argv);
+  execv(program.c_str(), argv);
 }
 
 }  // namespace qpipe

@@ -126,7 +126,7 @@ void Stream::DestroyHandles::operator()(CudaHandles* handles) const {
 std::string Stream::device_name() const {
   if constexpr (has_cuda)
     if (on_cuda()) return cuda::device_name(device_);
-  return "CPU";
+  return std::string("CPU (") + openblas_get_corename() + ")";
 }
 
 void Stream::synchronize() {

@@ -39,7 +39,7 @@ class Stream {
   int device() const { return device_; }
   // Element type of activations and of weights in the forward pass.
   DType compute_dtype() const { return on_cuda() ? DType::bf16 : DType::f32; }
-  std::string device_name() const;
+  std::string device_name() const;  // of a CPU: the kernels that OpenBLAS has chosen, on which the last bits depend
   void synchronize();
   // For a thread other than the one that made the stream, before it uses it: threads start on CUDA device 0. One thread at a time.
   void adopt_thread() const;
