@@ -24,7 +24,7 @@ qpipe::Places parse(const std::string& text) {
   const std::map<std::string, qpipe::Place> place{
       {"device", qpipe::Place::device}, {"host", qpipe::Place::host}, {"disk", qpipe::Place::disk}};
   if (words.size() != 5) throw std::runtime_error("places: HIDDEN,INPUT,WEIGHTS,PANEL,HESSIAN");
-  return {place.at(words[0]), place.at(words[1]), words[2] == "step", std::stoll(words[3]), words[4] == "host", {}};
+  return {place.at(words[0]), place.at(words[1]), false, words[2] == "step", std::stoll(words[3]), words[4] == "host", {}};
 }
 
 }  // namespace
