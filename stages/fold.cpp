@@ -8,20 +8,13 @@
 #include "kernels/quantize_groups.h"
 #include "kernels/scaling.h"
 #include "launch/share.h"
+#include "stages/transfer.h"
 
 namespace qpipe {
 
 namespace {
 
 constexpr std::int64_t row_block = 512;
-
-template <class T>
-Array<T> upload(const std::vector<T>& values, Stream& stream) {
-  if (values.empty()) return {};
-  Array<T> array(1, static_cast<std::int64_t>(values.size()), stream);
-  copy_to_device(array.view.data, values.data(), values.size() * sizeof(T), stream);
-  return array;
-}
 
 std::vector<float> download(ConstTensor tensor, Stream& stream) {
   const Array<float> copy(tensor.rows, tensor.cols, stream);

@@ -12,6 +12,7 @@
 #include "kernels/quantize_groups.h"
 #include "launch/share.h"
 #include "stages/column_order.h"
+#include "stages/transfer.h"
 
 namespace qpipe {
 
@@ -24,13 +25,6 @@ constexpr std::int64_t row_block = 32;
 constexpr std::int64_t rows_at_once(std::int64_t in) { return std::max<std::int64_t>(2048, (std::int64_t{1} << 28) / in / 128 * 128); }
 
 using Order = std::vector<std::int32_t>;
-
-template <class T>
-Array<T> upload(const std::vector<T>& values, Stream& stream) {
-  Array<T> array(1, static_cast<std::int64_t>(values.size()), stream);
-  copy_to_device(array.view.data, values.data(), values.size() * sizeof(T), stream);
-  return array;
-}
 
 Order identity_order(std::int64_t d) {
   Order order(static_cast<std::size_t>(d));
