@@ -14,8 +14,6 @@ namespace {
 // Rows are solved 32 at a time, transposed: element (k, r) of a block of rows is data[32·k + r], and every operation does the same to all
 // 32 lanes. So a row's bits depend neither on its lane nor on its neighbours, which a BLAS with edge kernels does not promise.
 constexpr std::int64_t lanes = 32;
-constexpr std::int64_t block_columns = 128;
-constexpr std::int64_t panel_columns = 512;
 constexpr int parts = 4;
 using Part = float __attribute__((vector_size(32), aligned(4), may_alias));  // 8 lanes
 
@@ -91,9 +89,9 @@ QPIPE_SIMD_CLONES void sweep_block(const float* w, float* v, const float* n, std
 
 // v → u of gptq_sweep.h over `columns` columns: u_j = v_j + Σ_{i<j} (w_i − u_i) N_ij, the sweep without rounding. u holds v on entry.
 QPIPE_SIMD_CLONES void spread_error(const float* w, float* u, const float* n, std::int64_t n_stride, std::int64_t columns) {
-  for (std::int64_t k0 = 0; k0 < columns; k0 += block_columns) {
-    const std::int64_t k1 = std::min(columns, k0 + block_columns);
-    float e[block_columns * lanes];
+  for (std::int64_t k0 = 0; k0 < columns; k0 += sweep_block_columns) {
+    const std::int64_t k1 = std::min(columns, k0 + sweep_block_columns);
+    float e[sweep_block_columns * lanes];
     for (std::int64_t k = k0; k < k1; ++k) {
       float* column_error = e + (k - k0) * lanes;
 #pragma omp simd
@@ -110,8 +108,8 @@ struct Sweep {
   Matrix<const float> pivot;
   SweepOptions options;
   std::vector<std::int32_t> group_of;
-  std::int64_t unit = block_columns;  // columns whose grids are found together: whole groups
-  std::int64_t panel = panel_columns;
+  std::int64_t unit = sweep_block_columns;  // columns whose grids are found together: whole groups
+  std::int64_t panel = sweep_panel(sweep_block_columns);
   bool grids_given = false;  // static, or one group per row: found before the sweep
 };
 
@@ -167,7 +165,7 @@ void sweep_rows(const Sweep& sweep, Matrix<const float> w, Matrix<float> scale, 
     multiply_add(scratch.e.data(), sweep.n.data + p0, sweep.n.stride, p0, p1 - p0, scratch.v.data());
 
     for (std::int64_t b0 = p0; b0 < p1;) {
-      std::int64_t b1 = std::min(p1, b0 + block_columns);
+      std::int64_t b1 = std::min(p1, b0 + sweep_block_columns);
       if (!sweep.grids_given) {
         const std::int64_t unit_begin = b0 / sweep.unit * sweep.unit;
         const std::int64_t unit_end = std::min(d, unit_begin + sweep.unit);
@@ -223,8 +221,12 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::gptq_sweep(w, n, pivot, options, group_of, scale, zero, code, loss, stream);
 
-  Sweep sweep{
-      n, pivot, options, std::vector<std::int32_t>(static_cast<std::size_t>(d)), block_columns, panel_columns, options.static_grids};
+  Sweep sweep;
+  sweep.n = n;
+  sweep.pivot = pivot;
+  sweep.options = options;
+  sweep.group_of.resize(static_cast<std::size_t>(d));
+  sweep.grids_given = options.static_grids;
   for (std::int64_t k = 0; k < d; ++k)
     sweep.group_of[static_cast<std::size_t>(k)] = options.static_grids ? group_of(0, k) : static_cast<std::int32_t>(k / group_size);
   if (!options.static_grids && group_size == d) {
@@ -234,7 +236,7 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
   if (!sweep.grids_given) {
     // A unit must not cross the end of a panel: its grids need all of its columns compensated.
     sweep.unit = grid_unit(group_size);
-    sweep.panel = sweep.unit > panel_columns ? sweep.unit : panel_columns / sweep.unit * sweep.unit;
+    sweep.panel = sweep_panel(sweep.unit);
   }
 
   const std::int64_t row_blocks = (w.rows + lanes - 1) / lanes;

@@ -191,7 +191,7 @@ void multiply_add(Matrix<const float> c0, Matrix<const float> a, Matrix<const fl
 
 // ---- The sweep inside a block of at most 128 columns: 8 lanes per row, column 32·c + 4·lane + t in register 4·c + t of its lane.
 
-constexpr int block_columns = 128;
+constexpr int block_columns = static_cast<int>(sweep_block_columns);
 constexpr int chunk = 32;
 constexpr int chunks = block_columns / chunk;
 constexpr int lanes = 8;
@@ -512,27 +512,16 @@ __global__ void scatter_columns_kernel(Matrix<const std::uint8_t> code, Matrix<c
 void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float> pivot, const SweepOptions& options,
                 Matrix<const std::int32_t> group_of, Matrix<float> scale, Matrix<std::uint8_t> zero, Matrix<std::uint8_t> code,
                 Matrix<float> loss, Stream& stream) {
-  constexpr std::int64_t panel_columns = 512;
-  constexpr std::int64_t value_floats = std::int64_t{1} << 27;  // 512 MiB for the values: more rows are taken in turns
   const std::int64_t d = w.cols;
   const std::int64_t group_size = options.group_size;
-  bool given = options.static_grids;
-  if (!given && group_size == d) {
-    cuda::find_grids(w, group_size, options.grid, scale, zero, stream);
-    given = true;
-  }
-  // A block that holds whole chunks of whole groups finds its grids itself.
-  const bool fused = !given && (group_size == 32 || group_size == 64 || group_size == 128);
-  const std::int64_t unit = given ? block_columns : std::min(d, grid_unit(group_size));
-  const std::int64_t panel = unit > panel_columns ? unit : panel_columns / unit * unit;
-
-  const std::int64_t turn = std::min(w.rows, std::max<std::int64_t>(2048, value_floats / d / 128 * 128));
+  const auto [given, fused, unit, panel, turn] = plan_sweep(w.rows, d, group_size, options.static_grids);
+  if (given && !options.static_grids) cuda::find_grids(w, group_size, options.grid, scale, zero, stream);
   const std::int64_t value_stride = divide_up(d, 4) * 4;
-  const std::int64_t error_stride = divide_up(std::min(panel, d), 4) * 4;
+  const std::int64_t error_stride = divide_up(panel, 4) * 4;
   const std::int64_t unit_stride = divide_up(unit, 4) * 4;
   const Array<float> value_memory(turn, value_stride, stream);
   const Array<float> error_memory(turn, error_stride, stream);
-  const SplitMultiply split_multiply(d > panel ? turn : 0, std::min(panel, d), std::max<std::int64_t>(0, d - panel), stream);
+  const SplitMultiply split_multiply(d > panel ? turn : 0, panel, d - panel, stream);
   Array<float> unit_memory;
   if (!given && !fused) unit_memory = Array<float>(turn, unit_stride, stream);
   fill_zero(loss.data, static_cast<std::size_t>(w.rows) * sizeof(float), stream);

@@ -1,6 +1,8 @@
 // GPTQ's column sweep: the codes of some rows of one linear, given the factor N of its Hessian (kernels/factor.h).
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/quantize_groups.h"
 
 namespace qpipe {
@@ -30,10 +32,37 @@ void gather_columns(ConstTensor w, Matrix<const std::int32_t> perm, Matrix<const
 // out[r, perm[k]] = code[r, k]: back to the original order.
 void scatter_columns(Matrix<const std::uint8_t> code, Matrix<const std::int32_t> perm, Matrix<std::uint8_t> out, Stream& stream);
 
+// Columns that are rounded one after the other before their errors go on to others.
+inline constexpr std::int64_t sweep_block_columns = 128;
+
 // Columns whose dynamic grids are found together.
-constexpr std::int64_t grid_unit(std::int64_t group_size) { return group_size < 128 ? 128 / group_size * group_size : group_size; }
+constexpr std::int64_t grid_unit(std::int64_t group_size) {
+  return group_size < sweep_block_columns ? sweep_block_columns / group_size * group_size : group_size;
+}
+
+// Columns, whole units, whose errors go on to all columns behind them in one product.
+constexpr std::int64_t sweep_panel(std::int64_t unit) { return unit > 512 ? unit : 512 / unit * unit; }
 
 namespace cuda {
+// How the columns and rows of a sweep are cut.
+struct SweepPlan {
+  bool given = false;      // grids are inputs, or of whole rows, found before
+  bool fused = false;      // a block holds whole chunks of whole groups and finds their grids itself; else those of a unit are found apart
+  std::int64_t unit = 0;   // columns
+  std::int64_t panel = 0;  // columns
+  std::int64_t turn = 0;   // rows at once: 512 MiB of values
+};
+
+constexpr SweepPlan plan_sweep(std::int64_t rows, std::int64_t d, std::int64_t group_size, bool static_grids) {
+  SweepPlan plan;
+  plan.given = static_grids || group_size == d;
+  plan.fused = !plan.given && (group_size == 32 || group_size == 64 || group_size == 128);
+  plan.unit = plan.given ? sweep_block_columns : std::min(d, grid_unit(group_size));
+  plan.panel = std::min(d, sweep_panel(plan.unit));
+  plan.turn = std::min(rows, std::max<std::int64_t>(2048, (std::int64_t{1} << 27) / d / 128 * 128));
+  return plan;
+}
+
 decltype(qpipe::gptq_sweep) gptq_sweep;
 decltype(qpipe::gather_columns) gather_columns;
 decltype(qpipe::scatter_columns) scatter_columns;

@@ -94,44 +94,44 @@ Comm::~Comm() = default;
 int Comm::rank() const { return state_->rank; }
 int Comm::size() const { return state_->size; }
 
-void Comm::broadcast(void* data, std::size_t bytes, int from, Stream& stream) {
-  require(state_->rank_exists(from), "Comm::broadcast: no such rank");
+template <class WithNccl, class StartWithMpi>
+void Comm::transfer(std::size_t bytes, const std::string& operation, WithNccl with_nccl, StartWithMpi start_with_mpi, Stream& stream) {
   if (size() == 1 || bytes == 0) return;
   connect_ahead(stream);
   State::Transfer transfer(*state_, bytes);
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::broadcast(*state_->nccl, data, bytes, from, stream);
+    if (stream.on_cuda()) return with_nccl(*state_->nccl);
   std::vector<MPI_Request> requests;
-  start_broadcast(data, bytes, from, state_->mpi, requests);
-  finish(requests, "broadcast of " + std::to_string(bytes) + " bytes from rank " + std::to_string(from), state_->options.timeout);
+  start_with_mpi(requests);
+  finish(requests, operation, state_->options.timeout);
+}
+
+void Comm::broadcast(void* data, std::size_t bytes, int from, Stream& stream) {
+  require(state_->rank_exists(from), "Comm::broadcast: no such rank");
+  transfer(
+      bytes, "broadcast of " + std::to_string(bytes) + " bytes from rank " + std::to_string(from),
+      [&](auto& nccl) { cuda::broadcast(nccl, data, bytes, from, stream); },
+      [&](auto& requests) { start_broadcast(data, bytes, from, state_->mpi, requests); }, stream);
 }
 
 void Comm::all_reduce_sum(Matrix<std::int64_t> x, Stream& stream) {
   require(x.contiguous(), "Comm::all_reduce_sum: the matrix is not contiguous");
   const auto count = static_cast<std::size_t>(x.size());
-  if (size() == 1 || count == 0) return;
-  connect_ahead(stream);
-  State::Transfer transfer(*state_, count * sizeof(std::int64_t));
-  if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::all_reduce_sum(*state_->nccl, x.data, count, stream);
-  std::vector<MPI_Request> requests;
-  start_all_reduce(x.data, count, sizeof(std::int64_t), MPI_INT64_T, MPI_SUM, state_->mpi, requests);
-  finish(requests, "all_reduce_sum of " + std::to_string(count) + " integers", state_->options.timeout);
+  transfer(
+      count * sizeof(std::int64_t), "all_reduce_sum of " + std::to_string(count) + " integers",
+      [&](auto& nccl) { cuda::all_reduce_sum(nccl, x.data, count, stream); },
+      [&](auto& requests) { start_all_reduce(x.data, count, sizeof(std::int64_t), MPI_INT64_T, MPI_SUM, state_->mpi, requests); }, stream);
 }
 
 void Comm::all_reduce_max(Matrix<float> x, Stream& stream) {
   require(x.contiguous(), "Comm::all_reduce_max: the matrix is not contiguous");
   const auto count = static_cast<std::size_t>(x.size());
-  if (size() == 1 || count == 0) return;
-  connect_ahead(stream);
-  State::Transfer transfer(*state_, count * sizeof(float));
-  if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::all_reduce_max(*state_->nccl, x.data, count, stream);
   // Floats ≥ +0 are ordered as their bits are, and a NaN has greater bits than any of them; MPI_MAX on floats may drop a NaN.
   static_assert(sizeof(float) == sizeof(std::uint32_t));
-  std::vector<MPI_Request> requests;
-  start_all_reduce(x.data, count, sizeof(float), MPI_UINT32_T, MPI_MAX, state_->mpi, requests);
-  finish(requests, "all_reduce_max of " + std::to_string(count) + " floats", state_->options.timeout);
+  transfer(
+      count * sizeof(float), "all_reduce_max of " + std::to_string(count) + " floats",
+      [&](auto& nccl) { cuda::all_reduce_max(nccl, x.data, count, stream); },
+      [&](auto& requests) { start_all_reduce(x.data, count, sizeof(float), MPI_UINT32_T, MPI_MAX, state_->mpi, requests); }, stream);
 }
 
 void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<RowRange>& rows, Stream& stream) {
@@ -143,15 +143,13 @@ void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<
     pieces.push_back({static_cast<std::size_t>(range.begin) * row_bytes, static_cast<std::size_t>(range.count) * row_bytes});
     bytes += pieces.back().bytes;
   }
-  if (size() == 1 || bytes == 0) return;
-  connect_ahead(stream);
-  State::Transfer transfer(*state_, bytes);
-  if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::broadcast_pieces(*state_->nccl, data, pieces, stream);
-  std::vector<MPI_Request> requests;
-  for (std::size_t owner = 0; owner < pieces.size(); ++owner)
-    start_broadcast(static_cast<char*>(data) + pieces[owner].begin, pieces[owner].bytes, static_cast<int>(owner), state_->mpi, requests);
-  finish(requests, "all_gather_rows of " + std::to_string(bytes) + " bytes", state_->options.timeout);
+  const auto start_with_mpi = [&](auto& requests) {
+    for (std::size_t owner = 0; owner < pieces.size(); ++owner)
+      start_broadcast(static_cast<char*>(data) + pieces[owner].begin, pieces[owner].bytes, static_cast<int>(owner), state_->mpi, requests);
+  };
+  transfer(
+      bytes, "all_gather_rows of " + std::to_string(bytes) + " bytes",
+      [&](auto& nccl) { cuda::broadcast_pieces(nccl, data, pieces, stream); }, start_with_mpi, stream);
 }
 
 void Comm::wait(Stream& stream) {

@@ -91,6 +91,11 @@ class Comm {
  private:
   friend class Ring;
   struct State;
+
+  // An operation on device buffers: with_nccl(communicator), which is connected at the first of them, or start_with_mpi(requests).
+  template <class WithNccl, class StartWithMpi>
+  void transfer(std::size_t bytes, const std::string& operation, WithNccl with_nccl, StartWithMpi start_with_mpi, Stream& stream);
+
   std::unique_ptr<State> state_;
 };
 

@@ -10,6 +10,8 @@
 #include "kernels/split_multiply.h"
 #include "launch/share.h"
 #include "stages/calibrate.h"
+#include "stages/rescale.h"
+#include "stages/solve.h"
 
 namespace qpipe {
 
@@ -138,15 +140,8 @@ std::int64_t factor_work_bytes(const RunSizes& r, std::int64_t d, const Places& 
 // kernels/gptq_sweep.cu: the values of the rows of a turn, w − q of a panel, their pieces and N's, and a unit whose grids are found apart.
 std::int64_t sweep_workspace_bytes(const RunSizes& r, const LinearSizes& linear, std::int64_t rows) {
   if (r.backend == Backend::cpu) return 0;  // on the threads' own stacks and heaps
-  constexpr std::int64_t panel_columns = 512;
-  constexpr std::int64_t value_floats = std::int64_t{1} << 27;
   const std::int64_t d = linear.columns;
-  const std::int64_t group = linear.group_columns;
-  const bool given = linear.static_groups || group == d;
-  const bool fused = !given && (group == 32 || group == 64 || group == 128);
-  const std::int64_t unit = given ? 128 : std::min(d, grid_unit(group));
-  const std::int64_t panel = std::min(d, unit > panel_columns ? unit : panel_columns / unit * unit);
-  const std::int64_t turn = std::min(rows, std::max<std::int64_t>(2048, value_floats / d / 128 * 128));
+  const auto [given, fused, unit, panel, turn] = cuda::plan_sweep(rows, d, linear.group_columns, linear.static_groups);
   const std::int64_t pieces = d > panel ? cuda::SplitMultiply::workspace_bytes(turn, panel, d - panel) : 0;
   return f32 * turn * (d + panel + (given || fused ? 0 : unit)) + pieces;
 }
@@ -164,7 +159,6 @@ std::int64_t solved_bytes(const StepSizes& step) {
 
 // The step's codes and the rows in work: neighbours of equal settings are swept together, on the rank where that is most.
 std::int64_t sweep_bytes(const RunSizes& r, const StepSizes& step, int ranks) {
-  constexpr std::int64_t row_block = 32;
   std::vector<LinearSizes> linears;
   std::vector<std::int64_t> rows;
   for (const LinearSizes& linear : step.linears)
@@ -173,11 +167,11 @@ std::int64_t sweep_bytes(const RunSizes& r, const StepSizes& step, int ranks) {
       rows.push_back(linear.rows);
     }
   const std::int64_t d = step.columns;
-  const std::int64_t most_rows = std::max<std::int64_t>(2048, (std::int64_t{1} << 28) / d / 128 * 128);  // at once
+  const std::int64_t most_rows = rows_solved_at_once(d);
   const auto together = [](const LinearSizes& a, const LinearSizes& b) {
     return a.gptq && b.gptq && a.group_columns == b.group_columns && a.static_groups == b.static_groups;
   };
-  const auto shares = share_rows(rows, row_block, ranks);
+  const auto shares = share_rows(rows, solved_row_block, ranks);
   std::int64_t most = 0;
   for (std::size_t rank = 0; rank < static_cast<std::size_t>(ranks); ++rank) {
     std::int64_t mine = 0;  // of a run of neighbours
@@ -211,10 +205,9 @@ bool searches_by_hessian(const RunSizes& r, const StepSizes& step) { return !r.e
 
 // Rows of a linear that stages/rescale.cpp and stages/fold.cpp compare at once.
 std::int64_t gram_rows(const StepSizes& step) {
-  constexpr std::int64_t row_block = 512;
   std::int64_t most = 0;
   for (const LinearSizes& linear : step.linears) most = std::max(most, linear.quantized ? linear.rows : 0);
-  return std::min(row_block, most);
+  return std::min(gram_row_block, most);
 }
 
 // kernels/gram_loss: on CUDA half of H, and differences and products of some weights' rows in bfloat16; on the CPU those of one in float32.

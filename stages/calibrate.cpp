@@ -62,32 +62,34 @@ FixedPoint choose_units(const Activations& activations, const std::string& what,
   return units;
 }
 
-// Columns [begin, begin + sum.cols) of the 64-bit sum, from row `begin` on.
+// Columns [begin, begin + cols) of the 64-bit sum, from row `begin` on.
 struct SumPanel {
   std::int64_t begin = 0;
-  Matrix<std::int64_t> sum;  // [d − begin, columns]
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::int64_t first_element = 0;  // of the panel in the sum's memory
+  std::int64_t end_element() const { return first_element + rows * cols; }
+  Matrix<std::int64_t> in(Matrix<std::int64_t> memory) const { return {memory.data + first_element, rows, cols}; }
 };
 
-// The panels of columns [begin, end), one after the other in `memory`.
-std::vector<SumPanel> sum_panels(std::int64_t* memory, std::int64_t d, std::int64_t begin, std::int64_t end) {
+// The panels of columns [begin, end) of a [d, d] Hessian, one after the other in memory.
+std::vector<SumPanel> sum_panels(std::int64_t d, std::int64_t begin, std::int64_t end) {
   std::vector<SumPanel> panels;
-  for (; begin < end; begin += hessian_sum_panel) {
-    panels.push_back({begin, {memory, d - begin, std::min(hessian_sum_panel, end - begin)}});
-    memory += panels.back().sum.size();
-  }
+  for (std::int64_t element = 0; begin < end; begin += hessian_sum_panel, element = panels.back().end_element())
+    panels.push_back({begin, d - begin, std::min(hessian_sum_panel, end - begin), element});
   return panels;
 }
 
 // The finished columns of the sum, panel by panel of the kernel, in host memory.
-void finish_on_host(const SumPanel& sum_panel, const FixedPoint& units, std::int64_t tokens, Hessian& hessian, Stream& stream) {
-  const Matrix<const std::int64_t> sum = sum_panel.sum;
+void finish_on_host(Matrix<const std::int64_t> sum, std::int64_t first_column, const FixedPoint& units, std::int64_t tokens,
+                    Hessian& hessian, Stream& stream) {
   const std::int64_t width = std::min(hessian_panel(stream.backend()), sum.cols);
   const Buffer memory(static_cast<std::size_t>(sum.rows * width) * sizeof(float), stream);
   for (std::int64_t j0 = 0; j0 < sum.cols; j0 += width) {
     const std::int64_t cols = std::min(width, sum.cols - j0);
     const Matrix<float> panel(static_cast<float*>(memory.data()), sum.rows - j0, cols);
     const Matrix<const std::int64_t> part = sum.row_range(j0, panel.rows).col_range(j0, cols);
-    const std::int64_t begin = sum_panel.begin + j0;
+    const std::int64_t begin = first_column + j0;
     finish_hessian_panel(part, units.exponent, units.log2_tokens, tokens, begin, panel, stream);
     const std::size_t bytes = static_cast<std::size_t>(panel.size()) * sizeof(float);
     HessianPanel& kept = hessian.panels.emplace_back(HessianPanel{begin, cols, HostBuffer(bytes, stream)});
@@ -100,10 +102,8 @@ void finish_on_host(const SumPanel& sum_panel, const FixedPoint& units, std::int
 }  // namespace
 
 std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns) {
-  std::int64_t elements = 0;
-  for (std::int64_t begin = 0; begin < std::min(columns, d); begin += hessian_sum_panel)
-    elements += (d - begin) * std::min(hessian_sum_panel, std::min(columns, d) - begin);
-  return elements;
+  const std::vector<SumPanel> panels = sum_panels(d, 0, std::min(columns, d));
+  return panels.empty() ? 0 : panels.back().end_element();
 }
 
 Hessian calibrate(const Activations& activations, const std::string& what, std::int64_t sampled, const Places& places, Comm& comm,
@@ -119,19 +119,19 @@ Hessian calibrate(const Activations& activations, const std::string& what, std::
   {
     const Array<std::int64_t> memory(1, hessian_sum_elements(d, width), stream);  // of the first range, the largest
     for (std::int64_t begin = 0; begin < d; begin += width) {
-      const std::vector<SumPanel> panels = sum_panels(memory.view.data, d, begin, std::min(d, begin + width));
-      const Matrix<std::int64_t> all(memory.view.data, 1, panels.back().sum.data + panels.back().sum.size() - memory.view.data);
+      const std::vector<SumPanel> panels = sum_panels(d, begin, std::min(d, begin + width));
+      const Matrix<std::int64_t> all(memory.view.data, 1, panels.back().end_element());
       fill_zero(all.data, static_cast<std::size_t>(all.size()) * sizeof(std::int64_t), stream);
       const auto add = [&](std::size_t, ConstTensor x) {
-        for (const SumPanel& panel : panels) accumulate_hessian(x, units.exponent, units.log2_tokens, panel.begin, panel.sum, stream);
+        for (const SumPanel& panel : panels) accumulate_hessian(x, units.exponent, units.log2_tokens, panel.begin, panel.in(all), stream);
       };
       visit_inputs(activations, blocks, add, stream);
       comm.all_reduce_sum(all, stream);
       for (const SumPanel& panel : panels)
         if (places.hessian_on_host)
-          finish_on_host(panel, units, tokens, result, stream);
+          finish_on_host(panel.in(all), panel.begin, units, tokens, result, stream);
         else
-          finish_hessian(panel.sum, units.exponent, units.log2_tokens, tokens, panel.begin, result.matrix, stream);
+          finish_hessian(panel.in(all), units.exponent, units.log2_tokens, tokens, panel.begin, result.matrix, stream);
     }
   }
   if (places.hessian_on_host) return result;

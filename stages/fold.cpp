@@ -8,20 +8,11 @@
 #include "kernels/quantize_groups.h"
 #include "kernels/scaling.h"
 #include "launch/share.h"
+#include "stages/transfer.h"
 
 namespace qpipe {
 
 namespace {
-
-constexpr std::int64_t row_block = 512;
-
-template <class T>
-Array<T> upload(const std::vector<T>& values, Stream& stream) {
-  if (values.empty()) return {};
-  Array<T> array(1, static_cast<std::int64_t>(values.size()), stream);
-  copy_to_device(array.view.data, values.data(), values.size() * sizeof(T), stream);
-  return array;
-}
 
 std::vector<float> download(ConstTensor tensor, Stream& stream) {
   const Array<float> copy(tensor.rows, tensor.cols, stream);
@@ -72,12 +63,12 @@ Array<float> scaled_rows(const Linear& linear, const LinearFactors& factors, con
 }
 
 void unscaled_weight_into(const QuantizedLinear& q, const LinearFactors& factors, Tensor weight, Stream& stream) {
-  const Array<float> memory(std::min(row_block, weight.rows), weight.cols, stream);
+  const Array<float> memory(std::min(gram_row_block, weight.rows), weight.cols, stream);
   const Array<std::int32_t> group_of = upload(q.group_of, stream);
   const Array<float> column = upload(reciprocals(factors.column), stream);
   const Array<float> row = upload(reciprocals(factors.row), stream);
-  for (std::int64_t begin = 0; begin < weight.rows; begin += row_block) {
-    const std::int64_t count = std::min(row_block, weight.rows - begin);
+  for (std::int64_t begin = 0; begin < weight.rows; begin += gram_row_block) {
+    const std::int64_t count = std::min(gram_row_block, weight.rows - begin);
     const Matrix<float> scaled = memory.view.row_range(0, count);
     dequantize(q.code.view.row_range(begin, count), q.scale.view.row_range(begin, count), q.zero.view.row_range(begin, count), group_of,
                scaled, stream);
@@ -124,18 +115,18 @@ void divide_input(Hessian& hessian, const std::vector<float>& scale, Stream& str
 double output_error(const Linear& linear, const LinearFactors& factors, const QuantizedLinear& quantized, const Hessian& hessian,
                     Comm& comm, Stream& stream) {
   const std::int64_t d = linear.stored.cols;
-  const RowRange mine = share_rows({linear.stored.rows}, row_block, comm.size()).front()[static_cast<std::size_t>(comm.rank())];
+  const RowRange mine = share_rows({linear.stored.rows}, gram_row_block, comm.size()).front()[static_cast<std::size_t>(comm.rank())];
   const Array<float> column = upload(factors.column, stream);
   const Array<float> row = upload(factors.row, stream);
   const Array<std::int32_t> group_of = upload(quantized.group_of, stream);
-  const Array<float> exact(std::min(row_block, mine.count), d, stream);
-  const Array<float> rounded(std::min(row_block, mine.count), d, stream);
+  const Array<float> exact(std::min(gram_row_block, mine.count), d, stream);
+  const Array<float> rounded(std::min(gram_row_block, mine.count), d, stream);
   const GramMatrix gram = gram_matrix(hessian.matrix, stream);
-  const std::int64_t blocks = (mine.count + row_block - 1) / row_block;
+  const std::int64_t blocks = (mine.count + gram_row_block - 1) / gram_row_block;
   const Array<double> total(1, blocks, stream);
   for (std::int64_t block = 0; block < blocks; ++block) {
-    const std::int64_t begin = mine.begin + block * row_block;
-    const std::int64_t count = std::min(row_block, mine.begin + mine.count - begin);
+    const std::int64_t begin = mine.begin + block * gram_row_block;
+    const std::int64_t count = std::min(gram_row_block, mine.begin + mine.count - begin);
     const Matrix<float> w = exact.view.row_range(0, count);
     const Matrix<float> q = rounded.view.row_range(0, count);
     scale_weight(linear.stored.row_range(begin, count), column, row.empty() ? row.view : row.view.col_range(begin, count), w, stream);

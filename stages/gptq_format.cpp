@@ -34,7 +34,7 @@ std::vector<PackedTensor> pack_gptq(const std::string& module, const QuantizedLi
   pack_weights(q.code, bits, qweight, stream);
   tensors.push_back(downloaded_tensor(infos[0], qweight.view, stream));
 
-  const auto place = upload_matrix(q.stored_group, 1, groups, stream);  // of groups as solved
+  const auto place = upload(q.stored_group, stream);  // of groups as solved
   const Array<std::uint8_t> stored_zero(out, groups, stream);
   scatter_columns(q.zero, place, stored_zero, stream);
   const Array<std::uint32_t> qzeros(groups, out * bits / 32, stream);

@@ -73,7 +73,7 @@ Array<std::int32_t> runs_of_columns(std::int64_t in_features, std::int64_t group
   std::vector<std::int32_t> group_of(static_cast<std::size_t>(in_features));
   for (std::int64_t k = 0; k < in_features; ++k)
     group_of[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k * groups / in_features);
-  return upload_matrix(group_of, 1, in_features, stream);
+  return upload(group_of, stream);
 }
 
 }  // namespace qpipe

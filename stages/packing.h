@@ -6,23 +6,9 @@
 #include <vector>
 
 #include "stages/gptq_format.h"
+#include "stages/transfer.h"
 
 namespace qpipe {
-
-// A contiguous device matrix on the host, row-major.
-template <class T>
-std::vector<std::remove_const_t<T>> download_matrix(Matrix<T> matrix, Stream& stream) {
-  std::vector<std::remove_const_t<T>> values(static_cast<std::size_t>(matrix.size()));
-  copy_to_host(values.data(), matrix.data, values.size() * sizeof(T), stream);
-  return values;
-}
-
-template <class T>
-Array<T> upload_matrix(const std::vector<T>& values, std::int64_t rows, std::int64_t cols, Stream& stream) {
-  Array<T> array(rows, cols, stream);
-  copy_to_device(array.view.data, values.data(), values.size() * sizeof(T), stream);
-  return array;
-}
 
 // A contiguous device matrix as it is in memory.
 template <class T>

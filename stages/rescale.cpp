@@ -17,9 +17,6 @@ namespace qpipe {
 
 namespace {
 
-// Rows whose Gram losses are added on one device, in fixed blocks.
-constexpr std::int64_t row_block = 512;
-
 GridOptions grid_of(const LinearSettings& s) { return {s.bits, s.symmetric, 0.0f}; }
 
 Array<float> upload_rows(const std::vector<std::vector<float>>& rows, Stream& stream) {
@@ -131,14 +128,14 @@ std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair, con
     sampled.push_back(sampled_rows(layer.linears[pair.linears[i]].stored, search_rows));
     rows.push_back(settings[i].skip ? 0 : sampled.back().rows);
   }
-  const auto shares = share_rows(rows, row_block, comm.size());
+  const auto shares = share_rows(rows, gram_row_block, comm.size());
   const GramMatrix gram = gram_matrix(hessian.matrix, stream);
   std::vector<Array<double>> blocks;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const RowRange mine = shares[i][static_cast<std::size_t>(comm.rank())];
-    blocks.emplace_back((mine.count + row_block - 1) / row_block, candidates.view.rows, stream);
+    blocks.emplace_back((mine.count + gram_row_block - 1) / gram_row_block, candidates.view.rows, stream);
     scaled_rounding_losses(sampled[i].row_range(mine.begin, mine.count), candidates, settings[i].group_columns(d), grid_of(settings[i]),
-                           gram, row_block, blocks[i], stream);
+                           gram, gram_row_block, blocks[i], stream);
   }
   std::vector<double> losses(scales.size(), 0.0);
   for (std::size_t i = 0; i < rows.size(); ++i) {

@@ -10,6 +10,9 @@
 
 namespace qpipe {
 
+// Rows of a linear whose Gram losses are added on one device, in fixed blocks.
+inline constexpr std::int64_t gram_row_block = 512;
+
 // How the pairs' losses are measured. exact: pairs below a norm by the output of the attention or the MLP over all tokens, others as gram.
 // gram: the linears' own outputs, tr(ΔW H ΔWᵀ) with the Hessian H, added over the pair's linears; needs no forward pass.
 enum class ScaleLoss { exact, gram };

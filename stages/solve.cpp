@@ -12,25 +12,13 @@
 #include "kernels/quantize_groups.h"
 #include "launch/share.h"
 #include "stages/column_order.h"
+#include "stages/transfer.h"
 
 namespace qpipe {
 
 namespace {
 
-// Rows are shared in blocks of this many.
-constexpr std::int64_t row_block = 32;
-
-// Rows of a linear that are in work as float32 at once: 1 GiB of them.
-constexpr std::int64_t rows_at_once(std::int64_t in) { return std::max<std::int64_t>(2048, (std::int64_t{1} << 28) / in / 128 * 128); }
-
 using Order = std::vector<std::int32_t>;
-
-template <class T>
-Array<T> upload(const std::vector<T>& values, Stream& stream) {
-  Array<T> array(1, static_cast<std::int64_t>(values.size()), stream);
-  copy_to_device(array.view.data, values.data(), values.size() * sizeof(T), stream);
-  return array;
-}
 
 Order identity_order(std::int64_t d) {
   Order order(static_cast<std::size_t>(d));
@@ -174,7 +162,7 @@ std::vector<std::vector<Piece>> cut_turns(const std::vector<const Linear*>& line
     for (std::int64_t done = 0; done < mine.count;) {
       if (space == 0) {
         turns.emplace_back();
-        space = rows_at_once(in);
+        space = rows_solved_at_once(in);
       }
       const RowRange rows{mine.begin + done, std::min(mine.count - done, space)};
       turns.back().push_back({i, rows, position + rows.begin});
@@ -287,7 +275,7 @@ std::vector<QuantizedLinear> solve_all(const Hessian* hessian, const std::vector
     rows.push_back(linears[i]->stored.rows);
     results.push_back(allocate(*linears[i], settings[i], stream));
   }
-  const auto shares = share_rows(rows, row_block, comm.size());
+  const auto shares = share_rows(rows, solved_row_block, comm.size());
   const Array<float> row_loss(1, std::accumulate(rows.begin(), rows.end(), std::int64_t{0}), stream);
   fill_zero(row_loss.view.data, row_loss.memory.bytes(), stream);
   const auto with_weight = [&](const Piece& piece, const std::function<void(ConstTensor)>& work) {

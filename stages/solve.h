@@ -4,6 +4,7 @@
 // are gathered, so that every rank ends with everything.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -15,6 +16,13 @@
 namespace qpipe {
 
 enum class Method { gptq, rtn };
+
+// Rows are shared over the ranks in blocks of this many,
+inline constexpr std::int64_t solved_row_block = 32;
+// and a rank has so many at once in work as float32: 1 GiB of them.
+constexpr std::int64_t rows_solved_at_once(std::int64_t in_features) {
+  return std::max<std::int64_t>(2048, (std::int64_t{1} << 28) / in_features / 128 * 128);
+}
 
 // How one module is quantized.
 struct LinearSettings {
