@@ -33,7 +33,8 @@ void write_folder(const Options& options, const Checkpoint& source, const Quanti
                   const RunReport& report) {
   const std::filesystem::path folder = options.output.path;
   copy_auxiliary_files(source.folder(), folder);
-  if (!index.is_null()) write_text_file(folder / "model.safetensors.index.json", index.dump(2) + "\n");
+  std::vector<TextFile> files;
+  if (!index.is_null()) files.push_back({"model.safetensors.index.json", index.dump(2) + "\n"});
   const nlohmann::json quantization = quantization_config(options, plan.defaults, plan.storage, plan.skipped());
   nlohmann::json config = source.config();
   config.erase("dtype");
@@ -41,13 +42,14 @@ void write_folder(const Options& options, const Checkpoint& source, const Quanti
   config["quantization_config"] = quantization;
   // GPTQModel and AutoGPTQ read this file first.
   if (plan.storage.format == Format::gptq || plan.storage.format == Format::gptq_v2)
-    write_text_file(folder / "quantize_config.json", quantization.dump(2) + "\n");
+    files.push_back({"quantize_config.json", quantization.dump(2) + "\n"});
   std::vector<int> bits;
   for (const auto& [module, settings] : plan.modules)
     if (!settings.skip) bits.push_back(settings.bits);
   const std::vector<Loader> loaders = loaders_of(read_stored_format(config, (folder / "config.json").string()), quantization, bits);
-  write_text_file(folder / "README.md", model_card(report, plan, source_license(source.folder()), loaders));
-  write_text_file(folder / "config.json", config.dump(2) + "\n");
+  files.push_back({"README.md", model_card(report, plan, source_license(source.folder()), loaders)});
+  files.push_back({"config.json", config.dump(2) + "\n"});
+  write_text_files(folder, files);
 }
 
 }  // namespace qpipe

@@ -94,6 +94,10 @@ ShardSet::ShardSet(const fs::path& folder, const std::vector<TensorInfo>& tensor
 
 void ShardSet::write(const std::string& name, const void* data) { writers_.at(shard_of_.at(name)).write(name, data); }
 
+void ShardSet::write(const std::string& name, std::int64_t piece_bytes, const SafetensorsWriter::Pieces& next) {
+  writers_.at(shard_of_.at(name)).write(name, piece_bytes, next);
+}
+
 void ShardSet::adopt(const std::string& name) { writers_.at(shard_of_.at(name)).adopt(name); }
 
 bool ShardSet::read(const std::string& name, void* to) const { return writers_.at(shard_of_.at(name)).read(name, to); }

@@ -27,6 +27,7 @@ class ShardSet {
 
   // Thread-safe.
   void write(const std::string& name, const void* data);
+  void write(const std::string& name, std::int64_t piece_bytes, const SafetensorsWriter::Pieces& next);
   // A tensor that an earlier run wrote: one rank adopts it and none writes it.
   void adopt(const std::string& name);
   // What stands in the shard at the tensor's place; false when the file is too short. Thread-safe.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "pipeline/layer_source.h"
+#include "pipeline/store.h"
 #include "stages/layer.h"
 
 namespace qpipe {
@@ -142,7 +143,9 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   for (const TensorInfo& info : plan.kept)
     if (!info.name.starts_with(plan.layer_prefix)) {
       const TensorInfo& stored = checkpoint.info(info.name);
-      r.kept_host_bytes.push_back(stored.bytes() + (stored.dtype == info.dtype ? 0 : info.bytes()));
+      const std::int64_t piece = std::min(copied_elements, in_type(stored, 1));
+      const std::size_t element = size_of(stored.dtype) + sizeof(float) + (stored.dtype == info.dtype ? 0 : size_of(info.dtype));
+      r.kept_host_bytes.push_back(piece * static_cast<std::int64_t>(element));
     }
   for (const TensorInfo& info : plan.tensors) {
     r.output_bytes += info.bytes();

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -63,6 +64,9 @@ class SafetensorsWriter {
   SafetensorsWriter& operator=(SafetensorsWriter&&) noexcept;
 
   void write(const std::string& name, const void* data);
+  // The same in pieces of piece_bytes: next(begin, count) has the tensor's bytes [begin, begin + count), until it is called again.
+  using Pieces = std::function<const void*(std::int64_t begin, std::int64_t count)>;
+  void write(const std::string& name, std::int64_t piece_bytes, const Pieces& next);
   // Counts a tensor that an earlier run wrote as written here.
   void adopt(const std::string& name);
   // What is in the file at the tensor's place, written or not. False when the file is too short. Thread-safe.

@@ -166,6 +166,10 @@ SafetensorsWriter::SafetensorsWriter(SafetensorsWriter&&) noexcept = default;
 SafetensorsWriter& SafetensorsWriter::operator=(SafetensorsWriter&&) noexcept = default;
 
 void SafetensorsWriter::write(const std::string& name, const void* data) {
+  write(name, INT64_MAX, [data](std::int64_t begin, std::int64_t) { return static_cast<const char*>(data) + begin; });
+}
+
+void SafetensorsWriter::write(const std::string& name, std::int64_t piece_bytes, const Pieces& next) {
   State& s = *state_;
   const auto claim = [&]() -> Place& {
     const std::lock_guard lock(s.mutex);
@@ -177,7 +181,11 @@ void SafetensorsWriter::write(const std::string& name, const void* data) {
     return found->second;
   };
   Place& place = claim();
-  s.write_at(data, place.bytes, place.offset);
+  for (std::int64_t begin = 0; begin < place.bytes;) {
+    const std::int64_t count = std::min(piece_bytes, place.bytes - begin);
+    s.write_at(next(begin, count), count, place.offset + begin);
+    begin += count;
+  }
   const std::lock_guard lock(s.mutex);
   place.progress = Place::written;
 }

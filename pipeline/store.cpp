@@ -18,36 +18,47 @@ namespace {
 // At most this many pieces of work wait in memory.
 constexpr std::size_t most_pending = 16;
 
-constexpr std::int64_t piece = std::int64_t{1} << 22;  // elements that are checked at once
+// Finite values in another float type, a piece of a tensor at a time.
+class Conversion {
+ public:
+  Conversion(const TensorInfo& from, DType to) : from_(from), to_(to), values_(count_of(from)) {
+    if (from.dtype != to) result_.resize(values_.size() * size_of(to));
+  }
 
-// Finite values in another float type. Throws UserError that names the tensor when a value is not finite or does not fit.
-std::vector<unsigned char> convert_tensor(const TensorInfo& from, std::vector<unsigned char> data, DType to) {
-  Stream host(Backend::cpu, 0);
-  const auto count = static_cast<std::int64_t>(data.size() / size_of(from.dtype));
-  std::vector<unsigned char> result(from.dtype == to ? 0 : static_cast<std::size_t>(count) * size_of(to));
-  std::vector<float> values(static_cast<std::size_t>(std::min(count, piece)));
-  const ConstTensor all(data.data(), from.dtype, 1, count);
-  for (std::int64_t begin = 0; begin < count; begin += piece) {
-    const std::int64_t size = std::min(piece, count - begin);
-    const Matrix<float> floats(values.data(), 1, size);
-    convert(all.col_range(begin, size), floats, host);
+  // data: `count` elements, at most copied_elements. Valid until the next piece. Throws UserError that names the tensor when a value is not
+  // finite or does not fit.
+  const unsigned char* convert_piece(const unsigned char* data, std::int64_t count) {
+    const Matrix<float> floats(values_.data(), 1, count);
+    convert(ConstTensor(data, from_.dtype, 1, count), floats, host_);
     float largest = 0.0f;
     float poison = 0.0f;  // NaN when some value is not finite
 #pragma omp simd reduction(max : largest) reduction(+ : poison)
-    for (std::int64_t i = 0; i < size; ++i) {
-      const float magnitude = std::fabs(values[static_cast<std::size_t>(i)]);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float magnitude = std::fabs(values_[static_cast<std::size_t>(i)]);
       largest = magnitude > largest ? magnitude : largest;
       poison += magnitude * 0.0f;
     }
     if (std::isnan(poison))
-      throw UserError(ExitCode::data, from.name + ": a value is not finite; the checkpoint is damaged, so get it again");
-    if (to == DType::f16 && largest >= 65520.0f)
+      throw UserError(ExitCode::data, from_.name + ": a value is not finite; the checkpoint is damaged, so get it again");
+    if (to_ == DType::f16 && largest >= 65520.0f)
       throw UserError(ExitCode::data,
-                      from.name + ": the value " + std::to_string(largest) + " does not fit float16; set output.dtype = \"bfloat16\"");
-    if (from.dtype != to) convert(floats, Tensor(result.data(), to, 1, count).col_range(begin, size), host);
+                      from_.name + ": the value " + std::to_string(largest) + " does not fit float16; set output.dtype = \"bfloat16\"");
+    if (from_.dtype == to_) return data;
+    convert(floats, Tensor(result_.data(), to_, 1, count), host_);
+    return result_.data();
   }
-  return from.dtype == to ? std::move(data) : std::move(result);
-}
+
+ private:
+  static std::size_t count_of(const TensorInfo& info) {
+    return static_cast<std::size_t>(std::min(copied_elements, info.bytes() / static_cast<std::int64_t>(size_of(info.dtype))));
+  }
+
+  const TensorInfo& from_;
+  DType to_;
+  Stream host_{Backend::cpu, 0};
+  std::vector<float> values_;
+  std::vector<unsigned char> result_;
+};
 
 }  // namespace
 
@@ -211,10 +222,8 @@ void Store::commit_complete_parts() {
     if (fault()) return;
     shards_.sync(names);
     spdlog::debug("the tensors of {} layers are on the disk", parts.size());
-    for (const auto& part : parts) {
-      write_record(*part);
-      part->committed();
-    }
+    write_records(parts);
+    for (const auto& part : parts) part->committed();
     spdlog::debug("and their records");
   }
 }
@@ -228,46 +237,65 @@ void Store::wait_for_commits() {
   if (last.valid()) last.get();
 }
 
-// After the part's tensors are on the disk.
-void Store::write_record(Part& part) {
-  LayerRecord& record = part.record;
-  if (!part.held.empty()) {
-    std::vector<TensorInfo> infos;
-    for (const PackedTensor& tensor : part.held) infos.push_back({tensor.info.name, tensor.info.dtype, tensor.info.shape});
-    SafetensorsWriter file(journal_.folder() / (record.stem() + ".safetensors"), infos);
-    for (const PackedTensor& tensor : part.held) {
-      file.write(tensor.info.name, tensor.data.data());
-      Xxh3 hash;
-      hash.add(tensor.data.data(), tensor.data.bytes());
-      record.held[tensor.info.name] = hash.hexadecimal();
-    }
-    file.finish();
+// After the parts' tensors are on the disk.
+void Store::write_records(const std::vector<std::shared_ptr<Part>>& parts) {
+  std::vector<TextFile> files;
+  for (const auto& part : parts) {
+    write_held(*part);
+    files.push_back({part->record.stem() + ".json", to_text(part->record)});
   }
-  write_text_file(journal_.folder() / (record.stem() + ".json"), to_text(record));
+  write_text_files(journal_.folder(), files);
+}
+
+void Store::write_held(Part& part) {
+  if (part.held.empty()) return;
+  LayerRecord& record = part.record;
+  std::vector<TensorInfo> infos;
+  for (const PackedTensor& tensor : part.held) infos.push_back({tensor.info.name, tensor.info.dtype, tensor.info.shape});
+  SafetensorsWriter file(journal_.folder() / (record.stem() + ".safetensors"), infos);
+  for (const PackedTensor& tensor : part.held) {
+    file.write(tensor.info.name, tensor.data.data());
+    Xxh3 hash;
+    hash.add(tensor.data.data(), tensor.data.bytes());
+    record.held[tensor.info.name] = hash.hexadecimal();
+  }
+  file.finish();
 }
 
 void Store::replace(const std::string& name, const std::vector<float>& values) {
   const auto found = to_copy_.find(name);
   if (found == to_copy_.end()) return;
-  TensorInfo info = found->second;
-  const DType dtype = info.dtype;
-  info.dtype = DType::f32;
-  std::vector<unsigned char> data(values.size() * sizeof(float));
-  if (static_cast<std::int64_t>(data.size()) != info.bytes()) throw std::invalid_argument("Store::replace: " + name + " has another size");
-  std::memcpy(data.data(), values.data(), data.size());
-  PackedTensor tensor{{name, dtype, info.shape}, convert_tensor(info, std::move(data), dtype)};
+  const TensorInfo to = found->second;
+  TensorInfo from = to;
+  from.dtype = DType::f32;
+  if (static_cast<std::int64_t>(values.size() * sizeof(float)) != from.bytes())
+    throw std::invalid_argument("Store::replace: " + name + " has another size");
+  std::vector<unsigned char> data;
+  Conversion conversion(from, to.dtype);
+  const auto all = static_cast<std::int64_t>(values.size());
+  for (std::int64_t begin = 0; begin < all; begin += copied_elements) {
+    const std::int64_t count = std::min(copied_elements, all - begin);
+    const unsigned char* piece = conversion.convert_piece(reinterpret_cast<const unsigned char*>(values.data() + begin), count);
+    data.insert(data.end(), piece, piece + count * static_cast<std::int64_t>(size_of(to.dtype)));
+  }
   to_copy_.erase(found);
   std::vector<PackedTensor> tensors;
-  tensors.push_back(std::move(tensor));
+  tensors.push_back({{name, to.dtype, to.shape}, std::move(data)});
   put(std::move(tensors));
 }
 
-void Store::copy_tensor(const TensorInfo& info) {
-  const TensorInfo& stored = checkpoint_.info(info.name);
-  std::vector<unsigned char> data(static_cast<std::size_t>(stored.bytes()));
-  checkpoint_.read(info.name, data.data());
-  shards_.write(info.name, convert_tensor(stored, std::move(data), info.dtype).data());
-  spdlog::debug("{}: copied", info.name);
+void Store::copy_tensor(const TensorInfo& to) {
+  const TensorInfo& from = checkpoint_.info(to.name);
+  const auto stored = static_cast<std::int64_t>(size_of(from.dtype));
+  const auto written = static_cast<std::int64_t>(size_of(to.dtype));
+  Conversion conversion(from, to.dtype);
+  std::vector<unsigned char> data(static_cast<std::size_t>(std::min(copied_elements * stored, from.bytes())));
+  shards_.write(to.name, copied_elements * written, [&](std::int64_t begin, std::int64_t bytes) {
+    const std::int64_t count = bytes / written;
+    checkpoint_.read(to.name, begin / written * stored, count * stored, data.data());
+    return conversion.convert_piece(data.data(), count);
+  });
+  spdlog::debug("{}: copied", to.name);
 }
 
 void Store::write_the_rest(bool zero_of_zero) {

@@ -3,6 +3,7 @@
 // What fails in the background is a fault of this rank, which the caller asks for with fault(), so that all ranks can stop together.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <future>
 #include <map>
@@ -20,6 +21,9 @@
 #include "pipeline/plan.h"
 
 namespace qpipe {
+
+// Elements of a tensor that are copied at once.
+inline constexpr std::int64_t copied_elements = std::int64_t{1} << 22;
 
 class Store {
  public:
@@ -81,7 +85,8 @@ class Store {
   std::shared_ptr<Part> written_part(std::int64_t layer);
   void commit_in_background(std::shared_ptr<Part> part);
   void commit_complete_parts();
-  void write_record(Part& part);
+  void write_records(const std::vector<std::shared_ptr<Part>>& parts);
+  void write_held(Part& part);
   void copy_tensor(const TensorInfo& info);
   void take_up_finished_layers();
   void write_the_rest(bool zero_of_zero);
