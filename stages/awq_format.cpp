@@ -24,14 +24,15 @@ std::vector<PackedTensor> pack_awq_linear(const std::string& module, const Quant
   if (q.settings.bits != 4) throw std::invalid_argument(module + ": the AWQ GEMM format holds 4-bit codes only");
   if (out % 32 != 0) throw std::invalid_argument(module + ": the AWQ GEMM format needs a multiple of 32 outputs");
   const auto infos = awq_tensors(module, out, in, q.settings.group_size);
-  const ContiguousGroups stored = contiguous_groups(module, q, stream);
+  require_contiguous_groups(module, q);
 
   const Array<std::uint32_t> qweight(in, out / 8, stream);
   pack_awq(q.code, qweight, stream);
   const Array<std::uint32_t> qzeros(groups, out / 8, stream);
-  pack_awq(upload_matrix(stored.zero, out, groups, stream), qzeros, stream);
+  const auto place = upload_matrix(q.stored_group, 1, groups, stream);
+  pack_awq(stored_zeros(q, place, stream), qzeros, stream);
   return {downloaded_tensor(infos[0], qweight.view, stream), downloaded_tensor(infos[1], qzeros.view, stream),
-          packed_scales(infos[2], transposed(stored.scale, out, groups))};
+          packed_scales(infos[2], q, place, stream)};
 }
 
 void unpack_awq_linear(const AwqLinearView& packed, Tensor weight, Stream& stream) {

@@ -35,19 +35,11 @@ std::vector<PackedTensor> pack_gptq(const std::string& module, const QuantizedLi
   tensors.push_back(downloaded_tensor(infos[0], qweight.view, stream));
 
   const auto place = upload(q.stored_group, stream);  // of groups as solved
-  const Array<std::uint8_t> stored_zero(out, groups, stream);
-  scatter_columns(q.zero, place, stored_zero, stream);
   const Array<std::uint32_t> qzeros(groups, out * bits / 32, stream);
-  pack_zeros(stored_zero, bits, format == GptqFormat::v1 ? -1 : 0, qzeros, stream);
+  pack_zeros(stored_zeros(q, place, stream), bits, format == GptqFormat::v1 ? -1 : 0, qzeros, stream);
   tensors.push_back(downloaded_tensor(infos[1], qzeros.view, stream));
 
-  const Array<f16> scales(groups, out, stream);
-  const Array<std::int32_t> inexact(1, 1, stream);
-  fill_zero(inexact.view.data, inexact.memory.bytes(), stream);
-  pack_scales(q.scale, place, scales, inexact, stream);
-  tensors.push_back(downloaded_tensor(infos[2], scales.view, stream));
-  if (download_matrix(inexact.view, stream).front() != 0)
-    throw std::invalid_argument(infos[2].name + ": a scale is not a finite value of F16, so the codes were chosen for another one");
+  tensors.push_back(packed_scales(infos[2], q, place, stream));
 
   std::vector<std::int32_t> g_idx(q.group_of.size());
   for (std::size_t k = 0; k < g_idx.size(); ++k) g_idx[k] = q.stored_group[static_cast<std::size_t>(q.group_of[k])];

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/hessian.h"
+#include "stages/calibrate.h"
 
 namespace qpipe {
 
@@ -45,8 +46,10 @@ Layer blank_layer(const Architecture& a, Tensor weights) {
 std::int64_t load_kernels_bytes(const Architecture& a, const Blocking& blocking) {
   const std::int64_t d = widest_input(a);
   constexpr std::int64_t element = 2;
-  constexpr std::int64_t sum_and_product = 8 + 4;
-  return element * forward_elements(a, blocking.block_tokens()) + sum_and_product * d * std::min(d, hessian_panel(Backend::cuda));
+  constexpr std::int64_t sum_element = 8;
+  constexpr std::int64_t product_element = 4;
+  return element * forward_elements(a, blocking.block_tokens()) +
+         d * (sum_element * std::min(d, hessian_sum_panel) + product_element * std::min(d, hessian_panel(Backend::cuda)));
 }
 
 void load_kernels(const Architecture& a, const Blocking& blocking, Backend backend, int device) {
@@ -65,13 +68,19 @@ void load_kernels(const Architecture& a, const Blocking& blocking, Backend backe
   const Tensor input = block.input;
   const Tensor scratch = take(tokens, scratch_width(a));
   forward_layer(a, make_tables(a, blocking.seqlen, stream), layer, blocking.seqlen, block, scratch, stream);
-  for (const StepKind kind : {StepKind::attention_in, StepKind::attention_out, StepKind::mlp_in, StepKind::mlp_out}) {
+  for (const StepKind kind : step_kinds) {
     const std::int64_t d = input_width(a, kind);
+    const Tensor x(input.data, input.dtype, tokens, d);
+    const Array<float> maximum(1, d, stream);
+    fill_zero(maximum.view.data, maximum.memory.bytes(), stream);
+    column_max_abs(x, maximum, stream);
     const Array<std::int32_t> exponent(1, d, stream);
     fill_zero(exponent.view.data, exponent.memory.bytes(), stream);
-    const Array<std::int64_t> sum(d, std::min(d, hessian_panel(backend)), stream);
+    // cuBLAS chooses by a panel's rows.
+    const Array<std::int64_t> sum(d, std::min(d, hessian_sum_panel), stream);
     fill_zero(sum.view.data, sum.memory.bytes(), stream);
-    accumulate_hessian(Tensor(input.data, input.dtype, tokens, d), exponent, 40, 0, sum, stream);
+    for (std::int64_t begin = 0; begin < d; begin += hessian_sum_panel)
+      accumulate_hessian(x, exponent, 40, begin, {sum.view.data, d - begin, std::min(hessian_sum_panel, d - begin)}, stream);
   }
   stream.synchronize();
 }

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "kernels/gptq_sweep.h"
+#include "kernels/pack.h"
 #include "kernels/simd_half.h"
 
 namespace qpipe {
@@ -50,13 +52,35 @@ PackedTensor packed_scales(NamedTensor info, const std::vector<float>& scales) {
   }
 }
 
-ContiguousGroups contiguous_groups(const std::string& module, const QuantizedLinear& quantized, Stream& stream) {
-  const std::int64_t out = quantized.scale.view.rows;
+PackedTensor packed_scales(NamedTensor info, const QuantizedLinear& quantized, Matrix<const std::int32_t> place, Stream& stream) {
+  const Array<f16> scales(quantized.scale.view.cols, quantized.scale.view.rows, stream);
+  const Array<std::int32_t> inexact(1, 1, stream);
+  fill_zero(inexact.view.data, inexact.memory.bytes(), stream);
+  pack_scales(quantized.scale, place, scales, inexact, stream);
+  PackedTensor packed = downloaded_tensor(std::move(info), scales.view, stream);
+  if (download_matrix(inexact.view, stream).front() != 0)
+    throw std::invalid_argument(packed.info.name + ": a scale is not a finite value of F16, so the codes were chosen for another one");
+  return packed;
+}
+
+Array<std::uint8_t> stored_zeros(const QuantizedLinear& quantized, Matrix<const std::int32_t> place, Stream& stream) {
+  Array<std::uint8_t> zero(quantized.zero.view.rows, quantized.zero.view.cols, stream);
+  scatter_columns(quantized.zero, place, zero, stream);
+  return zero;
+}
+
+void require_contiguous_groups(const std::string& module, const QuantizedLinear& quantized) {
   const std::size_t groups = quantized.stored_group.size();
   const std::size_t in = quantized.group_of.size();
   for (std::size_t k = 0; k < in; ++k)
     if (static_cast<std::size_t>(quantized.stored_group[static_cast<std::size_t>(quantized.group_of[k])]) != k * groups / in)
       throw std::invalid_argument(module + ": groups are not runs of columns, which this format has no index for");
+}
+
+ContiguousGroups contiguous_groups(const std::string& module, const QuantizedLinear& quantized, Stream& stream) {
+  require_contiguous_groups(module, quantized);
+  const std::int64_t out = quantized.scale.view.rows;
+  const std::size_t groups = quantized.stored_group.size();
   const auto scale = download_matrix(quantized.scale.view, stream);
   const auto zero = download_matrix(quantized.zero.view, stream);
   ContiguousGroups result{std::vector<float>(scale.size()), std::vector<std::uint8_t>(zero.size())};

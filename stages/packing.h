@@ -35,12 +35,19 @@ std::runtime_error not_finite(const std::string& tensor);
 // that type: rounding it now would store something else than what the codes were chosen for.
 PackedTensor packed_scales(NamedTensor info, const std::vector<float>& scales);
 
-// A solved linear whose groups are runs of columns: what formats without a group index can hold.
+// The linear's scales as info.dtype, float16, [groups, out] in stored order. place: quantized.stored_group on the device. Packed there.
+// Throws std::invalid_argument naming the tensor when a scale is not a finite value of that type.
+PackedTensor packed_scales(NamedTensor info, const QuantizedLinear& quantized, Matrix<const std::int32_t> place, Stream& stream);
+// Its zeros on the device, [out, groups] in stored order.
+Array<std::uint8_t> stored_zeros(const QuantizedLinear& quantized, Matrix<const std::int32_t> place, Stream& stream);
+
+// Formats without a group index hold groups that are runs of columns. Throws std::invalid_argument naming the module when columns of a
+// stored group do not stand together (desc_act without static groups).
+void require_contiguous_groups(const std::string& module, const QuantizedLinear& quantized);
 struct ContiguousGroups {
   std::vector<float> scale;        // [out, groups], stored order
   std::vector<std::uint8_t> zero;  // [out, groups], stored order
 };
-// Throws std::invalid_argument naming the module when columns of a stored group do not stand together (desc_act without static groups).
 ContiguousGroups contiguous_groups(const std::string& module, const QuantizedLinear& quantized, Stream& stream);
 
 // [rows, cols] → [cols, rows].

@@ -170,15 +170,23 @@ std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPai
 std::vector<std::vector<float>> candidate_scales(const std::vector<double>& activation, const std::vector<double>& weight,
                                                  const ScaleSearch& options) {
   const std::size_t d = activation.size();
+  const double step = 1.0 / static_cast<double>(options.grid);
   std::vector<std::vector<float>> candidates(static_cast<std::size_t>(options.grid), std::vector<float>(d));
-  // Two powers for each element of each ratio: long enough on one core for a GPU to wait.
-#pragma omp parallel for schedule(static)
+  // x^(i/n) and w^(1 − i/n) as products of n-th roots: a GPU waits meanwhile, and a power takes as long as forty products.
+  std::vector<double> root(d);
+  std::vector<double> inverse_root(d);
+  std::vector<double> x_power(d, 1.0);
+  std::vector<double> w_power = weight;
+  for (std::size_t c = 0; c < d; ++c) {
+    root[c] = std::pow(activation[c], step);
+    inverse_root[c] = weight[c] > 0.0 ? std::pow(weight[c], -step) : 1.0;
+  }
+  std::vector<double> s(d);
   for (std::int64_t i = 0; i < options.grid; ++i) {
-    const double ratio = static_cast<double>(i) / static_cast<double>(options.grid);
-    std::vector<double> s(d);
     for (std::size_t c = 0; c < d; ++c) {
-      const double x = std::pow(activation[c], ratio);
-      s[c] = std::max(options.duo_scaling ? x / (std::pow(weight[c], 1.0 - ratio) + 1e-4) : x, 1e-4);
+      s[c] = std::max(options.duo_scaling ? x_power[c] / (w_power[c] + 1e-4) : x_power[c], 1e-4);
+      x_power[c] *= root[c];
+      w_power[c] *= inverse_root[c];
     }
     const auto [low, high] = std::minmax_element(s.begin(), s.end());
     const double middle = std::sqrt(*low * *high);
