@@ -72,7 +72,7 @@ Uses activations(const RunSizes& r, const Blocking& blocking, std::int64_t block
     return {hidden, input, scratch};
   }
   std::int64_t kept = 0;
-  for (const StepSizes& step : r.layer_kinds.front().steps) kept += blocks * padded(bytes(step.columns)) + f32 * step.columns;
+  for (const std::int64_t width : r.input_widths) kept += blocks * padded(bytes(width)) + f32 * width;
   return {hidden, on_device("step inputs", kept), scratch};
 }
 

@@ -112,6 +112,7 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   r.hidden = a.hidden;
   r.vocab = a.vocab;
   r.widest_input = widest_input(a);
+  for (const StepKind kind : step_kinds) r.input_widths.push_back(input_width(a, kind));
   r.scratch_width = scratch_width(a);
   r.attention_width = a.heads.heads * a.heads.head_dim;
   r.layers = a.layers;

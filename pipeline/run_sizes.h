@@ -59,6 +59,7 @@ struct RunSizes {
   std::int64_t hidden = 0;
   std::int64_t vocab = 0;
   std::int64_t widest_input = 0;
+  std::vector<std::int64_t> input_widths;  // of all steps, also one without linears of its own
   std::int64_t scratch_width = 0;
   std::int64_t attention_width = 0;           // heads · head_dim
   std::int64_t table_bytes = 0;               // rotary frequencies or ALiBi
