@@ -302,12 +302,18 @@ __global__ __launch_bounds__(split_threads) void split_panel(const float* panel,
   store_parts(four(panel + std::int64_t{blockIdx.x} * depth + k), k, parts + std::int64_t{blockIdx.x} * parts_stride);
 }
 
-// to ← from. A thread block a row.
-constexpr int copy_threads = 128;
+// to ← from, 512 columns at most. A thread block a row.
+constexpr int copy_threads = depth / 4;
 __global__ __launch_bounds__(copy_threads) void copy_panel(Matrix<const float> from, Matrix<float> to) {
   const std::int64_t i = blockIdx.x;
-#pragma unroll 4
-  for (std::int64_t j = threadIdx.x; j < to.cols; j += copy_threads) to.data[i * to.stride + j] = from.data[i * from.stride + j];
+  const int j = threadIdx.x;
+  float value[4];  // all are under way before the first is written
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+    if (j + c * copy_threads < to.cols) value[c] = from.data[i * from.stride + j + c * copy_threads];
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+    if (j + c * copy_threads < to.cols) to.data[i * to.stride + j + c * copy_threads] = value[c];
 }
 
 // The trailing update: the lower triangle of c takes c −= P Pᵀ.

@@ -60,7 +60,13 @@ class FactorTeamTest : public testing::TestWithParam<Backend> {
     const Array<float> n = in_place ? Array<float>() : Array<float>(d, d, stream);
     const Matrix<float> result = in_place ? given.view : n.view;
     const Array<float> pivot(1, d, stream);
+    const std::size_t in_use = stream.bytes_in_use();
+    const std::size_t peak = stream.bytes_peak();
     const bool success = factor(given, perm_device, 0.01, result, pivot, team, stream);
+    EXPECT_EQ(stream.bytes_in_use(), in_use);
+    if (stream.on_cuda() && stream.bytes_peak() > peak) {
+      EXPECT_LE(static_cast<std::int64_t>(stream.bytes_peak() - in_use), factor_workspace_bytes(d, team.ranks)) << d;
+    }
     return {success, download(result), download(pivot.view)};
   }
 
