@@ -3,6 +3,7 @@
 #include <cuda_pipeline.h>
 
 #include "kernels/cholesky_cuda.h"
+#include "kernels/copy_queue.h"
 #include "kernels/cuda_handles.h"
 
 namespace qpipe::cuda {
@@ -181,10 +182,30 @@ struct Halves {
   __half lo;
 };
 
-// value as hi + lo, times 1 + loss / 2.
+// value as hi + lo, times 1 + loss / 2. Rounded alike in every kernel, hence the fma.
 __device__ Halves split(float value, float loss) {
   const __half hi = __float2half_rn(value);
-  return {hi, __float2half_rn((value - __half2float(hi)) + 0.5f * loss * value)};
+  return {hi, __float2half_rn(__fmaf_rn(0.5f * loss, value, value - __half2float(hi)))};
+}
+
+// Four columns of a row of P, from `column` on, as hi, lo, hi, hi. In the reverse order: the last of a product comes first.
+__device__ void store_parts(float4 v, std::int64_t column, __half* row) {
+  const float value[4] = {v.w, v.z, v.y, v.x};
+  const std::int64_t place = depth - 4 - column;
+  union {
+    __half half[4];
+    uint2 word;
+  } hi, lo;
+  for (int c = 0; c < 4; ++c) {
+    const Halves halves = split(value[c], truncation * static_cast<float>(depth - place - c));
+    hi.half[c] = halves.hi;
+    lo.half[c] = halves.lo;
+  }
+  __half* out = row + place;
+  *reinterpret_cast<uint2*>(out) = hi.word;
+  *reinterpret_cast<uint2*>(out + depth) = lo.word;
+  *reinterpret_cast<uint2*>(out + 2 * depth) = hi.word;
+  *reinterpret_cast<uint2*>(out + 3 * depth) = hi.word;
 }
 
 // x ← x L⁻ᵀ, 64 rows a thread block; L [128, 128] with the inverses of its 32 x 32 diagonal blocks. diagonal[i] −= Σ_k x[i, k]².
@@ -269,30 +290,34 @@ __global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float>
 #pragma unroll 4
   for (int r = threadIdx.x / 32; r < rows; r += solve_threads / 32) {
     if (row0 + r < parts.first_row) continue;
-    // Columns in the reverse order, four at a time: the last of a product comes first.
     const int k = threadIdx.x % 32 * 4;
-    const float4 v = four(&y[r][k]);
-    const float value[4] = {v.w, v.z, v.y, v.x};
-    const std::int64_t place = depth - 4 - (parts.column + k) % depth;
-    union {
-      __half half[4];
-      uint2 word;
-    } hi, lo;
-    for (int c = 0; c < 4; ++c) {
-      const Halves halves = split(value[c], truncation * static_cast<float>(depth - place - c));
-      hi.half[c] = halves.hi;
-      lo.half[c] = halves.lo;
-    }
-    __half* out = parts.data + (row0 + r - parts.first_row) * parts_stride + (parts.column + k) / depth * 4 * depth + place;
-    *reinterpret_cast<uint2*>(out) = hi.word;
-    *reinterpret_cast<uint2*>(out + depth) = lo.word;
-    *reinterpret_cast<uint2*>(out + 2 * depth) = hi.word;
-    *reinterpret_cast<uint2*>(out + 3 * depth) = hi.word;
+    store_parts(four(&y[r][k]), parts.column + k, parts.data + (row0 + r - parts.first_row) * parts_stride);
   }
 }
 
+// parts ← hi, lo, hi, hi of panel [rows, 512]. A thread block a row.
+constexpr int split_threads = depth / 4;
+__global__ __launch_bounds__(split_threads) void split_panel(const float* panel, __half* parts) {
+  const int k = threadIdx.x * 4;
+  store_parts(four(panel + std::int64_t{blockIdx.x} * depth + k), k, parts + std::int64_t{blockIdx.x} * parts_stride);
+}
+
+// to ← from, 512 columns at most. A thread block a row.
+constexpr int copy_threads = depth / 4;
+__global__ __launch_bounds__(copy_threads) void copy_panel(Matrix<const float> from, Matrix<float> to) {
+  const std::int64_t i = blockIdx.x;
+  const int j = threadIdx.x;
+  float value[4];  // all are under way before the first is written
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+    if (j + c * copy_threads < to.cols) value[c] = from.data[i * from.stride + j + c * copy_threads];
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+    if (j + c * copy_threads < to.cols) to.data[i * to.stride + j + c * copy_threads] = value[c];
+}
+
 // The trailing update: the lower triangle of c takes c −= P Pᵀ.
-// parts [m, 2048] holds P as hi, lo, hi, hi of `depth` columns, again and again, so that [lo hi hi] [hi lo hi]ᵀ is one product with the
+// parts [m, 2048] holds P as hi, lo, hi, hi of its 512 columns, so that [lo hi hi] [hi lo hi]ᵀ is one product with the
 // small terms first, and its two factors overlap in memory. Null: the product is one of P itself in float32, 128 columns at a time.
 struct TrailingUpdate {
   cublasHandle_t cublas;
@@ -315,8 +340,7 @@ struct TrailingUpdate {
       for (std::int64_t k = 0; k < p.cols; k += leaf) multiply(p.row(i) + k, p.row(j) + k, CUDA_R_32F, p.stride, leaf);
       return;
     }
-    for (std::int64_t k = 0; k < parts_stride; k += 4 * depth)
-      multiply(parts + i * parts_stride + k + depth, parts + j * parts_stride + k, CUDA_R_16F, parts_stride, 3 * depth);
+    multiply(parts + i * parts_stride + depth, parts + j * parts_stride, CUDA_R_16F, parts_stride, 3 * depth);
   }
 
   // Squares on the diagonal, then between each two of them the square below the first; then the same with squares twice as large, …
@@ -335,40 +359,151 @@ struct TrailingUpdate {
   }
 };
 
+// A range of columns. Right of a panel the first is the next panel, the others end where units do.
+struct Columns {
+  std::int64_t begin;
+  std::int64_t end;
+};
+
+std::vector<Columns> cut_trailing(std::int64_t begin, std::int64_t d) {
+  std::vector<Columns> ranges;
+  for (std::int64_t at = begin; at < d; at = ranges.back().end)
+    ranges.push_back({at, std::min(d, at == begin ? at + cholesky_block : (at / cholesky_unit + 1) * cholesky_unit)});
+  return ranges;
+}
+
+// The matrix in work and what its steps need.
+struct Work {
+  CudaHandles& handles;
+  Matrix<float> a;
+  double* diagonal;
+  float* inverse;
+  __half* parts;  // of the panel in work, from its first row below its square on. Null: float32
+
+  Matrix<float> part(std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols) const {
+    return {a.row(i) + j, rows, cols, a.stride};
+  }
+
+  Columns panel_at(std::int64_t begin) const { return {begin, std::min(a.rows, begin + cholesky_block)}; }
+
+  // to: where its parts go, or null.
+  void factor_panel(Columns panel, __half* to) const {
+    const float minus_one = -1.0f;
+    const float one = 1.0f;
+    const std::int64_t d = a.rows;
+    for (std::int64_t j0 = panel.begin; j0 < panel.end; j0 += leaf) {
+      const std::int64_t j1 = std::min(panel.end, j0 + leaf);
+      const Matrix<float> block = part(j0, j0, j1 - j0, j1 - j0);
+      factor_leaf<<<1, leaf_threads, leaf_shared_bytes, handles.stream>>>(block, diagonal + j0, inverse);
+      check_launch();
+      if (j1 == d) return;
+      const Parts parts_of_leaf{panel.end == d ? nullptr : to, j0 - panel.begin, panel.end - j1};
+      const auto thread_blocks = static_cast<unsigned>((d - j1 + solve_rows - 1) / solve_rows);
+      solve_panel<<<thread_blocks, solve_threads, solve_shared_bytes, handles.stream>>>(block, inverse, part(j1, j0, d - j1, leaf),
+                                                                                        diagonal + j1, parts_of_leaf);
+      check_launch();
+      if (j1 < panel.end)  // the columns that are left of the 512
+        check(cublasSgemm_64(handles.cublas(), CUBLAS_OP_T, CUBLAS_OP_N, panel.end - j1, d - j1, leaf, &minus_one, a.row(j1) + j0, a.stride,
+                             a.row(j1) + j0, a.stride, &one, a.row(j1) + j1, a.stride));
+    }
+  }
+
+  TrailingUpdate trailing(Columns panel) const {
+    const std::int64_t rows = a.rows - panel.end;
+    return {handles.cublas(), parts, part(panel.end, panel.begin, rows, panel.end - panel.begin), part(panel.end, panel.end, rows, rows)};
+  }
+
+  // From the columns' first row on the diagonal down.
+  void subtract(Columns panel, Columns columns) const {
+    const std::int64_t i = columns.begin - panel.end;
+    trailing(panel).subtract(i, i, a.rows - columns.begin, columns.end - columns.begin, 0, 1);
+  }
+};
+
+void factor_alone(const Work& work) {
+  const std::int64_t d = work.a.rows;
+  for (std::int64_t k = 0; k < d; k += cholesky_block) {
+    const Columns panel = work.panel_at(k);
+    work.factor_panel(panel, work.parts);
+    if (panel.end == d) return;
+    if (cholesky_by_units(d))
+      for (const Columns& columns : cut_trailing(panel.end, d)) work.subtract(panel, columns);
+    else
+      work.trailing(panel).run();
+  }
+}
+
+// No rank's broadcast of a panel is queued behind work that needs a later panel, so whatever a rank waits for comes.
+void factor_in_team(const Work& work, const FactorTeam& team, Stream& stream) {
+  const std::int64_t d = work.a.rows;
+  work.handles.cublas();  // takes memory: what may fail on one rank comes before what the others wait for
+  const Buffer message(static_cast<std::size_t>(cholesky_message_bytes(d, cholesky_block)), stream);
+  Stream beside(Backend::cuda, stream.device(), true);
+  Event ready(stream);
+  Event arrived(stream);
+  const auto mine = [&](Columns columns) { return columns.begin / cholesky_unit % team.ranks == team.rank; };
+  const auto rows_of = [&](Columns panel) { return d - panel.begin; };
+  const auto in_matrix = [&](Columns panel) { return work.part(panel.begin, panel.begin, rows_of(panel), panel.end - panel.begin); };
+  const auto in_message = [&](Columns panel) {
+    return Matrix<float>(static_cast<float*>(message.data()), rows_of(panel), panel.end - panel.begin);
+  };
+  const auto copy = [&](Matrix<const float> from, Matrix<float> to) {
+    copy_panel<<<static_cast<unsigned>(to.rows), copy_threads, 0, work.handles.stream>>>(from, to);
+    check_launch();
+  };
+  const auto diagonal_bytes = [&](Columns panel) { return static_cast<std::size_t>(d - panel.end) * sizeof(double); };
+  const auto diagonal_in_message = [&](Columns panel) { return in_message(panel).data + in_message(panel).size(); };
+
+  const auto factor_and_send = [&](Columns panel) {
+    if (mine(panel)) {
+      work.factor_panel(panel, nullptr);
+      copy(in_matrix(panel), in_message(panel));
+      copy_on_device(diagonal_in_message(panel), work.diagonal + panel.end, diagonal_bytes(panel), stream);
+    }
+    record(ready, stream);  // on other ranks: the message before has been read
+    wait_for(ready, beside);
+    team.broadcast(message.data(), static_cast<std::size_t>(cholesky_message_bytes(rows_of(panel), panel.end - panel.begin)),
+                   static_cast<int>(panel.begin / cholesky_unit % team.ranks), beside);
+    record(arrived, beside);
+  };
+  const auto take = [&](Columns panel) {
+    wait_for(arrived, stream);
+    if (!mine(panel)) {
+      copy(in_message(panel), in_matrix(panel));
+      copy_on_device(work.diagonal + panel.end, diagonal_in_message(panel), diagonal_bytes(panel), stream);
+    }
+    if (panel.end == d) return;
+    split_panel<<<static_cast<unsigned>(d - panel.end), split_threads, 0, work.handles.stream>>>(
+        in_message(panel).row(panel.end - panel.begin), work.parts);
+    check_launch();
+  };
+
+  factor_and_send(work.panel_at(0));
+  for (std::int64_t k = 0; k < d; k += cholesky_block) {
+    const Columns panel = work.panel_at(k);
+    take(panel);
+    for (const Columns& columns : cut_trailing(panel.end, d)) {
+      if (mine(columns)) work.subtract(panel, columns);
+      if (columns.begin == panel.end) factor_and_send(columns);
+    }
+  }
+  team.wait(beside);  // bounded, as the end of a stream is not
+}
+
 }  // namespace
 
-void cholesky(Matrix<float> a, Matrix<double> diagonal, Stream& stream) {
-  CudaHandles& handles = stream.cuda();
+void cholesky(Matrix<float> a, Matrix<double> diagonal, const FactorTeam& team, Stream& stream) {
   check(cudaFuncSetAttribute(factor_leaf, cudaFuncAttributeMaxDynamicSharedMemorySize, leaf_shared_bytes));
   check(cudaFuncSetAttribute(solve_panel, cudaFuncAttributeMaxDynamicSharedMemorySize, solve_shared_bytes));
   const std::int64_t d = a.rows;
   const Array<std::uint16_t> parts(cholesky_part_rows(d), parts_stride, stream);
   auto* const half = d <= cholesky_float32 ? nullptr : reinterpret_cast<__half*>(parts.view.data);
   const Array<float> inverse(leaf, sub, stream);
-  const auto part = [&](std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols) {
-    return Matrix<float>(a.row(i) + j, rows, cols, a.stride);
-  };
-  const float minus_one = -1.0f;
-  const float one = 1.0f;
-  for (std::int64_t k0 = 0; k0 < d; k0 += cholesky_block) {
-    const std::int64_t k1 = std::min(d, k0 + cholesky_block);
-    for (std::int64_t j0 = k0; j0 < k1; j0 += leaf) {
-      const std::int64_t j1 = std::min(k1, j0 + leaf);
-      const Matrix<float> block = part(j0, j0, j1 - j0, j1 - j0);
-      factor_leaf<<<1, leaf_threads, leaf_shared_bytes, handles.stream>>>(block, diagonal.data + j0, inverse.view.data);
-      check_launch();
-      if (j1 == d) return;
-      const Parts to{k1 == d ? nullptr : half, j0 - k0, k1 - j1};
-      const auto thread_blocks = static_cast<unsigned>((d - j1 + solve_rows - 1) / solve_rows);
-      solve_panel<<<thread_blocks, solve_threads, solve_shared_bytes, handles.stream>>>(block, inverse.view.data,
-                                                                                        part(j1, j0, d - j1, leaf), diagonal.data + j1, to);
-      check_launch();
-      if (j1 < k1)  // the columns that are left of the 512
-        check(cublasSgemm_64(handles.cublas(), CUBLAS_OP_T, CUBLAS_OP_N, k1 - j1, d - j1, leaf, &minus_one, a.row(j1) + j0, a.stride,
-                             a.row(j1) + j0, a.stride, &one, a.row(j1) + j1, a.stride));
-    }
-    TrailingUpdate{handles.cublas(), half, part(k1, k0, d - k1, k1 - k0), part(k1, k1, d - k1, d - k1)}.run();
-  }
+  const Work work{stream.cuda(), a, diagonal.data, inverse.view.data, half};
+  if (cholesky_by_units(d) && team.ranks > 1)
+    factor_in_team(work, team, stream);
+  else
+    factor_alone(work);
 }
 
 }  // namespace qpipe::cuda

@@ -15,7 +15,7 @@ namespace qpipe {
 // cuBLAS starts when it is first asked for: many streams and many runs do without.
 class CudaHandles {
  public:
-  CudaHandles();
+  explicit CudaHandles(bool urgent);
   ~CudaHandles();
   CudaHandles(const CudaHandles&) = delete;
   CudaHandles& operator=(const CudaHandles&) = delete;

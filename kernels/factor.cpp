@@ -53,17 +53,18 @@ bool cholesky(Matrix<double> a) {
 
 }  // namespace
 
-std::int64_t factor_workspace_bytes(std::int64_t d) {
+std::int64_t factor_workspace_bytes(std::int64_t d, int ranks) {
   constexpr std::int64_t vectors = sizeof(float) + sizeof(double);  // scales and the diagonal
-  return cuda::cholesky_workspace_bytes(d) + d * vectors + static_cast<std::int64_t>(sizeof(int));
+  return cuda::cholesky_workspace_bytes(d, ranks) + d * vectors + static_cast<std::int64_t>(sizeof(int));
 }
 
-bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot, Stream& stream) {
+bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot,
+            const FactorTeam& team, Stream& stream) {
   const std::int64_t d = h.rows;
   require(h.cols == d && n.rows == d && n.cols == d, "factor: h and n must be [d, d]");
   require(perm.cols == d && pivot.cols == d, "factor: perm and pivot must be [1, d]");
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::factor(h, perm, damp, n, pivot, stream);
+    if (stream.on_cuda()) return cuda::factor(h, perm, damp, n, pivot, team, stream);
   Array<double> memory(d, d, stream);
   const Matrix<double> a = memory;
   // Row i of the reversed matrix is row d−1−i of the permuted one.

@@ -71,7 +71,8 @@ __global__ void reverse_and_normalise(Matrix<const float> pivot, Matrix<const fl
 
 }  // namespace
 
-bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot, Stream& stream) {
+bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot,
+            const FactorTeam& team, Stream& stream) {
   const std::int64_t d = h.rows;
   CudaHandles& handles = stream.cuda();
   constexpr int threads = 256;
@@ -85,7 +86,7 @@ bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp,
   check_launch();
   gather_reversed<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(h, perm, pivot, scale, n, diagonal);
   check_launch();
-  cholesky(n, diagonal, stream);
+  cholesky(n, diagonal, team, stream);
   take_pivots<<<lines, threads, 0, handles.stream>>>(n, scale, pivot, failed.view.data);
   check_launch();
   reverse_and_normalise<<<dim3(tiles, tiles), dim3(edge, edge_rows), 0, handles.stream>>>(pivot, scale, n);

@@ -107,12 +107,12 @@ class HostMemory {
   std::multimap<std::size_t, void*> spare_;  // by size
 };
 
-Stream::Stream(Backend backend, int device)
+Stream::Stream(Backend backend, int device, bool urgent)
     : backend_(backend), device_(device), host_memory_(std::make_shared<HostMemory>(backend, device)) {
   openblas_set_num_threads(1);  // kernels call BLAS from OpenMP threads, on fixed tiles
   if (backend_ == Backend::cpu) return;
   if constexpr (has_cuda)
-    handles_.reset(cuda::create_handles(device));
+    handles_.reset(cuda::create_handles(device, urgent));
   else
     throw std::runtime_error("this build of qpipe has no CUDA support");
 }

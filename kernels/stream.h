@@ -28,8 +28,9 @@ class HostMemory;   // kernels/stream.cpp: what HostBuffers take and give back
 
 class Stream {
  public:
-  // device: index of the CUDA device, ignored on the CPU. Throws std::runtime_error when it cannot be used.
-  Stream(Backend backend, int device);
+  // device: index of the CUDA device, ignored on the CPU. urgent: its kernels go before those that other streams have queued. Throws
+  // std::runtime_error when the device cannot be used.
+  Stream(Backend backend, int device, bool urgent = false);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

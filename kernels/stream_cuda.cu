@@ -24,7 +24,12 @@ namespace {
 constexpr std::size_t cublas_workspace_bytes = std::size_t{32} << 20;
 }  // namespace
 
-CudaHandles::CudaHandles() { check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)); }
+CudaHandles::CudaHandles(bool urgent) {
+  int least = 0;
+  int greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, urgent ? greatest : least));
+}
 
 CudaHandles::~CudaHandles() {
   cudaStreamSynchronize(stream);
@@ -55,13 +60,13 @@ std::string device_name(int device) {
   return properties.name;
 }
 
-CudaHandles* create_handles(int device) {
+CudaHandles* create_handles(int device, bool urgent) {
   check(cudaSetDevice(device));
   cudaMemPool_t pool = nullptr;
   check(cudaDeviceGetDefaultMemPool(&pool, device));
   std::uint64_t keep_all = UINT64_MAX;  // freed blocks stay in the pool: no cudaMalloc inside the loop
   check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep_all));
-  return new CudaHandles;
+  return new CudaHandles(urgent);
 }
 
 void destroy_handles(CudaHandles* handles) noexcept { delete handles; }

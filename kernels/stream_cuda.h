@@ -7,7 +7,7 @@ namespace qpipe::cuda {
 
 int device_count();
 std::string device_name(int device);
-CudaHandles* create_handles(int device);
+CudaHandles* create_handles(int device, bool urgent);
 void destroy_handles(CudaHandles* handles) noexcept;
 void use_device(int device);
 void synchronize(Stream& stream);

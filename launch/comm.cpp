@@ -98,7 +98,7 @@ template <class WithNccl, class StartWithMpi>
 void Comm::transfer(std::size_t bytes, const std::string& operation, WithNccl with_nccl, StartWithMpi start_with_mpi, Stream& stream) {
   if (size() == 1 || bytes == 0) return;
   connect_ahead(stream);
-  State::Transfer transfer(*state_, bytes);
+  State::Transfer transfer(*state_, bytes, stream);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return with_nccl(*state_->nccl);
   std::vector<MPI_Request> requests;

@@ -73,7 +73,7 @@ class Comm {
   void wait(Stream& stream);
 
   // What the operations on device buffers moved so far: this rank's buffers' bytes, and the seconds that the stream (CPU: the caller) spent
-  // in them, waits for late ranks included.
+  // in them, waits for late ranks included. What went on a stream other than the Comm's, beside its work, is not in it.
   struct Traffic {
     std::int64_t bytes = 0;
     double seconds = 0.0;

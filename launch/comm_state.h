@@ -29,10 +29,11 @@ struct Comm::State {
   bool shared_gpu = false;  // some GPU of the job serves several ranks
   bool failed = false;      // an operation did not finish: the ranks are no longer in step
   std::unique_ptr<NcclComm, DestroyNcclComm> nccl;
+  Stream& stream;
   Stopwatch watch;  // of the operations on device buffers
   std::int64_t moved_bytes = 0;
 
-  explicit State(Stream& stream) : watch(stream) {}
+  explicit State(Stream& own) : stream(own), watch(own) {}
 
   ~State() {
     nccl.reset();
@@ -73,15 +74,16 @@ struct Comm::State {
     return value;
   }
 
-  // Around an operation on device buffers.
+  // Around an operation on device buffers. The traffic is that of the Comm's own stream.
   class Transfer {
    public:
-    Transfer(State& state, std::size_t bytes) : attempt_(state), state_(state) {
+    Transfer(State& state, std::size_t bytes, const Stream& stream) : attempt_(state), state_(state), counts_(&stream == &state.stream) {
+      if (!counts_) return;
       state.moved_bytes += static_cast<std::int64_t>(bytes);
       state.watch.start();
     }
     ~Transfer() noexcept(false) {
-      if (std::uncaught_exceptions() <= exceptions_) state_.watch.stop();
+      if (counts_ && std::uncaught_exceptions() <= exceptions_) state_.watch.stop();
     }
     Transfer(const Transfer&) = delete;
     Transfer& operator=(const Transfer&) = delete;
@@ -89,6 +91,7 @@ struct Comm::State {
    private:
     Attempt attempt_;
     State& state_;
+    bool counts_;
     int exceptions_ = std::uncaught_exceptions();
   };
 

@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <numeric>
 
-#include "kernels/factor.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/hessian.h"
 #include "kernels/scaled_rounding_loss.h"
 #include "kernels/split_multiply.h"
 #include "launch/share.h"
 #include "stages/calibrate.h"
+#include "stages/factor_team.h"
 #include "stages/rescale.h"
 #include "stages/solve.h"
 
@@ -132,8 +132,10 @@ Use hessians(const Held& held, std::int64_t in_use_bytes, const Places& places) 
 // ---- GPTQ (stages/solve.cpp).
 
 // Beside h, n and the pivots (kernels/factor.cpp, factor.cu), and what a Hessian comes from the host through.
-std::int64_t factor_work_bytes(const RunSizes& r, std::int64_t d, const Places& places) {
-  const std::int64_t work = r.backend == Backend::cpu ? f64 * d * d : factor_workspace_bytes(d);
+std::int64_t factor_work_bytes(const RunSizes& r, const StepSizes& step, int ranks, const Places& places) {
+  const std::int64_t d = step.columns;
+  const int at_work = factors_in_team(step.factors, d, ranks) ? ranks : 1;
+  const std::int64_t work = r.backend == Backend::cpu ? f64 * d * d : factor_workspace_bytes(d, at_work);
   return places.hessian_on_host ? std::max(work, panel_bytes(r, d)) + f32 * d : work;
 }
 
@@ -313,7 +315,8 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks, s
     const Use kept = hessians(r.at_once ? held : own, r.awq ? own.full : 0, places);
     const Use factors = on_device("Cholesky factors", factor_bytes(step));
     if (step.factors > 0)
-      add(step, "factor", {}, {&step}, {kept, factors, on_device("factor workspace", factor_work_bytes(r, step.columns, places))});
+      add(step, "factor", {}, {&step},
+          {kept, factors, on_device("factor workspace", factor_work_bytes(r, step, rank.teams.ranks_of_team, places))});
     add(step, "codes", {}, {&step}, {kept, factors, on_device("rows in work and codes", sweep_bytes(r, step, rank.teams.ranks_of_team))});
     const Use codes = on_device("codes", solved_bytes(step));
     add(step, "packing", {}, {&step}, {kept, codes, on_device("packed tensors", largest_packed(step))});

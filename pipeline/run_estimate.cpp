@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "stages/calibrate.h"
+#include "stages/factor_team.h"
 
 namespace qpipe {
 
@@ -102,12 +103,31 @@ double search_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& t
   return seconds;
 }
 
-double solve_seconds(const LayerSizes& layer, const Teams& teams, const Rates& rates) {
+bool factored_in_team(const RunSizes& r, const StepSizes& step, const Teams& teams) {
+  return r.backend == Backend::cuda && factors_in_team(step.factors, step.columns, teams.ranks_of_team);
+}
+
+// A team at work on one factor divides the products. The columns one after another stay, and what is sent is in traffic(), as if nothing
+// were hidden by what runs beside it.
+double factor_seconds(const RunSizes& r, const StepSizes& step, const Teams& teams, const Rates& rates) {
+  const double d = as_double(step.columns);
+  const double product = d * d * d / 3.0 / rates.factor;
+  if (factored_in_team(r, step, teams)) return as_double(step.factors) * (product / teams.ranks_of_team + d * rates.factor_column);
+  const std::int64_t in_turn = (step.factors + teams.ranks_of_team - 1) / teams.ranks_of_team;
+  return as_double(in_turn) * (product + d * rates.factor_column);
+}
+
+// What each rank has of a step's factors in the end, or of their panels from the diagonal down.
+double factor_traffic(const RunSizes& r, const StepSizes& step, const Teams& teams) {
+  const double d = as_double(step.columns);
+  return as_double(step.factors) * (factored_in_team(r, step, teams) ? 2.0 * d * d : 4.0 * d * (d + 1.0));
+}
+
+double solve_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& teams, const Rates& rates) {
   double seconds = 0.0;
   for (const StepSizes& step : layer.steps) {
     const double d = as_double(step.columns);
-    const std::int64_t in_turn = (step.factors + teams.ranks_of_team - 1) / teams.ranks_of_team;
-    seconds += as_double(in_turn) * (d * d * d / 3.0 / rates.factor + d * rates.factor_column);
+    seconds += factor_seconds(r, step, teams, rates);
     std::int64_t rows = 0;
     for (const LinearSizes& linear : step.linears) rows += linear.gptq ? linear.rows : 0;
     if (rows > 0) seconds += as_double(rows) * d * d / teams.ranks_of_team / rates.sweep;
@@ -182,10 +202,9 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
                                 if (step.solves()) sum += 8.0 * as_double(hessian_sum_elements(step.columns, step.columns));
                               return sum;
                             }));
-    add("Cholesky factors", ring * mean_over_layers(r, [](const LayerSizes& layer) {
+    add("Cholesky factors", ring * mean_over_layers(r, [&](const LayerSizes& layer) {
                               double sum = 0.0;
-                              for (const StepSizes& step : layer.steps)
-                                sum += 4.0 * as_double(step.factors * step.columns) * as_double(step.columns + 1);
+                              for (const StepSizes& step : layer.steps) sum += factor_traffic(r, step, teams);
                               return sum;
                             }));
   }
@@ -217,7 +236,7 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
     add("forward", forward);
     add("Hessians", hessian);
     add("AWQ's search", r.awq ? per_layer([&](const LayerSizes& layer) { return search_seconds(r, layer, teams, tokens, rates); }) : 0.0);
-    add("factors and codes", per_layer([&](const LayerSizes& layer) { return solve_seconds(layer, teams, rates); }));
+    add("factors and codes", per_layer([&](const LayerSizes& layer) { return solve_seconds(r, layer, teams, rates); }));
     // Blocks travel while others are computed: what is longer counts.
     const double travel = per_layer([&](const LayerSizes& layer) {
       const Crossings c = crossings(r, layer, places, tokens);

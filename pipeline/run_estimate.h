@@ -70,9 +70,9 @@ struct RunTime {
 };
 
 // What divides among ranks: the forward pass and the Hessians by blocks of samples in a team, layers by rounds of one for each team. What
-// does not: each factor, the columns of a sweep, the start. With original propagation a round begins with a forward pass through all of its
-// layers as a pipeline of B blocks, which takes B + 2 (P − 1) blocks' time; where the inputs of a layer's steps cannot be kept, each layer
-// runs once more. The last round may leave teams without a layer.
+// does not: factors of few columns (stages/factor_team.h), the columns of a sweep and of a factor, the start. With original propagation a
+// round begins with a forward pass through all of its layers as a pipeline of B blocks, which takes B + 2 (P − 1) blocks' time; where the
+// inputs of a layer's steps cannot be kept, each layer runs once more. The last round may leave teams without a layer.
 // machines: how many share the reading and writing, each with a disk of its own or a part of a common one.
 RunTime run_time(const RunSizes& run, const Teams& teams, const Places& places, int machines, const Rates& rates);
 

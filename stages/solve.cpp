@@ -7,11 +7,11 @@
 #include <stdexcept>
 #include <tuple>
 
-#include "kernels/factor.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/quantize_groups.h"
 #include "launch/share.h"
 #include "stages/column_order.h"
+#include "stages/factor_team.h"
 #include "stages/transfer.h"
 
 namespace qpipe {
@@ -44,8 +44,9 @@ struct Factor {
   bool fell_back = false;
 };
 
-// Raises the damping until the factorisation succeeds; without success leaves N = I, which makes the sweep round to nearest.
-void factor_with_damping(const Hessian& hessian, const LinearSettings& settings, Factor& result, Stream& stream) {
+// Raises the damping until the factorisation succeeds; without success leaves N = I, which makes the sweep round to nearest. All ranks of
+// the team call it and come to the same.
+void factor_with_damping(const Hessian& hessian, const LinearSettings& settings, const FactorTeam& team, Factor& result, Stream& stream) {
   const auto d = static_cast<std::int64_t>(hessian.diagonal.size());
   double sum = 0.0;
   for (const float h : hessian.diagonal) sum += h;
@@ -54,8 +55,8 @@ void factor_with_damping(const Hessian& hessian, const LinearSettings& settings,
     result.damp = damp;
     if (hessian.matrix.empty()) {  // permuted into n on its way from the host, and factored in place
       place_hessian(hessian, result.perm, result.n, stream);
-      if (factor(result.n.view, upload(identity_order(d), stream), damp * mean, result.n, result.pivot, stream)) return;
-    } else if (factor(hessian.matrix, result.perm, damp * mean, result.n, result.pivot, stream)) {
+      if (factor(result.n.view, upload(identity_order(d), stream), damp * mean, result.n, result.pivot, team, stream)) return;
+    } else if (factor(hessian.matrix, result.perm, damp * mean, result.n, result.pivot, team, stream)) {
       return;
     }
   }
@@ -84,6 +85,8 @@ std::map<FactorKey, Factor> make_factors(const Hessian& hessian, const std::vect
   for (const LinearSettings& s : settings)
     if (s.method == Method::gptq) wanted.emplace(factor_key(s, d), &s);
 
+  const bool in_team = stream.on_cuda() && factors_in_team(static_cast<std::int64_t>(wanted.size()), d, comm.size());
+  const FactorTeam team = in_team ? factor_team(comm, stream) : FactorTeam();
   std::map<FactorKey, Factor> factors;
   const std::vector<int> owners = share_by_cost(std::vector<double>(wanted.size(), 1.0), comm.size());
   std::size_t task = 0;
@@ -93,8 +96,10 @@ std::map<FactorKey, Factor> make_factors(const Hessian& hessian, const std::vect
     result.perm = upload(result.order, stream);
     result.n = Array<float>(d, d, stream);
     result.pivot = Array<float>(1, d, stream);
-    if (owners[task++] == comm.rank()) factor_with_damping(hessian, *s, result, stream);
+    if (in_team || owners[task] == comm.rank()) factor_with_damping(hessian, *s, team, result, stream);
+    ++task;
   }
+  if (in_team) return factors;
   task = 0;
   for (auto& [key, result] : factors) {
     const int owner = owners[task++];

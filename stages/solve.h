@@ -1,7 +1,7 @@
 // Codes for the linears of one step: GPTQ with the step's Hessian, or round to nearest.
 //
-// The rows of all linears are cut into fixed blocks and shared over the ranks; each factor is computed by one owner and broadcast; codes
-// are gathered, so that every rank ends with everything.
+// The rows of all linears are cut into fixed blocks and shared over the ranks; each factor is computed by one owner and broadcast, or,
+// where it is large, by all ranks (stages/factor_team.h); codes are gathered, so that every rank ends with everything.
 #pragma once
 
 #include <algorithm>

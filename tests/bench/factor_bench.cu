@@ -1,12 +1,16 @@
 // factor() on one GPU beside cuSOLVER's float32 potrf of the same matrix: median times of 5 and residuals. Beyond d = 4096 factor()
 // multiplies with three float16 products, hence 989 / 3 TFLOP/s of an H100 at most.
 //
+// Under mpirun: factors of 1, 2, … ranks together (each with a GPU of its own, as far as there are), beside what they replace, one rank's
+// factor and its broadcast. Times of the slowest rank; whether all ranks have the bytes of a single one.
+//
 // Residual: ‖(A − L Lᵀ) v‖ / ‖A v‖ in double precision for a vector v of random signs, which estimates ‖A − L Lᵀ‖ / ‖A‖ in the Frobenius
 // norm; "scaled": of D⁻¹ A D⁻¹ with D = diag(A)^½, where a column of large entries does not hide the others.
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cusolverDn.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <numeric>
@@ -17,6 +21,7 @@
 #include "kernels/cuda_handles.h"
 #include "kernels/diagonal.h"
 #include "kernels/factor.h"
+#include "stages/factor_team.h"
 #include "tests/bench/median_ms.h"
 
 namespace {
@@ -146,10 +151,17 @@ double residual(Matrix<const float> a, double damp, const Triangle& m, Matrix<co
   return std::sqrt(error / norm);
 }
 
-void run(std::int64_t d, float correlation, Stream& stream) {
+struct Problem {
+  Array<float> h;
+  Array<float> diagonal;
+  Array<std::int32_t> perm;
+  double damp = 0.0;
+};
+
+Problem make_problem(std::int64_t d, float correlation, Stream& stream) {
   const auto queue = stream.cuda().stream;
-  const auto size = static_cast<double>(d);
-  const Array<float> h(d, d, stream);
+  Problem p{Array<float>(d, d, stream), Array<float>(1, d, stream), Array<std::int32_t>(1, d, stream)};
+  const Matrix<float> h = p.h;
   {
     const std::int64_t tokens = d + d / 4;
     const Array<__nv_bfloat16> x(tokens, d, stream);
@@ -157,27 +169,34 @@ void run(std::int64_t d, float correlation, Stream& stream) {
     const float one = 1.0f;
     const float zero = 0.0f;
     check(cublasGemmEx_64(stream.cuda().cublas(), CUBLAS_OP_N, CUBLAS_OP_T, d, d, tokens, &one, x.view.data, CUDA_R_16BF, d, x.view.data,
-                          CUDA_R_16BF, d, &zero, h.view.data, CUDA_R_32F, d, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+                          CUDA_R_16BF, d, &zero, h.data, CUDA_R_32F, d, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     scale_and_mirror<<<dim3(blocks(d), static_cast<unsigned>(d)), threads, 0, queue>>>(h, 1.0f / static_cast<float>(tokens));
     check_launch();
   }
-  const Array<float> diagonal_device(1, d, stream);
-  diagonal(h, diagonal_device, stream);
+  diagonal(h, p.diagonal, stream);
   std::vector<float> host_diagonal(static_cast<std::size_t>(d));
-  copy_to_host(host_diagonal.data(), diagonal_device.view.data, diagonal_device.memory.bytes(), stream);
-  const double mean = std::accumulate(host_diagonal.begin(), host_diagonal.end(), 0.0) / size;
-  const auto damp = static_cast<double>(correlation == 0.0f ? 0.0f : static_cast<float>(0.01 * mean));
+  copy_to_host(host_diagonal.data(), p.diagonal.view.data, p.diagonal.memory.bytes(), stream);
+  const double mean = std::accumulate(host_diagonal.begin(), host_diagonal.end(), 0.0) / static_cast<double>(d);
+  p.damp = static_cast<double>(correlation == 0.0f ? 0.0f : static_cast<float>(0.01 * mean));
   std::vector<std::int32_t> order(static_cast<std::size_t>(d));
   std::iota(order.begin(), order.end(), 0);
-  const Array<std::int32_t> perm(1, d, stream);
-  copy_to_device(perm.view.data, order.data(), order.size() * sizeof(std::int32_t), stream);
+  copy_to_device(p.perm.view.data, order.data(), order.size() * sizeof(std::int32_t), stream);
+  return p;
+}
+
+void run(std::int64_t d, float correlation, Stream& stream) {
+  const auto queue = stream.cuda().stream;
+  const auto size = static_cast<double>(d);
+  const Problem p = make_problem(d, correlation, stream);
+  const Array<float>& h = p.h;
+  const double damp = p.damp;
   const Array<float> n(d, d, stream);
   const Array<float> pivot(1, d, stream);
   const auto report = [&](const char* name, double ms, const Triangle& m) {
     const double tflops = size * size * size / 3.0 / ms * 1e-9;
     std::printf("%6ld  correlation %.1f  %-6s %9.3f ms %6.1f TFLOP/s %5.1f %% of 989 / 3   residual %.2e, scaled %.2e\n",
                 static_cast<long>(d), static_cast<double>(correlation), name, ms, tflops, tflops / (989.0 / 3.0) * 100.0,
-                residual(h, damp, m, diagonal_device, false, stream), residual(h, damp, m, diagonal_device, true, stream));
+                residual(h, damp, m, p.diagonal, false, stream), residual(h, damp, m, p.diagonal, true, stream));
     std::fflush(stdout);
   };
 
@@ -210,20 +229,82 @@ void run(std::int64_t d, float correlation, Stream& stream) {
     report("potrf", ms, {n, true, false, nullptr});
   }
   bool success = true;
-  const double ms = median_ms(stream, [&] { success = factor(h, perm, damp, n, pivot, stream) && success; });
+  const double ms = median_ms(stream, [&] { success = factor(h, p.perm, damp, n, pivot, stream) && success; });
   report("factor", ms, {n, false, true, pivot.view.data});
   if (!success) std::printf("factor failed\n");
 }
 
+// sum += Σ mix(bits of x_i, i), in any order.
+__global__ void add_checksum(Matrix<const float> x, unsigned long long* sum) {
+  const std::int64_t j = std::int64_t{blockIdx.x} * threads + threadIdx.x;
+  const std::int64_t i = blockIdx.y;
+  if (j >= x.cols) return;
+  const auto index = static_cast<std::uint64_t>(i * x.cols + j);
+  atomicAdd(sum, static_cast<unsigned long long>(mix(mix(index) + __float_as_uint(x.data[i * x.stride + j]))));
+}
+
+unsigned long long checksum(Matrix<const float> n, Matrix<const float> pivot, Stream& stream) {
+  const Array<unsigned long long> sum(1, 1, stream);
+  fill_zero(sum.view.data, sum.memory.bytes(), stream);
+  for (const Matrix<const float>& x : {n, pivot})
+    add_checksum<<<dim3(blocks(x.cols), static_cast<unsigned>(x.rows)), threads, 0, stream.cuda().stream>>>(x, sum.view.data);
+  check_launch();
+  unsigned long long host = 0;
+  copy_to_host(&host, sum.view.data, sizeof(host), stream);
+  return host;
+}
+
+void run_teams(std::int64_t d, Comm& comm, Stream& stream) {
+  const Problem p = make_problem(d, 0.7f, stream);
+  const Array<float> n(d, d, stream);
+  const Array<float> pivot(1, d, stream);
+  unsigned long long expected = 0;
+  for (int ranks = 1; ranks <= comm.size(); ++ranks) {
+    Comm part(comm, comm.rank() < ranks ? 0 : 1, stream);
+    if (comm.rank() >= ranks) continue;
+    const FactorTeam team = factor_team(part, stream);
+    bool good = true;
+    const auto slowest = [&](double ms) {
+      const auto all = part.all_gather({ms});
+      return *std::max_element(all.begin(), all.end());
+    };
+    const double dealt = slowest(median_ms(
+        stream, [&] { part.barrier(); },
+        [&] {
+          if (part.root()) good = factor(p.h, p.perm, p.damp, n, pivot, stream) && good;
+          part.broadcast(n.view.data, n.memory.bytes(), 0, stream);
+          part.wait(stream);
+        }));
+    if (ranks == 1) expected = checksum(n, pivot, stream);
+    const double together = slowest(median_ms(
+        stream, [&] { part.barrier(); }, [&] { good = factor(p.h, p.perm, p.damp, n, pivot, team, stream) && good; }));
+    bool same = true;
+    const auto mine = std::to_string(checksum(n, pivot, stream));
+    for (const std::string& theirs : part.gather(mine)) same = same && theirs == std::to_string(expected);
+    if (part.root())
+      std::printf("%6ld  %d ranks together %8.2f ms   one of them and a broadcast %8.2f ms   %s%s\n", static_cast<long>(d), ranks, together,
+                  dealt, same ? "same bytes" : "OTHER BYTES", good ? "" : "   factor failed");
+    std::fflush(stdout);
+  }
+}
+
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const qpipe::MpiSession session(argc, argv);
   if (qpipe::cuda_device_count() == 0) {
     std::printf("no CUDA device: nothing to time\n");
     return 0;
   }
-  qpipe::Stream stream(qpipe::Backend::cuda, 0);
-  std::printf("%s\n", stream.device_name().c_str());
+  qpipe::Stream control(qpipe::Backend::cpu, 0);
+  qpipe::Comm world(control, {});
+  qpipe::Stream stream(qpipe::Backend::cuda, world.rank() % qpipe::cuda_device_count());
+  if (world.root()) std::printf("%s\n", stream.device_name().c_str());
+  if (world.size() > 1) {
+    qpipe::Comm comm(stream, {std::chrono::seconds(300), true});
+    for (const std::int64_t d : {8704, 11008, 14336, 28672}) run_teams(d, comm, stream);
+    return 0;
+  }
   for (const std::int64_t d : {576, 1536, 4096, 8192, 11008, 14336, 28672})
     for (const float correlation : {0.0f, 0.7f}) run(d, correlation, stream);
   return 0;

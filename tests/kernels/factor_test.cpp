@@ -8,10 +8,8 @@
 #include <limits>
 #include <numeric>
 
-#include "tests/kernels/backends.h"
+#include "tests/kernels/factor_checks.h"
 #include "tests/reference/gptq.h"
-
-extern "C" void spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info);  // LAPACK
 
 namespace qpipe {
 namespace {
@@ -44,67 +42,6 @@ std::vector<float> correlated_hessian(std::int64_t d, unsigned seed) {
   return h;
 }
 
-// The same quickly for large d: S (D + U Uᵀ) S with D diagonal, 16 columns in U, and columns of unequal size by S. Its factor is dense.
-// mean: of the entries of U. Where it is large all variables are positively correlated, as activations with a common part are.
-std::vector<float> low_rank_hessian(std::int64_t d, unsigned seed, float mean = 0.0f) {
-  constexpr std::int64_t rank = 16;
-  auto u = random_normal(d * rank, seed, 0.5f);
-  for (float& value : u) value += mean;
-  std::vector<float> h(static_cast<std::size_t>(d * d));
-#pragma omp parallel for schedule(static)
-  for (std::int64_t i = 0; i < d; ++i)
-    for (std::int64_t j = 0; j < d; ++j) {
-      double sum = i == j ? 0.5 + 0.1 * static_cast<double>(i % 5) : 0.0;
-      for (std::int64_t k = 0; k < rank; ++k) sum += static_cast<double>(u[i * rank + k]) * u[j * rank + k];
-      h[i * d + j] = static_cast<float>(sum * (1.0 + static_cast<double>(i % 7)) * (1.0 + static_cast<double>(j % 7)));
-    }
-  return h;
-}
-
-struct Result {
-  bool success;
-  std::vector<float> n;
-  std::vector<float> pivot;
-};
-
-// LAPACK's float32 Cholesky, as N and pivots.
-Result single_precision_factor(const std::vector<float>& h, std::int64_t d) {
-  std::vector<float> a(h.rbegin(), h.rend());  // both orders reversed
-  const int order = static_cast<int>(d);
-  int info = -1;
-  spotrf_("U", &order, a.data(), &order, &info);  // column-major upper is row-major lower
-  Result result{info == 0, std::vector<float>(h.size(), 0.0f), std::vector<float>(static_cast<std::size_t>(d))};
-  for (std::int64_t i = 0; i < d; ++i) {
-    result.pivot[i] = a[(d - 1 - i) * (d + 1)];
-    result.n[i * d + i] = 1.0f;
-    for (std::int64_t j = i + 1; j < d; ++j) result.n[i * d + j] = a[(d - 1 - i) * d + (d - 1 - j)] / a[(d - 1 - j) * (d + 1)];
-  }
-  return result;
-}
-
-// ‖(A − M Mᵀ) v‖ / ‖A v‖ for a vector of random signs, which estimates ‖A − M Mᵀ‖ / ‖A‖ in the Frobenius norm.
-double residual(const std::vector<float>& a, const Result& factor) {
-  const auto d = static_cast<std::int64_t>(factor.pivot.size());
-  std::mt19937 generator(3);
-  std::vector<double> v(static_cast<std::size_t>(d));
-  for (double& value : v) value = generator() % 2 == 0 ? 1.0 : -1.0;
-  std::vector<double> z(v.size(), 0.0);  // diag(pivot)² Nᵀ v
-  for (std::int64_t i = 0; i < d; ++i)
-    for (std::int64_t j = i; j < d; ++j) z[j] += static_cast<double>(factor.n[i * d + j]) * v[i];
-  for (std::int64_t j = 0; j < d; ++j) z[j] *= static_cast<double>(factor.pivot[j]) * factor.pivot[j];
-  double error = 0.0;
-  double norm = 0.0;
-  for (std::int64_t i = 0; i < d; ++i) {
-    double want = 0.0;
-    double got = 0.0;
-    for (std::int64_t j = 0; j < d; ++j) want += static_cast<double>(a[i * d + j]) * v[j];
-    for (std::int64_t j = i; j < d; ++j) got += static_cast<double>(factor.n[i * d + j]) * z[j];
-    error += (want - got) * (want - got);
-    norm += want * want;
-  }
-  return std::sqrt(error / norm);
-}
-
 double relative_error(const std::vector<float>& got, const std::vector<float>& want) {
   double error = 0.0;
   double norm = 0.0;
@@ -117,7 +54,7 @@ double relative_error(const std::vector<float>& got, const std::vector<float>& w
 
 class FactorTest : public BackendTest {
  protected:
-  Result run(const std::vector<float>& h, const std::vector<std::int32_t>& perm, double damp) {
+  FactorResult run(const std::vector<float>& h, const std::vector<std::int32_t>& perm, double damp) {
     const auto d = static_cast<std::int64_t>(perm.size());
     const Array<float> h_device = upload_as(h, d, d);
     const Array<std::int32_t> perm_device = upload_as(perm, 1, d);
@@ -136,7 +73,7 @@ TEST_P(FactorTest, ProductGivesBackTheDampedPermutedMatrix) {
       for (std::int64_t i = 0; i < d; ++i) h[i * d + 7] = h[7 * d + i] = 0.0f;  // a dead column
     const auto perm = shuffled(d);
     const double damp = 0.01;
-    const Result result = run(h, perm, damp);
+    const FactorResult result = run(h, perm, damp);
     ASSERT_TRUE(result.success);
 
     std::vector<double> a(static_cast<std::size_t>(d * d));
@@ -165,7 +102,7 @@ TEST_P(FactorTest, EqualsTheInverseOfTheTextbookFactor) {
   const std::int64_t d = 96;
   const auto h = correlated_hessian(d, 6);
   const auto perm = identity(d);
-  const Result result = run(h, perm, 0.0);
+  const FactorResult result = run(h, perm, 0.0);
   ASSERT_TRUE(result.success);
   const auto l = reference::cholesky({h.begin(), h.end()}, d);
   ASSERT_TRUE(l);
@@ -212,9 +149,9 @@ TEST_P(FactorTest, BitsDoNotDependOnTheNumberOfThreads) {
   const auto perm = identity(d);
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);
-  const Result one = run(h, perm, 0.01);
+  const FactorResult one = run(h, perm, 0.01);
   omp_set_num_threads(5);
-  const Result five = run(h, perm, 0.01);
+  const FactorResult five = run(h, perm, 0.01);
   omp_set_num_threads(threads);
   EXPECT_EQ(one.n, five.n);
   EXPECT_EQ(one.pivot, five.pivot);
@@ -229,8 +166,8 @@ TEST_P(FactorTest, LargeMatricesAreAsExactAsSinglePrecision) {
     for (const float mean : {0.0f, 0.5f}) {
       const std::string what = std::to_string(d) + ", mean " + std::to_string(mean);
       const auto h = low_rank_hessian(d, 9, mean);
-      const Result result = run(h, identity(d), 0.0);
-      const Result single = single_precision_factor(h, d);
+      const FactorResult result = run(h, identity(d), 0.0);
+      const FactorResult single = single_precision_factor(h, d);
       ASSERT_TRUE(result.success && single.success) << what;
       EXPECT_LE(residual(h, result), 1.5 * residual(h, single)) << what;
 
@@ -252,7 +189,7 @@ TEST_P(FactorTest, LargeMatricesAreAsExactAsSinglePrecision) {
 TEST_P(FactorTest, RefusesAFaultAnywhereAmongTheBlocks) {
   const std::int64_t d = 1300;
   const auto good = low_rank_hessian(d, 10);
-  const Result result = run(good, identity(d), 0.0);
+  const FactorResult result = run(good, identity(d), 0.0);
   ASSERT_TRUE(result.success);
   for (const std::int64_t eliminated : {0, 31, 32, 127, 128, 511, 512, 1023, 1024, 1298, 1299}) {
     const std::int64_t k = d - 1 - eliminated;
@@ -262,7 +199,7 @@ TEST_P(FactorTest, RefusesAFaultAnywhereAmongTheBlocks) {
   }
   auto singular = good;
   singular[0] -= 0.999f * result.pivot[0] * result.pivot[0];
-  const Result nearly = run(singular, identity(d), 0.0);
+  const FactorResult nearly = run(singular, identity(d), 0.0);
   ASSERT_TRUE(nearly.success);
   EXPECT_NEAR(nearly.pivot[0], std::sqrt(0.001f) * result.pivot[0], 0.02f * result.pivot[0] * std::sqrt(0.001f));
 
@@ -278,10 +215,10 @@ TEST_P(FactorTest, RefusesAFaultAnywhereAmongTheBlocks) {
 TEST_P(FactorTest, LargeMatricesGiveTheSameBitsEachTime) {
   const std::int64_t d = stream.on_cuda() ? 2500 : 600;
   const auto h = low_rank_hessian(d, 11);
-  const Result first = run(h, shuffled(d), 0.01);
+  const FactorResult first = run(h, shuffled(d), 0.01);
   ASSERT_TRUE(first.success);
   for (int i = 0; i < 3; ++i) {
-    const Result again = run(h, shuffled(d), 0.01);
+    const FactorResult again = run(h, shuffled(d), 0.01);
     EXPECT_EQ(first.n, again.n);
     EXPECT_EQ(first.pivot, again.pivot);
   }
@@ -291,7 +228,7 @@ TEST_P(FactorTest, ExtremeScalesKeepTheFactor) {
   // N of S A S is S N S⁻¹, and its pivots those of A times S: exactly, when S holds powers of two.
   const std::int64_t d = 700;
   const auto h = low_rank_hessian(d, 12);
-  const Result plain = run(h, identity(d), 0.0);
+  const FactorResult plain = run(h, identity(d), 0.0);
   ASSERT_TRUE(plain.success);
   const auto unequal = [](std::int64_t i) { return static_cast<int>(i * 37 % 61) - 30; };
   const auto tiny = [](std::int64_t) { return -56; };
@@ -301,7 +238,7 @@ TEST_P(FactorTest, ExtremeScalesKeepTheFactor) {
     auto scaled = h;
     for (std::int64_t i = 0; i < d; ++i)
       for (std::int64_t j = 0; j < d; ++j) scaled[i * d + j] = std::ldexp(h[i * d + j], exponent(i) + exponent(j));
-    const Result wide = run(scaled, identity(d), 0.0);
+    const FactorResult wide = run(scaled, identity(d), 0.0);
     ASSERT_TRUE(wide.success);
     for (std::int64_t i = 0; i < d; ++i) {
       ASSERT_EQ(wide.pivot[i], std::ldexp(plain.pivot[i], exponent(i)));
@@ -332,6 +269,9 @@ TEST_P(FactorTest, WorkspaceIsBounded) {
   // O(d), not O(d²).
   EXPECT_LE(factor_workspace_bytes(28672), std::int64_t{28672} * 28672 * 4 / 10);
   EXPECT_LE(factor_workspace_bytes(2 * 28672), 2 * factor_workspace_bytes(28672) + 1024 * 1024 * 8);
+  // In a team a panel more, which goes to the others.
+  EXPECT_EQ(factor_workspace_bytes(28672, 4) - factor_workspace_bytes(28672), 28672 * 512 * 4 + (28672 - 512) * 8);
+  EXPECT_EQ(factor_workspace_bytes(8192, 4), factor_workspace_bytes(8192));
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, FactorTest, testing::ValuesIn(backends()), backend_name);
