@@ -269,7 +269,8 @@ TEST(MemoryPlan, ARingKeepsStepInputsWhereTheyFit) {
   Places kept;
   kept.inputs_kept = true;
   std::int64_t inputs = 0;
-  for (const Use& use : memory_phases(run, ring, largest_share(run, ring), kept).back().uses)
+  const std::vector<Phase> phases = memory_phases(run, ring, largest_share(run, ring), kept);
+  for (const Use& use : phases.back().uses)
     if (use.purpose == "step inputs") inputs = use.device;
   EXPECT_EQ(inputs, (std::int64_t{128} * 2048 * 2 + 4) * (3 * 8192 + 28672));
   const MemoryPlan small = plan_memory(run, ring, {22 * GiB, no_limit});
