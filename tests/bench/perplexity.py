@@ -5,11 +5,11 @@
                                       [--micro-batches 512,1024,...] [--work DIR] [--set k=v ...]
 
 The size of a block changes the order in which matrix products are added up, so only last bits; a model of this size makes one or two percent of perplexity of
-them. TOKENS is a safetensors file with `calib` (128 x 512 tokens) and `eval`. Prints a Markdown table: mean, standard error, smallest and largest."""
+them. TOKENS is a safetensors file with `calib` (128 x 512 tokens) and `eval`. Prints a Markdown table: mean, standard deviation, smallest and largest."""
 import argparse
 import json
-import math
 import os
+import statistics
 import subprocess
 import sys
 
@@ -83,14 +83,14 @@ seqlen = 512
 before = false
 """)
     batches = [int(b) for b in args.micro_batches.split(",")]
-    print("| method | perplexity | standard error | smallest to largest |\n| --- | ---: | ---: | ---: |")
+    print("| method | perplexity | standard deviation | smallest to largest |\n| --- | ---: | ---: | ---: |")
     for name, (settings, calibrated) in RUNS.items():
         if args.runs and not any(part in name for part in args.runs.split(",")):
             continue
         found = [perplexity(args, config, settings + [f"memory.micro_batch={b}"]) for b in (batches if calibrated else batches[:1])]
         mean = sum(found) / len(found)
-        error = math.sqrt(sum((x - mean) ** 2 for x in found) / max(1, len(found) - 1) / len(found))
-        print(f"| {name} | {mean:.2f} | {error:.2f} | {min(found):.2f} to {max(found):.2f} |" if calibrated else f"| {name} | {mean:.2f} | | |", flush=True)
+        spread = f"{statistics.stdev(found):.2f} | {min(found):.2f} to {max(found):.2f}" if len(found) > 1 else " | "
+        print(f"| {name} | {mean:.2f} | {spread} |", flush=True)
 
 
 if __name__ == "__main__":
