@@ -212,11 +212,12 @@ std::int64_t gram_rows(const StepSizes& step) {
   return std::min(gram_row_block, most);
 }
 
-// kernels/gram_loss: on CUDA half of H, and differences and products of some weights' rows in bfloat16; on the CPU those of one in float32.
+// kernels/gram_loss: on CUDA half of H, and differences and products of some weights' rows in bfloat16 with a loss of each in float64; on
+// the CPU those of one weight in float32.
 std::int64_t gram_bytes(const RunSizes& r, const StepSizes& step, std::int64_t weights) {
   constexpr std::int64_t bf16 = 2;
   const std::int64_t d = step.columns;
-  return r.backend == Backend::cpu ? 2 * f32 * gram_rows(step) * d : bf16 * d * d + 2 * bf16 * gram_rows(step) * weights * d;
+  return r.backend == Backend::cpu ? 2 * f32 * gram_rows(step) * d : bf16 * d * d + (2 * bf16 * d + f64) * gram_rows(step) * weights;
 }
 
 // stages/rescale.cpp, beside the step's Hessian.
