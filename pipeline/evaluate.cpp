@@ -34,10 +34,7 @@ Perplexity evaluate(const Checkpoint& checkpoint, const Architecture& architectu
   check_sequence_length(architecture, tokens.seqlen);
   LayerSource source(checkpoint, architecture, comm, stream);
   const Blocking blocking = cut_samples(tokens.samples, tokens.seqlen, micro_batch);
-  Places without_inputs = places;
-  without_inputs.inputs_kept = false;
-  without_inputs.input = Place::host;  // takes no memory for what is never written: forward_layer keeps no inputs
-  Activations activations = make_activations(architecture, blocking, comm.rank(), comm.size(), without_inputs, stream);
+  Activations activations = make_activations(architecture, blocking, comm.rank(), comm.size(), without_inputs(places), stream);
   {
     const TensorArray table = source.load_tensor(architecture.embedding);
     embed_tokens(architecture, tokens.ids, table, activations, stream);

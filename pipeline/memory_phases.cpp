@@ -357,15 +357,12 @@ void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
   const RunSizes& r = rank.run;
   const Blocking blocking = cut_samples(r.evaluate_samples, r.evaluate_seqlen, r.micro_batch);
   const std::int64_t blocks = contiguous_share(blocking.blocks(), 0, rank.teams.ranks()).count;
-  Places places = rank.places;
-  places.input = Place::host;
-  places.inputs_kept = false;
+  const Places places = without_inputs(rank.places);
   const auto kept = [&](const Passes& passes) {
     Uses uses = activations(r, blocking, blocks, places, passes, 1);
     uses[1].host = 0;  // inputs are never written
     return rank.always + uses;
   };
-  places.weights_by_step = false;
   for (const LayerSizes& layer : r.layer_kinds)
     phases.push_back({"evaluation: layers", kept({Pass::update, Pass::scratch}) + Uses{weights(layer, {}, places)}});
   const std::int64_t logits = f32 * logit_rows * r.vocab;

@@ -100,7 +100,6 @@ void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessi
 
 void forward_step(Loop& loop, const DecoderTables& tables, Layer& layer, StepKind kind, Activations& activations) {
   if (kind == StepKind::mlp_out && !loop.output_needed) return;
-  if (activations.keeps_inputs()) return set_step(activations, step_kinds.at(static_cast<std::size_t>(kind) + 1));
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
   const WeightsOnDevice weights(layer, run_linears(loop.architecture, kind), loop.stream);
   advance(loop.architecture, tables, layer, kind, activations, loop.stream);
@@ -108,7 +107,6 @@ void forward_step(Loop& loop, const DecoderTables& tables, Layer& layer, StepKin
 }
 
 void start(Loop& loop, const Layer& layer, Activations& activations) {
-  if (activations.keeps_inputs()) return set_step(activations, StepKind::attention_in);
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
   start_layer(loop.architecture, layer, activations, loop.stream);
 }

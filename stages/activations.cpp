@@ -115,12 +115,19 @@ void make_input(Activations& activations, std::int64_t width, Access hidden, Acc
 }  // namespace
 
 void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations, Stream& stream) {
+  activations.current = 0;
+  if (activations.keeps_inputs()) return;
   const auto work = [&](std::size_t, Block& block) { start_layer(architecture, layer, block, stream); };
   make_input(activations, input_width(architecture, StepKind::attention_in), Access::read, Access::write, work, stream);
 }
 
 void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations,
              Stream& stream) {
+  if (activations.keeps_inputs()) {
+    require(kind != StepKind::mlp_out, "advance: kept inputs have the layer's output behind them");
+    activations.current = static_cast<std::size_t>(kind) + 1;
+    return;
+  }
   const auto work = [&](std::size_t, Block& block) {
     advance(architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, stream);
   };
@@ -156,7 +163,5 @@ void forward_and_keep(const Architecture& architecture, const DecoderTables& tab
       advance(architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, stream);
   }
 }
-
-void set_step(Activations& activations, StepKind kind) { activations.current = static_cast<std::size_t>(kind); }
 
 }  // namespace qpipe

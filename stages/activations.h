@@ -74,18 +74,18 @@ void visit_inputs(const Activations& activations, const InputWork& work, Stream&
 void embed_tokens(const Architecture& architecture, const std::vector<std::int32_t>& ids, ConstTensor table, Activations& activations,
                   Stream& stream);
 
-// stages/layer.h's functions for all blocks. The first two leave the input of the step that comes next; forward_layer leaves none.
+// stages/layer.h's functions for all blocks. The first two leave the input of the step that comes next, or turn to it where all are kept;
+// forward_layer leaves none.
 void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations, Stream& stream);
 void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations,
              Stream& stream);
 void forward_layer(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, Activations& activations,
                    Stream& stream);
 
-// Where all inputs are kept, the forward pass goes ahead, block by block, and set_step takes the place of start_layer and advance.
+// Where all inputs are kept, the forward pass goes ahead of start_layer and advance, block by block.
 void begin_keeping(Activations& activations, Stream& stream);
 // block: the layer's input in block.hidden, memory for widest_input columns in block.input. Its output, if it is wanted, in block.hidden.
 void forward_and_keep(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, std::size_t local,
                       bool output_wanted, Block& block, Activations& activations, Stream& stream);
-void set_step(Activations& activations, StepKind kind);
 
 }  // namespace qpipe

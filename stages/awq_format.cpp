@@ -29,7 +29,7 @@ std::vector<PackedTensor> pack_awq_linear(const std::string& module, const Quant
   const Array<std::uint32_t> qweight(in, out / 8, stream);
   pack_awq(q.code, qweight, stream);
   const Array<std::uint32_t> qzeros(groups, out / 8, stream);
-  const auto place = upload_matrix(q.stored_group, 1, groups, stream);
+  const auto place = upload(q.stored_group, stream);
   pack_awq(stored_zeros(q, place, stream), qzeros, stream);
   return {downloaded_tensor(infos[0], qweight.view, stream), downloaded_tensor(infos[1], qzeros.view, stream),
           packed_scales(infos[2], q, place, stream)};

@@ -6,7 +6,6 @@
 #include <stdexcept>
 
 #include "kernels/activation.h"
-#include "kernels/gptq_sweep.h"
 #include "kernels/pack.h"
 #include "kernels/quantize_groups.h"
 #include "stages/packing.h"

@@ -19,4 +19,13 @@ struct Places {
   std::string folder = {};                 // of the files of Place::disk; exists
 };
 
+// Those of a forward pass of whole layers: no input is ever written, and what lies on the host takes memory when it is written first.
+inline Places without_inputs(const Places& places) {
+  Places result;
+  result.hidden = places.hidden;
+  result.input = Place::host;
+  result.folder = places.folder;
+  return result;
+}
+
 }  // namespace qpipe

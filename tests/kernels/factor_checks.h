@@ -1,8 +1,10 @@
-// What the tests of factor() share: large problems, LAPACK's answer in single precision, and the residual.
+// What the tests of factor() share: orders of the columns, large problems, LAPACK's answer in single precision, and the residual.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -12,6 +14,18 @@
 extern "C" void spotrf_(const char* uplo, const int* n, float* a, const int* lda, int* info);  // LAPACK
 
 namespace qpipe {
+
+inline std::vector<std::int32_t> identity(std::int64_t d) {
+  std::vector<std::int32_t> perm(static_cast<std::size_t>(d));
+  std::iota(perm.begin(), perm.end(), 0);
+  return perm;
+}
+
+inline std::vector<std::int32_t> shuffled(std::int64_t d) {
+  auto perm = identity(d);
+  std::shuffle(perm.begin(), perm.end(), std::mt19937(static_cast<unsigned>(d)));
+  return perm;
+}
 
 // A symmetric positive definite matrix of any size, quickly: S (D + U Uᵀ) S with D diagonal, 16 columns in U, and columns of unequal size
 // by S. Its factor is dense. mean: of the entries of U. Where it is large all variables are positively correlated, as activations with a

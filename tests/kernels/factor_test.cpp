@@ -2,29 +2,15 @@
 
 #include <omp.h>
 
-#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
-#include <numeric>
 
 #include "tests/kernels/factor_checks.h"
 #include "tests/reference/gptq.h"
 
 namespace qpipe {
 namespace {
-
-std::vector<std::int32_t> identity(std::int64_t d) {
-  std::vector<std::int32_t> perm(static_cast<std::size_t>(d));
-  std::iota(perm.begin(), perm.end(), 0);
-  return perm;
-}
-
-std::vector<std::int32_t> shuffled(std::int64_t d) {
-  auto perm = identity(d);
-  std::shuffle(perm.begin(), perm.end(), std::mt19937(static_cast<unsigned>(d)));
-  return perm;
-}
 
 // A symmetric positive definite matrix of correlated, unequal variables, as float32.
 std::vector<float> correlated_hessian(std::int64_t d, unsigned seed) {

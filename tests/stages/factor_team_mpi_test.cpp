@@ -2,9 +2,7 @@
 // largest_factor_of_one_rank, with a last unit and a last panel that are whole, ragged, and one column wide.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <random>
 
 #include "stages/factor_team.h"
@@ -13,20 +11,6 @@
 
 namespace qpipe {
 namespace {
-
-using Order = std::vector<std::int32_t>;
-
-Order identity(std::int64_t d) {
-  Order perm(static_cast<std::size_t>(d));
-  std::iota(perm.begin(), perm.end(), 0);
-  return perm;
-}
-
-Order shuffled(std::int64_t d) {
-  Order perm = identity(d);
-  std::shuffle(perm.begin(), perm.end(), std::mt19937(static_cast<unsigned>(d)));
-  return perm;
-}
 
 template <class T>
 bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
@@ -53,7 +37,7 @@ class FactorTeamTest : public testing::TestWithParam<Backend> {
   }
 
   // in_place: h lies in n's memory.
-  FactorResult run(const std::vector<float>& h, const Order& perm, bool in_place, const FactorTeam& team) {
+  FactorResult run(const std::vector<float>& h, const std::vector<std::int32_t>& perm, bool in_place, const FactorTeam& team) {
     const auto d = static_cast<std::int64_t>(perm.size());
     const Array<std::int32_t> perm_device = upload(perm, 1, d);
     const Array<float> given = upload(h, d, d);
@@ -84,7 +68,7 @@ TEST_P(FactorTeamTest, GivesTheBytesOfOneRank) {
     for (const bool in_place : {false, true}) {
       const std::string what = std::to_string(d) + (in_place ? ", in place" : "");
       const auto h = low_rank_hessian(d, 21, 0.5f);
-      const Order perm = in_place ? identity(d) : shuffled(d);
+      const std::vector<std::int32_t> perm = in_place ? identity(d) : shuffled(d);
       const FactorResult alone = run(h, perm, in_place, {});
       EXPECT_TRUE(alone.success) << what;
       for (int time = 0; time < 2; ++time) {
