@@ -10,7 +10,9 @@ namespace qpipe {
 namespace {
 
 // x / (1 + e^−z): silu with z = x. gelu_tanh too, because (1 + tanh u) / 2 = 1 / (1 + e^−2u).
-[[gnu::always_inline]] inline float times_sigmoid(float x, float z) { return x / (1.0f + simd_exp(-z)); }
+[[gnu::always_inline]] inline float times_sigmoid(float x, float z) {
+  return x / (1.0f + simd_exp(-z));
+}
 
 constexpr float sqrt_8_over_pi = 1.59576912160573071f;  // 2 √(2/π)
 
@@ -27,7 +29,8 @@ QPIPE_SIMD_CLONES void silu_row(const float* x, const float* up, std::int64_t co
 
 QPIPE_SIMD_CLONES void gelu_tanh_row(const float* x, std::int64_t count, float* y) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < count; ++i) y[i] = times_sigmoid(x[i], sqrt_8_over_pi * (x[i] + 0.044715f * (x[i] * x[i] * x[i])));
+  for (std::int64_t i = 0; i < count; ++i)
+    y[i] = times_sigmoid(x[i], sqrt_8_over_pi * (x[i] + 0.044715f * (x[i] * x[i] * x[i])));
 }
 
 QPIPE_SIMD_CLONES void relu_row(const float* x, std::int64_t count, float* y) {
@@ -55,7 +58,9 @@ void activation_row(const float* x, Activation f, std::int64_t count, float* y) 
   }
 }
 
-bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16; }
+bool is_float(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16;
+}
 
 void store(float value, float& out) { out = value; }
 void store(float value, f16& out) { out = to_f16(value); }
@@ -84,7 +89,8 @@ void convert_from(Matrix<const From> from, Tensor to) {
 }
 
 template <class T>
-void embed_from(Matrix<const std::int32_t> ids, Matrix<const T> table, float multiplier, Matrix<float> y) {
+void embed_from(Matrix<const std::int32_t> ids, Matrix<const T> table, float multiplier,
+                Matrix<float> y) {
 #pragma omp parallel for schedule(static)
   for (std::int64_t t = 0; t < y.rows; ++t) {
     const T* from = table.row(ids(0, t));
@@ -98,7 +104,8 @@ void embed_from(Matrix<const std::int32_t> ids, Matrix<const T> table, float mul
 void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& stream) {
   require(gate_up.dtype == stream.compute_dtype() && y.dtype == gate_up.dtype,
           "gated_activation: gate_up and y must have the compute type");
-  require(gate_up.rows == y.rows && gate_up.cols == 2 * y.cols, "gated_activation: gate_up must be [tokens, 2 ffn] and y [tokens, ffn]");
+  require(gate_up.rows == y.rows && gate_up.cols == 2 * y.cols,
+          "gated_activation: gate_up must be [tokens, 2 ffn] and y [tokens, ffn]");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::gated_activation(gate_up, f, y, stream);
   const auto gate = gate_up.as<const float>();
@@ -116,7 +123,8 @@ void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& strea
 }
 
 void activation(ConstTensor x, Activation f, Tensor y, Stream& stream) {
-  require(x.dtype == stream.compute_dtype() && y.dtype == x.dtype, "activation: x and y must have the compute type");
+  require(x.dtype == stream.compute_dtype() && y.dtype == x.dtype,
+          "activation: x and y must have the compute type");
   require(x.rows == y.rows && x.cols == y.cols, "activation: x and y must have the same shape");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::activation(x, f, y, stream);
@@ -126,7 +134,8 @@ void activation(ConstTensor x, Activation f, Tensor y, Stream& stream) {
   for (std::int64_t t = 0; t < to.rows; ++t) activation_row(from.row(t), f, to.cols, to.row(t));
 }
 
-void embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y, Stream& stream) {
+void embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y,
+           Stream& stream) {
   require(is_float(table.dtype), "embed: table must be f32, f16 or bf16");
   require(y.dtype == stream.compute_dtype(), "embed: y must have the compute type");
   require(ids.rows == 1 && ids.cols == y.rows, "embed: ids must be [1, tokens]");
@@ -153,7 +162,8 @@ void convert(ConstTensor from, Tensor to, Stream& stream) {
 }
 
 void scale(Tensor x, float alpha, Stream& stream) {
-  require(x.dtype == stream.compute_dtype() || x.dtype == DType::f32, "scale: x must have the compute type or be float32");
+  require(x.dtype == stream.compute_dtype() || x.dtype == DType::f32,
+          "scale: x must have the compute type or be float32");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::scale(x, alpha, stream);
   const auto values = x.as<float>();

@@ -10,14 +10,17 @@ template <Activation f>
 __device__ float apply(float x) {
   if constexpr (f == Activation::silu) return x / (1.0f + expf(-x));
   if constexpr (f == Activation::gelu) return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-  if constexpr (f == Activation::gelu_tanh) return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+  if constexpr (f == Activation::gelu_tanh)
+    return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
   if constexpr (f == Activation::relu) return x < 0.0f ? 0.0f : x;  // NaN stays NaN
 }
 
-// y = f(x), or f(gate) · up with x = gate | up. Every thread reads its elements before it writes them: y may be x.
+// y = f(x), or f(gate) · up with x = gate | up. Every thread reads its elements before it writes
+// them: y may be x.
 template <Activation f, bool gated, int count>
-__global__ __launch_bounds__(row_threads) void activation_kernel(const __nv_bfloat16* x, std::int64_t x_stride, __nv_bfloat16* y,
-                                                                 std::int64_t y_stride, std::int64_t rows, std::int64_t cols) {
+__global__ __launch_bounds__(row_threads) void activation_kernel(
+    const __nv_bfloat16* x, std::int64_t x_stride, __nv_bfloat16* y, std::int64_t y_stride,
+    std::int64_t rows, std::int64_t cols) {
   const std::int64_t c = first_column(count);
   if (c >= cols) return;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
@@ -39,10 +42,13 @@ void launch(ConstTensor x, Tensor y, Stream& stream) {
   const auto* from = static_cast<const __nv_bfloat16*>(x.data);
   auto* to = static_cast<__nv_bfloat16*>(y.data);
   const cudaStream_t queue = stream.cuda().stream;
-  if (vectorizable(x) && vectorizable(y))  // y.cols a multiple of eight: the `up` half is aligned too
-    activation_kernel<f, gated, 8><<<row_grid(y.rows, y.cols, 8), row_threads, 0, queue>>>(from, x.stride, to, y.stride, y.rows, y.cols);
+  if (vectorizable(x) &&
+      vectorizable(y))  // y.cols a multiple of eight: the `up` half is aligned too
+    activation_kernel<f, gated, 8><<<row_grid(y.rows, y.cols, 8), row_threads, 0, queue>>>(
+        from, x.stride, to, y.stride, y.rows, y.cols);
   else
-    activation_kernel<f, gated, 1><<<row_grid(y.rows, y.cols, 1), row_threads, 0, queue>>>(from, x.stride, to, y.stride, y.rows, y.cols);
+    activation_kernel<f, gated, 1><<<row_grid(y.rows, y.cols, 1), row_threads, 0, queue>>>(
+        from, x.stride, to, y.stride, y.rows, y.cols);
   check_launch();
 }
 
@@ -58,9 +64,9 @@ void choose(ConstTensor x, Activation f, Tensor y, Stream& stream) {
 }
 
 template <class From, int count>
-__global__ __launch_bounds__(row_threads) void embed_kernel(const std::int32_t* ids, const From* table, std::int64_t table_stride,
-                                                            float multiplier, __nv_bfloat16* y, std::int64_t y_stride, std::int64_t rows,
-                                                            std::int64_t cols) {
+__global__ __launch_bounds__(row_threads) void embed_kernel(
+    const std::int32_t* ids, const From* table, std::int64_t table_stride, float multiplier,
+    __nv_bfloat16* y, std::int64_t y_stride, std::int64_t rows, std::int64_t cols) {
   const std::int64_t c = first_column(count);
   if (c >= cols) return;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
@@ -74,8 +80,10 @@ __global__ __launch_bounds__(row_threads) void embed_kernel(const std::int32_t* 
 
 // to = alpha · from; with alpha = 1 a conversion.
 template <class From, class To, int count>
-__global__ __launch_bounds__(row_threads) void scale_kernel(const From* from, std::int64_t from_stride, float alpha, To* to,
-                                                            std::int64_t to_stride, std::int64_t rows, std::int64_t cols) {
+__global__ __launch_bounds__(row_threads) void scale_kernel(const From* from,
+                                                            std::int64_t from_stride, float alpha,
+                                                            To* to, std::int64_t to_stride,
+                                                            std::int64_t rows, std::int64_t cols) {
   const std::int64_t c = first_column(count);
   if (c >= cols) return;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
@@ -93,11 +101,11 @@ void launch_scale(ConstTensor from, float alpha, Tensor to, Stream& stream) {
   auto* target = static_cast<To*>(to.data);
   const cudaStream_t queue = stream.cuda().stream;
   if (vectorizable(from) && vectorizable(to))
-    scale_kernel<From, To, 8>
-        <<<row_grid(to.rows, to.cols, 8), row_threads, 0, queue>>>(source, from.stride, alpha, target, to.stride, to.rows, to.cols);
+    scale_kernel<From, To, 8><<<row_grid(to.rows, to.cols, 8), row_threads, 0, queue>>>(
+        source, from.stride, alpha, target, to.stride, to.rows, to.cols);
   else
-    scale_kernel<From, To, 1>
-        <<<row_grid(to.rows, to.cols, 1), row_threads, 0, queue>>>(source, from.stride, alpha, target, to.stride, to.rows, to.cols);
+    scale_kernel<From, To, 1><<<row_grid(to.rows, to.cols, 1), row_threads, 0, queue>>>(
+        source, from.stride, alpha, target, to.stride, to.rows, to.cols);
   check_launch();
 }
 
@@ -112,26 +120,32 @@ void convert_from(ConstTensor from, Tensor to, Stream& stream) {
 }
 
 template <class From>
-void launch_embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y, Stream& stream) {
+void launch_embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y,
+                  Stream& stream) {
   const auto* from = static_cast<const From*>(table.data);
   auto* to = static_cast<__nv_bfloat16*>(y.data);
   const cudaStream_t queue = stream.cuda().stream;
   if (vectorizable(table) && vectorizable(y))
-    embed_kernel<From, 8>
-        <<<row_grid(y.rows, y.cols, 8), row_threads, 0, queue>>>(ids.data, from, table.stride, multiplier, to, y.stride, y.rows, y.cols);
+    embed_kernel<From, 8><<<row_grid(y.rows, y.cols, 8), row_threads, 0, queue>>>(
+        ids.data, from, table.stride, multiplier, to, y.stride, y.rows, y.cols);
   else
-    embed_kernel<From, 1>
-        <<<row_grid(y.rows, y.cols, 1), row_threads, 0, queue>>>(ids.data, from, table.stride, multiplier, to, y.stride, y.rows, y.cols);
+    embed_kernel<From, 1><<<row_grid(y.rows, y.cols, 1), row_threads, 0, queue>>>(
+        ids.data, from, table.stride, multiplier, to, y.stride, y.rows, y.cols);
   check_launch();
 }
 
 }  // namespace
 
-void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& stream) { choose<true>(gate_up, f, y, stream); }
+void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& stream) {
+  choose<true>(gate_up, f, y, stream);
+}
 
-void activation(ConstTensor x, Activation f, Tensor y, Stream& stream) { choose<false>(x, f, y, stream); }
+void activation(ConstTensor x, Activation f, Tensor y, Stream& stream) {
+  choose<false>(x, f, y, stream);
+}
 
-void embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y, Stream& stream) {
+void embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y,
+           Stream& stream) {
   if (y.size() == 0) return;
   switch (table.dtype) {
     case DType::f32: return launch_embed<float>(ids, table, multiplier, y, stream);

@@ -5,19 +5,27 @@
 
 namespace qpipe {
 
-enum class Activation { silu, gelu, gelu_tanh, relu };  // gelu: x·Φ(x) with erf; gelu_tanh: the tanh form
+enum class Activation {
+  silu,
+  gelu,
+  gelu_tanh,
+  relu
+};  // gelu: x·Φ(x) with erf; gelu_tanh: the tanh form
 
-// y = f(gate) · up, with gate the left and up the right half of gate_up [tokens, 2·ffn]; y [tokens, ffn].
+// y = f(gate) · up, with gate the left and up the right half of gate_up [tokens, 2·ffn]; y [tokens,
+// ffn].
 void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& stream);
 
 // y = f(x), both [tokens, ffn]; in place allowed.
 void activation(ConstTensor x, Activation f, Tensor y, Stream& stream);
 
-// y[t, :] = multiplier · table[ids[t], :].   ids [1, tokens] on the device, table [vocab, d] in any float type, y compute type.
-// The caller has checked 0 ≤ ids < vocab.
-void embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y, Stream& stream);
+// y[t, :] = multiplier · table[ids[t], :].   ids [1, tokens] on the device, table [vocab, d] in any
+// float type, y compute type. The caller has checked 0 ≤ ids < vocab.
+void embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y,
+           Stream& stream);
 
-// to = from, element by element, between f32, f16 and bf16 (round half to even). Same shape, any strides.
+// to = from, element by element, between f32, f16 and bf16 (round half to even). Same shape, any
+// strides.
 void convert(ConstTensor from, Tensor to, Stream& stream);
 
 // x ← alpha · x (compute type or f32).

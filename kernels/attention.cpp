@@ -16,11 +16,14 @@ namespace {
 // Queries whose scores are held at once, against all the keys that any of them sees.
 constexpr std::int64_t query_tile = 64;
 
-void check_layout(const HeadLayout& layout, ConstTensor qkv, std::int64_t seqlen, const Stream& stream) {
+void check_layout(const HeadLayout& layout, ConstTensor qkv, std::int64_t seqlen,
+                  const Stream& stream) {
   require(qkv.dtype == stream.compute_dtype(), "attention: qkv must have the compute type");
-  require(layout.heads > 0 && layout.kv_heads > 0 && layout.head_dim > 0 && layout.heads % layout.kv_heads == 0,
+  require(layout.heads > 0 && layout.kv_heads > 0 && layout.head_dim > 0 &&
+              layout.heads % layout.kv_heads == 0,
           "attention: heads must be a multiple of kv_heads");
-  require(qkv.cols == layout.width(), "attention: qkv must be [tokens, (heads + 2 kv_heads) head_dim]");
+  require(qkv.cols == layout.width(),
+          "attention: qkv must be [tokens, (heads + 2 kv_heads) head_dim]");
   const auto inside = [&](std::int64_t first, std::int64_t last) {
     return std::min(first, last) >= 0 && std::max(first, last) + layout.head_dim <= qkv.cols;
   };
@@ -32,7 +35,8 @@ void check_layout(const HeadLayout& layout, ConstTensor qkv, std::int64_t seqlen
 }
 
 // x[i], x[i + pairs] ← x[i] c − x[i + pairs] s, x[i + pairs] c + x[i] s
-QPIPE_SIMD_CLONES void rotate_halves(float* head, std::int64_t pairs, const float* cosine, const float* sine) {
+QPIPE_SIMD_CLONES void rotate_halves(float* head, std::int64_t pairs, const float* cosine,
+                                     const float* sine) {
   float* second = head + pairs;
 #pragma omp simd
   for (std::int64_t i = 0; i < pairs; ++i) {
@@ -44,7 +48,8 @@ QPIPE_SIMD_CLONES void rotate_halves(float* head, std::int64_t pairs, const floa
 }
 
 // The same on x[2i], x[2i + 1].
-QPIPE_SIMD_CLONES void rotate_neighbours(float* head, std::int64_t pairs, const float* cosine, const float* sine) {
+QPIPE_SIMD_CLONES void rotate_neighbours(float* head, std::int64_t pairs, const float* cosine,
+                                         const float* sine) {
 #pragma omp simd
   for (std::int64_t i = 0; i < pairs; ++i) {
     const float x = head[2 * i];
@@ -81,17 +86,20 @@ QPIPE_SIMD_CLONES void divide(float* x, std::int64_t count, float divisor) {
 
 }  // namespace
 
-void rope(Tensor qkv, const HeadLayout& layout, Matrix<const float> inverse_frequencies, float amplitude, bool interleaved,
-          std::int64_t seqlen, Stream& stream) {
+void rope(Tensor qkv, const HeadLayout& layout, Matrix<const float> inverse_frequencies,
+          float amplitude, bool interleaved, std::int64_t seqlen, Stream& stream) {
   check_layout(layout, qkv, seqlen, stream);
-  require(inverse_frequencies.rows == 1 && inverse_frequencies.cols > 0 && 2 * inverse_frequencies.cols <= layout.head_dim,
+  require(inverse_frequencies.rows == 1 && inverse_frequencies.cols > 0 &&
+              2 * inverse_frequencies.cols <= layout.head_dim,
           "rope: inverse_frequencies must be [1, r/2] with r <= head_dim");
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::rope(qkv, layout, inverse_frequencies, amplitude, interleaved, seqlen, stream);
+    if (stream.on_cuda())
+      return cuda::rope(qkv, layout, inverse_frequencies, amplitude, interleaved, seqlen, stream);
   const auto values = qkv.as<float>();
   const std::int64_t pairs = inverse_frequencies.cols;
   const std::int64_t positions = std::min(seqlen, values.rows);
-  std::vector<float> table(static_cast<std::size_t>(2 * positions * pairs));  // cosines of a position, then its sines
+  std::vector<float> table(
+      static_cast<std::size_t>(2 * positions * pairs));  // cosines of a position, then its sines
 #pragma omp parallel for schedule(static)
   for (std::int64_t position = 0; position < positions; ++position) {
     float* cosine = table.data() + 2 * position * pairs;
@@ -107,23 +115,29 @@ void rope(Tensor qkv, const HeadLayout& layout, Matrix<const float> inverse_freq
     const float* cosine = table.data() + 2 * (t % seqlen) * pairs;
     const float* sine = cosine + pairs;
     float* row = values.row(t);
-    for (std::int64_t h = 0; h < layout.heads; ++h) rotate(row + layout.q_column(h), pairs, cosine, sine);
-    for (std::int64_t h = 0; h < layout.kv_heads; ++h) rotate(row + layout.k_column(h), pairs, cosine, sine);
+    for (std::int64_t h = 0; h < layout.heads; ++h)
+      rotate(row + layout.q_column(h), pairs, cosine, sine);
+    for (std::int64_t h = 0; h < layout.kv_heads; ++h)
+      rotate(row + layout.k_column(h), pairs, cosine, sine);
   }
 }
 
-void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen, const AttentionOptions& options, Tensor out,
-               Stream& stream) {
+void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
+               const AttentionOptions& options, Tensor out, Stream& stream) {
   check_layout(layout, qkv, seqlen, stream);
   require(qkv.rows % seqlen == 0, "attention: seqlen must divide the rows of qkv");
-  require(out.dtype == stream.compute_dtype() && out.rows == qkv.rows && out.cols == layout.heads * layout.head_dim,
+  require(out.dtype == stream.compute_dtype() && out.rows == qkv.rows &&
+              out.cols == layout.heads * layout.head_dim,
           "attention: out must be [tokens, heads head_dim] of the compute type");
-  require(options.window >= 0 && options.soft_cap >= 0.0f, "attention: window and soft_cap must not be negative");
-  require(options.key_bias.empty() || (options.key_bias.rows == layout.heads && options.key_bias.cols == seqlen),
+  require(options.window >= 0 && options.soft_cap >= 0.0f,
+          "attention: window and soft_cap must not be negative");
+  require(options.key_bias.empty() ||
+              (options.key_bias.rows == layout.heads && options.key_bias.cols == seqlen),
           "attention: key_bias must be [heads, seqlen]");
   if constexpr (has_cuda)
     if (stream.on_cuda()) {
-      require(layout.head_dim <= 256 && layout.head_dim % 8 == 0, "attention: on CUDA head_dim must be a multiple of 8, at most 256");
+      require(layout.head_dim <= 256 && layout.head_dim % 8 == 0,
+              "attention: on CUDA head_dim must be a multiple of 8, at most 256");
       return cuda::attention(qkv, layout, seqlen, options, out, stream);
     }
   const auto values = qkv.as<const float>();
@@ -141,28 +155,32 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen, c
       const std::int64_t head = task / tiles % layout.heads;
       const std::int64_t first_row = task / tiles / layout.heads * seqlen;
       const std::int64_t end = std::min(begin + query_tile, seqlen);
-      const std::int64_t first_key = options.window > 0 ? std::max<std::int64_t>(0, begin - options.window + 1) : 0;
+      const std::int64_t first_key =
+          options.window > 0 ? std::max<std::int64_t>(0, begin - options.window + 1) : 0;
       const int queries = static_cast<int>(end - begin);
       const int keys = static_cast<int>(end - first_key);
       const float* q = values.row(first_row + begin) + layout.q_column(head);
       const float* k = values.row(first_row + first_key) + layout.k_column(head / layout.group());
       const float* v = values.row(first_row + first_key) + layout.v_column(head / layout.group());
       scores.resize(static_cast<std::size_t>(query_tile * seqlen));
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, queries, keys, head_dim, options.scale, q, qkv_stride, k, qkv_stride, 0.0f,
-                  scores.data(), keys);
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, queries, keys, head_dim, options.scale,
+                  q, qkv_stride, k, qkv_stride, 0.0f, scores.data(), keys);
       float sum[query_tile];
       for (std::int64_t i = begin; i < end; ++i) {
-        const std::int64_t seen = options.window > 0 ? std::max<std::int64_t>(0, i - options.window + 1) : 0;
+        const std::int64_t seen =
+            options.window > 0 ? std::max<std::int64_t>(0, i - options.window + 1) : 0;
         float* row = scores.data() + (i - begin) * keys;
         const float* bias = options.key_bias.empty() ? nullptr : options.key_bias.row(head) + seen;
         std::fill(row, row + (seen - first_key), 0.0f);
-        sum[i - begin] = exponentiate(row + (seen - first_key), i + 1 - seen, options.soft_cap, bias);
+        sum[i - begin] =
+            exponentiate(row + (seen - first_key), i + 1 - seen, options.soft_cap, bias);
         std::fill(row + (i + 1 - first_key), row + keys, 0.0f);
       }
       float* to = result.row(first_row + begin) + head * layout.head_dim;
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, queries, head_dim, keys, 1.0f, scores.data(), keys, v, qkv_stride, 0.0f, to,
-                  static_cast<int>(result.stride));
-      for (std::int64_t i = 0; i < queries; ++i) divide(to + i * result.stride, layout.head_dim, sum[i]);
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, queries, head_dim, keys, 1.0f,
+                  scores.data(), keys, v, qkv_stride, 0.0f, to, static_cast<int>(result.stride));
+      for (std::int64_t i = 0; i < queries; ++i)
+        divide(to + i * result.stride, layout.head_dim, sum[i]);
     }
   }
 }

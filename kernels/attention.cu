@@ -33,15 +33,19 @@ __device__ std::int64_t q_column(const Columns& c, int head, int head_dim) {
   return head / c.group * c.q_group_stride + std::int64_t{head % c.group} * head_dim;
 }
 
-// ---- rotary positions -------------------------------------------------------------------------------------------------------------
+// ---- rotary positions
+// -------------------------------------------------------------------------------------------------------------
 
 constexpr int rope_threads = 256;
 
-// One block a row. The row's cosines and sines are computed once, in shared memory, and used by all heads.
-// A thread turns `count` pairs (half-split) or `count / 2` neighbouring pairs (interleaved) at a time.
+// One block a row. The row's cosines and sines are computed once, in shared memory, and used by all
+// heads. A thread turns `count` pairs (half-split) or `count / 2` neighbouring pairs (interleaved)
+// at a time.
 template <int count, bool interleaved>
-__global__ __launch_bounds__(rope_threads) void rope_kernel(__nv_bfloat16* qkv, std::int64_t stride, Columns columns, int head_dim,
-                                                            const float* inverse_frequencies, int half, float amplitude,
+__global__ __launch_bounds__(rope_threads) void rope_kernel(__nv_bfloat16* qkv, std::int64_t stride,
+                                                            Columns columns, int head_dim,
+                                                            const float* inverse_frequencies,
+                                                            int half, float amplitude,
                                                             std::int64_t seqlen) {
   extern __shared__ float table[];
   float* cosine = table;
@@ -62,8 +66,9 @@ __global__ __launch_bounds__(rope_threads) void rope_kernel(__nv_bfloat16* qkv, 
   for (int item = threadIdx.x; item < items; item += rope_threads) {
     const int head = item / per_head;
     const int i = (item - head * per_head) * count;
-    const std::int64_t column =
-        head < columns.heads ? q_column(columns, head, head_dim) : columns.k_begin + (head - columns.heads) * columns.kv_stride;
+    const std::int64_t column = head < columns.heads
+                                    ? q_column(columns, head, head_dim)
+                                    : columns.k_begin + (head - columns.heads) * columns.kv_stride;
     __nv_bfloat16* x = qkv + row * stride + column + i;
     float a[count];
     load(x, a);
@@ -94,14 +99,17 @@ __global__ __launch_bounds__(rope_threads) void rope_kernel(__nv_bfloat16* qkv, 
   }
 }
 
-// ---- attention --------------------------------------------------------------------------------------------------------------------
+// ---- attention
+// --------------------------------------------------------------------------------------------------------------------
 //
-// One block of four warps computes query_rows rows of one head of one sample, walking the key tiles (64 keys) from the diagonal back to
-// the window's edge. With running row maxima m and sums l:
-//   S = Q Kᵀ,  m' = max(m, rowmax S),  P = exp(S − m'),  l ← l e^(m − m') + rowsum P,  O ← O e^(m − m') + P V;  at the end O / l.
-// A warp owns 16 · m_tiles query rows and keeps S, P and O in registers as fragments of mma.m16n8k16; Q, K and V lie in shared memory,
-// rows padded by 16 bytes so that the eight rows of an ldmatrix fall into different banks. K of the next tile is copied while
-// softmax and P V run, V of this tile while Q Kᵀ runs. This is FlashAttention-2 (Dao 2023).
+// One block of four warps computes query_rows rows of one head of one sample, walking the key tiles
+// (64 keys) from the diagonal back to the window's edge. With running row maxima m and sums l:
+//   S = Q Kᵀ,  m' = max(m, rowmax S),  P = exp(S − m'),  l ← l e^(m − m') + rowsum P,  O ← O e^(m −
+//   m') + P V;  at the end O / l.
+// A warp owns 16 · m_tiles query rows and keeps S, P and O in registers as fragments of
+// mma.m16n8k16; Q, K and V lie in shared memory, rows padded by 16 bytes so that the eight rows of
+// an ldmatrix fall into different banks. K of the next tile is copied while softmax and P V run, V
+// of this tile while Q Kᵀ runs. This is FlashAttention-2 (Dao 2023).
 
 constexpr int warp = 32;
 constexpr int attention_warps = 4;
@@ -111,8 +119,8 @@ constexpr int key_tiles = key_rows / 8;  // n-tiles of S
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr float log2_e = 1.44269504f;
 
-// Blocks that run at the same time should share K and V through the L2 cache: heads are served in groups of this many, and within a
-// group the longest query blocks of all heads start first.
+// Blocks that run at the same time should share K and V through the L2 cache: heads are served in
+// groups of this many, and within a group the longest query blocks of all heads start first.
 constexpr int heads_at_a_time = 16;
 
 struct AttentionArguments {
@@ -140,11 +148,15 @@ constexpr int pitch = d + 8;  // of a row in shared memory, in elements
 template <int d>
 constexpr int shared_bytes = (query_rows<d> + 2 * key_rows) * pitch<d> * 2;
 
-__device__ unsigned shared_address(const void* pointer) { return static_cast<unsigned>(__cvta_generic_to_shared(pointer)); }
+__device__ unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
 
 // Copies 16 bytes in the background, or writes zeros.
 __device__ void copy_or_zero(unsigned to, const void* from, bool copy) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(copy ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(copy ? 16 : 0)
+               : "memory");
 }
 __device__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
@@ -163,7 +175,8 @@ __device__ void load_transposed(unsigned (&r)[4], unsigned address) {
 
 // c += a b for a 16 x 16 and b 16 x 8.
 __device__ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -179,10 +192,12 @@ __device__ unsigned pack(float low, float high) {
   return *reinterpret_cast<const unsigned*>(&both);
 }
 
-// rows x d elements → shared memory; rows from valid_rows on and columns from head_dim on become zero, and nothing is read for them.
-// Groups of four or eight threads copy neighbouring chunks of one row.
+// rows x d elements → shared memory; rows from valid_rows on and columns from head_dim on become
+// zero, and nothing is read for them. Groups of four or eight threads copy neighbouring chunks of
+// one row.
 template <int d, int rows>
-__device__ void copy_tile(unsigned to, const __nv_bfloat16* from, std::int64_t stride, int valid_rows, int head_dim) {
+__device__ void copy_tile(unsigned to, const __nv_bfloat16* from, std::int64_t stride,
+                          int valid_rows, int head_dim) {
   constexpr int threads_of_a_row = d % 64 == 0 ? 8 : 4;
   constexpr int rows_at_once = attention_threads / threads_of_a_row;
   static_assert(d % (threads_of_a_row * 8) == 0 && rows % rows_at_once == 0);
@@ -194,12 +209,14 @@ __device__ void copy_tile(unsigned to, const __nv_bfloat16* from, std::int64_t s
   for (int row = 0; row < rows; row += rows_at_once) {
 #pragma unroll
     for (int column = 0; column < d; column += threads_of_a_row * 8)
-      copy_or_zero(to + (row * pitch<d> + column) * 2, from + column, first_row + row < valid_rows && first_column + column < head_dim);
+      copy_or_zero(to + (row * pitch<d> + column) * 2, from + column,
+                   first_row + row < valid_rows && first_column + column < head_dim);
     from += rows_at_once * stride;
   }
 }
 
-// modified: scale, soft cap and key bias are applied to the scores before the softmax; else the scale alone, in the exponent.
+// modified: scale, soft cap and key bias are applied to the scores before the softmax; else the
+// scale alone, in the exponent.
 template <int d, bool modified>
 __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(AttentionArguments p) {
   constexpr int m_tiles = row_tiles<d>;
@@ -229,17 +246,19 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
 
   const int lane = static_cast<int>(threadIdx.x) % warp;
   const int warp_row = static_cast<int>(threadIdx.x) / warp * warp_rows;  // in the query tile
-  const int first_query = query_begin + warp_row;                         // this warp's rows, in the sample
+  const int first_query = query_begin + warp_row;  // this warp's rows, in the sample
   const int last_query = min(first_query + warp_rows, p.seqlen) - 1;
 
-  // Lane addresses of ldmatrix: Q and Vᵀ by (row = lane % 16, 8 columns = lane / 16), K by (8 rows = lane / 16, 8 columns = lane / 8 % 2).
+  // Lane addresses of ldmatrix: Q and Vᵀ by (row = lane % 16, 8 columns = lane / 16), K by (8 rows
+  // = lane / 16, 8 columns = lane / 8 % 2).
   const unsigned q_lane = q_shared + ((warp_row + lane % 16) * pitch<d> + lane / 16 * 8) * 2;
   const unsigned k_lane = k_shared + ((lane / 16 * 8 + lane % 8) * pitch<d> + lane / 8 % 2 * 8) * 2;
   const unsigned v_lane = v_shared + (lane % 16 * pitch<d> + lane / 16 * 8) * 2;
 
   float o[m_tiles][d_tiles][4];
   float row_max[m_tiles][2];
-  float row_sum[m_tiles][2];  // of this thread's columns; the four threads of a row are added at the end
+  float row_sum[m_tiles]
+               [2];  // of this thread's columns; the four threads of a row are added at the end
 #pragma unroll
   for (int m = 0; m < m_tiles; ++m) {
 #pragma unroll
@@ -257,17 +276,21 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
   const int block_last_query = min(query_begin + query_rows<d>, p.seqlen) - 1;
   const int last_tile = block_last_query / key_rows;
   const int first_tile = max(0, query_begin - p.window + 1) / key_rows;
-  copy_tile<d, query_rows<d>>(q_shared, q + query_begin * p.stride, p.stride, p.seqlen - query_begin, p.head_dim);
-  copy_tile<d, key_rows>(k_shared, k + last_tile * key_rows * p.stride, p.stride, p.seqlen - last_tile * key_rows, p.head_dim);
+  copy_tile<d, query_rows<d>>(q_shared, q + query_begin * p.stride, p.stride,
+                              p.seqlen - query_begin, p.head_dim);
+  copy_tile<d, key_rows>(k_shared, k + last_tile * key_rows * p.stride, p.stride,
+                         p.seqlen - last_tile * key_rows, p.head_dim);
 
   for (int tile = last_tile; tile >= first_tile; --tile) {
     const int key_begin = tile * key_rows;
     // Some row of this warp sees some key of the tile.
-    const bool active = key_begin <= last_query && first_query < p.seqlen && key_begin + key_rows - 1 > first_query - p.window;
+    const bool active = key_begin <= last_query && first_query < p.seqlen &&
+                        key_begin + key_rows - 1 > first_query - p.window;
 
     wait_for_copies();
     __syncthreads();  // K (and Q) are here for all; all are done with V of the tile before
-    copy_tile<d, key_rows>(v_shared, v + key_begin * p.stride, p.stride, p.seqlen - key_begin, p.head_dim);
+    copy_tile<d, key_rows>(v_shared, v + key_begin * p.stride, p.stride, p.seqlen - key_begin,
+                           p.head_dim);
 
     float s[m_tiles][key_tiles][4] = {};
     if (active) {
@@ -275,7 +298,8 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
       for (int step = 0; step < d / 16; ++step) {
         unsigned a[m_tiles][4];
 #pragma unroll
-        for (int m = 0; m < m_tiles; ++m) load_matrices(a[m], q_lane + (m * 16 * pitch<d> + step * 16) * 2);
+        for (int m = 0; m < m_tiles; ++m)
+          load_matrices(a[m], q_lane + (m * 16 * pitch<d> + step * 16) * 2);
 #pragma unroll
         for (int n = 0; n < key_tiles; n += 2) {
           unsigned b[4];
@@ -292,10 +316,12 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
     wait_for_copies();
     __syncthreads();  // V is here for all; all are done with K
     if (tile > first_tile)
-      copy_tile<d, key_rows>(k_shared, k + (key_begin - key_rows) * p.stride, p.stride, p.seqlen - key_begin + key_rows, p.head_dim);
+      copy_tile<d, key_rows>(k_shared, k + (key_begin - key_rows) * p.stride, p.stride,
+                             p.seqlen - key_begin + key_rows, p.head_dim);
     if (!active) continue;
 
-    const int lane_key = key_begin + lane % 4 * 2;  // element i of s[m][n] is key lane_key + 8 n + i % 2 …
+    const int lane_key =
+        key_begin + lane % 4 * 2;  // element i of s[m][n] is key lane_key + 8 n + i % 2 …
     const int lane_query = first_query + lane / 4;  // … of query lane_query + 16 m + i / 2 · 8
     if constexpr (modified) {
 #pragma unroll
@@ -303,7 +329,9 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           const int key = lane_key + 8 * n + j;
-          const float bias = p.key_bias != nullptr && key < p.seqlen ? p.key_bias[head * p.key_bias_stride + key] : 0.0f;
+          const float bias = p.key_bias != nullptr && key < p.seqlen
+                                 ? p.key_bias[head * p.key_bias_stride + key]
+                                 : 0.0f;
 #pragma unroll
           for (int m = 0; m < m_tiles; ++m)
 #pragma unroll
@@ -336,13 +364,17 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
         const float old_max = row_max[m][h];
         float new_max = old_max;
 #pragma unroll
-        for (int n = 0; n < key_tiles; ++n) new_max = fmaxf(new_max, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
+        for (int n = 0; n < key_tiles; ++n)
+          new_max = fmaxf(new_max, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
         new_max = fmaxf(new_max, __shfl_xor_sync(all_lanes, new_max, 1));
         new_max = fmaxf(new_max, __shfl_xor_sync(all_lanes, new_max, 2));
         row_max[m][h] = new_max;
         changed = changed || new_max != old_max;
-        correction[m][h] = new_max != old_max ? exp2_approx((old_max - new_max) * to_exponent) : 1.0f;
-        const float shift = new_max == -INFINITY ? 0.0f : new_max * to_exponent;  // a row may see nothing of this tile
+        correction[m][h] =
+            new_max != old_max ? exp2_approx((old_max - new_max) * to_exponent) : 1.0f;
+        const float shift = new_max == -INFINITY
+                                ? 0.0f
+                                : new_max * to_exponent;  // a row may see nothing of this tile
         float sum = 0.0f;
 #pragma unroll
         for (int n = 0; n < key_tiles; ++n)
@@ -368,7 +400,8 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
 #pragma unroll
       for (int m = 0; m < m_tiles; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[m][i] = pack(s[m][2 * step + i / 2][i % 2 * 2], s[m][2 * step + i / 2][i % 2 * 2 + 1]);
+        for (int i = 0; i < 4; ++i)
+          a[m][i] = pack(s[m][2 * step + i / 2][i % 2 * 2], s[m][2 * step + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
       for (int n = 0; n < d_tiles; n += 2) {
         unsigned b[4];
@@ -382,7 +415,8 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
     }
   }
 
-  // O / l, through this warp's own rows of the Q tile, so that the stores to memory are 16 bytes wide.
+  // O / l, through this warp's own rows of the Q tile, so that the stores to memory are 16 bytes
+  // wide.
   __syncwarp();
 #pragma unroll
   for (int m = 0; m < m_tiles; ++m)
@@ -399,7 +433,8 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
             pack(o[m][n][2 * h] * inverse, o[m][n][2 * h + 1] * inverse);
     }
   __syncwarp();
-  __nv_bfloat16* const out = p.out + (sample_row + first_query) * p.out_stride + std::int64_t{head} * p.head_dim;
+  __nv_bfloat16* const out =
+      p.out + (sample_row + first_query) * p.out_stride + std::int64_t{head} * p.head_dim;
   const int valid_rows = min(warp_rows, p.seqlen - first_query);
   const int chunks = p.head_dim / 8;
   for (int index = lane; index < valid_rows * chunks; index += warp) {
@@ -415,42 +450,50 @@ void launch(const AttentionArguments& arguments, Stream& stream) {
   const std::int64_t query_blocks = (arguments.seqlen + query_rows<d> - 1) / query_rows<d>;
   const std::int64_t blocks = query_blocks * arguments.samples * arguments.columns.heads;
   require(blocks <= INT32_MAX, "attention: more blocks than one launch can hold");
-  // Without a change of the scores, the scale is applied in the exponent; the row maximum then needs a positive one.
-  const bool modified = arguments.soft_cap > 0.0f || arguments.key_bias != nullptr || !(arguments.scale > 0.0f);
+  // Without a change of the scores, the scale is applied in the exponent; the row maximum then
+  // needs a positive one.
+  const bool modified =
+      arguments.soft_cap > 0.0f || arguments.key_bias != nullptr || !(arguments.scale > 0.0f);
   const auto kernel = modified ? &attention_kernel<d, true> : &attention_kernel<d, false>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<d>));
-  kernel<<<static_cast<unsigned>(blocks), attention_threads, shared_bytes<d>, stream.cuda().stream>>>(arguments);
+  kernel<<<static_cast<unsigned>(blocks), attention_threads, shared_bytes<d>,
+           stream.cuda().stream>>>(arguments);
   check_launch();
 }
 
 bool columns_aligned(const HeadLayout& layout) {
-  return layout.head_dim % 8 == 0 && layout.q_group_stride % 8 == 0 && layout.kv_stride % 8 == 0 && layout.k_begin % 8 == 0 &&
-         layout.v_begin % 8 == 0;
+  return layout.head_dim % 8 == 0 && layout.q_group_stride % 8 == 0 && layout.kv_stride % 8 == 0 &&
+         layout.k_begin % 8 == 0 && layout.v_begin % 8 == 0;
 }
 
 }  // namespace
 
-void rope(Tensor qkv, const HeadLayout& layout, Matrix<const float> inverse_frequencies, float amplitude, bool interleaved,
-          std::int64_t seqlen, Stream& stream) {
-  require(qkv.rows <= INT32_MAX && layout.width() <= INT32_MAX, "rope: the matrix is larger than one launch can hold");
+void rope(Tensor qkv, const HeadLayout& layout, Matrix<const float> inverse_frequencies,
+          float amplitude, bool interleaved, std::int64_t seqlen, Stream& stream) {
+  require(qkv.rows <= INT32_MAX && layout.width() <= INT32_MAX,
+          "rope: the matrix is larger than one launch can hold");
   const auto half = static_cast<int>(inverse_frequencies.cols);
   if (qkv.rows == 0 || half == 0) return;
   auto* data = static_cast<__nv_bfloat16*>(qkv.data);
   const auto grid = static_cast<unsigned>(qkv.rows);
   const auto head_dim = static_cast<int>(layout.head_dim);
   const std::size_t table_bytes = 2 * static_cast<std::size_t>(half) * sizeof(float);
-  const bool vectors = aligned16(qkv.data) && qkv.stride % 8 == 0 && columns_aligned(layout) && (interleaved ? 2 * half : half) % 8 == 0;
-  const auto kernel =
-      interleaved ? (vectors ? &rope_kernel<8, true> : &rope_kernel<2, true>) : (vectors ? &rope_kernel<8, false> : &rope_kernel<1, false>);
-  kernel<<<grid, rope_threads, table_bytes, stream.cuda().stream>>>(data, qkv.stride, columns_of(layout), head_dim,
-                                                                    inverse_frequencies.data, half, amplitude, seqlen);
+  const bool vectors = aligned16(qkv.data) && qkv.stride % 8 == 0 && columns_aligned(layout) &&
+                       (interleaved ? 2 * half : half) % 8 == 0;
+  const auto kernel = interleaved ? (vectors ? &rope_kernel<8, true> : &rope_kernel<2, true>)
+                                  : (vectors ? &rope_kernel<8, false> : &rope_kernel<1, false>);
+  kernel<<<grid, rope_threads, table_bytes, stream.cuda().stream>>>(
+      data, qkv.stride, columns_of(layout), head_dim, inverse_frequencies.data, half, amplitude,
+      seqlen);
   check_launch();
 }
 
-void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen, const AttentionOptions& options, Tensor out,
-               Stream& stream) {
-  require(columns_aligned(layout) && qkv.stride % 8 == 0 && out.stride % 8 == 0 && aligned16(qkv.data) && aligned16(out.data),
-          "attention: on CUDA head_dim, the columns of the heads and the row strides must be multiples of 8 elements");
+void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
+               const AttentionOptions& options, Tensor out, Stream& stream) {
+  require(columns_aligned(layout) && qkv.stride % 8 == 0 && out.stride % 8 == 0 &&
+              aligned16(qkv.data) && aligned16(out.data),
+          "attention: on CUDA head_dim, the columns of the heads and the row strides must be "
+          "multiples of 8 elements");
   if (qkv.rows == 0) return;
   require(qkv.rows * layout.heads <= INT32_MAX, "attention: rows times heads exceed one launch");
 
@@ -465,7 +508,8 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen, c
   arguments.samples = static_cast<int>(qkv.rows / seqlen);
   arguments.seqlen = static_cast<int>(seqlen);
   arguments.head_dim = static_cast<int>(layout.head_dim);
-  arguments.window = static_cast<int>(options.window > 0 ? std::min(options.window, seqlen) : seqlen);
+  arguments.window =
+      static_cast<int>(options.window > 0 ? std::min(options.window, seqlen) : seqlen);
   arguments.scale = options.scale;
   arguments.soft_cap = options.soft_cap;
   if (layout.head_dim <= 32) return launch<32>(arguments, stream);

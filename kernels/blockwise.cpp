@@ -12,14 +12,16 @@ namespace qpipe {
 
 namespace {
 
-constexpr std::int64_t chunk_elements = 4096;  // the largest block; a chunk is the work of one step of a thread
+constexpr std::int64_t chunk_elements =
+    4096;  // the largest block; a chunk is the work of one step of a thread
 constexpr float smallest_absmax = 1e-38f;
 
 // max |x| by its bits: NaN is above infinity.
 QPIPE_SIMD_CLONES float largest_magnitude(const float* x, std::int64_t count) {
   std::uint32_t largest = 0;
 #pragma omp simd reduction(max : largest)
-  for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
+  for (std::int64_t i = 0; i < count; ++i)
+    largest = std::max(largest, std::bit_cast<std::uint32_t>(x[i]) & 0x7fffffffu);
   return std::bit_cast<float>(largest);
 }
 
@@ -49,28 +51,34 @@ CodeSteps code_steps(const FourBitTable& table) {
   return steps;
 }
 
-// Written out for the compiler, which makes vectors of the loop around it but not of a nest of loops. NaN is above all thresholds.
+// Written out for the compiler, which makes vectors of the loop around it but not of a nest of
+// loops. NaN is above all thresholds.
 template <std::size_t... k>
-[[gnu::always_inline]] inline std::int32_t sum_of_steps(float x, const CodeSteps& steps, std::index_sequence<k...>) {
+[[gnu::always_inline]] inline std::int32_t sum_of_steps(float x, const CodeSteps& steps,
+                                                        std::index_sequence<k...>) {
   return (steps.first + ... + (x <= steps.threshold[k] ? 0 : steps.step[k]));
 }
 
-QPIPE_SIMD_CLONES void find_codes(const float* __restrict w, std::int64_t count, float reciprocal, const CodeSteps& __restrict steps,
+QPIPE_SIMD_CLONES void find_codes(const float* __restrict w, std::int64_t count, float reciprocal,
+                                  const CodeSteps& __restrict steps,
                                   std::uint8_t* __restrict code) {
   const CodeSteps local = steps;
 #pragma omp simd
   for (std::int64_t i = 0; i < count; ++i)
-    code[i] = static_cast<std::uint8_t>(sum_of_steps(w[i] * reciprocal, local, std::make_index_sequence<15>{}));
+    code[i] = static_cast<std::uint8_t>(
+        sum_of_steps(w[i] * reciprocal, local, std::make_index_sequence<15>{}));
 }
 
-QPIPE_SIMD_CLONES void pack_pairs(const std::uint8_t* code, std::int64_t pairs, std::uint8_t* packed) {
+QPIPE_SIMD_CLONES void pack_pairs(const std::uint8_t* code, std::int64_t pairs,
+                                  std::uint8_t* packed) {
 #pragma omp simd
-  for (std::int64_t i = 0; i < pairs; ++i) packed[i] = static_cast<std::uint8_t>(code[2 * i] << 4 | code[2 * i + 1]);
+  for (std::int64_t i = 0; i < pairs; ++i)
+    packed[i] = static_cast<std::uint8_t>(code[2 * i] << 4 | code[2 * i + 1]);
 }
 
 template <class T>
-void quantize_from(const T* w, std::int64_t count, const FourBitTable& table, std::int64_t block_size, float* absmax,
-                   std::uint8_t* packed) {
+void quantize_from(const T* w, std::int64_t count, const FourBitTable& table,
+                   std::int64_t block_size, float* absmax, std::uint8_t* packed) {
   const CodeSteps steps = code_steps(table);
   const std::int64_t chunks = block_count(count, chunk_elements);
 #pragma omp parallel for schedule(static)
@@ -103,12 +111,13 @@ void store(float value, f16& out) { out = to_f16(value); }
 void store(float value, bf16& out) { out = to_bf16(value); }
 
 template <class T>
-void dequantize_to(const std::uint8_t* packed, const float* absmax, const FourBitTable& table, std::int64_t block_size, T* w,
-                   std::int64_t count) {
+void dequantize_to(const std::uint8_t* packed, const float* absmax, const FourBitTable& table,
+                   std::int64_t block_size, T* w, std::int64_t count) {
 #pragma omp parallel for schedule(static)
   for (std::int64_t block = 0; block < block_count(count, block_size); ++block) {
     T value[16];
-    for (std::size_t code = 0; code < 16; ++code) store(table.value[code] * absmax[block], value[code]);
+    for (std::size_t code = 0; code < 16; ++code)
+      store(table.value[code] * absmax[block], value[code]);
     const std::int64_t begin = block * block_size;
     const std::int64_t end = std::min(begin + block_size, count);
     std::int64_t i = begin;
@@ -121,19 +130,25 @@ void dequantize_to(const std::uint8_t* packed, const float* absmax, const FourBi
   }
 }
 
-void check_blocks(std::int64_t elements, std::int64_t block_size, std::int64_t maxima, std::int64_t bytes) {
-  require(is_block_size(block_size), "blockwise: block_size must be a power of two from 32 to 4096");
-  require(maxima == block_count(elements, block_size), "blockwise: absmax must have one element for each block");
-  require(bytes == (elements + 1) / 2, "blockwise: packed must have one byte for each two elements");
+void check_blocks(std::int64_t elements, std::int64_t block_size, std::int64_t maxima,
+                  std::int64_t bytes) {
+  require(is_block_size(block_size),
+          "blockwise: block_size must be a power of two from 32 to 4096");
+  require(maxima == block_count(elements, block_size),
+          "blockwise: absmax must have one element for each block");
+  require(bytes == (elements + 1) / 2,
+          "blockwise: packed must have one byte for each two elements");
 }
 
 template <class Void>
 void check_weight(const AnyMatrix<Void>& w) {
-  require(w.dtype == DType::f32 || w.dtype == DType::f16 || w.dtype == DType::bf16, "blockwise: w must be f32, f16 or bf16");
+  require(w.dtype == DType::f32 || w.dtype == DType::f16 || w.dtype == DType::bf16,
+          "blockwise: w must be f32, f16 or bf16");
   require(w.contiguous() || w.rows <= 1, "blockwise: w must be contiguous");
 }
 
-// Σ of 256 elements (absent ones are 0) as a tree: i + 128, then i + 64, … The CUDA kernel adds in the same order.
+// Σ of 256 elements (absent ones are 0) as a tree: i + 128, then i + 64, … The CUDA kernel adds in
+// the same order.
 double tree_sum(std::array<double, 256>& x) {
   for (std::size_t half = 128; half > 0; half /= 2)
     for (std::size_t i = 0; i < half; ++i) x[i] += x[i + half];
@@ -153,7 +168,8 @@ float mean(const float* x, std::int64_t count) {
   std::vector<double> sums(static_cast<std::size_t>(blocks));
 #pragma omp parallel for schedule(static)
   for (std::int64_t b = 0; b < blocks; ++b)
-    sums[static_cast<std::size_t>(b)] = block_sum(x + b * absmax_block_size, std::min(absmax_block_size, count - b * absmax_block_size));
+    sums[static_cast<std::size_t>(b)] = block_sum(
+        x + b * absmax_block_size, std::min(absmax_block_size, count - b * absmax_block_size));
   for (std::size_t b = 0; b < sums.size(); ++b) lane[b % 256] += sums[b];
   return static_cast<float>(tree_sum(lane) / static_cast<double>(count));
 }
@@ -163,7 +179,8 @@ std::uint8_t map_code(float x, const MapThresholds& thresholds) {
   x = x > -1.0f ? std::min(x, 1.0f) : -1.0f;
   const auto step = static_cast<std::int32_t>(std::fma((x + 1.0f) * 0.5f, 65535.0f, 0.5f));
   const float nearest = -1.0f + static_cast<float>(2 * step) / 65535.0f;
-  const auto below = std::lower_bound(std::begin(thresholds.value), std::end(thresholds.value), nearest);
+  const auto below =
+      std::lower_bound(std::begin(thresholds.value), std::end(thresholds.value), nearest);
   return static_cast<std::uint8_t>(below - std::begin(thresholds.value));
 }
 
@@ -176,8 +193,8 @@ MapThresholds map_thresholds() {
 
 }  // namespace
 
-void quantize_blocks(ConstTensor w, FourBitKind kind, std::int64_t block_size, Matrix<float> absmax, Matrix<std::uint8_t> packed,
-                     Stream& stream) {
+void quantize_blocks(ConstTensor w, FourBitKind kind, std::int64_t block_size, Matrix<float> absmax,
+                     Matrix<std::uint8_t> packed, Stream& stream) {
   check_weight(w);
   check_blocks(w.size(), block_size, absmax.size(), packed.size());
   if (w.size() == 0) return;
@@ -185,24 +202,37 @@ void quantize_blocks(ConstTensor w, FourBitKind kind, std::int64_t block_size, M
     if (stream.on_cuda()) return cuda::quantize_blocks(w, kind, block_size, absmax, packed, stream);
   const FourBitTable table = four_bit_table(kind);
   switch (w.dtype) {
-    case DType::f16: return quantize_from(static_cast<const f16*>(w.data), w.size(), table, block_size, absmax.data, packed.data);
-    case DType::bf16: return quantize_from(static_cast<const bf16*>(w.data), w.size(), table, block_size, absmax.data, packed.data);
-    default: return quantize_from(static_cast<const float*>(w.data), w.size(), table, block_size, absmax.data, packed.data);
+    case DType::f16:
+      return quantize_from(static_cast<const f16*>(w.data), w.size(), table, block_size,
+                           absmax.data, packed.data);
+    case DType::bf16:
+      return quantize_from(static_cast<const bf16*>(w.data), w.size(), table, block_size,
+                           absmax.data, packed.data);
+    default:
+      return quantize_from(static_cast<const float*>(w.data), w.size(), table, block_size,
+                           absmax.data, packed.data);
   }
 }
 
-void dequantize_blocks(Matrix<const std::uint8_t> packed, Matrix<const float> absmax, FourBitKind kind, std::int64_t block_size, Tensor w,
-                       Stream& stream) {
+void dequantize_blocks(Matrix<const std::uint8_t> packed, Matrix<const float> absmax,
+                       FourBitKind kind, std::int64_t block_size, Tensor w, Stream& stream) {
   check_weight(w);
   check_blocks(w.size(), block_size, absmax.size(), packed.size());
   if (w.size() == 0) return;
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::dequantize_blocks(packed, absmax, kind, block_size, w, stream);
+    if (stream.on_cuda())
+      return cuda::dequantize_blocks(packed, absmax, kind, block_size, w, stream);
   const FourBitTable table = four_bit_table(kind);
   switch (w.dtype) {
-    case DType::f16: return dequantize_to(packed.data, absmax.data, table, block_size, static_cast<f16*>(w.data), w.size());
-    case DType::bf16: return dequantize_to(packed.data, absmax.data, table, block_size, static_cast<bf16*>(w.data), w.size());
-    default: return dequantize_to(packed.data, absmax.data, table, block_size, static_cast<float*>(w.data), w.size());
+    case DType::f16:
+      return dequantize_to(packed.data, absmax.data, table, block_size, static_cast<f16*>(w.data),
+                           w.size());
+    case DType::bf16:
+      return dequantize_to(packed.data, absmax.data, table, block_size, static_cast<bf16*>(w.data),
+                           w.size());
+    default:
+      return dequantize_to(packed.data, absmax.data, table, block_size, static_cast<float*>(w.data),
+                           w.size());
   }
 }
 
@@ -216,7 +246,8 @@ std::array<float, 256> dynamic_map() {
     const float step = (1.0f - 0.1f) / static_cast<float>(steps);
     // linspace counts from the nearer end.
     const auto boundary = [&](int k) {
-      return k < half ? std::fma(step, static_cast<float>(k), 0.1f) : std::fma(-step, static_cast<float>(steps - k), 1.0f);
+      return k < half ? std::fma(step, static_cast<float>(k), 0.1f)
+                      : std::fma(-step, static_cast<float>(steps - k), 1.0f);
     };
     for (int k = 0; k < steps; ++k) {
       const float midpoint = (boundary(k) + boundary(k + 1)) / 2.0f;
@@ -230,38 +261,48 @@ std::array<float, 256> dynamic_map() {
   return map;
 }
 
-void quantize_absmax(Matrix<const float> absmax, Matrix<float> offset, Matrix<std::uint8_t> code, Matrix<float> nested_absmax,
-                     Stream& stream) {
+void quantize_absmax(Matrix<const float> absmax, Matrix<float> offset, Matrix<std::uint8_t> code,
+                     Matrix<float> nested_absmax, Stream& stream) {
   const std::int64_t count = absmax.size();
-  require(count > 0 && offset.size() == 1 && code.size() == count && nested_absmax.size() == block_count(count, absmax_block_size),
-          "quantize_absmax: absmax and code must be [1, n] with n > 0, offset [1, 1], nested_absmax [1, n/256 rounded up]");
+  require(count > 0 && offset.size() == 1 && code.size() == count &&
+              nested_absmax.size() == block_count(count, absmax_block_size),
+          "quantize_absmax: absmax and code must be [1, n] with n > 0, offset [1, 1], "
+          "nested_absmax [1, n/256 rounded up]");
   const MapThresholds thresholds = map_thresholds();
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::quantize_absmax(absmax, thresholds, offset, code, nested_absmax, stream);
+    if (stream.on_cuda())
+      return cuda::quantize_absmax(absmax, thresholds, offset, code, nested_absmax, stream);
   offset.data[0] = mean(absmax.data, count);
 #pragma omp parallel for schedule(static)
   for (std::int64_t block = 0; block < nested_absmax.size(); ++block) {
     const std::int64_t begin = block * absmax_block_size;
     const std::int64_t size = std::min(absmax_block_size, count - begin);
     std::array<float, 256> y;
-    for (std::int64_t i = 0; i < size; ++i) y[static_cast<std::size_t>(i)] = absmax.data[begin + i] - offset.data[0];
+    for (std::int64_t i = 0; i < size; ++i)
+      y[static_cast<std::size_t>(i)] = absmax.data[begin + i] - offset.data[0];
     const float largest = largest_magnitude(y.data(), size);
     nested_absmax.data[block] = largest;
     const float reciprocal = 1.0f / largest;
     for (std::int64_t i = 0; i < size; ++i)
-      code.data[begin + i] = largest == 0.0f ? std::uint8_t{0} : map_code(y[static_cast<std::size_t>(i)] * reciprocal, thresholds);
+      code.data[begin + i] =
+          largest == 0.0f ? std::uint8_t{0}
+                          : map_code(y[static_cast<std::size_t>(i)] * reciprocal, thresholds);
   }
 }
 
-void dequantize_absmax(Matrix<const std::uint8_t> code, Matrix<const float> map, Matrix<const float> nested_absmax, std::int64_t block_size,
-                       float offset, Matrix<float> absmax, Stream& stream) {
-  require(
-      block_size > 0 && map.size() == 256 && absmax.size() == code.size() && nested_absmax.size() == block_count(code.size(), block_size),
-      "dequantize_absmax: code and absmax must be [1, n], map [1, 256], nested_absmax [1, n/block_size rounded up]");
+void dequantize_absmax(Matrix<const std::uint8_t> code, Matrix<const float> map,
+                       Matrix<const float> nested_absmax, std::int64_t block_size, float offset,
+                       Matrix<float> absmax, Stream& stream) {
+  require(block_size > 0 && map.size() == 256 && absmax.size() == code.size() &&
+              nested_absmax.size() == block_count(code.size(), block_size),
+          "dequantize_absmax: code and absmax must be [1, n], map [1, 256], nested_absmax [1, "
+          "n/block_size rounded up]");
   if (code.size() == 0) return;
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::dequantize_absmax(code, map, nested_absmax, block_size, offset, absmax, stream);
-  for (std::int64_t i = 0; i < code.size(); ++i) absmax.data[i] = map.data[code.data[i]] * nested_absmax.data[i / block_size] + offset;
+    if (stream.on_cuda())
+      return cuda::dequantize_absmax(code, map, nested_absmax, block_size, offset, absmax, stream);
+  for (std::int64_t i = 0; i < code.size(); ++i)
+    absmax.data[i] = map.data[code.data[i]] * nested_absmax.data[i / block_size] + offset;
 }
 
 }  // namespace qpipe

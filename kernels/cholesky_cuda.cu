@@ -12,24 +12,29 @@ namespace {
 
 constexpr int leaf = cholesky_leaf;
 constexpr int sub = cholesky_sub;
-constexpr int pitch = leaf + 4;    // of rows in shared memory: aligned for float4, eight neighbouring rows in different banks
+constexpr int pitch =
+    leaf +
+    4;  // of rows in shared memory: aligned for float4, eight neighbouring rows in different banks
 constexpr int leaf_threads = 384;  // two warps for each 32 x 32 block of the first update
 constexpr int solve_rows = 64;
 constexpr int solve_threads = leaf;
 constexpr int leaf_shared_bytes = sizeof(float) * leaf * pitch;
-constexpr int solve_shared_bytes = sizeof(float) * (leaf + solve_rows) * pitch;  // 99 KiB: what every GPU from sm_80 on has
-constexpr std::int64_t depth = cholesky_block;                                   // columns in one product on tensor cores
+constexpr int solve_shared_bytes =
+    sizeof(float) * (leaf + solve_rows) * pitch;  // 99 KiB: what every GPU from sm_80 on has
+constexpr std::int64_t depth = cholesky_block;    // columns in one product on tensor cores
 constexpr std::int64_t parts_stride = 4 * cholesky_block;
 
-// What tensor cores lose of the sum so far each time that they add a column: they add 16 at once, and truncate to 24 bits.
+// What tensor cores lose of the sum so far each time that they add a column: they add 16 at once,
+// and truncate to 24 bits.
 constexpr float truncation = 12.0f * 0x1p-32f;
 
 // The four consecutive values of a row in shared memory.
 __device__ float4 four(const float* row) { return *reinterpret_cast<const float4*>(row); }
 
-// a ← L in the lower triangle of a [w, w], w ≤ 128, whose diagonal is given apart; inverse[32 b + i, j] ← (L_bb)⁻¹_ij of the four 32 x 32
-// blocks on the diagonal. One thread block.
-__global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, const double* diagonal, float* inverse) {
+// a ← L in the lower triangle of a [w, w], w ≤ 128, whose diagonal is given apart; inverse[32 b +
+// i, j] ← (L_bb)⁻¹_ij of the four 32 x 32 blocks on the diagonal. One thread block.
+__global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, const double* diagonal,
+                                                            float* inverse) {
   extern __shared__ __align__(16) float shared[];
   __shared__ __align__(16) float transposed[sub][sub + 4];
   __shared__ float reciprocal[leaf];
@@ -67,7 +72,8 @@ __global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, con
 #pragma unroll
       for (int k = 0; k < sub; ++k) {
         const float guess = rsqrtf(pivot[k]);
-        const float inverse_root = guess + 0.5f * guess * (1.0f - pivot[k] * guess * guess);  // a Newton step
+        const float inverse_root =
+            guess + 0.5f * guess * (1.0f - pivot[k] * guess * guess);  // a Newton step
         const float l = lane >= k ? row[k] * inverse_root : 0.0f;
         row[k] = l;
         if (lane == k) reciprocal[b + k] = inverse_root;
@@ -111,7 +117,8 @@ __global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, con
         }
       }
 #pragma unroll
-      for (int k = 0; k < sub; k += 4) *reinterpret_cast<float4*>(row + k) = make_float4(x[k], x[k + 1], x[k + 2], x[k + 3]);
+      for (int k = 0; k < sub; k += 4)
+        *reinterpret_cast<float4*>(row + k) = make_float4(x[k], x[k + 1], x[k + 2], x[k + 3]);
     }
     __syncthreads();
 
@@ -170,7 +177,8 @@ __global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, con
   }
 }
 
-// Where hi, lo, hi, hi of 128 columns go, which begin at `column` of the 512; rows before first_row do not.
+// Where hi, lo, hi, hi of 128 columns go, which begin at `column` of the 512; rows before first_row
+// do not.
 struct Parts {
   __half* data;
   std::int64_t column;
@@ -188,7 +196,8 @@ __device__ Halves split(float value, float loss) {
   return {hi, __float2half_rn(__fmaf_rn(0.5f * loss, value, value - __half2float(hi)))};
 }
 
-// Four columns of a row of P, from `column` on, as hi, lo, hi, hi. In the reverse order: the last of a product comes first.
+// Four columns of a row of P, from `column` on, as hi, lo, hi, hi. In the reverse order: the last
+// of a product comes first.
 __device__ void store_parts(float4 v, std::int64_t column, __half* row) {
   const float value[4] = {v.w, v.z, v.y, v.x};
   const std::int64_t place = depth - 4 - column;
@@ -208,9 +217,11 @@ __device__ void store_parts(float4 v, std::int64_t column, __half* row) {
   *reinterpret_cast<uint2*>(out + 3 * depth) = hi.word;
 }
 
-// x ← x L⁻ᵀ, 64 rows a thread block; L [128, 128] with the inverses of its 32 x 32 diagonal blocks. diagonal[i] −= Σ_k x[i, k]².
-__global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float> l, const float* inverse, Matrix<float> x, double* diagonal,
-                                                             Parts parts) {
+// x ← x L⁻ᵀ, 64 rows a thread block; L [128, 128] with the inverses of its 32 x 32 diagonal blocks.
+// diagonal[i] −= Σ_k x[i, k]².
+__global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float> l,
+                                                             const float* inverse, Matrix<float> x,
+                                                             double* diagonal, Parts parts) {
   extern __shared__ __align__(16) float shared[];
   const auto t = reinterpret_cast<float(*)[pitch]>(shared);
   const auto y = reinterpret_cast<float(*)[pitch]>(shared + leaf * pitch);
@@ -225,7 +236,8 @@ __global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float>
   }
   for (int i = 0; i < solve_rows; ++i) {
     if (i < rows)
-      __pipeline_memcpy_async(&y[i][column], &x.data[(row0 + i) * x.stride + column], sizeof(float));
+      __pipeline_memcpy_async(&y[i][column], &x.data[(row0 + i) * x.stride + column],
+                              sizeof(float));
     else
       y[i][column] = 0.0f;
   }
@@ -291,7 +303,8 @@ __global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float>
   for (int r = threadIdx.x / 32; r < rows; r += solve_threads / 32) {
     if (row0 + r < parts.first_row) continue;
     const int k = threadIdx.x % 32 * 4;
-    store_parts(four(&y[r][k]), parts.column + k, parts.data + (row0 + r - parts.first_row) * parts_stride);
+    store_parts(four(&y[r][k]), parts.column + k,
+                parts.data + (row0 + r - parts.first_row) * parts_stride);
   }
 }
 
@@ -299,51 +312,62 @@ __global__ __launch_bounds__(solve_threads) void solve_panel(Matrix<const float>
 constexpr int split_threads = depth / 4;
 __global__ __launch_bounds__(split_threads) void split_panel(const float* panel, __half* parts) {
   const int k = threadIdx.x * 4;
-  store_parts(four(panel + std::int64_t{blockIdx.x} * depth + k), k, parts + std::int64_t{blockIdx.x} * parts_stride);
+  store_parts(four(panel + std::int64_t{blockIdx.x} * depth + k), k,
+              parts + std::int64_t{blockIdx.x} * parts_stride);
 }
 
 // to ← from, 512 columns at most. A thread block a row.
 constexpr int copy_threads = depth / 4;
-__global__ __launch_bounds__(copy_threads) void copy_panel(Matrix<const float> from, Matrix<float> to) {
+__global__ __launch_bounds__(copy_threads) void copy_panel(Matrix<const float> from,
+                                                           Matrix<float> to) {
   const std::int64_t i = blockIdx.x;
   const int j = threadIdx.x;
   float value[4];  // all are under way before the first is written
 #pragma unroll
   for (int c = 0; c < 4; ++c)
-    if (j + c * copy_threads < to.cols) value[c] = from.data[i * from.stride + j + c * copy_threads];
+    if (j + c * copy_threads < to.cols)
+      value[c] = from.data[i * from.stride + j + c * copy_threads];
 #pragma unroll
   for (int c = 0; c < 4; ++c)
     if (j + c * copy_threads < to.cols) to.data[i * to.stride + j + c * copy_threads] = value[c];
 }
 
 // The trailing update: the lower triangle of c takes c −= P Pᵀ.
-// parts [m, 2048] holds P as hi, lo, hi, hi of its 512 columns, so that [lo hi hi] [hi lo hi]ᵀ is one product with the
-// small terms first, and its two factors overlap in memory. Null: the product is one of P itself in float32, 128 columns at a time.
+// parts [m, 2048] holds P as hi, lo, hi, hi of its 512 columns, so that [lo hi hi] [hi lo hi]ᵀ is
+// one product with the small terms first, and its two factors overlap in memory. Null: the product
+// is one of P itself in float32, 128 columns at a time.
 struct TrailingUpdate {
   cublasHandle_t cublas;
   const __half* parts;
   Matrix<const float> p;
   Matrix<float> c;
 
-  // `count` blocks [rows, cols] of c, from (i, j) on, each `step` rows and columns after the one before.
-  void subtract(std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols, std::int64_t step, std::int64_t count) const {
+  // `count` blocks [rows, cols] of c, from (i, j) on, each `step` rows and columns after the one
+  // before.
+  void subtract(std::int64_t i, std::int64_t j, std::int64_t rows, std::int64_t cols,
+                std::int64_t step, std::int64_t count) const {
     if (rows <= 0 || cols <= 0 || count <= 0) return;
     const float minus_one = -1.0f;
     const float one = 1.0f;
     // Row-major [i, j] is column-major [j, i].
-    const auto multiply = [&](const void* left, const void* right, cudaDataType_t type, std::int64_t stride, std::int64_t columns) {
-      check(cublasGemmStridedBatchedEx_64(cublas, CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, columns, &minus_one, right, type, stride,
-                                          step * stride, left, type, stride, step * stride, &one, c.row(i) + j, CUDA_R_32F, c.stride,
-                                          step * (c.stride + 1), count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+    const auto multiply = [&](const void* left, const void* right, cudaDataType_t type,
+                              std::int64_t stride, std::int64_t columns) {
+      check(cublasGemmStridedBatchedEx_64(
+          cublas, CUBLAS_OP_T, CUBLAS_OP_N, cols, rows, columns, &minus_one, right, type, stride,
+          step * stride, left, type, stride, step * stride, &one, c.row(i) + j, CUDA_R_32F,
+          c.stride, step * (c.stride + 1), count, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     };
     if (parts == nullptr) {
-      for (std::int64_t k = 0; k < p.cols; k += leaf) multiply(p.row(i) + k, p.row(j) + k, CUDA_R_32F, p.stride, leaf);
+      for (std::int64_t k = 0; k < p.cols; k += leaf)
+        multiply(p.row(i) + k, p.row(j) + k, CUDA_R_32F, p.stride, leaf);
       return;
     }
-    multiply(parts + i * parts_stride + depth, parts + j * parts_stride, CUDA_R_16F, parts_stride, 3 * depth);
+    multiply(parts + i * parts_stride + depth, parts + j * parts_stride, CUDA_R_16F, parts_stride,
+             3 * depth);
   }
 
-  // Squares on the diagonal, then between each two of them the square below the first; then the same with squares twice as large, …
+  // Squares on the diagonal, then between each two of them the square below the first; then the
+  // same with squares twice as large, …
   void run() const {
     constexpr std::int64_t base = 512;
     const std::int64_t m = c.rows;
@@ -368,7 +392,8 @@ struct Columns {
 std::vector<Columns> cut_trailing(std::int64_t begin, std::int64_t d) {
   std::vector<Columns> ranges;
   for (std::int64_t at = begin; at < d; at = ranges.back().end)
-    ranges.push_back({at, std::min(d, at == begin ? at + cholesky_block : (at / cholesky_unit + 1) * cholesky_unit)});
+    ranges.push_back({at, std::min(d, at == begin ? at + cholesky_block
+                                                  : (at / cholesky_unit + 1) * cholesky_unit)});
   return ranges;
 }
 
@@ -384,7 +409,9 @@ struct Work {
     return {a.row(i) + j, rows, cols, a.stride};
   }
 
-  Columns panel_at(std::int64_t begin) const { return {begin, std::min(a.rows, begin + cholesky_block)}; }
+  Columns panel_at(std::int64_t begin) const {
+    return {begin, std::min(a.rows, begin + cholesky_block)};
+  }
 
   // to: where its parts go, or null.
   void factor_panel(Columns panel, __half* to) const {
@@ -394,23 +421,26 @@ struct Work {
     for (std::int64_t j0 = panel.begin; j0 < panel.end; j0 += leaf) {
       const std::int64_t j1 = std::min(panel.end, j0 + leaf);
       const Matrix<float> block = part(j0, j0, j1 - j0, j1 - j0);
-      factor_leaf<<<1, leaf_threads, leaf_shared_bytes, handles.stream>>>(block, diagonal + j0, inverse);
+      factor_leaf<<<1, leaf_threads, leaf_shared_bytes, handles.stream>>>(block, diagonal + j0,
+                                                                          inverse);
       check_launch();
       if (j1 == d) return;
       const Parts parts_of_leaf{panel.end == d ? nullptr : to, j0 - panel.begin, panel.end - j1};
       const auto thread_blocks = static_cast<unsigned>((d - j1 + solve_rows - 1) / solve_rows);
-      solve_panel<<<thread_blocks, solve_threads, solve_shared_bytes, handles.stream>>>(block, inverse, part(j1, j0, d - j1, leaf),
-                                                                                        diagonal + j1, parts_of_leaf);
+      solve_panel<<<thread_blocks, solve_threads, solve_shared_bytes, handles.stream>>>(
+          block, inverse, part(j1, j0, d - j1, leaf), diagonal + j1, parts_of_leaf);
       check_launch();
       if (j1 < panel.end)  // the columns that are left of the 512
-        check(cublasSgemm_64(handles.cublas(), CUBLAS_OP_T, CUBLAS_OP_N, panel.end - j1, d - j1, leaf, &minus_one, a.row(j1) + j0, a.stride,
-                             a.row(j1) + j0, a.stride, &one, a.row(j1) + j1, a.stride));
+        check(cublasSgemm_64(handles.cublas(), CUBLAS_OP_T, CUBLAS_OP_N, panel.end - j1, d - j1,
+                             leaf, &minus_one, a.row(j1) + j0, a.stride, a.row(j1) + j0, a.stride,
+                             &one, a.row(j1) + j1, a.stride));
     }
   }
 
   TrailingUpdate trailing(Columns panel) const {
     const std::int64_t rows = a.rows - panel.end;
-    return {handles.cublas(), parts, part(panel.end, panel.begin, rows, panel.end - panel.begin), part(panel.end, panel.end, rows, rows)};
+    return {handles.cublas(), parts, part(panel.end, panel.begin, rows, panel.end - panel.begin),
+            part(panel.end, panel.end, rows, rows)};
   }
 
   // From the columns' first row on the diagonal down.
@@ -433,44 +463,59 @@ void factor_alone(const Work& work) {
   }
 }
 
-// No rank's broadcast of a panel is queued behind work that needs a later panel, so whatever a rank waits for comes.
+// No rank's broadcast of a panel is queued behind work that needs a later panel, so whatever a rank
+// waits for comes.
 void factor_in_team(const Work& work, const FactorTeam& team, Stream& stream) {
   const std::int64_t d = work.a.rows;
-  work.handles.cublas();  // takes memory: what may fail on one rank comes before what the others wait for
+  work.handles
+      .cublas();  // takes memory: what may fail on one rank comes before what the others wait for
   const Buffer message(static_cast<std::size_t>(cholesky_message_bytes(d, cholesky_block)), stream);
   Stream beside(Backend::cuda, stream.device(), true);
   Event ready(stream);
   Event arrived(stream);
-  const auto mine = [&](Columns columns) { return columns.begin / cholesky_unit % team.ranks == team.rank; };
+  const auto mine = [&](Columns columns) {
+    return columns.begin / cholesky_unit % team.ranks == team.rank;
+  };
   const auto rows_of = [&](Columns panel) { return d - panel.begin; };
-  const auto in_matrix = [&](Columns panel) { return work.part(panel.begin, panel.begin, rows_of(panel), panel.end - panel.begin); };
+  const auto in_matrix = [&](Columns panel) {
+    return work.part(panel.begin, panel.begin, rows_of(panel), panel.end - panel.begin);
+  };
   const auto in_message = [&](Columns panel) {
-    return Matrix<float>(static_cast<float*>(message.data()), rows_of(panel), panel.end - panel.begin);
+    return Matrix<float>(static_cast<float*>(message.data()), rows_of(panel),
+                         panel.end - panel.begin);
   };
   const auto copy = [&](Matrix<const float> from, Matrix<float> to) {
     copy_panel<<<static_cast<unsigned>(to.rows), copy_threads, 0, work.handles.stream>>>(from, to);
     check_launch();
   };
-  const auto diagonal_bytes = [&](Columns panel) { return static_cast<std::size_t>(d - panel.end) * sizeof(double); };
-  const auto diagonal_in_message = [&](Columns panel) { return in_message(panel).data + in_message(panel).size(); };
+  const auto diagonal_bytes = [&](Columns panel) {
+    return static_cast<std::size_t>(d - panel.end) * sizeof(double);
+  };
+  const auto diagonal_in_message = [&](Columns panel) {
+    return in_message(panel).data + in_message(panel).size();
+  };
 
   const auto factor_and_send = [&](Columns panel) {
     if (mine(panel)) {
       work.factor_panel(panel, nullptr);
       copy(in_matrix(panel), in_message(panel));
-      copy_on_device(diagonal_in_message(panel), work.diagonal + panel.end, diagonal_bytes(panel), stream);
+      copy_on_device(diagonal_in_message(panel), work.diagonal + panel.end, diagonal_bytes(panel),
+                     stream);
     }
     record(ready, stream);  // on other ranks: the message before has been read
     wait_for(ready, beside);
-    team.broadcast(message.data(), static_cast<std::size_t>(cholesky_message_bytes(rows_of(panel), panel.end - panel.begin)),
-                   static_cast<int>(panel.begin / cholesky_unit % team.ranks), beside);
+    team.broadcast(
+        message.data(),
+        static_cast<std::size_t>(cholesky_message_bytes(rows_of(panel), panel.end - panel.begin)),
+        static_cast<int>(panel.begin / cholesky_unit % team.ranks), beside);
     record(arrived, beside);
   };
   const auto take = [&](Columns panel) {
     wait_for(arrived, stream);
     if (!mine(panel)) {
       copy(in_message(panel), in_matrix(panel));
-      copy_on_device(work.diagonal + panel.end, diagonal_in_message(panel), diagonal_bytes(panel), stream);
+      copy_on_device(work.diagonal + panel.end, diagonal_in_message(panel), diagonal_bytes(panel),
+                     stream);
     }
     if (panel.end == d) return;
     split_panel<<<static_cast<unsigned>(d - panel.end), split_threads, 0, work.handles.stream>>>(
@@ -493,8 +538,10 @@ void factor_in_team(const Work& work, const FactorTeam& team, Stream& stream) {
 }  // namespace
 
 void cholesky(Matrix<float> a, Matrix<double> diagonal, const FactorTeam& team, Stream& stream) {
-  check(cudaFuncSetAttribute(factor_leaf, cudaFuncAttributeMaxDynamicSharedMemorySize, leaf_shared_bytes));
-  check(cudaFuncSetAttribute(solve_panel, cudaFuncAttributeMaxDynamicSharedMemorySize, solve_shared_bytes));
+  check(cudaFuncSetAttribute(factor_leaf, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             leaf_shared_bytes));
+  check(cudaFuncSetAttribute(solve_panel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             solve_shared_bytes));
   const std::int64_t d = a.rows;
   const Array<std::uint16_t> parts(cholesky_part_rows(d), parts_stride, stream);
   auto* const half = d <= cholesky_float32 ? nullptr : reinterpret_cast<__half*>(parts.view.data);

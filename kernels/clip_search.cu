@@ -33,19 +33,24 @@ struct alignas(4 * owned) Run {
   float element[owned];
 };
 
-// blockIdx.x: the group; its block of h lies in shared memory, rows of 32 · owned floats filled up with zeros. Each warp takes rows in
-// turn; lane l owns the columns l · owned, … All limits' δ are tried at once, so that an element of h is read once for ten products.
+// blockIdx.x: the group; its block of h lies in shared memory, rows of 32 · owned floats filled up
+// with zeros. Each warp takes rows in turn; lane l owns the columns l · owned, … All limits' δ are
+// tried at once, so that an element of h is read once for ten products.
 template <int owned>
 __global__ void __launch_bounds__(warp* most_warps, 2)
-    search_clip_kernel(Matrix<const float> w, Matrix<const float> h, int group_size, GridOptions options, Matrix<float> limit) {
+    search_clip_kernel(Matrix<const float> w, Matrix<const float> h, int group_size,
+                       GridOptions options, Matrix<float> limit) {
   constexpr int width = warp * owned;
   extern __shared__ float4 shared[];
   auto* block = reinterpret_cast<Run<owned>*>(shared);
-  auto* trials = reinterpret_cast<Trials*>(reinterpret_cast<float*>(shared) + width * group_size) + threadIdx.x / warp * width;
+  auto* trials = reinterpret_cast<Trials*>(reinterpret_cast<float*>(shared) + width * group_size) +
+                 threadIdx.x / warp * width;
   const std::int64_t begin = std::int64_t{blockIdx.x} * group_size;
-  for (int index = static_cast<int>(threadIdx.x); index < group_size * width; index += static_cast<int>(blockDim.x)) {
+  for (int index = static_cast<int>(threadIdx.x); index < group_size * width;
+       index += static_cast<int>(blockDim.x)) {
     const int column = index % width;
-    reinterpret_cast<float*>(shared)[index] = column < group_size ? h.data[(begin + index / width) * h.stride + begin + column] : 0.0f;
+    reinterpret_cast<float*>(shared)[index] =
+        column < group_size ? h.data[(begin + index / width) * h.stride + begin + column] : 0.0f;
   }
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x) % warp;
@@ -66,7 +71,9 @@ __global__ void __launch_bounds__(warp* most_warps, 2)
     lowest = reduce_min(lowest);
     highest = reduce_max(highest);
     const float largest = fmaxf(-lowest, highest);
-    const auto bound = [largest](int step) { return __fmul_rn(largest, __fsub_rn(1.0f, __fdiv_rn(static_cast<float>(step), 20.0f))); };
+    const auto bound = [largest](int step) {
+      return __fmul_rn(largest, __fsub_rn(1.0f, __fdiv_rn(static_cast<float>(step), 20.0f)));
+    };
     Trials trial[owned] = {};
 #pragma unroll
     for (int step = 0; step < clip_steps; ++step) {
@@ -78,7 +85,9 @@ __global__ void __launch_bounds__(warp* most_warps, 2)
       for (int k = 0; k < owned; ++k) {
         const float clipped = fminf(fmaxf(value[k], -bound(step)), bound(step));
         const float code = device_nearest_code(clipped, grid.scale, grid.zero, max_code);
-        trial[k].delta[step] = lane * owned + k < group_size ? __fsub_rn(device_value(code, grid.scale, grid.zero), value[k]) : 0.0f;
+        trial[k].delta[step] = lane * owned + k < group_size
+                                   ? __fsub_rn(device_value(code, grid.scale, grid.zero), value[k])
+                                   : 0.0f;
       }
     }
     __syncwarp();
@@ -93,7 +102,8 @@ __global__ void __launch_bounds__(warp* most_warps, 2)
 #pragma unroll
       for (int k = 0; k < owned; ++k)
 #pragma unroll
-        for (int step = 0; step < clip_steps; ++step) product[k][step] = fmaf(h_j.element[k], delta_j.delta[step], product[k][step]);
+        for (int step = 0; step < clip_steps; ++step)
+          product[k][step] = fmaf(h_j.element[k], delta_j.delta[step], product[k][step]);
     }
     float best = largest;
     float best_error = INFINITY;
@@ -101,7 +111,8 @@ __global__ void __launch_bounds__(warp* most_warps, 2)
     for (int step = 0; step < clip_steps; ++step) {
       float error = 0.0f;
 #pragma unroll
-      for (int k = 0; k < owned; ++k) error = fmaf(trials[lane * owned + k].delta[step], product[k][step], error);
+      for (int k = 0; k < owned; ++k)
+        error = fmaf(trials[lane * owned + k].delta[step], product[k][step], error);
       error = reduce_sum(error);
       if (error < best_error) {
         best_error = error;
@@ -113,25 +124,32 @@ __global__ void __launch_bounds__(warp* most_warps, 2)
 }
 
 template <int owned>
-void launch(Matrix<const float> w, Matrix<const float> h, std::int64_t group_size, const GridOptions& grid, Matrix<float> limit,
-            Stream& stream) {
+void launch(Matrix<const float> w, Matrix<const float> h, std::int64_t group_size,
+            const GridOptions& grid, Matrix<float> limit, Stream& stream) {
   constexpr int width = warp * owned;
   const auto bytes_for = [&](int warps) {
-    return (static_cast<std::size_t>(group_size) * sizeof(float) + static_cast<std::size_t>(warps) * sizeof(Trials)) * width;
+    return (static_cast<std::size_t>(group_size) * sizeof(float) +
+            static_cast<std::size_t>(warps) * sizeof(Trials)) *
+           width;
   };
   int most_bytes = 0;
-  check(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()));
+  check(cudaDeviceGetAttribute(&most_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
+                               stream.device()));
   int warps = most_warps;  // 112 KiB at most; 88 KiB with half of them
   if (bytes_for(warps) > static_cast<std::size_t>(most_bytes)) warps /= 2;
   const std::size_t bytes = bytes_for(warps);
-  check(cudaFuncSetAttribute(search_clip_kernel<owned>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  const dim3 blocks(static_cast<unsigned>(limit.cols), static_cast<unsigned>((w.rows + rows_per_block - 1) / rows_per_block));
+  check(cudaFuncSetAttribute(search_clip_kernel<owned>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)));
+  const dim3 blocks(static_cast<unsigned>(limit.cols),
+                    static_cast<unsigned>((w.rows + rows_per_block - 1) / rows_per_block));
   search_clip_kernel<owned>
-      <<<blocks, static_cast<unsigned>(warps * warp), bytes, stream.cuda().stream>>>(w, h, static_cast<int>(group_size), grid, limit);
+      <<<blocks, static_cast<unsigned>(warps * warp), bytes, stream.cuda().stream>>>(
+          w, h, static_cast<int>(group_size), grid, limit);
   check_launch();
 }
 
-__global__ void clamp_groups_kernel(Matrix<float> w, Matrix<const float> limit, std::int64_t group_size) {
+__global__ void clamp_groups_kernel(Matrix<float> w, Matrix<const float> limit,
+                                    std::int64_t group_size) {
   const std::int64_t c = first_column(1);
   if (c >= w.cols) return;
   for (std::int64_t r = blockIdx.y; r < w.rows; r += gridDim.y) {
@@ -143,8 +161,8 @@ __global__ void clamp_groups_kernel(Matrix<float> w, Matrix<const float> limit, 
 
 }  // namespace
 
-void search_clip(Matrix<const float> w, Matrix<const float> h, std::int64_t group_size, const GridOptions& grid, Matrix<float> limit,
-                 Stream& stream) {
+void search_clip(Matrix<const float> w, Matrix<const float> h, std::int64_t group_size,
+                 const GridOptions& grid, Matrix<float> limit, Stream& stream) {
   if (w.size() == 0) return;
   if (group_size <= 32) return launch<1>(w, h, group_size, grid, limit, stream);
   if (group_size <= 64) return launch<2>(w, h, group_size, grid, limit, stream);
@@ -153,7 +171,8 @@ void search_clip(Matrix<const float> w, Matrix<const float> h, std::int64_t grou
 
 void clamp_groups(Matrix<float> w, Matrix<const float> limit, Stream& stream) {
   if (w.size() == 0) return;
-  clamp_groups_kernel<<<row_grid(w.rows, w.cols, 1), row_threads, 0, stream.cuda().stream>>>(w, limit, w.cols / limit.cols);
+  clamp_groups_kernel<<<row_grid(w.rows, w.cols, 1), row_threads, 0, stream.cuda().stream>>>(
+      w, limit, w.cols / limit.cols);
   check_launch();
 }
 

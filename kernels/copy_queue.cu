@@ -17,9 +17,13 @@ void wait_for_event(CUevent_st* event, int device) {
   check(cudaEventSynchronize(event));
 }
 
-void record_event(CUevent_st* event, Stream& stream) { check(cudaEventRecord(event, stream.cuda().stream)); }
+void record_event(CUevent_st* event, Stream& stream) {
+  check(cudaEventRecord(event, stream.cuda().stream));
+}
 
-void wait_for_event(CUevent_st* event, Stream& stream) { check(cudaStreamWaitEvent(stream.cuda().stream, event, 0)); }
+void wait_for_event(CUevent_st* event, Stream& stream) {
+  check(cudaStreamWaitEvent(stream.cuda().stream, event, 0));
+}
 
 CUstream_st* create_copy_queue(int device) {
   check(cudaSetDevice(device));
@@ -39,7 +43,9 @@ void copy(void* to, const void* from, std::size_t bytes, CUstream_st* queue) {
 
 void record_event(CUevent_st* event, CUstream_st* queue) { check(cudaEventRecord(event, queue)); }
 
-void wait_for_event(CUevent_st* event, CUstream_st* queue) { check(cudaStreamWaitEvent(queue, event, 0)); }
+void wait_for_event(CUevent_st* event, CUstream_st* queue) {
+  check(cudaStreamWaitEvent(queue, event, 0));
+}
 
 void synchronize(CUstream_st* queue) { check(cudaStreamSynchronize(queue)); }
 

@@ -1,7 +1,7 @@
 // Copies that run beside a stream's kernels, and marks by which queues wait for each other.
 //
-// On CUDA a CopyQueue is a CUDA stream of its own and an Event a CUDA event. On the CPU a copy is done when the call returns, and there is
-// nothing to wait for.
+// On CUDA a CopyQueue is a CUDA stream of its own and an Event a CUDA event. On the CPU a copy is
+// done when the call returns, and there is nothing to wait for.
 #pragma once
 
 #include "kernels/stream.h"

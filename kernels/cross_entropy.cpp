@@ -30,17 +30,22 @@ QPIPE_SIMD_CLONES double log_sum_exp(const float* x, std::int64_t count) {
 
 }  // namespace
 
-void cross_entropy(Matrix<const float> logits, Matrix<const std::int32_t> target, Matrix<float> nll, Stream& stream) {
+void cross_entropy(Matrix<const float> logits, Matrix<const std::int32_t> target, Matrix<float> nll,
+                   Stream& stream) {
   require(logits.cols > 0, "cross_entropy: logits must be [tokens, vocab]");
-  require(target.rows == 1 && nll.rows == 1 && target.cols == logits.rows && nll.cols == logits.rows,
-          "cross_entropy: target and nll must be [1, tokens]");
+  require(
+      target.rows == 1 && nll.rows == 1 && target.cols == logits.rows && nll.cols == logits.rows,
+      "cross_entropy: target and nll must be [1, tokens]");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::cross_entropy(logits, target, nll, stream);
 #pragma omp parallel for schedule(static)
   for (std::int64_t t = 0; t < logits.rows; ++t) {
     const std::int32_t chosen = target(0, t);
     const float* row = logits.row(t);
-    nll(0, t) = chosen == -1 ? 0.0f : static_cast<float>(log_sum_exp(row, logits.cols) - static_cast<double>(row[chosen]));
+    nll(0, t) =
+        chosen == -1
+            ? 0.0f
+            : static_cast<float>(log_sum_exp(row, logits.cols) - static_cast<double>(row[chosen]));
   }
 }
 

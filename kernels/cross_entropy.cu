@@ -14,12 +14,14 @@ constexpr unsigned all_lanes = 0xffffffffu;
 template <class Combine>
 __device__ float reduce_over_block(float value, Combine combine) {
   __shared__ float partial[warps];
-  for (int step = warp / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(all_lanes, value, step));
+  for (int step = warp / 2; step > 0; step /= 2)
+    value = combine(value, __shfl_xor_sync(all_lanes, value, step));
   __syncthreads();  // the previous result has been read
   if (threadIdx.x % warp == 0) partial[threadIdx.x / warp] = value;
   __syncthreads();
   value = partial[threadIdx.x % warps];
-  for (int step = warps / 2; step > 0; step /= 2) value = combine(value, __shfl_xor_sync(all_lanes, value, step));
+  for (int step = warps / 2; step > 0; step /= 2)
+    value = combine(value, __shfl_xor_sync(all_lanes, value, step));
   return value;
 }
 
@@ -31,7 +33,9 @@ struct Plus {
 };
 
 // One block a row: nll = log Σ exp(x − max) − (x[target] − max).
-__global__ __launch_bounds__(threads) void cross_entropy_kernel(Matrix<const float> logits, const std::int32_t* target, float* nll) {
+__global__ __launch_bounds__(threads) void cross_entropy_kernel(Matrix<const float> logits,
+                                                                const std::int32_t* target,
+                                                                float* nll) {
   const std::int64_t row = blockIdx.x;
   const std::int32_t answer = target[row];
   if (answer < 0) {  // the whole block
@@ -52,10 +56,12 @@ __global__ __launch_bounds__(threads) void cross_entropy_kernel(Matrix<const flo
 
 }  // namespace
 
-void cross_entropy(Matrix<const float> logits, Matrix<const std::int32_t> target, Matrix<float> nll, Stream& stream) {
+void cross_entropy(Matrix<const float> logits, Matrix<const std::int32_t> target, Matrix<float> nll,
+                   Stream& stream) {
   if (logits.rows == 0) return;
   require(logits.rows <= INT32_MAX, "cross_entropy: more rows than one launch can hold");
-  cross_entropy_kernel<<<static_cast<unsigned>(logits.rows), threads, 0, stream.cuda().stream>>>(logits, target.data, nll.data);
+  cross_entropy_kernel<<<static_cast<unsigned>(logits.rows), threads, 0, stream.cuda().stream>>>(
+      logits, target.data, nll.data);
   check_launch();
 }
 

@@ -31,6 +31,8 @@ class CudaHandles {
 // Throw std::runtime_error with the library's message and the caller's position.
 void check(cudaError_t status, std::source_location where = std::source_location::current());
 void check(cublasStatus_t status, std::source_location where = std::source_location::current());
-inline void check_launch(std::source_location where = std::source_location::current()) { check(cudaGetLastError(), where); }
+inline void check_launch(std::source_location where = std::source_location::current()) {
+  check(cudaGetLastError(), where);
+}
 
 }  // namespace qpipe

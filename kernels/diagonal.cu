@@ -12,7 +12,8 @@ __global__ void copy_diagonal(Matrix<const float> a, Matrix<float> out) {
 
 void diagonal(Matrix<const float> a, Matrix<float> out, Stream& stream) {
   constexpr int threads = 256;
-  copy_diagonal<<<static_cast<unsigned>((a.cols + threads - 1) / threads), threads, 0, stream.cuda().stream>>>(a, out);
+  copy_diagonal<<<static_cast<unsigned>((a.cols + threads - 1) / threads), threads, 0,
+                  stream.cuda().stream>>>(a, out);
   check_launch();
 }
 

@@ -9,7 +9,8 @@ namespace qpipe {
 
 namespace {
 
-// Rows are added in chunks of this many, and the chunks in order: the same sum for any number of threads.
+// Rows are added in chunks of this many, and the chunks in order: the same sum for any number of
+// threads.
 constexpr std::int64_t chunk_rows = 16;
 
 template <class RowSum>
@@ -50,8 +51,10 @@ void add_squared_difference(ConstTensor a, ConstTensor b, Matrix<double> total, 
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::add_squared_difference(a, b, total, stream);
   with_type(a, [&](auto x) {
-    with_type(
-        b, [&](auto y) { total(0, 0) += sum_rows(x.rows, [&](std::int64_t r) { return squared_distance(x.row(r), y.row(r), x.cols); }); });
+    with_type(b, [&](auto y) {
+      total(0, 0) += sum_rows(
+          x.rows, [&](std::int64_t r) { return squared_distance(x.row(r), y.row(r), x.cols); });
+    });
   });
 }
 

@@ -11,8 +11,9 @@ constexpr int most_blocks = 512;  // partial sums, added by one block at the end
 
 // Row r belongs to block r % gridDim.x.
 template <int count, class A, class B>
-__global__ void __launch_bounds__(threads) squared_difference_kernel(const A* a, std::int64_t a_stride, const B* b, std::int64_t b_stride,
-                                                                     std::int64_t rows, std::int64_t cols, double* partial) {
+__global__ void __launch_bounds__(threads)
+    squared_difference_kernel(const A* a, std::int64_t a_stride, const B* b, std::int64_t b_stride,
+                              std::int64_t rows, std::int64_t cols, double* partial) {
   double sum = 0.0;
   for (std::int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
     float row_sum = 0.0f;
@@ -33,14 +34,17 @@ __global__ void __launch_bounds__(threads) squared_difference_kernel(const A* a,
   if (threadIdx.x == 0) partial[blockIdx.x] = total;
 }
 
-__global__ void __launch_bounds__(threads) add_partials(const double* partial, int count, double* total) {
+__global__ void __launch_bounds__(threads)
+    add_partials(const double* partial, int count, double* total) {
   double sum = 0.0;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) sum += partial[i];
   const double all = reduce_block<threads>(sum);
   if (threadIdx.x == 0) *total += all;
 }
 
-int block_count(std::int64_t rows) { return static_cast<int>(std::min<std::int64_t>(rows, most_blocks)); }
+int block_count(std::int64_t rows) {
+  return static_cast<int>(std::min<std::int64_t>(rows, most_blocks));
+}
 
 }  // namespace
 
@@ -53,8 +57,8 @@ void add_squared_difference(ConstTensor a, ConstTensor b, Matrix<double> total, 
   with_elements(a, [&](const auto* x) {
     with_elements(b, [&](const auto* y) {
       with_count(vectors, [&](auto count) {
-        squared_difference_kernel<decltype(count)::value>
-            <<<blocks, threads, 0, queue>>>(x, a.stride, y, b.stride, a.rows, a.cols, partial.view.data);
+        squared_difference_kernel<decltype(count)::value><<<blocks, threads, 0, queue>>>(
+            x, a.stride, y, b.stride, a.rows, a.cols, partial.view.data);
       });
     });
   });

@@ -27,8 +27,10 @@ f16 to_f16(float x) {
   const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<std::uint16_t>(sign | 0x7e00u)};
-  if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // rounds to 65536 or more
-  if (magnitude < 0x38800000u) {  // subnormal: multiples of 2^-24; the current rounding mode is half-to-even
+  if (magnitude >= 0x477ff000u)
+    return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // rounds to 65536 or more
+  if (magnitude <
+      0x38800000u) {  // subnormal: multiples of 2^-24; the current rounding mode is half-to-even
     const float units = std::nearbyint(std::bit_cast<float>(magnitude) * 16777216.0f);
     return {static_cast<std::uint16_t>(sign | static_cast<std::uint16_t>(units))};
   }

@@ -15,7 +15,8 @@ namespace {
 
 constexpr std::int64_t tile = 256;
 
-// a ← L, a = L Lᵀ, lower triangle of a row-major matrix, right-looking on fixed tiles: bits do not depend on the number of threads.
+// a ← L, a = L Lᵀ, lower triangle of a row-major matrix, right-looking on fixed tiles: bits do not
+// depend on the number of threads.
 bool cholesky(Matrix<double> a) {
   const std::int64_t d = a.rows;
   const int lda = static_cast<int>(a.stride);
@@ -33,8 +34,9 @@ bool cholesky(Matrix<double> a) {
 #pragma omp parallel for schedule(dynamic)
     for (std::int64_t t = 0; t < below; ++t) {
       const std::int64_t i0 = k1 + t * tile;
-      cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, static_cast<int>(std::min(tile, d - i0)), width, 1.0,
-                  diagonal, lda, a.row(i0) + k0, lda);
+      cblas_dtrsm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit,
+                  static_cast<int>(std::min(tile, d - i0)), width, 1.0, diagonal, lda,
+                  a.row(i0) + k0, lda);
     }
 #pragma omp parallel for schedule(dynamic)
     for (std::int64_t pair = 0; pair < below * below; ++pair) {
@@ -42,10 +44,12 @@ bool cholesky(Matrix<double> a) {
       const std::int64_t j0 = k1 + pair % below * tile;
       const int height = static_cast<int>(std::min(tile, d - i0));
       if (i0 == j0)
-        cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, height, width, -1.0, a.row(i0) + k0, lda, 1.0, a.row(i0) + i0, lda);
+        cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, height, width, -1.0, a.row(i0) + k0,
+                    lda, 1.0, a.row(i0) + i0, lda);
       else if (i0 > j0)
-        cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, height, static_cast<int>(std::min(tile, d - j0)), width, -1.0, a.row(i0) + k0,
-                    lda, a.row(j0) + k0, lda, 1.0, a.row(i0) + j0, lda);
+        cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, height,
+                    static_cast<int>(std::min(tile, d - j0)), width, -1.0, a.row(i0) + k0, lda,
+                    a.row(j0) + k0, lda, 1.0, a.row(i0) + j0, lda);
     }
   }
   return true;
@@ -55,11 +59,12 @@ bool cholesky(Matrix<double> a) {
 
 std::int64_t factor_workspace_bytes(std::int64_t d, int ranks) {
   constexpr std::int64_t vectors = sizeof(float) + sizeof(double);  // scales and the diagonal
-  return cuda::cholesky_workspace_bytes(d, ranks) + d * vectors + static_cast<std::int64_t>(sizeof(int));
+  return cuda::cholesky_workspace_bytes(d, ranks) + d * vectors +
+         static_cast<std::int64_t>(sizeof(int));
 }
 
-bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n, Matrix<float> pivot,
-            const FactorTeam& team, Stream& stream) {
+bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp, Matrix<float> n,
+            Matrix<float> pivot, const FactorTeam& team, Stream& stream) {
   const std::int64_t d = h.rows;
   require(h.cols == d && n.rows == d && n.cols == d, "factor: h and n must be [d, d]");
   require(perm.cols == d && pivot.cols == d, "factor: perm and pivot must be [1, d]");
@@ -82,7 +87,8 @@ bool factor(Matrix<const float> h, Matrix<const std::int32_t> perm, double damp,
     float* out = n.row(i);
     std::fill(out, out + i, 0.0f);
     out[i] = 1.0f;
-    for (std::int64_t j = i + 1; j < d; ++j) out[j] = static_cast<float>(row[d - 1 - j] / a(d - 1 - j, d - 1 - j));
+    for (std::int64_t j = i + 1; j < d; ++j)
+      out[j] = static_cast<float>(row[d - 1 - j] / a(d - 1 - j, d - 1 - j));
     pivot(0, i) = static_cast<float>(row[d - 1 - i]);
   }
   return true;

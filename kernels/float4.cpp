@@ -11,7 +11,9 @@ std::uint8_t to_e2m1(float x) {
   const std::uint8_t sign = std::signbit(x) ? 8 : 0;
   float magnitude = std::fabs(x);
   magnitude = magnitude < 6.0f ? magnitude : 6.0f;
-  if (magnitude < 1.0f) return static_cast<std::uint8_t>(sign | static_cast<std::uint8_t>(std::nearbyint(2.0f * magnitude)));
+  if (magnitude < 1.0f)
+    return static_cast<std::uint8_t>(sign |
+                                     static_cast<std::uint8_t>(std::nearbyint(2.0f * magnitude)));
   // One mantissa bit: indices count on with the exponent, 1 being index 2.
   const auto bits = std::bit_cast<std::uint32_t>(magnitude);
   const std::uint32_t rounded = (bits + 0x1fffffu + ((bits >> 22) & 1u)) >> 22;
@@ -34,8 +36,8 @@ namespace {
 
 // scale_of(max|w| of the group) → its code; value_of(code) → what weights are divided by.
 template <class T, class ScaleOf, class ValueOf>
-void quantize_groups_of(Matrix<const T> w, std::int64_t group, Matrix<std::uint8_t> packed, Matrix<std::uint8_t> scale, ScaleOf scale_of,
-                        ValueOf value_of) {
+void quantize_groups_of(Matrix<const T> w, std::int64_t group, Matrix<std::uint8_t> packed,
+                        Matrix<std::uint8_t> scale, ScaleOf scale_of, ValueOf value_of) {
 #pragma omp parallel for schedule(static)
   for (std::int64_t r = 0; r < w.rows; ++r)
     for (std::int64_t g = 0; g < scale.cols; ++g) {
@@ -51,8 +53,8 @@ void quantize_groups_of(Matrix<const T> w, std::int64_t group, Matrix<std::uint8
 }
 
 template <class T, class ValueOf>
-void dequantize_groups_of(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale, std::int64_t group, Matrix<T> w,
-                          ValueOf value_of) {
+void dequantize_groups_of(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale,
+                          std::int64_t group, Matrix<T> w, ValueOf value_of) {
 #pragma omp parallel for schedule(static)
   for (std::int64_t r = 0; r < w.rows; ++r)
     for (std::int64_t c = 0; c < w.cols; ++c) {
@@ -62,12 +64,14 @@ void dequantize_groups_of(Matrix<const std::uint8_t> packed, Matrix<const std::u
     }
 }
 
-void check_shapes(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t group, Matrix<const std::uint8_t> packed,
-                  Matrix<const std::uint8_t> scale) {
+void check_shapes(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t group,
+                  Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale) {
   require_weights(dtype, "float4: w must be f32, f16 or bf16");
-  require(cols % group == 0, "float4: the number of columns must be a multiple of the group (NVFP4: 16, MXFP4: 32)");
+  require(cols % group == 0,
+          "float4: the number of columns must be a multiple of the group (NVFP4: 16, MXFP4: 32)");
   require(packed.rows == rows && packed.cols == cols / 2, "float4: packed must be [rows, cols/2]");
-  require(scale.rows == rows && scale.cols == cols / group, "float4: scale must be [rows, cols/group]");
+  require(scale.rows == rows && scale.cols == cols / group,
+          "float4: scale must be [rows, cols/group]");
 }
 
 }  // namespace
@@ -80,12 +84,14 @@ void accumulate_absmax(ConstTensor w, Matrix<float> largest, Stream& stream) {
   with_type(w, [&](auto x) {
     std::uint32_t bits = std::bit_cast<std::uint32_t>(largest(0, 0));
 #pragma omp parallel for schedule(static) reduction(max : bits)
-    for (std::int64_t r = 0; r < x.rows; ++r) bits = std::max(bits, largest_magnitude(x.row(r), x.cols));
+    for (std::int64_t r = 0; r < x.rows; ++r)
+      bits = std::max(bits, largest_magnitude(x.row(r), x.cols));
     largest(0, 0) = std::bit_cast<float>(bits);
   });
 }
 
-void quantize_nvfp4(ConstTensor w, float global_scale, Matrix<std::uint8_t> packed, Matrix<std::uint8_t> scale, Stream& stream) {
+void quantize_nvfp4(ConstTensor w, float global_scale, Matrix<std::uint8_t> packed,
+                    Matrix<std::uint8_t> scale, Stream& stream) {
   check_shapes(w.dtype, w.rows, w.cols, nvfp4_group, packed, scale);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::quantize_nvfp4(w, global_scale, packed, scale, stream);
@@ -94,10 +100,12 @@ void quantize_nvfp4(ConstTensor w, float global_scale, Matrix<std::uint8_t> pack
     return code == 0 ? to_e4m3(0.125f) : code;
   };
   const auto value_of = [=](std::uint8_t code) { return e4m3_to_float(code) / global_scale; };
-  with_type(w, [&](auto x) { quantize_groups_of(x, nvfp4_group, packed, scale, scale_of, value_of); });
+  with_type(w,
+            [&](auto x) { quantize_groups_of(x, nvfp4_group, packed, scale, scale_of, value_of); });
 }
 
-void dequantize_nvfp4(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale, float global_scale, Tensor w, Stream& stream) {
+void dequantize_nvfp4(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale,
+                      float global_scale, Tensor w, Stream& stream) {
   check_shapes(w.dtype, w.rows, w.cols, nvfp4_group, packed, scale);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::dequantize_nvfp4(packed, scale, global_scale, w, stream);
@@ -105,14 +113,18 @@ void dequantize_nvfp4(Matrix<const std::uint8_t> packed, Matrix<const std::uint8
   with_type(w, [&](auto x) { dequantize_groups_of(packed, scale, nvfp4_group, x, value_of); });
 }
 
-void quantize_mxfp4(ConstTensor w, Matrix<std::uint8_t> packed, Matrix<std::uint8_t> scale, Stream& stream) {
+void quantize_mxfp4(ConstTensor w, Matrix<std::uint8_t> packed, Matrix<std::uint8_t> scale,
+                    Stream& stream) {
   check_shapes(w.dtype, w.rows, w.cols, mxfp4_group, packed, scale);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::quantize_mxfp4(w, packed, scale, stream);
-  with_type(w, [&](auto x) { quantize_groups_of(x, mxfp4_group, packed, scale, mxfp4_scale, e8m0_to_float); });
+  with_type(w, [&](auto x) {
+    quantize_groups_of(x, mxfp4_group, packed, scale, mxfp4_scale, e8m0_to_float);
+  });
 }
 
-void dequantize_mxfp4(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale, Tensor w, Stream& stream) {
+void dequantize_mxfp4(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale, Tensor w,
+                      Stream& stream) {
   check_shapes(w.dtype, w.rows, w.cols, mxfp4_group, packed, scale);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::dequantize_mxfp4(packed, scale, w, stream);

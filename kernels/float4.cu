@@ -9,8 +9,8 @@ namespace {
 
 constexpr int warp = 32;
 constexpr unsigned all_lanes = 0xffffffffu;
-// A thread has eight columns: one 16-byte load of 16-bit weights, one 4-byte store of codes. Two (NVFP4) or four (MXFP4) neighbours
-// make a group.
+// A thread has eight columns: one 16-byte load of 16-bit weights, one 4-byte store of codes. Two
+// (NVFP4) or four (MXFP4) neighbours make a group.
 constexpr int columns = vector_elements;
 
 // float4.cpp, to_e2m1.
@@ -26,7 +26,8 @@ __device__ unsigned encode(float x) {
 // The index is a 3-bit float: exponent (bias 1), one mantissa bit.
 __device__ float decode(unsigned code) {
   const unsigned index = code & 7u;
-  const float magnitude = index < 2u ? 0.5f * static_cast<float>(index) : __uint_as_float((index + 252u) << 22);
+  const float magnitude =
+      index < 2u ? 0.5f * static_cast<float>(index) : __uint_as_float((index + 252u) << 22);
   return (code & 8u) != 0u ? -magnitude : magnitude;
 }
 
@@ -78,10 +79,12 @@ __device__ void store_columns(const float (&value)[columns], T* to) {
 }
 
 template <bool vectors, class T, class Format>
-__global__ void quantize_kernel(const T* w, std::int64_t stride, std::int64_t rows, std::int64_t cols, Format format,
-                                Matrix<std::uint8_t> packed, Matrix<std::uint8_t> scale) {
+__global__ void quantize_kernel(const T* w, std::int64_t stride, std::int64_t rows,
+                                std::int64_t cols, Format format, Matrix<std::uint8_t> packed,
+                                Matrix<std::uint8_t> scale) {
   const std::int64_t col = first_column(columns);
-  const bool inside = col < cols;  // the same for all lanes of a group; every lane takes part in the exchange
+  const bool inside =
+      col < cols;  // the same for all lanes of a group; every lane takes part in the exchange
   for (std::int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     float value[columns] = {};
     if (inside) load_columns<vectors>(w + row * stride + col, value);
@@ -89,7 +92,8 @@ __global__ void quantize_kernel(const T* w, std::int64_t stride, std::int64_t ro
 #pragma unroll
     for (int i = 0; i < columns; ++i) largest = max(largest, magnitude_bits(value[i]));
 #pragma unroll
-    for (int step = Format::lanes / 2; step > 0; step /= 2) largest = max(largest, __shfl_xor_sync(all_lanes, largest, step));
+    for (int step = Format::lanes / 2; step > 0; step /= 2)
+      largest = max(largest, __shfl_xor_sync(all_lanes, largest, step));
     if (!inside) continue;
     const std::uint8_t code = format.scale_of(__uint_as_float(largest));
     const float divisor = format.value_of(code);
@@ -101,12 +105,14 @@ __global__ void quantize_kernel(const T* w, std::int64_t stride, std::int64_t ro
       *reinterpret_cast<unsigned*>(to) = word;
     else
       for (int i = 0; i < columns / 2; ++i) to[i] = static_cast<std::uint8_t>(word >> (8 * i));
-    if (threadIdx.x % Format::lanes == 0) scale.data[row * scale.stride + col / (columns * Format::lanes)] = code;
+    if (threadIdx.x % Format::lanes == 0)
+      scale.data[row * scale.stride + col / (columns * Format::lanes)] = code;
   }
 }
 
 template <bool vectors, class T, class Format>
-__global__ void dequantize_kernel(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale, Format format, T* w,
+__global__ void dequantize_kernel(Matrix<const std::uint8_t> packed,
+                                  Matrix<const std::uint8_t> scale, Format format, T* w,
                                   std::int64_t stride, std::int64_t cols) {
   const std::int64_t col = first_column(columns);
   if (col >= cols) return;
@@ -117,7 +123,8 @@ __global__ void dequantize_kernel(Matrix<const std::uint8_t> packed, Matrix<cons
       word = *reinterpret_cast<const unsigned*>(from);
     else
       for (int i = 0; i < columns / 2; ++i) word |= unsigned{from[i]} << (8 * i);
-    const float factor = format.value_of(scale.data[row * scale.stride + col / (columns * Format::lanes)]);
+    const float factor =
+        format.value_of(scale.data[row * scale.stride + col / (columns * Format::lanes)]);
     float value[columns];
 #pragma unroll
     for (int i = 0; i < columns; ++i) value[i] = __fmul_rn(decode(word >> (4 * i) & 15u), factor);
@@ -126,35 +133,42 @@ __global__ void dequantize_kernel(Matrix<const std::uint8_t> packed, Matrix<cons
 }
 
 template <class Format>
-void quantize(ConstTensor w, Format format, Matrix<std::uint8_t> packed, Matrix<std::uint8_t> scale, Stream& stream) {
+void quantize(ConstTensor w, Format format, Matrix<std::uint8_t> packed, Matrix<std::uint8_t> scale,
+              Stream& stream) {
   if (w.size() == 0) return;
   const dim3 grid = row_grid(w.rows, w.cols, columns);
   const cudaStream_t queue = stream.cuda().stream;
   with_elements(w, [&](auto* data) {
     if (vectorizable(w) && rows_aligned(packed, 4))
-      quantize_kernel<true><<<grid, row_threads, 0, queue>>>(data, w.stride, w.rows, w.cols, format, packed, scale);
+      quantize_kernel<true>
+          <<<grid, row_threads, 0, queue>>>(data, w.stride, w.rows, w.cols, format, packed, scale);
     else
-      quantize_kernel<false><<<grid, row_threads, 0, queue>>>(data, w.stride, w.rows, w.cols, format, packed, scale);
+      quantize_kernel<false>
+          <<<grid, row_threads, 0, queue>>>(data, w.stride, w.rows, w.cols, format, packed, scale);
   });
   check_launch();
 }
 
 template <class Format>
-void dequantize(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale, Format format, Tensor w, Stream& stream) {
+void dequantize(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale, Format format,
+                Tensor w, Stream& stream) {
   if (w.size() == 0) return;
   const dim3 grid = row_grid(w.rows, w.cols, columns);
   const cudaStream_t queue = stream.cuda().stream;
   with_elements(w, [&](auto* data) {
     if (vectorizable(w) && rows_aligned(packed, 4))
-      dequantize_kernel<true><<<grid, row_threads, 0, queue>>>(packed, scale, format, data, w.stride, w.cols);
+      dequantize_kernel<true>
+          <<<grid, row_threads, 0, queue>>>(packed, scale, format, data, w.stride, w.cols);
     else
-      dequantize_kernel<false><<<grid, row_threads, 0, queue>>>(packed, scale, format, data, w.stride, w.cols);
+      dequantize_kernel<false>
+          <<<grid, row_threads, 0, queue>>>(packed, scale, format, data, w.stride, w.cols);
   });
   check_launch();
 }
 
 template <int count, class T>
-__global__ void absmax_kernel(const T* w, std::int64_t stride, std::int64_t rows, std::int64_t cols, unsigned* largest) {
+__global__ void absmax_kernel(const T* w, std::int64_t stride, std::int64_t rows, std::int64_t cols,
+                              unsigned* largest) {
   const std::int64_t col = first_column(count);
   unsigned bits = 0;
   for (std::int64_t row = blockIdx.y; row < rows && col < cols; row += gridDim.y) {
@@ -175,26 +189,30 @@ void accumulate_absmax(ConstTensor w, Matrix<float> largest, Stream& stream) {
     with_count(vectorizable(w), [&](auto count) {
       dim3 grid = row_grid(w.rows, w.cols, count());
       grid.y = std::min(grid.y, 512u);  // few atomics: every thread goes over many rows
-      absmax_kernel<count()>
-          <<<grid, row_threads, 0, stream.cuda().stream>>>(data, w.stride, w.rows, w.cols, reinterpret_cast<unsigned*>(largest.data));
+      absmax_kernel<count()><<<grid, row_threads, 0, stream.cuda().stream>>>(
+          data, w.stride, w.rows, w.cols, reinterpret_cast<unsigned*>(largest.data));
     });
   });
   check_launch();
 }
 
-void quantize_nvfp4(ConstTensor w, float global_scale, Matrix<std::uint8_t> packed, Matrix<std::uint8_t> scale, Stream& stream) {
+void quantize_nvfp4(ConstTensor w, float global_scale, Matrix<std::uint8_t> packed,
+                    Matrix<std::uint8_t> scale, Stream& stream) {
   quantize(w, Nvfp4{global_scale}, packed, scale, stream);
 }
 
-void dequantize_nvfp4(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale, float global_scale, Tensor w, Stream& stream) {
+void dequantize_nvfp4(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale,
+                      float global_scale, Tensor w, Stream& stream) {
   dequantize(packed, scale, Nvfp4{global_scale}, w, stream);
 }
 
-void quantize_mxfp4(ConstTensor w, Matrix<std::uint8_t> packed, Matrix<std::uint8_t> scale, Stream& stream) {
+void quantize_mxfp4(ConstTensor w, Matrix<std::uint8_t> packed, Matrix<std::uint8_t> scale,
+                    Stream& stream) {
   quantize(w, Mxfp4{}, packed, scale, stream);
 }
 
-void dequantize_mxfp4(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale, Tensor w, Stream& stream) {
+void dequantize_mxfp4(Matrix<const std::uint8_t> packed, Matrix<const std::uint8_t> scale, Tensor w,
+                      Stream& stream) {
   dequantize(packed, scale, Mxfp4{}, w, stream);
 }
 

@@ -1,5 +1,6 @@
-// 8-bit floats e4m3fn (sign, 4 exponent bits of bias 7, 3 mantissa bits, no infinity) and weights quantized to them with one scale a row
-// or one a block of 128 × 128. Source: OCP FP8; formats.md §4.
+// 8-bit floats e4m3fn (sign, 4 exponent bits of bias 7, 3 mantissa bits, no infinity) and weights
+// quantized to them with one scale a row or one a block of 128 × 128. Source: OCP FP8; formats.md
+// §4.
 #pragma once
 
 #include "kernels/stream.h"
@@ -21,21 +22,26 @@ std::uint8_t to_e4m3(float x);
 inline constexpr float e4m3_max = 448.0f;
 inline constexpr std::int64_t float8_block = 128;
 
-// What a scale of zero is stored as: 2^−23, 2^−10 or 2^−7, the type's epsilon (compressed-tensors). scale_dtype is f32, f16 or bf16.
+// What a scale of zero is stored as: 2^−23, 2^−10 or 2^−7, the type's epsilon (compressed-tensors).
+// scale_dtype is f32, f16 or bf16.
 float float8_zero_scale(DType scale_dtype);
 
-// For each row: scale = max|w| / 448 rounded to scale_dtype (the type it will be stored in), the type's epsilon when that is 0;
-// then code = e4m3(w / scale) with the float32 quotient.
-// w [rows, cols] f32, f16 or bf16, code [rows, cols], scale [rows, 1]. A NaN in w makes its row's scale NaN, an infinity makes it infinite.
-void quantize_float8_rows(ConstTensor w, DType scale_dtype, Matrix<std::uint8_t> code, Matrix<float> scale, Stream& stream);
+// For each row: scale = max|w| / 448 rounded to scale_dtype (the type it will be stored in), the
+// type's epsilon when that is 0; then code = e4m3(w / scale) with the float32 quotient. w [rows,
+// cols] f32, f16 or bf16, code [rows, cols], scale [rows, 1]. A NaN in w makes its row's scale NaN,
+// an infinity makes it infinite.
+void quantize_float8_rows(ConstTensor w, DType scale_dtype, Matrix<std::uint8_t> code,
+                          Matrix<float> scale, Stream& stream);
 
-// The same for each block of 128 × 128, the last ones ragged, with a float32 scale.   scale [⌈rows/128⌉, ⌈cols/128⌉].
-void quantize_float8_blocks(ConstTensor w, Matrix<std::uint8_t> code, Matrix<float> scale, Stream& stream);
+// The same for each block of 128 × 128, the last ones ragged, with a float32 scale.   scale
+// [⌈rows/128⌉, ⌈cols/128⌉].
+void quantize_float8_blocks(ConstTensor w, Matrix<std::uint8_t> code, Matrix<float> scale,
+                            Stream& stream);
 
-// w = e4m3(code) · scale[r / block_rows, c / block_cols] in float32, rounded once to w's type (f32, f16 or bf16).
-// block_rows × block_cols is 1 × cols for rows, 128 × 128 for blocks.
-void dequantize_float8(Matrix<const std::uint8_t> code, Matrix<const float> scale, std::int64_t block_rows, std::int64_t block_cols,
-                       Tensor w, Stream& stream);
+// w = e4m3(code) · scale[r / block_rows, c / block_cols] in float32, rounded once to w's type (f32,
+// f16 or bf16). block_rows × block_cols is 1 × cols for rows, 128 × 128 for blocks.
+void dequantize_float8(Matrix<const std::uint8_t> code, Matrix<const float> scale,
+                       std::int64_t block_rows, std::int64_t block_cols, Tensor w, Stream& stream);
 
 namespace cuda {
 decltype(qpipe::quantize_float8_rows) quantize_float8_rows;

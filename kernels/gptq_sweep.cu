@@ -11,8 +11,9 @@ namespace qpipe::cuda {
 
 namespace {
 
-// ---- c = c0 + a · b in float32. Every element is one chain of fused multiply-adds in ascending k, added to c0 at the end, whatever the
-// number of rows and the height of the tile: a row's bits do not depend on its neighbours (cuBLAS does not promise that).
+// ---- c = c0 + a · b in float32. Every element is one chain of fused multiply-adds in ascending k,
+// added to c0 at the end, whatever the number of rows and the height of the tile: a row's bits do
+// not depend on its neighbours (cuBLAS does not promise that).
 
 constexpr int tile_cols = 128;
 constexpr int tile_depth = 16;
@@ -51,12 +52,15 @@ __device__ void copy4(float* to, const float* p, int valid, bool vector) {
 // quads: groups of four rows per thread; the tile has 64 · quads rows.
 template <int quads, bool vector>
 __global__ void __launch_bounds__(multiply_threads, 2)
-    multiply_add_kernel(Matrix<const float> c0, Matrix<const float> a, Matrix<const float> b, Matrix<float> c) {
+    multiply_add_kernel(Matrix<const float> c0, Matrix<const float> a, Matrix<const float> b,
+                        Matrix<float> c) {
   constexpr int tile_rows = 64 * quads;
   __shared__ __align__(16) float a_tile[2][tile_depth][tile_rows + 4];  // transposed
   __shared__ __align__(16) float b_tile[2][tile_depth][tile_cols];
   const int tid = static_cast<int>(threadIdx.x);
-  const int tx = tid / 32 % 2 * 8 + tid % 8;  // a warp has 8 of 16 tx and 4 of 16 ty: few values to read, each by many threads
+  const int tx =
+      tid / 32 % 2 * 8 +
+      tid % 8;  // a warp has 8 of 16 tx and 4 of 16 ty: few values to read, each by many threads
   const int ty = tid / 64 * 4 + tid % 32 / 8;
   const std::int64_t row0 = std::int64_t{blockIdx.y} * tile_rows;
   const std::int64_t col0 = std::int64_t{blockIdx.x} * tile_cols;
@@ -76,11 +80,13 @@ __global__ void __launch_bounds__(multiply_threads, 2)
   float4 a_next[quads];
   const auto fetch = [&](int k0, int buffer) {
 #pragma unroll
-    for (int s = 0; s < quads; ++s) a_next[s] = load4(a_from[s] + k0, a_exists[s] ? depth - k0 - 4 * (tid % 4) : 0, vector);
+    for (int s = 0; s < quads; ++s)
+      a_next[s] = load4(a_from[s] + k0, a_exists[s] ? depth - k0 - 4 * (tid % 4) : 0, vector);
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       const int k = tid / 32 + 8 * s;
-      copy4(&b_tile[buffer][k][4 * (tid % 32)], b_from + (k0 + 8 * s) * b.stride, k0 + k < depth ? b_valid : 0, vector);
+      copy4(&b_tile[buffer][k][4 * (tid % 32)], b_from + (k0 + 8 * s) * b.stride,
+            k0 + k < depth ? b_valid : 0, vector);
     }
     __pipeline_commit();
   };
@@ -107,7 +113,9 @@ __global__ void __launch_bounds__(multiply_threads, 2)
   }
   for (int step = 0; step < steps; ++step) {
     const int buffer = step & 1;
-    if (step + 1 < steps) fetch((step + 1) * tile_depth, buffer ^ 1);  // which was last read before the previous barrier
+    if (step + 1 < steps)
+      fetch((step + 1) * tile_depth,
+            buffer ^ 1);  // which was last read before the previous barrier
 #pragma unroll
     for (int k = 0; k < tile_depth; ++k) {
       float left[4 * quads];
@@ -137,7 +145,8 @@ __global__ void __launch_bounds__(multiply_threads, 2)
     __syncthreads();
   }
 
-  // c may be c0, so what a thread reads it reads before it writes: otherwise each element would wait for the one before.
+  // c may be c0, so what a thread reads it reads before it writes: otherwise each element would
+  // wait for the one before.
 #pragma unroll
   for (int s = 0; s < quads; ++s) {
     float4 value[4][2];
@@ -147,7 +156,8 @@ __global__ void __launch_bounds__(multiply_threads, 2)
       for (int t = 0; t < 2; ++t) {
         const std::int64_t row = row0 + 64 * s + 4 * ty + i;
         const std::int64_t col = col0 + 64 * t + 4 * tx;
-        value[i][t] = load4(c0.data + row * c0.stride + col, row < c.rows ? static_cast<int>(c.cols - col) : 0, vector);
+        value[i][t] = load4(c0.data + row * c0.stride + col,
+                            row < c.rows ? static_cast<int>(c.cols - col) : 0, vector);
       }
 #pragma unroll
     for (int i = 0; i < 4; ++i)
@@ -158,13 +168,16 @@ __global__ void __launch_bounds__(multiply_threads, 2)
         const float* add = &sum[4 * s + i][4 * t];
         const float4 v = value[i][t];
         store4(c.data + row * c.stride + col,
-               make_float4(__fadd_rn(v.x, add[0]), __fadd_rn(v.y, add[1]), __fadd_rn(v.z, add[2]), __fadd_rn(v.w, add[3])),
+               make_float4(__fadd_rn(v.x, add[0]), __fadd_rn(v.y, add[1]), __fadd_rn(v.z, add[2]),
+                           __fadd_rn(v.w, add[3])),
                row < c.rows ? static_cast<int>(c.cols - col) : 0, vector);
       }
   }
 }
 
-bool aligned(Matrix<const float> m) { return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.stride % 4 == 0; }
+bool aligned(Matrix<const float> m) {
+  return reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0 && m.stride % 4 == 0;
+}
 
 std::int64_t divide_up(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
 
@@ -175,21 +188,25 @@ int multiprocessors(const Stream& stream) {
 }
 
 // c = c0 + a · b; c may be c0.
-void multiply_add(Matrix<const float> c0, Matrix<const float> a, Matrix<const float> b, Matrix<float> c, Stream& stream) {
+void multiply_add(Matrix<const float> c0, Matrix<const float> a, Matrix<const float> b,
+                  Matrix<float> c, Stream& stream) {
   if (c.rows == 0 || c.cols == 0) return;
   require(a.cols < 1 << 30, "gptq_sweep: more than 2^30 columns");
   const std::int64_t columns = divide_up(c.cols, tile_cols);
   // Lower tiles when high ones would leave multiprocessors idle.
   const bool high = columns * divide_up(c.rows, 128) >= 2 * multiprocessors(stream);
-  const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(divide_up(c.rows, high ? 128 : 64)));
+  const dim3 grid(static_cast<unsigned>(columns),
+                  static_cast<unsigned>(divide_up(c.rows, high ? 128 : 64)));
   const bool vector = aligned(a) && aligned(b) && aligned(c0) && aligned(c);
-  const auto kernel = high ? (vector ? multiply_add_kernel<2, true> : multiply_add_kernel<2, false>)
-                           : (vector ? multiply_add_kernel<1, true> : multiply_add_kernel<1, false>);
+  const auto kernel = high
+                          ? (vector ? multiply_add_kernel<2, true> : multiply_add_kernel<2, false>)
+                          : (vector ? multiply_add_kernel<1, true> : multiply_add_kernel<1, false>);
   kernel<<<grid, multiply_threads, 0, stream.cuda().stream>>>(c0, a, b, c);
   check_launch();
 }
 
-// ---- The sweep inside a block of at most 128 columns: 8 lanes per row, column 32·c + 4·lane + t in register 4·c + t of its lane.
+// ---- The sweep inside a block of at most 128 columns: 8 lanes per row, column 32·c + 4·lane + t
+// in register 4·c + t of its lane.
 
 constexpr int block_columns = static_cast<int>(sweep_block_columns);
 constexpr int chunk = 32;
@@ -198,10 +215,11 @@ constexpr int lanes = 8;
 constexpr int most_sweep_threads = 256;
 constexpr int owned = block_columns / lanes;
 constexpr unsigned all_lanes = 0xffffffffu;
-constexpr int sweep_shared_bytes = (block_columns * block_columns + block_columns) * static_cast<int>(sizeof(float));
+constexpr int sweep_shared_bytes =
+    (block_columns * block_columns + block_columns) * static_cast<int>(sizeof(float));
 
-// given: scale and zero are inputs. found: here, from u of the block (gptq_sweep.h); group_size is 32, 64 or 128. none: nothing is rounded,
-// value ← u and error ← w − u.
+// given: scale and zero are inputs. found: here, from u of the block (gptq_sweep.h); group_size is
+// 32, 64 or 128. none: nothing is rounded, value ← u and error ← w − u.
 enum class Grids { given, found, none };
 
 struct BlockView {
@@ -218,7 +236,7 @@ struct BlockView {
   Matrix<float> error;        // [rows, width] out: w − q
   float* loss;                // [rows] added to, unless Grids::none
   Matrix<float> u;            // [rows, width] out when Grids::none; may be v
-  bool vector;                // rows of w, v, n, error, u begin at multiples of 16 bytes, and those of code of 4
+  bool vector;  // rows of w, v, n, error, u begin at multiples of 16 bytes, and those of code of 4
 };
 
 __device__ float reduce_lanes(float x) {
@@ -227,8 +245,10 @@ __device__ float reduce_lanes(float x) {
   return x;
 }
 
-// The grid of the group that starts at chunk c and spans group_chunks chunks, equal in all lanes of the row.
-__device__ DeviceGrid find_row_grid(const float (&v)[owned], int c, int group_chunks, const GridOptions& options) {
+// The grid of the group that starts at chunk c and spans group_chunks chunks, equal in all lanes of
+// the row.
+__device__ DeviceGrid find_row_grid(const float (&v)[owned], int c, int group_chunks,
+                                    const GridOptions& options) {
   float lo = 0.0f;
   float hi = 0.0f;
   float poison = 0.0f;  // NaN when some weight is not finite
@@ -256,7 +276,8 @@ __device__ DeviceGrid find_row_grid(const float (&v)[owned], int c, int group_ch
       float error = 0.0f;
 #pragma unroll
       for (int i = 0; i < owned; ++i)
-        if (i / 4 >= c && i / 4 < c + group_chunks) error += grid_error(v[i], candidate, max_code, options.mse_norm);
+        if (i / 4 >= c && i / 4 < c + group_chunks)
+          error += grid_error(v[i], candidate, max_code, options.mse_norm);
       error = reduce_lanes(error);
       if (error < best_error) {
         best_error = error;
@@ -281,27 +302,34 @@ __device__ void load_row(const float* row, int width, int lane, bool vector, flo
   }
 }
 
-__device__ void store_row(const float (&value)[owned], int width, int lane, bool vector, float* row) {
+__device__ void store_row(const float (&value)[owned], int width, int lane, bool vector,
+                          float* row) {
 #pragma unroll
   for (int c = 0; c < chunks; ++c) {
     const int column = chunk * c + 4 * lane;
-    store4(row + column, make_float4(value[4 * c], value[4 * c + 1], value[4 * c + 2], value[4 * c + 3]), width - column, vector);
+    store4(row + column,
+           make_float4(value[4 * c], value[4 * c + 1], value[4 * c + 2], value[4 * c + 3]),
+           width - column, vector);
   }
 }
 
-// triangle [128, 128] ← N above the diagonal, 0 elsewhere as far as it is read: from the chunk of the diagonal on.
+// triangle [128, 128] ← N above the diagonal, 0 elsewhere as far as it is read: from the chunk of
+// the diagonal on.
 __device__ void load_triangle(const BlockView& block, float* triangle) {
   const int width = static_cast<int>(block.n.cols);
-  for (int index = static_cast<int>(threadIdx.x); index < block_columns * chunk; index += static_cast<int>(blockDim.x)) {
+  for (int index = static_cast<int>(threadIdx.x); index < block_columns * chunk;
+       index += static_cast<int>(blockDim.x)) {
     const int k = index / chunk;
     const int j = index % chunk * 4;
     const int valid = k < width ? width - j : 0;
-    copy4(triangle + k * block_columns + j, block.n.data + k * block.n.stride + j, valid, block.vector);
+    copy4(triangle + k * block_columns + j, block.n.data + k * block.n.stride + j, valid,
+          block.vector);
   }
   __pipeline_commit();
   __pipeline_wait_prior(0);
   __syncthreads();
-  for (int index = static_cast<int>(threadIdx.x); index < block_columns * chunk; index += static_cast<int>(blockDim.x)) {
+  for (int index = static_cast<int>(threadIdx.x); index < block_columns * chunk;
+       index += static_cast<int>(blockDim.x)) {
     const int k = index / chunk;
     const int j = k / chunk * chunk + index % chunk;
     if (j <= k) triangle[k * block_columns + j] = 0.0f;
@@ -310,7 +338,8 @@ __device__ void load_triangle(const BlockView& block, float* triangle) {
 }
 
 // v += error · N[k, :] over the chunks from the one of column k on.
-__device__ void add_row(float error, const float* triangle_row, int first_chunk, int lane, float (&v)[owned]) {
+__device__ void add_row(float error, const float* triangle_row, int first_chunk, int lane,
+                        float (&v)[owned]) {
 #pragma unroll
   for (int to = 0; to < chunks; ++to) {
     if (to < first_chunk) continue;
@@ -322,11 +351,13 @@ __device__ void add_row(float error, const float* triangle_row, int first_chunk,
   }
 }
 
-// v_j += Σ_{k<j} error_k N_kj, column after column: error(i, x) is that of the column in register i when its v is x. v keeps what each
-// column's was then. Four columns of one lane at a time, so that only each fourth waits for another lane: every lane computes its own four
-// as if they were next, and all take the owner's.
+// v_j += Σ_{k<j} error_k N_kj, column after column: error(i, x) is that of the column in register i
+// when its v is x. v keeps what each column's was then. Four columns of one lane at a time, so that
+// only each fourth waits for another lane: every lane computes its own four as if they were next,
+// and all take the owner's.
 template <class Error>
-__device__ void sweep_columns(const float* triangle, int width, int lane, const Error& error, float (&v)[owned]) {
+__device__ void sweep_columns(const float* triangle, int width, int lane, const Error& error,
+                              float (&v)[owned]) {
 #pragma unroll
   for (int c = 0; c < chunks; ++c) {
     if (chunk * c >= width) continue;
@@ -340,16 +371,19 @@ __device__ void sweep_columns(const float* triangle, int width, int lane, const 
       own[0] = error(4 * c, v[4 * c]);
       own[1] = error(4 * c + 1, fmaf(own[0], row0.y, v[4 * c + 1]));
       own[2] = error(4 * c + 2, fmaf(own[1], row1.z, fmaf(own[0], row0.z, v[4 * c + 2])));
-      own[3] = error(4 * c + 3, fmaf(own[2], row2, fmaf(own[1], row1.w, fmaf(own[0], row0.w, v[4 * c + 3]))));
+      own[3] = error(4 * c + 3,
+                     fmaf(own[2], row2, fmaf(own[1], row1.w, fmaf(own[0], row0.w, v[4 * c + 3]))));
       const float* rows = triangle + (chunk * c + 4 * owner) * block_columns;
 #pragma unroll
-      for (int t = 0; t < 4; ++t) add_row(__shfl_sync(all_lanes, own[t], owner, lanes), rows + t * block_columns, c, lane, v);
+      for (int t = 0; t < 4; ++t)
+        add_row(__shfl_sync(all_lanes, own[t], owner, lanes), rows + t * block_columns, c, lane, v);
     }
   }
 }
 
-// rint of v / scale between two integers, −zero and max_code − zero. The quotient is corrected once from that by the reciprocal: enough,
-// for every scale of 16 bits, to fall on the same side of each boundary between codes as the correctly rounded one.
+// rint of v / scale between two integers, −zero and max_code − zero. The quotient is corrected once
+// from that by the reciprocal: enough, for every scale of 16 bits, to fall on the same side of each
+// boundary between codes as the correctly rounded one.
 struct Rounding {
   float scale;
   float reciprocal;
@@ -369,7 +403,8 @@ struct Rounding {
 };
 
 template <Grids grids>
-__global__ void __launch_bounds__(most_sweep_threads, 2) sweep_block_kernel(BlockView block, GridOptions options) {
+__global__ void __launch_bounds__(most_sweep_threads, 2)
+    sweep_block_kernel(BlockView block, GridOptions options) {
   extern __shared__ __align__(16) float shared[];
   float* triangle = shared;
   float* weight = shared + block_columns * block_columns;  // pivot²
@@ -377,7 +412,9 @@ __global__ void __launch_bounds__(most_sweep_threads, 2) sweep_block_kernel(Bloc
   const int lane = static_cast<int>(threadIdx.x) % lanes;
   const std::int64_t wanted_row = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / lanes;
   const bool active = wanted_row < block.w.rows;
-  const std::int64_t row = active ? wanted_row : block.w.rows - 1;  // idle lanes follow the last row: shuffles need the whole warp
+  const std::int64_t row =
+      active ? wanted_row
+             : block.w.rows - 1;  // idle lanes follow the last row: shuffles need the whole warp
   const float max_code = device_largest_code(options.bits);
 
   float v[owned];
@@ -409,9 +446,11 @@ __global__ void __launch_bounds__(most_sweep_threads, 2) sweep_block_kernel(Bloc
       rounding[i / per_grid].set(1.0f, 0.0f);
       if (column >= width) continue;
       const int group = block.group_of != nullptr ? block.group_of[column]
-                                                  : static_cast<int>(block.first_column + column) / static_cast<int>(block.group_size);
-      rounding[i / per_grid].set(block.scale.data[row * block.scale.stride + group],
-                                 static_cast<float>(block.zero.data[row * block.zero.stride + group]));
+                                                  : static_cast<int>(block.first_column + column) /
+                                                        static_cast<int>(block.group_size);
+      rounding[i / per_grid].set(
+          block.scale.data[row * block.scale.stride + group],
+          static_cast<float>(block.zero.data[row * block.zero.stride + group]));
     }
   }
   if (grids == Grids::found) {
@@ -476,46 +515,56 @@ __global__ void __launch_bounds__(most_sweep_threads, 2) sweep_block_kernel(Bloc
 
 template <Grids grids>
 void sweep_block(BlockView block, const GridOptions& options, Stream& stream) {
-  check(cudaFuncSetAttribute(sweep_block_kernel<grids>, cudaFuncAttributeMaxDynamicSharedMemorySize, sweep_shared_bytes));
-  const bool code_vector = reinterpret_cast<std::uintptr_t>(block.code.data) % 4 == 0 && block.code.stride % 4 == 0;
-  block.vector = aligned(block.w) && aligned(block.v) && aligned(block.n) && aligned(block.error) && aligned(block.u) && code_vector;
+  check(cudaFuncSetAttribute(sweep_block_kernel<grids>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             sweep_shared_bytes));
+  const bool code_vector =
+      reinterpret_cast<std::uintptr_t>(block.code.data) % 4 == 0 && block.code.stride % 4 == 0;
+  block.vector = aligned(block.w) && aligned(block.v) && aligned(block.n) && aligned(block.error) &&
+                 aligned(block.u) && code_vector;
   // Few rows go to many multiprocessors.
   int threads = most_sweep_threads;
-  while (threads > 64 && divide_up(block.w.rows * lanes, threads / 2) <= multiprocessors(stream)) threads /= 2;
-  sweep_block_kernel<grids>
-      <<<static_cast<unsigned>(divide_up(block.w.rows * lanes, threads)), threads, sweep_shared_bytes, stream.cuda().stream>>>(block,
-                                                                                                                               options);
+  while (threads > 64 && divide_up(block.w.rows * lanes, threads / 2) <= multiprocessors(stream))
+    threads /= 2;
+  sweep_block_kernel<grids><<<static_cast<unsigned>(divide_up(block.w.rows * lanes, threads)),
+                              threads, sweep_shared_bytes, stream.cuda().stream>>>(block, options);
   check_launch();
 }
 
 // ---- Columns.
 
 template <class T>
-__global__ void gather_columns_kernel(const T* w, std::int64_t stride, Matrix<const std::int32_t> perm, Matrix<const std::uint8_t> dead,
-                                      Matrix<float> out) {
+__global__ void gather_columns_kernel(const T* w, std::int64_t stride,
+                                      Matrix<const std::int32_t> perm,
+                                      Matrix<const std::uint8_t> dead, Matrix<float> out) {
   const std::int64_t k = first_column(1);
   if (k >= out.cols) return;
   const std::int32_t from = perm.data[k];
   const bool live = dead.data[from] == 0;
-  for (std::int64_t r = blockIdx.y; r < out.rows; r += gridDim.y) out.data[r * out.stride + k] = live ? widen(w[r * stride + from]) : 0.0f;
+  for (std::int64_t r = blockIdx.y; r < out.rows; r += gridDim.y)
+    out.data[r * out.stride + k] = live ? widen(w[r * stride + from]) : 0.0f;
 }
 
-__global__ void scatter_columns_kernel(Matrix<const std::uint8_t> code, Matrix<const std::int32_t> perm, Matrix<std::uint8_t> out) {
+__global__ void scatter_columns_kernel(Matrix<const std::uint8_t> code,
+                                       Matrix<const std::int32_t> perm, Matrix<std::uint8_t> out) {
   const std::int64_t k = first_column(1);
   if (k >= code.cols) return;
   const std::int32_t to = perm.data[k];
-  for (std::int64_t r = blockIdx.y; r < code.rows; r += gridDim.y) out.data[r * out.stride + to] = code.data[r * code.stride + k];
+  for (std::int64_t r = blockIdx.y; r < code.rows; r += gridDim.y)
+    out.data[r * out.stride + to] = code.data[r * code.stride + k];
 }
 
 }  // namespace
 
-void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float> pivot, const SweepOptions& options,
-                Matrix<const std::int32_t> group_of, Matrix<float> scale, Matrix<std::uint8_t> zero, Matrix<std::uint8_t> code,
+void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float> pivot,
+                const SweepOptions& options, Matrix<const std::int32_t> group_of,
+                Matrix<float> scale, Matrix<std::uint8_t> zero, Matrix<std::uint8_t> code,
                 Matrix<float> loss, Stream& stream) {
   const std::int64_t d = w.cols;
   const std::int64_t group_size = options.group_size;
-  const auto [given, fused, unit, panel, turn] = plan_sweep(w.rows, d, group_size, options.static_grids);
-  if (given && !options.static_grids) cuda::find_grids(w, group_size, options.grid, scale, zero, stream);
+  const auto [given, fused, unit, panel, turn] =
+      plan_sweep(w.rows, d, group_size, options.static_grids);
+  if (given && !options.static_grids)
+    cuda::find_grids(w, group_size, options.grid, scale, zero, stream);
   const std::int64_t value_stride = divide_up(d, 4) * 4;
   const std::int64_t error_stride = divide_up(panel, 4) * 4;
   const std::int64_t unit_stride = divide_up(unit, 4) * 4;
@@ -539,7 +588,8 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
       };
       for (std::int64_t b0 = p0; b0 < p1;) {
         std::int64_t b1 = std::min(p1, b0 + block_columns);
-        const auto view = [&](std::int64_t begin, std::int64_t end, Matrix<const float> v, Matrix<float> u) {
+        const auto view = [&](std::int64_t begin, std::int64_t end, Matrix<const float> v,
+                              Matrix<float> u) {
           const std::int64_t width = end - begin;
           return BlockView{w_rows.col_range(begin, width),
                            v,
@@ -563,16 +613,22 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
           if (b0 == unit_begin) {
             const std::int64_t columns = unit_end - unit_begin;
             const Matrix<float> u(unit_memory.view.data, rows, columns, unit_stride);
-            Matrix<const float> from = values(b0, unit_begin, unit_end);  // v, then u as far as it is known
+            Matrix<const float> from =
+                values(b0, unit_begin, unit_end);  // v, then u as far as it is known
             for (std::int64_t k0 = 0; k0 < columns; k0 += block_columns) {
               const std::int64_t k1 = std::min(columns, k0 + block_columns);
-              sweep_block<Grids::none>(view(b0 + k0, b0 + k1, from.col_range(k0, k1 - k0), u.col_range(k0, k1 - k0)), options.grid, stream);
+              sweep_block<Grids::none>(
+                  view(b0 + k0, b0 + k1, from.col_range(k0, k1 - k0), u.col_range(k0, k1 - k0)),
+                  options.grid, stream);
               multiply_add(from.col_range(k1, columns - k1), error.col_range(b0 - p0 + k0, k1 - k0),
-                           n.row_range(b0 + k0, k1 - k0).col_range(b0 + k1, columns - k1), u.col_range(k1, columns - k1), stream);
+                           n.row_range(b0 + k0, k1 - k0).col_range(b0 + k1, columns - k1),
+                           u.col_range(k1, columns - k1), stream);
               from = u;
             }
-            cuda::find_grids(u, group_size, options.grid, scale.row_range(r0, rows).col_range(b0 / group_size, columns / group_size),
-                             zero.row_range(r0, rows).col_range(b0 / group_size, columns / group_size), stream);
+            cuda::find_grids(
+                u, group_size, options.grid,
+                scale.row_range(r0, rows).col_range(b0 / group_size, columns / group_size),
+                zero.row_range(r0, rows).col_range(b0 / group_size, columns / group_size), stream);
           }
         }
         const BlockView block = view(b0, b1, values(b0, b0, b1), {});
@@ -580,8 +636,9 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
           sweep_block<Grids::found>(block, options.grid, stream);
         else
           sweep_block<Grids::given>(block, options.grid, stream);
-        multiply_add(values(b0, b1, p1), error.col_range(b0 - p0, b1 - b0), n.row_range(b0, b1 - b0).col_range(b1, p1 - b1),
-                     value.col_range(b1, p1 - b1), stream);
+        multiply_add(values(b0, b1, p1), error.col_range(b0 - p0, b1 - b0),
+                     n.row_range(b0, b1 - b0).col_range(b1, p1 - b1), value.col_range(b1, p1 - b1),
+                     stream);
         b0 = b1;
       }
       const Matrix<const float> n_right = n.row_range(p0, p1 - p0).col_range(p1, d - p1);
@@ -590,25 +647,32 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
   }
 }
 
-void gather_columns(ConstTensor w, Matrix<const std::int32_t> perm, Matrix<const std::uint8_t> dead, Matrix<float> out, Stream& stream) {
+void gather_columns(ConstTensor w, Matrix<const std::int32_t> perm, Matrix<const std::uint8_t> dead,
+                    Matrix<float> out, Stream& stream) {
   if (out.size() == 0) return;
   const dim3 grid = row_grid(out.rows, out.cols, 1);
   const cudaStream_t queue = stream.cuda().stream;
   switch (w.dtype) {
     case DType::f16:
-      gather_columns_kernel<<<grid, row_threads, 0, queue>>>(static_cast<const __half*>(w.data), w.stride, perm, dead, out);
+      gather_columns_kernel<<<grid, row_threads, 0, queue>>>(static_cast<const __half*>(w.data),
+                                                             w.stride, perm, dead, out);
       break;
     case DType::bf16:
-      gather_columns_kernel<<<grid, row_threads, 0, queue>>>(static_cast<const __nv_bfloat16*>(w.data), w.stride, perm, dead, out);
+      gather_columns_kernel<<<grid, row_threads, 0, queue>>>(
+          static_cast<const __nv_bfloat16*>(w.data), w.stride, perm, dead, out);
       break;
-    default: gather_columns_kernel<<<grid, row_threads, 0, queue>>>(static_cast<const float*>(w.data), w.stride, perm, dead, out);
+    default:
+      gather_columns_kernel<<<grid, row_threads, 0, queue>>>(static_cast<const float*>(w.data),
+                                                             w.stride, perm, dead, out);
   }
   check_launch();
 }
 
-void scatter_columns(Matrix<const std::uint8_t> code, Matrix<const std::int32_t> perm, Matrix<std::uint8_t> out, Stream& stream) {
+void scatter_columns(Matrix<const std::uint8_t> code, Matrix<const std::int32_t> perm,
+                     Matrix<std::uint8_t> out, Stream& stream) {
   if (code.size() == 0) return;
-  scatter_columns_kernel<<<row_grid(code.rows, code.cols, 1), row_threads, 0, stream.cuda().stream>>>(code, perm, out);
+  scatter_columns_kernel<<<row_grid(code.rows, code.cols, 1), row_threads, 0,
+                           stream.cuda().stream>>>(code, perm, out);
   check_launch();
 }
 

@@ -12,7 +12,8 @@ namespace qpipe {
 
 namespace {
 
-// Rows are multiplied and added in chunks of this many, and the chunks' sums in order: the same sum for any number of threads.
+// Rows are multiplied and added in chunks of this many, and the chunks' sums in order: the same sum
+// for any number of threads.
 constexpr std::int64_t chunk_rows = 16;
 
 QPIPE_SIMD_CLONES double dot(const float* a, const float* b, std::int64_t count) {
@@ -31,7 +32,8 @@ GramMatrix gram_matrix(Matrix<const float> h, Stream& stream) {
   return {{}, h};
 }
 
-void gram_loss(ConstTensor a, ConstTensor b, const GramMatrix& h, Matrix<double> loss, Stream& stream) {
+void gram_loss(ConstTensor a, ConstTensor b, const GramMatrix& h, Matrix<double> loss,
+               Stream& stream) {
   const std::int64_t d = a.cols;
   require(a.rows == b.rows && b.cols == d, "gram_loss: a and b must have the same shape");
   require_weights(a.dtype, "gram_loss: a must be f32, f16 or bf16");
@@ -59,10 +61,12 @@ void gram_loss(ConstTensor a, ConstTensor b, const GramMatrix& h, Matrix<double>
   for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
     const std::int64_t begin = chunk * chunk_rows;
     const std::int64_t rows = std::min(chunk_rows, delta.rows - begin);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows), static_cast<int>(d), static_cast<int>(d), 1.0f,
-                delta.row(begin), static_cast<int>(delta.stride), gram.data, static_cast<int>(gram.stride), 0.0f, product.row(begin),
-                static_cast<int>(product.stride));
-    for (std::int64_t r = begin; r < begin + rows; ++r) partial[static_cast<std::size_t>(chunk)] += dot(delta.row(r), product.row(r), d);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows),
+                static_cast<int>(d), static_cast<int>(d), 1.0f, delta.row(begin),
+                static_cast<int>(delta.stride), gram.data, static_cast<int>(gram.stride), 0.0f,
+                product.row(begin), static_cast<int>(product.stride));
+    for (std::int64_t r = begin; r < begin + rows; ++r)
+      partial[static_cast<std::size_t>(chunk)] += dot(delta.row(r), product.row(r), d);
   }
   loss(0, 0) = 0.0;
   for (const double value : partial) loss(0, 0) += value;

@@ -21,11 +21,13 @@ float storage_scale(float scale) {
 Grid grid_of_range(float lo, float hi, const GridOptions& options) {
   const float max_code = largest_code(options.bits);
   const float scale = storage_scale((hi - lo) / max_code);
-  const float zero = options.symmetric ? static_cast<float>(1 << (options.bits - 1)) : nearest_code(-lo, scale, 0.0f, max_code);
+  const float zero = options.symmetric ? static_cast<float>(1 << (options.bits - 1))
+                                       : nearest_code(-lo, scale, 0.0f, max_code);
   return {scale, zero};
 }
 
-// x^exponent for x ≥ 0 to about 1e-6, 2^-126 or less for 0. Own, so that both backends rank the same errors.
+// x^exponent for x ≥ 0 to about 1e-6, 2^-126 or less for 0. Own, so that both backends rank the
+// same errors.
 [[gnu::always_inline]] inline float power(float x, float exponent) {
   // x = m · 2^e with m in [√½, √2): log2 m = 2/ln2 · (t + t³/3 + t⁵/5 + …), t = (m − 1)/(m + 1).
   const auto bits = std::bit_cast<std::int32_t>(x);
@@ -54,7 +56,8 @@ Grid grid_of_range(float lo, float hi, const GridOptions& options) {
 }
 
 template <bool square>
-[[gnu::always_inline]] inline void add_errors(const float* w, std::int64_t count, Grid grid, float max_code, float norm, float* partial) {
+[[gnu::always_inline]] inline void add_errors(const float* w, std::int64_t count, Grid grid,
+                                              float max_code, float norm, float* partial) {
 #pragma omp simd
   for (std::int64_t lane = 0; lane < count; ++lane) {
     const float code = nearest_code(w[lane], grid.scale, grid.zero, max_code);
@@ -64,14 +67,17 @@ template <bool square>
   }
 }
 
-QPIPE_SIMD_CLONES float grid_error(const float* w, std::int64_t count, Grid grid, float max_code, float norm) {
+QPIPE_SIMD_CLONES float grid_error(const float* w, std::int64_t count, Grid grid, float max_code,
+                                   float norm) {
   float partial[lanes] = {};
   const std::int64_t whole = count / lanes * lanes;
   if (norm == 2.0f) {
-    for (std::int64_t i = 0; i < whole; i += lanes) add_errors<true>(w + i, lanes, grid, max_code, norm, partial);
+    for (std::int64_t i = 0; i < whole; i += lanes)
+      add_errors<true>(w + i, lanes, grid, max_code, norm, partial);
     add_errors<true>(w + whole, count - whole, grid, max_code, norm, partial);
   } else {
-    for (std::int64_t i = 0; i < whole; i += lanes) add_errors<false>(w + i, lanes, grid, max_code, norm, partial);
+    for (std::int64_t i = 0; i < whole; i += lanes)
+      add_errors<false>(w + i, lanes, grid, max_code, norm, partial);
     add_errors<false>(w + whole, count - whole, grid, max_code, norm, partial);
   }
   for (std::int64_t half = lanes / 2; half > 0; half /= 2)
@@ -81,7 +87,10 @@ QPIPE_SIMD_CLONES float grid_error(const float* w, std::int64_t count, Grid grid
 
 }  // namespace
 
-void check_bits(int bits) { require(bits == 2 || bits == 3 || bits == 4 || bits == 8, "quantization grid: bits must be 2, 3, 4 or 8"); }
+void check_bits(int bits) {
+  require(bits == 2 || bits == 3 || bits == 4 || bits == 8,
+          "quantization grid: bits must be 2, 3, 4 or 8");
+}
 
 Grid find_grid(const float* w, std::int64_t count, const GridOptions& options) {
   float lo = 0.0f;

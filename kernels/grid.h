@@ -1,5 +1,6 @@
-// Arithmetic of one quantization grid on the host: shared by quantize_groups.cpp and gptq_sweep.cpp. grid_cuda.h is the same on the device,
-// operation by operation, so that both backends choose the same codes for the same weights.
+// Arithmetic of one quantization grid on the host: shared by quantize_groups.cpp and
+// gptq_sweep.cpp. grid_cuda.h is the same on the device, operation by operation, so that both
+// backends choose the same codes for the same weights.
 #pragma once
 
 #include "kernels/quantize_groups.h"
@@ -14,14 +15,16 @@ struct Grid {
 
 constexpr float largest_code(int bits) { return static_cast<float>((1 << bits) - 1); }
 
-// Half to even, for |x| ≤ 2^22: adding 1.5 · 2^23 leaves no room for a fraction. Unlike rint, it vectorises on every CPU.
+// Half to even, for |x| ≤ 2^22: adding 1.5 · 2^23 leaves no room for a fraction. Unlike rint, it
+// vectorises on every CPU.
 inline float round_half_even(float x) {
   constexpr float shift = 0x1.8p23f;
   return (x + shift) - shift;
 }
 
-// clamp(rne(w / scale) + zero, 0, max_code); 0 for NaN. Clamped before rounding: the bounds are integers, so the order does not matter, and
-// without constants the compiler makes it a vector loop.
+// clamp(rne(w / scale) + zero, 0, max_code); 0 for NaN. Clamped before rounding: the bounds are
+// integers, so the order does not matter, and without constants the compiler makes it a vector
+// loop.
 inline float nearest_code(float w, float scale, float zero, float max_code) {
   const float lowest = -zero;
   const float highest = max_code - zero;

@@ -1,5 +1,6 @@
-// Arithmetic of one quantization grid on the device: the operations of grid.h and grid.cpp in the same order, with explicit rounding so
-// that nothing is contracted to a fused multiply-add. Included by .cu files only.
+// Arithmetic of one quantization grid on the device: the operations of grid.h and grid.cpp in the
+// same order, with explicit rounding so that nothing is contracted to a fused multiply-add.
+// Included by .cu files only.
 #pragma once
 
 #include "kernels/cuda_handles.h"
@@ -12,7 +13,9 @@ struct DeviceGrid {
   float zero;
 };
 
-inline __device__ float device_largest_code(int bits) { return static_cast<float>((1 << bits) - 1); }
+inline __device__ float device_largest_code(int bits) {
+  return static_cast<float>((1 << bits) - 1);
+}
 
 inline __device__ float device_nearest_code(float w, float scale, float zero, float max_code) {
   const float lowest = -zero;
@@ -23,13 +26,16 @@ inline __device__ float device_nearest_code(float w, float scale, float zero, fl
   return rintf(quotient) + zero;
 }
 
-inline __device__ float device_value(float code, float scale, float zero) { return __fmul_rn(scale, code - zero); }
+inline __device__ float device_value(float code, float scale, float zero) {
+  return __fmul_rn(scale, code - zero);
+}
 
 inline __device__ DeviceGrid grid_of_range(float lo, float hi, const GridOptions& options) {
   const float max_code = device_largest_code(options.bits);
   const float stored = __half2float(__float2half_rn(__fdiv_rn(__fsub_rn(hi, lo), max_code)));
   const float scale = stored > 0x1p-24f ? stored : 0x1p-24f;
-  const float zero = options.symmetric ? static_cast<float>(1 << (options.bits - 1)) : device_nearest_code(-lo, scale, 0.0f, max_code);
+  const float zero = options.symmetric ? static_cast<float>(1 << (options.bits - 1))
+                                       : device_nearest_code(-lo, scale, 0.0f, max_code);
   return {scale, zero};
 }
 
@@ -45,7 +51,9 @@ inline __device__ void complete_range(float& lo, float& hi, const GridOptions& o
   }
 }
 
-inline __device__ float shrink_factor(int step) { return __fsub_rn(1.0f, __fdiv_rn(static_cast<float>(step), 100.0f)); }
+inline __device__ float shrink_factor(int step) {
+  return __fsub_rn(1.0f, __fdiv_rn(static_cast<float>(step), 100.0f));
+}
 inline constexpr int shrink_steps = 80;
 
 inline __device__ DeviceGrid shrunk_grid(float lo, float hi, int step, const GridOptions& options) {

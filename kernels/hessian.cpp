@@ -14,16 +14,21 @@ namespace {
 constexpr std::int64_t tile = hessian_panel(Backend::cpu);
 
 // 2^exponent, exact. |exponent| ≤ 360 here: 2 · 148 + 62 at most.
-double power_of_two(int exponent) { return std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52); }
+double power_of_two(int exponent) {
+  return std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52);
+}
 
 // m: a sum or a panel [d − begin, columns of the range].
 template <class T>
-void check_range(const Matrix<T>& m, const Matrix<const std::int32_t>& exponent, int log2_tokens, std::int64_t begin, Stream& stream) {
+void check_range(const Matrix<T>& m, const Matrix<const std::int32_t>& exponent, int log2_tokens,
+                 std::int64_t begin, Stream& stream) {
   const std::int64_t d = exponent.cols;
   const std::int64_t panel = hessian_panel(stream.backend());
   const std::int64_t end = begin + m.cols;
-  require(begin >= 0 && m.rows == d - begin && end <= d, "hessian: a range of columns must be [d - begin, columns], and exponent [1, d]");
-  require(begin % panel == 0 && (end % panel == 0 || end == d), "hessian: a range of columns must be made of whole panels");
+  require(begin >= 0 && m.rows == d - begin && end <= d,
+          "hessian: a range of columns must be [d - begin, columns], and exponent [1, d]");
+  require(begin % panel == 0 && (end % panel == 0 || end == d),
+          "hessian: a range of columns must be made of whole panels");
   require(log2_tokens >= 0 && log2_tokens <= 40, "hessian: log2_tokens must be in [0, 40]");
 }
 
@@ -31,18 +36,22 @@ struct Tile {
   std::int64_t row = 0;
   std::int64_t col = 0;
 };
-// The first rows and columns of the tiles of edge `edge` that have elements i ≥ j with j in [begin, end), i < d.
-std::vector<Tile> lower_tiles(std::int64_t begin, std::int64_t end, std::int64_t d, std::int64_t edge) {
+// The first rows and columns of the tiles of edge `edge` that have elements i ≥ j with j in [begin,
+// end), i < d.
+std::vector<Tile> lower_tiles(std::int64_t begin, std::int64_t end, std::int64_t d,
+                              std::int64_t edge) {
   std::vector<Tile> tiles;
   for (std::int64_t row = begin; row < d; row += edge)
-    for (std::int64_t col = begin; col < std::min(end, row + edge); col += edge) tiles.push_back({row, col});
+    for (std::int64_t col = begin; col < std::min(end, row + edge); col += edge)
+      tiles.push_back({row, col});
   return tiles;
 }
 
-float finished(std::int64_t sum, Matrix<const std::int32_t> exponent, std::int64_t i, std::int64_t j, int log2_tokens,
-               std::int64_t tokens) {
+float finished(std::int64_t sum, Matrix<const std::int32_t> exponent, std::int64_t i,
+               std::int64_t j, int log2_tokens, std::int64_t tokens) {
   const int unit = exponent(0, i) + exponent(0, j) + log2_tokens - 62;
-  return static_cast<float>(static_cast<double>(sum) * power_of_two(unit) / static_cast<double>(tokens));
+  return static_cast<float>(static_cast<double>(sum) * power_of_two(unit) /
+                            static_cast<double>(tokens));
 }
 
 }  // namespace
@@ -61,10 +70,12 @@ void column_max_abs(ConstTensor x, Matrix<float> maximum, Stream& stream) {
     const std::int64_t count = std::min(width, x.cols - begin);
     // Bits of |x| are ordered like |x|, with NaN above infinity: the integer maximum keeps NaN.
     std::uint32_t bits[width];
-    for (std::int64_t c = 0; c < count; ++c) bits[c] = std::bit_cast<std::uint32_t>(maximum(0, begin + c)) & 0x7fffffffu;
+    for (std::int64_t c = 0; c < count; ++c)
+      bits[c] = std::bit_cast<std::uint32_t>(maximum(0, begin + c)) & 0x7fffffffu;
     for (std::int64_t t = 0; t < values.rows; ++t) {
       const float* row = values.row(t) + begin;
-      for (std::int64_t c = 0; c < count; ++c) bits[c] = std::max(bits[c], std::bit_cast<std::uint32_t>(row[c]) & 0x7fffffffu);
+      for (std::int64_t c = 0; c < count; ++c)
+        bits[c] = std::max(bits[c], std::bit_cast<std::uint32_t>(row[c]) & 0x7fffffffu);
     }
     for (std::int64_t c = 0; c < count; ++c) maximum(0, begin + c) = std::bit_cast<float>(bits[c]);
   }
@@ -76,7 +87,8 @@ void hessian_exponents(Matrix<const float> maximum, Matrix<std::int32_t> exponen
   constexpr float limit = 0x1p48f;
   for (std::int64_t i = 0; i < maximum.cols; ++i) {
     const float value = maximum(0, i);
-    if (!std::isfinite(value)) throw std::domain_error("activation " + std::to_string(i) + " is not finite");
+    if (!std::isfinite(value))
+      throw std::domain_error("activation " + std::to_string(i) + " is not finite");
     if (value > limit) throw std::domain_error("activation " + std::to_string(i) + " exceeds 2^48");
     int e = 0;
     const float mantissa = std::frexp(value, &e);  // value = mantissa · 2^e, mantissa in [1/2, 1)
@@ -84,15 +96,17 @@ void hessian_exponents(Matrix<const float> maximum, Matrix<std::int32_t> exponen
   }
 }
 
-void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t begin, Matrix<std::int64_t> sum,
-                        Stream& stream) {
+void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens,
+                        std::int64_t begin, Matrix<std::int64_t> sum, Stream& stream) {
   require(x.dtype == stream.compute_dtype(), "accumulate_hessian: x must have the compute type");
   require(x.cols == exponent.cols, "accumulate_hessian: x must be [tokens, d] and exponent [1, d]");
   check_range(sum, exponent, log2_tokens, begin, stream);
-  require(x.rows <= std::int64_t{1} << log2_tokens, "accumulate_hessian: more tokens than 2^log2_tokens");
+  require(x.rows <= std::int64_t{1} << log2_tokens,
+          "accumulate_hessian: more tokens than 2^log2_tokens");
   if (x.rows == 0 || sum.cols == 0) return;
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::accumulate_hessian(x, exponent, log2_tokens, begin, sum, stream);
+    if (stream.on_cuda())
+      return cuda::accumulate_hessian(x, exponent, log2_tokens, begin, sum, stream);
   const auto values = x.as<const float>();
   const std::vector<Tile> tiles = lower_tiles(begin, begin + sum.cols, x.cols, tile);
   const int tokens = static_cast<int>(x.rows);
@@ -106,17 +120,19 @@ void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int 
       const std::int64_t height = std::min(tile, x.cols - i0);
       const std::int64_t width = std::min(tile, x.cols - j0);
       if (i0 == j0)
-        cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, static_cast<int>(height), tokens, 1.0f, values.data + i0, stride, 0.0f,
-                    product.data(), static_cast<int>(tile));
+        cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, static_cast<int>(height), tokens, 1.0f,
+                    values.data + i0, stride, 0.0f, product.data(), static_cast<int>(tile));
       else
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, static_cast<int>(height), static_cast<int>(width), tokens, 1.0f,
-                    values.data + i0, stride, values.data + j0, stride, 0.0f, product.data(), static_cast<int>(tile));
+        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, static_cast<int>(height),
+                    static_cast<int>(width), tokens, 1.0f, values.data + i0, stride,
+                    values.data + j0, stride, 0.0f, product.data(), static_cast<int>(tile));
       for (std::int64_t i = i0; i < i0 + height; ++i) {
         const std::int64_t end = std::min(j0 + width, i + 1);
         for (std::int64_t j = j0; j < end; ++j) {
           const int unit = exponent(0, i) + exponent(0, j) + log2_tokens - 62;
           const float value = product[static_cast<std::size_t>((i - i0) * tile + j - j0)];
-          sum(i - begin, j - begin) += std::llrint(static_cast<double>(value) * power_of_two(-unit));
+          sum(i - begin, j - begin) +=
+              std::llrint(static_cast<double>(value) * power_of_two(-unit));
         }
       }
     }
@@ -129,13 +145,15 @@ constexpr std::int64_t edge = 64;  // of tiles whose mirrored writes stay in cac
 
 }
 
-void finish_hessian(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t tokens,
-                    std::int64_t begin, Matrix<float> h, Stream& stream) {
+void finish_hessian(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent,
+                    int log2_tokens, std::int64_t tokens, std::int64_t begin, Matrix<float> h,
+                    Stream& stream) {
   check_range(sum, exponent, log2_tokens, begin, stream);
   require(h.rows == exponent.cols && h.cols == exponent.cols, "finish_hessian: h must be [d, d]");
   require(tokens > 0, "finish_hessian: no tokens");
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::finish_hessian(sum, exponent, log2_tokens, tokens, begin, h, stream);
+    if (stream.on_cuda())
+      return cuda::finish_hessian(sum, exponent, log2_tokens, tokens, begin, h, stream);
   const std::int64_t end = begin + sum.cols;
   const std::vector<Tile> tiles = lower_tiles(begin, end, h.cols, edge);
 #pragma omp parallel for schedule(dynamic)
@@ -149,20 +167,24 @@ void finish_hessian(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> e
   }
 }
 
-void finish_hessian_panel(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent, int log2_tokens, std::int64_t tokens,
-                          std::int64_t begin, Matrix<float> panel, Stream& stream) {
+void finish_hessian_panel(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent,
+                          int log2_tokens, std::int64_t tokens, std::int64_t begin,
+                          Matrix<float> panel, Stream& stream) {
   check_range(panel, exponent, log2_tokens, begin, stream);
-  require(sum.rows == panel.rows && sum.cols == panel.cols, "finish_hessian_panel: sum and panel must have one shape");
+  require(sum.rows == panel.rows && sum.cols == panel.cols,
+          "finish_hessian_panel: sum and panel must have one shape");
   require(tokens > 0, "finish_hessian_panel: no tokens");
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::finish_hessian_panel(sum, exponent, log2_tokens, tokens, begin, panel, stream);
+    if (stream.on_cuda())
+      return cuda::finish_hessian_panel(sum, exponent, log2_tokens, tokens, begin, panel, stream);
 #pragma omp parallel for schedule(static)
   for (std::int64_t r = 0; r < panel.rows; ++r)
     for (std::int64_t c = 0; c < std::min(panel.cols, r + 1); ++c)
       panel(r, c) = finished(sum(r, c), exponent, begin + r, begin + c, log2_tokens, tokens);
 }
 
-void place_hessian_panel(Matrix<const float> panel, std::int64_t begin, Matrix<const std::int32_t> perm, Matrix<float> h, Stream& stream) {
+void place_hessian_panel(Matrix<const float> panel, std::int64_t begin,
+                         Matrix<const std::int32_t> perm, Matrix<float> h, Stream& stream) {
   require(h.rows == h.cols && panel.rows == h.rows - begin && begin + panel.cols <= h.cols,
           "place_hessian_panel: panel must be [d - begin, columns] and h [d, d]");
   require(perm.empty() || perm.cols == h.cols, "place_hessian_panel: perm must be [1, d]");

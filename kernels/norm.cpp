@@ -8,16 +8,21 @@ namespace qpipe {
 
 namespace {
 
-QPIPE_SIMD_CLONES void rms_norm_row(const float* x, const float* weight, std::int64_t d, float eps, float offset, float* y) {
-  double squares = 0.0;  // in float32 a large element swallows the small ones, unless the compiler happens to use many lanes
+QPIPE_SIMD_CLONES void rms_norm_row(const float* x, const float* weight, std::int64_t d, float eps,
+                                    float offset, float* y) {
+  double squares = 0.0;  // in float32 a large element swallows the small ones, unless the compiler
+                         // happens to use many lanes
 #pragma omp simd reduction(+ : squares)
-  for (std::int64_t i = 0; i < d; ++i) squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-  const auto inverse = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(d) + static_cast<double>(eps)));
+  for (std::int64_t i = 0; i < d; ++i)
+    squares += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  const auto inverse = static_cast<float>(
+      1.0 / std::sqrt(squares / static_cast<double>(d) + static_cast<double>(eps)));
 #pragma omp simd
   for (std::int64_t i = 0; i < d; ++i) y[i] = x[i] * inverse * (offset + weight[i]);
 }
 
-QPIPE_SIMD_CLONES void layer_norm_row(const float* x, const float* weight, const float* bias, std::int64_t d, float eps, float* y) {
+QPIPE_SIMD_CLONES void layer_norm_row(const float* x, const float* weight, const float* bias,
+                                      std::int64_t d, float eps, float* y) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t i = 0; i < d; ++i) sum += x[i];
@@ -38,13 +43,15 @@ void check_vector(ConstTensor vector, std::int64_t d, const Stream& stream, cons
 }
 
 void check_rows(ConstTensor x, Tensor y, const Stream& stream) {
-  require(x.dtype == stream.compute_dtype() && y.dtype == x.dtype, "norm: x and y must have the compute type");
+  require(x.dtype == stream.compute_dtype() && y.dtype == x.dtype,
+          "norm: x and y must have the compute type");
   require(x.cols > 0 && y.rows == x.rows && y.cols == x.cols, "norm: x and y must be [tokens, d]");
 }
 
 }  // namespace
 
-void rms_norm(ConstTensor x, ConstTensor weight, float eps, float offset, Tensor y, Stream& stream) {
+void rms_norm(ConstTensor x, ConstTensor weight, float eps, float offset, Tensor y,
+              Stream& stream) {
   check_rows(x, y, stream);
   check_vector(weight, x.cols, stream, "rms_norm: weight must be [1, d] of the compute type");
   if constexpr (has_cuda)
@@ -53,13 +60,16 @@ void rms_norm(ConstTensor x, ConstTensor weight, float eps, float offset, Tensor
   const auto to = y.as<float>();
   const auto* w = static_cast<const float*>(weight.data);
 #pragma omp parallel for schedule(static)
-  for (std::int64_t t = 0; t < from.rows; ++t) rms_norm_row(from.row(t), w, from.cols, eps, offset, to.row(t));
+  for (std::int64_t t = 0; t < from.rows; ++t)
+    rms_norm_row(from.row(t), w, from.cols, eps, offset, to.row(t));
 }
 
-void layer_norm(ConstTensor x, ConstTensor weight, ConstTensor bias, float eps, Tensor y, Stream& stream) {
+void layer_norm(ConstTensor x, ConstTensor weight, ConstTensor bias, float eps, Tensor y,
+                Stream& stream) {
   check_rows(x, y, stream);
   check_vector(weight, x.cols, stream, "layer_norm: weight must be [1, d] of the compute type");
-  if (!bias.empty()) check_vector(bias, x.cols, stream, "layer_norm: bias must be [1, d] of the compute type");
+  if (!bias.empty())
+    check_vector(bias, x.cols, stream, "layer_norm: bias must be [1, d] of the compute type");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::layer_norm(x, weight, bias, eps, y, stream);
   const auto from = x.as<const float>();
@@ -67,13 +77,17 @@ void layer_norm(ConstTensor x, ConstTensor weight, ConstTensor bias, float eps, 
   const auto* w = static_cast<const float*>(weight.data);
   const auto* b = static_cast<const float*>(bias.data);
 #pragma omp parallel for schedule(static)
-  for (std::int64_t t = 0; t < from.rows; ++t) layer_norm_row(from.row(t), w, b, from.cols, eps, to.row(t));
+  for (std::int64_t t = 0; t < from.rows; ++t)
+    layer_norm_row(from.row(t), w, b, from.cols, eps, to.row(t));
 }
 
-void rms_norm_heads(Tensor x, std::int64_t heads, ConstTensor weight, float eps, float offset, Stream& stream) {
+void rms_norm_heads(Tensor x, std::int64_t heads, ConstTensor weight, float eps, float offset,
+                    Stream& stream) {
   require(x.dtype == stream.compute_dtype(), "rms_norm_heads: x must have the compute type");
-  require(heads > 0 && weight.cols > 0 && x.cols == heads * weight.cols, "rms_norm_heads: x must be [tokens, heads * head_dim]");
-  check_vector(weight, weight.cols, stream, "rms_norm_heads: weight must be [1, head_dim] of the compute type");
+  require(heads > 0 && weight.cols > 0 && x.cols == heads * weight.cols,
+          "rms_norm_heads: x must be [tokens, heads * head_dim]");
+  check_vector(weight, weight.cols, stream,
+               "rms_norm_heads: weight must be [1, head_dim] of the compute type");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::rms_norm_heads(x, heads, weight, eps, offset, stream);
   const auto values = x.as<float>();

@@ -6,8 +6,9 @@ namespace qpipe::cuda {
 
 namespace {
 
-// A vector to normalise ("slice") is served by one warp when it is short, else by a whole block of eight warps. The passes over a slice
-// after the first find it in L1. Thread k owns the same elements in every pass, so x and y may be the same matrix.
+// A vector to normalise ("slice") is served by one warp when it is short, else by a whole block of
+// eight warps. The passes over a slice after the first find it in L1. Thread k owns the same
+// elements in every pass, so x and y may be the same matrix.
 constexpr int warp = 32;
 constexpr int warps_per_block = 8;
 constexpr int threads = warp * warps_per_block;
@@ -37,7 +38,9 @@ struct Place {
   bool valid;
 
   __device__ explicit Place(const Slices& s) {
-    const std::int64_t index = warps == 1 ? std::int64_t{blockIdx.x} * warps_per_block + threadIdx.x / warp : std::int64_t{blockIdx.x};
+    const std::int64_t index = warps == 1
+                                   ? std::int64_t{blockIdx.x} * warps_per_block + threadIdx.x / warp
+                                   : std::int64_t{blockIdx.x};
     valid = index < s.count;
     const std::int64_t row = s.per_row == 1 ? index : index / s.per_row;
     const std::int64_t column = (index - row * s.per_row) * s.d;
@@ -78,7 +81,8 @@ __global__ __launch_bounds__(threads) void rms_norm_kernel(Slices s) {
 #pragma unroll
     for (int k = 0; k < count; ++k) squares += x[k] * x[k];
   }
-  const float inverse = 1.0f / sqrtf(sum_over_slice<warps>(squares) / static_cast<float>(s.d) + s.eps);
+  const float inverse =
+      1.0f / sqrtf(sum_over_slice<warps>(squares) / static_cast<float>(s.d) + s.eps);
 #pragma unroll 2
   for (std::int64_t i = first; i < s.d; i += step) {
     float x[count];
@@ -116,7 +120,8 @@ __global__ __launch_bounds__(threads) void layer_norm_kernel(Slices s) {
 #pragma unroll
     for (int k = 0; k < count; ++k) squares += (x[k] - mean) * (x[k] - mean);
   }
-  const float inverse = 1.0f / sqrtf(sum_over_slice<warps>(squares) / static_cast<float>(s.d) + s.eps);
+  const float inverse =
+      1.0f / sqrtf(sum_over_slice<warps>(squares) / static_cast<float>(s.d) + s.eps);
 #pragma unroll 2
   for (std::int64_t i = first; i < s.d; i += step) {
     float x[count];
@@ -142,8 +147,8 @@ void launch(const Slices& s, bool centred, Stream& stream) {
   check_launch();
 }
 
-void normalise(ConstTensor x, std::int64_t per_row, ConstTensor weight, ConstTensor bias, float eps, float offset, bool centred, Tensor y,
-               Stream& stream) {
+void normalise(ConstTensor x, std::int64_t per_row, ConstTensor weight, ConstTensor bias, float eps,
+               float offset, bool centred, Tensor y, Stream& stream) {
   if (x.size() == 0) return;
   Slices s{};
   s.x = static_cast<const __nv_bfloat16*>(x.data);
@@ -158,8 +163,8 @@ void normalise(ConstTensor x, std::int64_t per_row, ConstTensor weight, ConstTen
   s.eps = eps;
   s.offset = offset;
   require(s.count <= INT32_MAX, "norm: more rows than one launch can hold");
-  const bool in_vectors =
-      vectorizable(x) && vectorizable(y) && vectorizable(weight) && (bias.empty() || vectorizable(bias)) && s.d % vector_elements == 0;
+  const bool in_vectors = vectorizable(x) && vectorizable(y) && vectorizable(weight) &&
+                          (bias.empty() || vectorizable(bias)) && s.d % vector_elements == 0;
   const bool one_warp = s.d <= longest_slice_of_a_warp;
   if (in_vectors)
     one_warp ? launch<8, 1>(s, centred, stream) : launch<8, warps_per_block>(s, centred, stream);
@@ -169,15 +174,18 @@ void normalise(ConstTensor x, std::int64_t per_row, ConstTensor weight, ConstTen
 
 }  // namespace
 
-void rms_norm(ConstTensor x, ConstTensor weight, float eps, float offset, Tensor y, Stream& stream) {
+void rms_norm(ConstTensor x, ConstTensor weight, float eps, float offset, Tensor y,
+              Stream& stream) {
   normalise(x, 1, weight, {}, eps, offset, false, y, stream);
 }
 
-void layer_norm(ConstTensor x, ConstTensor weight, ConstTensor bias, float eps, Tensor y, Stream& stream) {
+void layer_norm(ConstTensor x, ConstTensor weight, ConstTensor bias, float eps, Tensor y,
+                Stream& stream) {
   normalise(x, 1, weight, bias, eps, 0.0f, true, y, stream);
 }
 
-void rms_norm_heads(Tensor x, std::int64_t heads, ConstTensor weight, float eps, float offset, Stream& stream) {
+void rms_norm_heads(Tensor x, std::int64_t heads, ConstTensor weight, float eps, float offset,
+                    Stream& stream) {
   normalise(x, heads, weight, {}, eps, offset, false, x, stream);
 }
 

@@ -10,16 +10,20 @@ namespace qpipe {
 
 namespace {
 
-void check_weights(std::int64_t out, std::int64_t in, int bits, std::int64_t word_rows, std::int64_t word_cols) {
+void check_weights(std::int64_t out, std::int64_t in, int bits, std::int64_t word_rows,
+                   std::int64_t word_cols) {
   check_bits(bits);
   require(in % 32 == 0, "pack_weights: the number of inputs must be a multiple of 32");
-  require(word_rows == in * bits / 32 && word_cols == out, "pack_weights: words must be [in * bits / 32, out]");
+  require(word_rows == in * bits / 32 && word_cols == out,
+          "pack_weights: words must be [in * bits / 32, out]");
 }
 
-void check_zeros(std::int64_t out, std::int64_t groups, int bits, std::int64_t word_rows, std::int64_t word_cols) {
+void check_zeros(std::int64_t out, std::int64_t groups, int bits, std::int64_t word_rows,
+                 std::int64_t word_cols) {
   check_bits(bits);
   require(out % 32 == 0, "pack_zeros: the number of outputs must be a multiple of 32");
-  require(word_rows == groups && word_cols == out * bits / 32, "pack_zeros: words must be [groups, out * bits / 32]");
+  require(word_rows == groups && word_cols == out * bits / 32,
+          "pack_zeros: words must be [groups, out * bits / 32]");
 }
 
 template <int bits>
@@ -55,7 +59,11 @@ void pack_zeros_of(Matrix<const std::uint8_t> zero, int offset, Matrix<std::uint
   for (std::int64_t g = 0; g < zero.cols; ++g)
     for (std::int64_t period = 0; period < zero.rows / P::fields; ++period) {
       std::uint32_t word[P::words];
-      P::join([&](int k) { return (zero(period * P::fields + k, g) + static_cast<std::uint32_t>(offset)) & mask; }, word);
+      P::join(
+          [&](int k) {
+            return (zero(period * P::fields + k, g) + static_cast<std::uint32_t>(offset)) & mask;
+          },
+          word);
       for (int i = 0; i < P::words; ++i) words(g, period * P::words + i) = word[i];
     }
 }
@@ -69,14 +77,16 @@ void unpack_zeros_of(Matrix<const std::uint32_t> words, int offset, Matrix<std::
       std::uint32_t word[P::words];
       for (int i = 0; i < P::words; ++i) word[i] = words(g, period * P::words + i);
       P::split(word, [&](int k, std::uint32_t field) {
-        zero(period * P::fields + k, g) = static_cast<std::uint8_t>((field - static_cast<std::uint32_t>(offset)) & mask);
+        zero(period * P::fields + k, g) =
+            static_cast<std::uint8_t>((field - static_cast<std::uint32_t>(offset)) & mask);
       });
     }
 }
 
 }  // namespace
 
-void pack_weights(Matrix<const std::uint8_t> code, int bits, Matrix<std::uint32_t> words, Stream& stream) {
+void pack_weights(Matrix<const std::uint8_t> code, int bits, Matrix<std::uint32_t> words,
+                  Stream& stream) {
   check_weights(code.rows, code.cols, bits, words.rows, words.cols);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::pack_weights(code, bits, words, stream);
@@ -88,7 +98,8 @@ void pack_weights(Matrix<const std::uint8_t> code, int bits, Matrix<std::uint32_
   }
 }
 
-void unpack_weights(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_t> code, Stream& stream) {
+void unpack_weights(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_t> code,
+                    Stream& stream) {
   check_weights(code.rows, code.cols, bits, words.rows, words.cols);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::unpack_weights(words, bits, code, stream);
@@ -100,7 +111,8 @@ void unpack_weights(Matrix<const std::uint32_t> words, int bits, Matrix<std::uin
   }
 }
 
-void pack_zeros(Matrix<const std::uint8_t> zero, int bits, int offset, Matrix<std::uint32_t> words, Stream& stream) {
+void pack_zeros(Matrix<const std::uint8_t> zero, int bits, int offset, Matrix<std::uint32_t> words,
+                Stream& stream) {
   check_zeros(zero.rows, zero.cols, bits, words.rows, words.cols);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::pack_zeros(zero, bits, offset, words, stream);
@@ -112,7 +124,8 @@ void pack_zeros(Matrix<const std::uint8_t> zero, int bits, int offset, Matrix<st
   }
 }
 
-void unpack_zeros(Matrix<const std::uint32_t> words, int bits, int offset, Matrix<std::uint8_t> zero, Stream& stream) {
+void unpack_zeros(Matrix<const std::uint32_t> words, int bits, int offset,
+                  Matrix<std::uint8_t> zero, Stream& stream) {
   check_zeros(zero.rows, zero.cols, bits, words.rows, words.cols);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::unpack_zeros(words, bits, offset, zero, stream);
@@ -124,8 +137,8 @@ void unpack_zeros(Matrix<const std::uint32_t> words, int bits, int offset, Matri
   }
 }
 
-void pack_scales(Matrix<const float> scale, Matrix<const std::int32_t> place, Matrix<f16> half, Matrix<std::int32_t> inexact,
-                 Stream& stream) {
+void pack_scales(Matrix<const float> scale, Matrix<const std::int32_t> place, Matrix<f16> half,
+                 Matrix<std::int32_t> inexact, Stream& stream) {
   require(place.cols == scale.cols && half.rows == scale.cols && half.cols == scale.rows,
           "pack_scales: half must be [groups, out] and place [1, groups]");
   if constexpr (has_cuda)

@@ -1,4 +1,5 @@
-// One period of a bitstream of `bits`-wide fields: the fewest fields that fill whole 32-bit words. Shared by pack.cpp and pack.cu.
+// One period of a bitstream of `bits`-wide fields: the fewest fields that fill whole 32-bit words.
+// Shared by pack.cpp and pack.cu.
 #pragma once
 
 #include <cstdint>

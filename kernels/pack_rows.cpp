@@ -8,9 +8,10 @@ namespace qpipe {
 
 namespace {
 
-// 32 codes are `bits` whole words. Reads and writes every `step`-th element; beyond count and word_count nothing is touched.
-void pack_32(const std::uint8_t* code, std::int64_t code_step, std::int64_t count, int bits, std::uint32_t* words, std::int64_t word_step,
-             std::int64_t word_count) {
+// 32 codes are `bits` whole words. Reads and writes every `step`-th element; beyond count and
+// word_count nothing is touched.
+void pack_32(const std::uint8_t* code, std::int64_t code_step, std::int64_t count, int bits,
+             std::uint32_t* words, std::int64_t word_step, std::int64_t word_count) {
   std::uint64_t pending = 0;
   int filled = 0;
   std::int64_t word = 0;
@@ -26,8 +27,8 @@ void pack_32(const std::uint8_t* code, std::int64_t code_step, std::int64_t coun
   }
 }
 
-void unpack_32(const std::uint32_t* words, std::int64_t word_step, std::int64_t word_count, int bits, std::uint8_t* code,
-               std::int64_t code_step, std::int64_t count) {
+void unpack_32(const std::uint32_t* words, std::int64_t word_step, std::int64_t word_count,
+               int bits, std::uint8_t* code, std::int64_t code_step, std::int64_t count) {
   std::uint64_t pending = 0;
   int filled = 0;
   std::int64_t word = 0;
@@ -44,12 +45,14 @@ void unpack_32(const std::uint32_t* words, std::int64_t word_step, std::int64_t 
 
 void check_stream(std::int64_t words, std::int64_t count, int bits) {
   check_bits(bits);
-  require(words == packed_words(count, bits), "pack_rows: words must hold ceil(count * bits / 32) words along the packed dimension");
+  require(words == packed_words(count, bits),
+          "pack_rows: words must hold ceil(count * bits / 32) words along the packed dimension");
 }
 
 }  // namespace
 
-void pack_rows(Matrix<const std::uint8_t> code, int bits, Matrix<std::uint32_t> words, Stream& stream) {
+void pack_rows(Matrix<const std::uint8_t> code, int bits, Matrix<std::uint32_t> words,
+               Stream& stream) {
   check_stream(words.cols, code.cols, bits);
   require(words.rows == code.rows, "pack_rows: words must have the rows of code");
   if constexpr (has_cuda)
@@ -60,7 +63,8 @@ void pack_rows(Matrix<const std::uint8_t> code, int bits, Matrix<std::uint32_t> 
       pack_32(code.row(r) + k, 1, code.cols - k, bits, words.row(r) + w, 1, words.cols - w);
 }
 
-void unpack_rows(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_t> code, Stream& stream) {
+void unpack_rows(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_t> code,
+                 Stream& stream) {
   check_stream(words.cols, code.cols, bits);
   require(words.rows == code.rows, "unpack_rows: words must have the rows of code");
   if constexpr (has_cuda)
@@ -71,24 +75,28 @@ void unpack_rows(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_
       unpack_32(words.row(r) + w, 1, words.cols - w, bits, code.row(r) + k, 1, code.cols - k);
 }
 
-void pack_columns(Matrix<const std::uint8_t> zero, int bits, Matrix<std::uint32_t> words, Stream& stream) {
+void pack_columns(Matrix<const std::uint8_t> zero, int bits, Matrix<std::uint32_t> words,
+                  Stream& stream) {
   check_stream(words.rows, zero.rows, bits);
   require(words.cols == zero.cols, "pack_columns: words must have the columns of zero");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::pack_columns(zero, bits, words, stream);
   for (std::int64_t n = 0, w = 0; n < zero.rows; n += 32, w += bits)
     for (std::int64_t g = 0; g < zero.cols; ++g)
-      pack_32(zero.row(n) + g, zero.stride, zero.rows - n, bits, words.row(w) + g, words.stride, words.rows - w);
+      pack_32(zero.row(n) + g, zero.stride, zero.rows - n, bits, words.row(w) + g, words.stride,
+              words.rows - w);
 }
 
-void unpack_columns(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_t> zero, Stream& stream) {
+void unpack_columns(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_t> zero,
+                    Stream& stream) {
   check_stream(words.rows, zero.rows, bits);
   require(words.cols == zero.cols, "unpack_columns: words must have the columns of zero");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::unpack_columns(words, bits, zero, stream);
   for (std::int64_t n = 0, w = 0; n < zero.rows; n += 32, w += bits)
     for (std::int64_t g = 0; g < zero.cols; ++g)
-      unpack_32(words.row(w) + g, words.stride, words.rows - w, bits, zero.row(n) + g, zero.stride, zero.rows - n);
+      unpack_32(words.row(w) + g, words.stride, words.rows - w, bits, zero.row(n) + g, zero.stride,
+                zero.rows - n);
 }
 
 void pack_awq(Matrix<const std::uint8_t> code, Matrix<std::uint32_t> words, Stream& stream) {
@@ -113,7 +121,8 @@ void unpack_awq(Matrix<const std::uint32_t> words, Matrix<std::uint8_t> code, St
 #pragma omp parallel for schedule(static)
   for (std::int64_t c = 0; c < words.cols; ++c)
     for (std::int64_t k = 0; k < words.rows; ++k)
-      for (int i = 0; i < 8; ++i) code(8 * c + awq_order[i], k) = static_cast<std::uint8_t>(words(k, c) >> (4 * i) & 15u);
+      for (int i = 0; i < 8; ++i)
+        code(8 * c + awq_order[i], k) = static_cast<std::uint8_t>(words(k, c) >> (4 * i) & 15u);
 }
 
 }  // namespace qpipe

@@ -10,7 +10,8 @@ constexpr int run = 32;  // codes of a thread: `bits` whole words
 
 // Rows of up to 2^31 runs; blockIdx.y strides over the rows.
 dim3 run_grid(std::int64_t rows, std::int64_t runs) {
-  return {static_cast<unsigned>((runs + threads - 1) / threads), static_cast<unsigned>(std::min<std::int64_t>(rows, 65535))};
+  return {static_cast<unsigned>((runs + threads - 1) / threads),
+          static_cast<unsigned>(std::min<std::int64_t>(rows, 65535))};
 }
 
 template <int bits>
@@ -64,7 +65,8 @@ __global__ void pack_rows_kernel(Matrix<const std::uint8_t> code, Matrix<std::ui
       held = *reinterpret_cast<const Run*>(from);
     } else {
 #pragma unroll
-      for (int i = 0; i < run; ++i) held.code[i] = first + i < code.cols ? from[i] : std::uint8_t{0};
+      for (int i = 0; i < run; ++i)
+        held.code[i] = first + i < code.cols ? from[i] : std::uint8_t{0};
     }
     Words<bits> packed;
     to_words<bits>(held.code, packed.word);
@@ -115,28 +117,34 @@ __global__ void pack_columns_kernel(Matrix<const std::uint8_t> zero, Matrix<std:
     Run held;
 #pragma unroll
     for (int i = 0; i < run; ++i)
-      held.code[i] = block * run + i < zero.rows ? zero.data[(block * run + i) * zero.stride + col] : std::uint8_t{0};
+      held.code[i] = block * run + i < zero.rows ? zero.data[(block * run + i) * zero.stride + col]
+                                                 : std::uint8_t{0};
     unsigned word[bits];
     to_words<bits>(held.code, word);
 #pragma unroll
     for (int w = 0; w < bits; ++w)
-      if (block * bits + w < words.rows) words.data[(block * bits + w) * words.stride + col] = word[w];
+      if (block * bits + w < words.rows)
+        words.data[(block * bits + w) * words.stride + col] = word[w];
   }
 }
 
 template <int bits>
-__global__ void unpack_columns_kernel(Matrix<const std::uint32_t> words, Matrix<std::uint8_t> zero) {
+__global__ void unpack_columns_kernel(Matrix<const std::uint32_t> words,
+                                      Matrix<std::uint8_t> zero) {
   const std::int64_t col = std::int64_t{blockIdx.x} * threads + threadIdx.x;
   if (col >= zero.cols) return;
   for (std::int64_t block = blockIdx.y; block * run < zero.rows; block += gridDim.y) {
     unsigned word[bits];
 #pragma unroll
-    for (int w = 0; w < bits; ++w) word[w] = block * bits + w < words.rows ? words.data[(block * bits + w) * words.stride + col] : 0u;
+    for (int w = 0; w < bits; ++w)
+      word[w] =
+          block * bits + w < words.rows ? words.data[(block * bits + w) * words.stride + col] : 0u;
     Run held;
     to_codes<bits>(word, held.code);
 #pragma unroll
     for (int i = 0; i < run; ++i)
-      if (block * run + i < zero.rows) zero.data[(block * run + i) * zero.stride + col] = held.code[i];
+      if (block * run + i < zero.rows)
+        zero.data[(block * run + i) * zero.stride + col] = held.code[i];
   }
 }
 
@@ -151,8 +159,8 @@ void with_bits(int bits, Operation operation) {
   }
 }
 
-// A block of threads transposes 64 columns of code (words' rows) by 32 words (256 rows of code) through shared memory, so that both sides
-// are accessed along their rows.
+// A block of threads transposes 64 columns of code (words' rows) by 32 words (256 rows of code)
+// through shared memory, so that both sides are accessed along their rows.
 constexpr int tile_k = 64;
 constexpr int tile_words = 32;
 constexpr int lanes = 32;
@@ -176,7 +184,8 @@ __global__ void pack_awq_kernel(Matrix<const std::uint8_t> code, Matrix<std::uin
     }
   __syncthreads();
   for (int k = my_warp; k < tile_k && first_k + k < words.rows; k += warps)
-    if (first_word + lane < words.cols) words.data[(first_k + k) * words.stride + first_word + lane] = tile[k][lane];
+    if (first_word + lane < words.cols)
+      words.data[(first_k + k) * words.stride + first_word + lane] = tile[k][lane];
 }
 
 __global__ void unpack_awq_kernel(Matrix<const std::uint32_t> words, Matrix<std::uint8_t> code) {
@@ -186,24 +195,28 @@ __global__ void unpack_awq_kernel(Matrix<const std::uint32_t> words, Matrix<std:
   const int lane = static_cast<int>(threadIdx.x % lanes);
   const int my_warp = static_cast<int>(threadIdx.x / lanes);
   for (int k = my_warp; k < tile_k && first_k + k < words.rows; k += warps)
-    if (first_word + lane < words.cols) tile[k][lane] = words.data[(first_k + k) * words.stride + first_word + lane];
+    if (first_word + lane < words.cols)
+      tile[k][lane] = words.data[(first_k + k) * words.stride + first_word + lane];
   __syncthreads();
   for (int c = my_warp; c < tile_words && first_word + c < words.cols; c += warps)
     for (int k = lane; k < tile_k && first_k + k < words.rows; k += lanes) {
       std::uint8_t* to = code.data + (first_word + c) * 8 * code.stride + first_k + k;
       const unsigned word = tile[k][c];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) to[order[i] * code.stride] = static_cast<std::uint8_t>(word >> (4 * i) & 15u);
+      for (int i = 0; i < 8; ++i)
+        to[order[i] * code.stride] = static_cast<std::uint8_t>(word >> (4 * i) & 15u);
     }
 }
 
 dim3 awq_grid(Matrix<const std::uint32_t> words) {
-  return {static_cast<unsigned>((words.rows + tile_k - 1) / tile_k), static_cast<unsigned>((words.cols + tile_words - 1) / tile_words)};
+  return {static_cast<unsigned>((words.rows + tile_k - 1) / tile_k),
+          static_cast<unsigned>((words.cols + tile_words - 1) / tile_words)};
 }
 
 }  // namespace
 
-void pack_rows(Matrix<const std::uint8_t> code, int bits, Matrix<std::uint32_t> words, Stream& stream) {
+void pack_rows(Matrix<const std::uint8_t> code, int bits, Matrix<std::uint32_t> words,
+               Stream& stream) {
   if (code.size() == 0) return;
   const dim3 grid = run_grid(code.rows, (code.cols + run - 1) / run);
   const cudaStream_t queue = stream.cuda().stream;
@@ -216,7 +229,8 @@ void pack_rows(Matrix<const std::uint8_t> code, int bits, Matrix<std::uint32_t> 
   check_launch();
 }
 
-void unpack_rows(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_t> code, Stream& stream) {
+void unpack_rows(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_t> code,
+                 Stream& stream) {
   if (code.size() == 0) return;
   const dim3 grid = run_grid(code.rows, (code.cols + run - 1) / run);
   const cudaStream_t queue = stream.cuda().stream;
@@ -229,17 +243,23 @@ void unpack_rows(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_
   check_launch();
 }
 
-void pack_columns(Matrix<const std::uint8_t> zero, int bits, Matrix<std::uint32_t> words, Stream& stream) {
+void pack_columns(Matrix<const std::uint8_t> zero, int bits, Matrix<std::uint32_t> words,
+                  Stream& stream) {
   if (zero.size() == 0) return;
   const dim3 grid = run_grid((zero.rows + run - 1) / run, zero.cols);
-  with_bits(bits, [&](auto width) { pack_columns_kernel<width()><<<grid, threads, 0, stream.cuda().stream>>>(zero, words); });
+  with_bits(bits, [&](auto width) {
+    pack_columns_kernel<width()><<<grid, threads, 0, stream.cuda().stream>>>(zero, words);
+  });
   check_launch();
 }
 
-void unpack_columns(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_t> zero, Stream& stream) {
+void unpack_columns(Matrix<const std::uint32_t> words, int bits, Matrix<std::uint8_t> zero,
+                    Stream& stream) {
   if (zero.size() == 0) return;
   const dim3 grid = run_grid((zero.rows + run - 1) / run, zero.cols);
-  with_bits(bits, [&](auto width) { unpack_columns_kernel<width()><<<grid, threads, 0, stream.cuda().stream>>>(words, zero); });
+  with_bits(bits, [&](auto width) {
+    unpack_columns_kernel<width()><<<grid, threads, 0, stream.cuda().stream>>>(words, zero);
+  });
   check_launch();
 }
 

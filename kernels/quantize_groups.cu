@@ -9,8 +9,10 @@ constexpr int warps_per_block = 8;
 constexpr int threads = warp * warps_per_block;
 constexpr unsigned all_lanes = 0xffffffffu;
 
-// A warp per (row, group): lane l reads elements l, l + 32, …; sums are then added pairwise (xor 16, 8, 4, 2, 1).
-__global__ void find_grids_kernel(Matrix<const float> w, std::int64_t group_size, GridOptions options, Matrix<float> scale,
+// A warp per (row, group): lane l reads elements l, l + 32, …; sums are then added pairwise (xor
+// 16, 8, 4, 2, 1).
+__global__ void find_grids_kernel(Matrix<const float> w, std::int64_t group_size,
+                                  GridOptions options, Matrix<float> scale,
                                   Matrix<std::uint8_t> zero) {
   const std::int64_t groups = scale.cols;
   const std::int64_t index = std::int64_t{blockIdx.x} * warps_per_block + threadIdx.x / warp;
@@ -44,7 +46,8 @@ __global__ void find_grids_kernel(Matrix<const float> w, std::int64_t group_size
       float error = 0.0f;
       for (std::int64_t i = lane; i < group_size; i += warp)
         error = __fadd_rn(error, grid_error(values[i], candidate, max_code, options.mse_norm));
-      for (int half = warp / 2; half > 0; half /= 2) error = __fadd_rn(error, __shfl_xor_sync(all_lanes, error, half));
+      for (int half = warp / 2; half > 0; half /= 2)
+        error = __fadd_rn(error, __shfl_xor_sync(all_lanes, error, half));
       if (error < best_error) {
         best_error = error;
         best = candidate;
@@ -57,16 +60,18 @@ __global__ void find_grids_kernel(Matrix<const float> w, std::int64_t group_size
   }
 }
 
-__global__ void round_to_grid_kernel(Matrix<const float> w, Matrix<const float> scale, Matrix<const std::uint8_t> zero,
-                                     Matrix<const std::int32_t> group_of, int bits, Matrix<std::uint8_t> code) {
+__global__ void round_to_grid_kernel(Matrix<const float> w, Matrix<const float> scale,
+                                     Matrix<const std::uint8_t> zero,
+                                     Matrix<const std::int32_t> group_of, int bits,
+                                     Matrix<std::uint8_t> code) {
   const std::int64_t index = std::int64_t{blockIdx.x} * threads + threadIdx.x;
   if (index >= w.rows * w.cols) return;
   const std::int64_t r = index / w.cols;
   const std::int64_t c = index % w.cols;
   const std::int32_t group = group_of.data[c];
-  code.data[r * code.stride + c] =
-      static_cast<std::uint8_t>(device_nearest_code(w.data[r * w.stride + c], scale.data[r * scale.stride + group],
-                                                    static_cast<float>(zero.data[r * zero.stride + group]), device_largest_code(bits)));
+  code.data[r * code.stride + c] = static_cast<std::uint8_t>(device_nearest_code(
+      w.data[r * w.stride + c], scale.data[r * scale.stride + group],
+      static_cast<float>(zero.data[r * zero.stride + group]), device_largest_code(bits)));
 }
 
 __device__ void store(float value, float& out) { out = value; }
@@ -74,66 +79,80 @@ __device__ void store(float value, __half& out) { out = __float2half_rn(value); 
 __device__ void store(float value, __nv_bfloat16& out) { out = __float2bfloat16_rn(value); }
 
 template <class T>
-__global__ void dequantize_kernel(Matrix<const std::uint8_t> code, Matrix<const float> scale, Matrix<const std::uint8_t> zero,
+__global__ void dequantize_kernel(Matrix<const std::uint8_t> code, Matrix<const float> scale,
+                                  Matrix<const std::uint8_t> zero,
                                   Matrix<const std::int32_t> group_of, T* w, std::int64_t stride) {
   const std::int64_t index = std::int64_t{blockIdx.x} * threads + threadIdx.x;
   if (index >= code.rows * code.cols) return;
   const std::int64_t r = index / code.cols;
   const std::int64_t c = index % code.cols;
   const std::int32_t group = group_of.data[c];
-  const float value = device_value(static_cast<float>(code.data[r * code.stride + c]), scale.data[r * scale.stride + group],
+  const float value = device_value(static_cast<float>(code.data[r * code.stride + c]),
+                                   scale.data[r * scale.stride + group],
                                    static_cast<float>(zero.data[r * zero.stride + group]));
   store(value, w[r * stride + c]);
 }
 
 // Threads that find something all write the same value.
-__global__ void inspect_grids_kernel(const float* scale, const std::uint8_t* zero, std::int64_t count, std::int32_t* found) {
+__global__ void inspect_grids_kernel(const float* scale, const std::uint8_t* zero,
+                                     std::int64_t count, std::int32_t* found) {
   const std::int64_t index = std::int64_t{blockIdx.x} * threads + threadIdx.x;
   if (index >= count) return;
   if (!isfinite(scale[index])) found[0] = 1;
   if (zero[index] == 0) found[1] = 1;
 }
 
-unsigned blocks(std::int64_t count, std::int64_t size) { return static_cast<unsigned>((count + size - 1) / size); }
+unsigned blocks(std::int64_t count, std::int64_t size) {
+  return static_cast<unsigned>((count + size - 1) / size);
+}
 
 }  // namespace
 
-void find_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid, Matrix<float> scale, Matrix<std::uint8_t> zero,
-                Stream& stream) {
+void find_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid,
+                Matrix<float> scale, Matrix<std::uint8_t> zero, Stream& stream) {
   const std::int64_t count = w.rows * scale.cols;
   if (count == 0) return;
-  find_grids_kernel<<<blocks(count, warps_per_block), threads, 0, stream.cuda().stream>>>(w, group_size, grid, scale, zero);
+  find_grids_kernel<<<blocks(count, warps_per_block), threads, 0, stream.cuda().stream>>>(
+      w, group_size, grid, scale, zero);
   check_launch();
 }
 
-void round_to_grid(Matrix<const float> w, Matrix<const float> scale, Matrix<const std::uint8_t> zero, Matrix<const std::int32_t> group_of,
-                   int bits, Matrix<std::uint8_t> code, Stream& stream) {
+void round_to_grid(Matrix<const float> w, Matrix<const float> scale,
+                   Matrix<const std::uint8_t> zero, Matrix<const std::int32_t> group_of, int bits,
+                   Matrix<std::uint8_t> code, Stream& stream) {
   if (w.size() == 0) return;
-  round_to_grid_kernel<<<blocks(w.size(), threads), threads, 0, stream.cuda().stream>>>(w, scale, zero, group_of, bits, code);
+  round_to_grid_kernel<<<blocks(w.size(), threads), threads, 0, stream.cuda().stream>>>(
+      w, scale, zero, group_of, bits, code);
   check_launch();
 }
 
-void dequantize(Matrix<const std::uint8_t> code, Matrix<const float> scale, Matrix<const std::uint8_t> zero,
-                Matrix<const std::int32_t> group_of, Tensor w, Stream& stream) {
+void dequantize(Matrix<const std::uint8_t> code, Matrix<const float> scale,
+                Matrix<const std::uint8_t> zero, Matrix<const std::int32_t> group_of, Tensor w,
+                Stream& stream) {
   if (code.size() == 0) return;
   const unsigned grid = blocks(code.size(), threads);
   const cudaStream_t queue = stream.cuda().stream;
   switch (w.dtype) {
     case DType::f16:
-      dequantize_kernel<<<grid, threads, 0, queue>>>(code, scale, zero, group_of, static_cast<__half*>(w.data), w.stride);
+      dequantize_kernel<<<grid, threads, 0, queue>>>(code, scale, zero, group_of,
+                                                     static_cast<__half*>(w.data), w.stride);
       break;
     case DType::bf16:
-      dequantize_kernel<<<grid, threads, 0, queue>>>(code, scale, zero, group_of, static_cast<__nv_bfloat16*>(w.data), w.stride);
+      dequantize_kernel<<<grid, threads, 0, queue>>>(code, scale, zero, group_of,
+                                                     static_cast<__nv_bfloat16*>(w.data), w.stride);
       break;
-    default: dequantize_kernel<<<grid, threads, 0, queue>>>(code, scale, zero, group_of, static_cast<float*>(w.data), w.stride);
+    default:
+      dequantize_kernel<<<grid, threads, 0, queue>>>(code, scale, zero, group_of,
+                                                     static_cast<float*>(w.data), w.stride);
   }
   check_launch();
 }
 
-void inspect_grids(Matrix<const float> scale, Matrix<const std::uint8_t> zero, Matrix<std::int32_t> found, Stream& stream) {
+void inspect_grids(Matrix<const float> scale, Matrix<const std::uint8_t> zero,
+                   Matrix<std::int32_t> found, Stream& stream) {
   if (scale.size() == 0) return;
-  inspect_grids_kernel<<<blocks(scale.size(), threads), threads, 0, stream.cuda().stream>>>(scale.data, zero.data, scale.size(),
-                                                                                            found.data);
+  inspect_grids_kernel<<<blocks(scale.size(), threads), threads, 0, stream.cuda().stream>>>(
+      scale.data, zero.data, scale.size(), found.data);
   check_launch();
 }
 

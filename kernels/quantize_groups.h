@@ -9,30 +9,35 @@ namespace qpipe {
 struct GridOptions {
   int bits = 4;           // 2, 3, 4 or 8
   bool symmetric = true;  // zero = 2^(bits−1)
-  float mse_norm = 0.0f;  // > 0: search the shrink factor p = 1 − i/100, i < 80, that minimises Σ|w − Q(w)|^mse_norm; first best wins
+  float mse_norm = 0.0f;  // > 0: search the shrink factor p = 1 − i/100, i < 80, that minimises Σ|w
+                          // − Q(w)|^mse_norm; first best wins
 };
 
-// For each row and each run of group_size columns: lo = min(w, 0), hi = max(w, 0); symmetric: hi = max(−lo, hi), lo = −hi;
-// an all-zero group gets lo = −1, hi = 1.  scale = (hi − lo)/(2^bits − 1), ROUNDED TO FLOAT16 (at least the smallest positive one)
-// before zero = rne(−lo/scale) and before any error is measured.
-// w [rows, groups·group_size], scale [rows, groups], zero [rows, groups].  group_size > 0 divides w.cols.
-// A scale above float16's range (65504) is stored as infinity, and the scale of a group with a weight that is not finite as NaN: callers
-// check.
-void find_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid, Matrix<float> scale, Matrix<std::uint8_t> zero,
+// For each row and each run of group_size columns: lo = min(w, 0), hi = max(w, 0); symmetric: hi =
+// max(−lo, hi), lo = −hi; an all-zero group gets lo = −1, hi = 1.  scale = (hi − lo)/(2^bits − 1),
+// ROUNDED TO FLOAT16 (at least the smallest positive one) before zero = rne(−lo/scale) and before
+// any error is measured. w [rows, groups·group_size], scale [rows, groups], zero [rows, groups].
+// group_size > 0 divides w.cols. A scale above float16's range (65504) is stored as infinity, and
+// the scale of a group with a weight that is not finite as NaN: callers check.
+void find_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid,
+                Matrix<float> scale, Matrix<std::uint8_t> zero, Stream& stream);
+
+// code = clamp(rne(w / scale) + zero, 0, 2^bits − 1).  group_of [1, cols] on the device: the group
+// of each column. Round to nearest (RTN).
+void round_to_grid(Matrix<const float> w, Matrix<const float> scale,
+                   Matrix<const std::uint8_t> zero, Matrix<const std::int32_t> group_of, int bits,
+                   Matrix<std::uint8_t> code, Stream& stream);
+
+// w = scale[r, g] · (code − zero[r, g]), g = group_of[c], in float32, rounded once to w's type
+// (f32, f16 or bf16).
+void dequantize(Matrix<const std::uint8_t> code, Matrix<const float> scale,
+                Matrix<const std::uint8_t> zero, Matrix<const std::int32_t> group_of, Tensor w,
                 Stream& stream);
 
-// code = clamp(rne(w / scale) + zero, 0, 2^bits − 1).  group_of [1, cols] on the device: the group of each column.
-// Round to nearest (RTN).
-void round_to_grid(Matrix<const float> w, Matrix<const float> scale, Matrix<const std::uint8_t> zero, Matrix<const std::int32_t> group_of,
-                   int bits, Matrix<std::uint8_t> code, Stream& stream);
-
-// w = scale[r, g] · (code − zero[r, g]), g = group_of[c], in float32, rounded once to w's type (f32, f16 or bf16).
-void dequantize(Matrix<const std::uint8_t> code, Matrix<const float> scale, Matrix<const std::uint8_t> zero,
-                Matrix<const std::int32_t> group_of, Tensor w, Stream& stream);
-
-// found[0, 0] = 1 if some scale is not finite, found[0, 1] = 1 if some zero is 0; otherwise as they were.   scale, zero [rows, groups]
-// contiguous, found [1, 2] on the device.
-void inspect_grids(Matrix<const float> scale, Matrix<const std::uint8_t> zero, Matrix<std::int32_t> found, Stream& stream);
+// found[0, 0] = 1 if some scale is not finite, found[0, 1] = 1 if some zero is 0; otherwise as they
+// were.   scale, zero [rows, groups] contiguous, found [1, 2] on the device.
+void inspect_grids(Matrix<const float> scale, Matrix<const std::uint8_t> zero,
+                   Matrix<std::int32_t> found, Stream& stream);
 
 namespace cuda {
 decltype(qpipe::find_grids) find_grids;

@@ -3,7 +3,8 @@
 
 namespace qpipe::cuda {
 
-// The sum over a block of `threads` threads, in a fixed order; all threads have it. Once in a kernel.
+// The sum over a block of `threads` threads, in a fixed order; all threads have it. Once in a
+// kernel.
 template <int threads>
 __device__ double reduce_block(double x) {
   constexpr int warp = 32;

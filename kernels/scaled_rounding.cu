@@ -11,8 +11,8 @@ constexpr int warps_per_block = 8;
 constexpr int threads = warp * warps_per_block;
 constexpr unsigned all_lanes = 0xffffffffu;
 
-// Q(value) / factor on a grid. The quotient by the scale is by its reciprocal, corrected by the residual: correctly rounded all the same,
-// because the scale has 11 bits.
+// Q(value) / factor on a grid. The quotient by the scale is by its reciprocal, corrected by the
+// residual: correctly rounded all the same, because the scale has 11 bits.
 struct Rounder {
   DeviceGrid grid;
   float reciprocal;
@@ -35,13 +35,16 @@ struct Rounder {
   }
 };
 
-// group_size / 8 neighbouring threads (a power of two, at most a warp) for each (row, group): 16-byte accesses.
+// group_size / 8 neighbouring threads (a power of two, at most a warp) for each (row, group):
+// 16-byte accesses.
 template <class T, class Out>
-__global__ void __launch_bounds__(threads) packets_kernel(const T* w, std::int64_t stride, Matrix<const float> s, std::int64_t rows,
-                                                          int lanes, GridOptions options, Out* out, std::int64_t out_stride) {
+__global__ void __launch_bounds__(threads)
+    packets_kernel(const T* w, std::int64_t stride, Matrix<const float> s, std::int64_t rows,
+                   int lanes, GridOptions options, Out* out, std::int64_t out_stride) {
   const std::int64_t packets = s.cols / vector_elements;
   const std::int64_t index = std::int64_t{blockIdx.x} * threads + threadIdx.x;
-  const bool inside = index < rows * packets;  // whole groups; all lanes of a warp take part in the shuffles
+  const bool inside =
+      index < rows * packets;  // whole groups; all lanes of a warp take part in the shuffles
   const std::int64_t row = inside ? index / packets : 0;
   const std::int64_t begin = inside ? index % packets * vector_elements : 0;
   float value[vector_elements];
@@ -69,7 +72,8 @@ __global__ void __launch_bounds__(threads) packets_kernel(const T* w, std::int64
 // A warp per (row, group).
 template <class T, class Out>
 __global__ void __launch_bounds__(threads)
-    scaled_rounding_kernel(const T* w, std::int64_t stride, Matrix<const float> s, std::int64_t rows, std::int64_t groups, int group_size,
+    scaled_rounding_kernel(const T* w, std::int64_t stride, Matrix<const float> s,
+                           std::int64_t rows, std::int64_t groups, int group_size,
                            GridOptions options, Out* out, std::int64_t out_stride) {
   const std::int64_t index = std::int64_t{blockIdx.x} * warps_per_block + threadIdx.x / warp;
   if (index >= rows * groups) return;  // the whole warp
@@ -98,26 +102,30 @@ bool power_of_two(std::int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
 
 }  // namespace
 
-void scaled_rounding(ConstTensor w, Matrix<const float> s, std::int64_t group_size, const GridOptions& grid, Tensor out, Stream& stream) {
+void scaled_rounding(ConstTensor w, Matrix<const float> s, std::int64_t group_size,
+                     const GridOptions& grid, Tensor out, Stream& stream) {
   if (w.size() == 0) return;
   const cudaStream_t queue = stream.cuda().stream;
   const std::int64_t lanes = group_size / vector_elements;
-  if (group_size % vector_elements == 0 && power_of_two(lanes) && lanes <= warp && vectorizable(w) && vectorizable(out) &&
-      aligned16(s.data)) {
+  if (group_size % vector_elements == 0 && power_of_two(lanes) && lanes <= warp &&
+      vectorizable(w) && vectorizable(out) && aligned16(s.data)) {
     const auto blocks = static_cast<unsigned>((w.size() / vector_elements + threads - 1) / threads);
     with_elements(w, [&](const auto* from) {
       with_elements(out, [&](auto* to) {
-        packets_kernel<<<blocks, threads, 0, queue>>>(from, w.stride, s, w.rows, static_cast<int>(lanes), grid, to, out.stride);
+        packets_kernel<<<blocks, threads, 0, queue>>>(
+            from, w.stride, s, w.rows, static_cast<int>(lanes), grid, to, out.stride);
       });
     });
     return check_launch();
   }
   const std::int64_t groups = w.cols / group_size;
-  const auto blocks = static_cast<unsigned>((w.rows * groups + warps_per_block - 1) / warps_per_block);
+  const auto blocks =
+      static_cast<unsigned>((w.rows * groups + warps_per_block - 1) / warps_per_block);
   const auto size = static_cast<int>(group_size);
   with_elements(w, [&](const auto* from) {
     with_elements(out, [&](auto* to) {
-      scaled_rounding_kernel<<<blocks, threads, 0, queue>>>(from, w.stride, s, w.rows, groups, size, grid, to, out.stride);
+      scaled_rounding_kernel<<<blocks, threads, 0, queue>>>(from, w.stride, s, w.rows, groups, size,
+                                                            grid, to, out.stride);
     });
   });
   check_launch();

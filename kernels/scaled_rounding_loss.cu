@@ -1,4 +1,5 @@
-// The weights of all candidates are rounded at once, and their changes multiplied with h together (kernels/gram_loss.cu).
+// The weights of all candidates are rounded at once, and their changes multiplied with h together
+// (kernels/gram_loss.cu).
 #include <algorithm>
 
 #include "kernels/gram_loss_cuda.h"
@@ -16,15 +17,18 @@ constexpr unsigned all_lanes = 0xffffffffu;
 
 template <class Operation>
 __device__ float reduce_warp(float x, Operation operation) {
-  for (int step = warp / 2; step > 0; step /= 2) x = operation(x, __shfl_xor_sync(all_lanes, x, step));
+  for (int step = warp / 2; step > 0; step /= 2)
+    x = operation(x, __shfl_xor_sync(all_lanes, x, step));
   return x;
 }
 
-// delta = Q(w s) / s − w for a group, by one warp. The divisions are by reciprocals: the quotient that is rounded to a code is exact all
-// the same (a residual corrects it; the scale has 11 bits), the one by the factor has one rounding more than in scaled_rounding. held:
-// elements of a lane that are read once; the rest of a long group is read twice.
+// delta = Q(w s) / s − w for a group, by one warp. The divisions are by reciprocals: the quotient
+// that is rounded to a code is exact all the same (a residual corrects it; the scale has 11 bits),
+// the one by the factor has one rounding more than in scaled_rounding. held: elements of a lane
+// that are read once; the rest of a long group is read twice.
 template <int held, class T>
-__device__ void round_group(const T* w, const float* s, int group_size, const GridOptions& options, __nv_bfloat16* delta) {
+__device__ void round_group(const T* w, const float* s, int group_size, const GridOptions& options,
+                            __nv_bfloat16* delta) {
   const int lane = static_cast<int>(threadIdx.x) % warp;
   const auto scaled = [&](int i) { return __fmul_rn(widen(w[i]), s[i]); };
   float value[held];
@@ -62,10 +66,12 @@ __device__ void round_group(const T* w, const float* s, int group_size, const Gr
   for (int i = lane + warp * held; i < group_size; i += warp) put(i, scaled(i));
 }
 
-// delta[blockIdx.y · rows + blockIdx.x] = δ of row blockIdx.x of w, rounded with row blockIdx.y of s.
+// delta[blockIdx.y · rows + blockIdx.x] = δ of row blockIdx.x of w, rounded with row blockIdx.y of
+// s.
 template <int held, class T>
 __global__ void __launch_bounds__(threads)
-    delta_kernel(const T* w, std::int64_t stride, Matrix<const float> s, int group_size, GridOptions options, __nv_bfloat16* delta) {
+    delta_kernel(const T* w, std::int64_t stride, Matrix<const float> s, int group_size,
+                 GridOptions options, __nv_bfloat16* delta) {
   const std::int64_t d = s.cols;
   const T* row = w + blockIdx.x * stride;
   const float* factor = s.data + blockIdx.y * s.stride;
@@ -75,8 +81,8 @@ __global__ void __launch_bounds__(threads)
     round_group<held>(row + begin, factor + begin, group_size, options, out + begin);
 }
 
-void round_and_subtract(ConstTensor w, Matrix<const float> s, std::int64_t group_size, const GridOptions& grid, Tensor delta,
-                        Stream& stream) {
+void round_and_subtract(ConstTensor w, Matrix<const float> s, std::int64_t group_size,
+                        const GridOptions& grid, Tensor delta, Stream& stream) {
   const dim3 blocks(static_cast<unsigned>(w.rows), static_cast<unsigned>(s.rows));
   const auto size = static_cast<int>(group_size);
   const cudaStream_t queue = stream.cuda().stream;
@@ -92,11 +98,15 @@ void round_and_subtract(ConstTensor w, Matrix<const float> s, std::int64_t group
 
 }  // namespace
 
-void scaled_rounding_losses(ConstTensor w, Matrix<const float> s, std::int64_t group_size, const GridOptions& grid, const GramMatrix& h,
-                            std::int64_t row_block, Matrix<double> loss, Stream& stream) {
-  const TensorArray delta(DType::bf16, std::min(row_block, w.rows) * std::min(candidates_at_once, s.rows), w.cols, stream);
+void scaled_rounding_losses(ConstTensor w, Matrix<const float> s, std::int64_t group_size,
+                            const GridOptions& grid, const GramMatrix& h, std::int64_t row_block,
+                            Matrix<double> loss, Stream& stream) {
+  const TensorArray delta(DType::bf16,
+                          std::min(row_block, w.rows) * std::min(candidates_at_once, s.rows),
+                          w.cols, stream);
   for (std::int64_t b = 0; b < loss.rows; ++b) {
-    const ConstTensor block = w.row_range(b * row_block, std::min(row_block, w.rows - b * row_block));
+    const ConstTensor block =
+        w.row_range(b * row_block, std::min(row_block, w.rows - b * row_block));
     for (std::int64_t c = 0; c < s.rows; c += candidates_at_once) {
       const std::int64_t candidates = std::min(candidates_at_once, s.rows - c);
       const Tensor tried = delta.view.row_range(0, candidates * block.rows);

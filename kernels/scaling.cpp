@@ -4,10 +4,13 @@
 
 namespace qpipe {
 
-void scale_weight(ConstTensor w, Matrix<const float> column, Matrix<const float> row, Matrix<float> out, Stream& stream) {
+void scale_weight(ConstTensor w, Matrix<const float> column, Matrix<const float> row,
+                  Matrix<float> out, Stream& stream) {
   require_weights(w.dtype, "scale_weight: w must be f32, f16 or bf16");
-  require(column.empty() || (column.rows == 1 && column.cols == w.cols), "scale_weight: column must be [1, d]");
-  require(row.empty() || (row.rows == 1 && row.cols == w.rows), "scale_weight: row must be [1, rows]");
+  require(column.empty() || (column.rows == 1 && column.cols == w.cols),
+          "scale_weight: column must be [1, d]");
+  require(row.empty() || (row.rows == 1 && row.cols == w.rows),
+          "scale_weight: row must be [1, rows]");
   require(out.rows == w.rows && out.cols == w.cols, "scale_weight: out must have the shape of w");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::scale_weight(w, column, row, out, stream);

@@ -13,17 +13,19 @@
 
 namespace qpipe {
 
-// e^x within 2 ulp; infinity from 88.7228 on, subnormal results rounded, 0 below −103.98, NaN for NaN. Sums, products and integer shifts
-// only, so that a loop over it becomes vector code with the same bits.
-// x = n ln 2 + r, |r| ≤ ln 2 / 2;  e^x = 2^n (1 + r + r² P(r)), P of Cephes' expf.
+// e^x within 2 ulp; infinity from 88.7228 on, subnormal results rounded, 0 below −103.98, NaN for
+// NaN. Sums, products and integer shifts only, so that a loop over it becomes vector code with the
+// same bits. x = n ln 2 + r, |r| ≤ ln 2 / 2;  e^x = 2^n (1 + r + r² P(r)), P of Cephes' expf.
 [[gnu::always_inline]] inline float simd_exp(float x) {
   x = x < -104.0f ? -104.0f : x;
   x = x > 89.0f ? 89.0f : x;
   constexpr float shift = 0x1.8p23f;  // leaves no room for a fraction: rounds half to even
   const float shifted = x * 1.44269504088896341f + shift;
-  const std::int32_t n = static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(shift));
+  const std::int32_t n = static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(shifted) -
+                                                   std::bit_cast<std::uint32_t>(shift));
   const float whole = shifted - shift;
-  const float r = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;  // the first product is exact
+  const float r =
+      (x - whole * 0.693359375f) - whole * -2.12194440e-4f;  // the first product is exact
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;

@@ -54,10 +54,12 @@ __global__ void split_rows(Matrix<const float> a, int padded, Pieces out, float*
   const float* from = a.data + row * a.stride;
   float largest = 0.0f;
   for (int k = lane; k < a.cols; k += warp) largest = fmaxf(largest, fabsf(from[k]));
-  for (int half = warp / 2; half > 0; half /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, half));
+  for (int half = warp / 2; half > 0; half /= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, half));
   const float factor = power_scale(largest);
   for (int k = lane; k < padded; k += warp)
-    split(k < a.cols ? from[k] * factor : 0.0f, out.hi[row * out.stride + k], out.lo[row * out.stride + k]);
+    split(k < a.cols ? from[k] * factor : 0.0f, out.hi[row * out.stride + k],
+          out.lo[row * out.stride + k]);
   if (lane == 0) scale[row] = 1.0f / factor;
 }
 
@@ -71,7 +73,8 @@ __global__ void split_columns(Matrix<const float> b, int padded, Pieces out, flo
   const bool exists = column < b.cols;
   float largest = 0.0f;
 #pragma unroll 8
-  for (int k = part; k < b.rows; k += warps) largest = fmaxf(largest, exists ? fabsf(b.data[k * b.stride + column]) : 0.0f);
+  for (int k = part; k < b.rows; k += warps)
+    largest = fmaxf(largest, exists ? fabsf(b.data[k * b.stride + column]) : 0.0f);
   partial[part][lane] = largest;
   __syncthreads();
   for (int i = 0; i < warps; ++i) largest = fmaxf(largest, partial[i][lane]);
@@ -79,11 +82,14 @@ __global__ void split_columns(Matrix<const float> b, int padded, Pieces out, flo
   const float factor = power_scale(largest);
 #pragma unroll 8
   for (int k = part; k < padded; k += warps)
-    split(k < b.rows ? b.data[k * b.stride + column] * factor : 0.0f, out.hi[k * out.stride + column], out.lo[k * out.stride + column]);
+    split(k < b.rows ? b.data[k * b.stride + column] * factor : 0.0f,
+          out.hi[k * out.stride + column], out.lo[k * out.stride + column]);
   if (part == 0) scale[column] = 1.0f / factor;
 }
 
-__device__ unsigned shared_address(const void* p) { return static_cast<unsigned>(__cvta_generic_to_shared(p)); }
+__device__ unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
 
 // Four 8 x 8 matrices, whose rows' addresses the lanes give, eight lanes for each.
 __device__ void load_matrices(const __half* row, unsigned (&out)[4]) {
@@ -100,10 +106,13 @@ __device__ void load_transposed(const __half* row, unsigned (&out)[4]) {
 }
 
 // sum [16, 8] += left [16, 16] · right [16, 8]
-__device__ void multiply_tile(const unsigned (&left)[4], unsigned right0, unsigned right1, float (&sum)[4]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-               : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+__device__ void multiply_tile(const unsigned (&left)[4], unsigned right0, unsigned right1,
+                              float (&sum)[4]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
+      "%9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
 }
 
 __device__ float2 load2(const float* p, int valid, bool vector) {
@@ -120,8 +129,9 @@ __device__ void store2(float* p, float2 value, int valid, bool vector) {
   if (valid > 1) p[1] = value.y;
 }
 
-__global__ void __launch_bounds__(threads, 2) multiply_kernel(Matrix<const float> c0, Pieces a, const float* left_scale, Pieces b,
-                                                              const float* right_scale, int padded, Matrix<float> c, bool vector) {
+__global__ void __launch_bounds__(threads, 2)
+    multiply_kernel(Matrix<const float> c0, Pieces a, const float* left_scale, Pieces b,
+                    const float* right_scale, int padded, Matrix<float> c, bool vector) {
   extern __shared__ __align__(16) unsigned char shared[];
   auto* const stage = reinterpret_cast<Stage*>(shared);
   const int tid = static_cast<int>(threadIdx.x);
@@ -141,7 +151,8 @@ __global__ void __launch_bounds__(threads, 2) multiply_kernel(Matrix<const float
         const int index = tid + threads * i;
         const int row = index / 4;  // 4 x 8 columns
         const int k = index % 4 * 8;
-        const std::int64_t from = min(row0 + row, c.rows - 1);  // rows beyond the last are not stored
+        const std::int64_t from =
+            min(row0 + row, c.rows - 1);  // rows beyond the last are not stored
         __pipeline_memcpy_async(&to.left[piece][row][k], left + from * a.stride + k0 + k, 16);
       }
 #pragma unroll
@@ -149,7 +160,8 @@ __global__ void __launch_bounds__(threads, 2) multiply_kernel(Matrix<const float
         const int index = tid + threads * i;
         const int k = index / 16;  // 16 x 8 columns
         const int col = index % 16 * 8;
-        __pipeline_memcpy_async(&to.right[piece][k][col], right + (k0 + k) * b.stride + col0 + col, 16);
+        __pipeline_memcpy_async(&to.right[piece][k][col], right + (k0 + k) * b.stride + col0 + col,
+                                16);
       }
     }
     __pipeline_commit();
@@ -165,23 +177,27 @@ __global__ void __launch_bounds__(threads, 2) multiply_kernel(Matrix<const float
     const Stage& now = stage[current];
 #pragma unroll
     for (int k = 0; k < depth; k += step) {
-      unsigned right[2][col_tiles / 2][4];  // columns 16 t …: the low and the high eight k of eight columns, then of the next eight
+      unsigned right[2][col_tiles / 2][4];  // columns 16 t …: the low and the high eight k of eight
+                                            // columns, then of the next eight
 #pragma unroll
       for (int piece = 0; piece < 2; ++piece)
 #pragma unroll
         for (int t = 0; t < col_tiles / 2; ++t)
-          load_transposed(&now.right[piece][k + lane % 16][first_col + 16 * t + lane / 16 * 8], right[piece][t]);
+          load_transposed(&now.right[piece][k + lane % 16][first_col + 16 * t + lane / 16 * 8],
+                          right[piece][t]);
 #pragma unroll
       for (int s = 0; s < row_tiles; ++s) {
         unsigned left[2][4];
 #pragma unroll
         for (int piece = 0; piece < 2; ++piece)
-          load_matrices(&now.left[piece][first_row + 16 * s + lane % 16][k + lane / 16 * 8], left[piece]);
+          load_matrices(&now.left[piece][first_row + 16 * s + lane % 16][k + lane / 16 * 8],
+                        left[piece]);
 #pragma unroll
         for (int t = 0; t < col_tiles; ++t) {
           const auto& hi = right[0][t / 2];
           const auto& lo = right[1][t / 2];
-          float part[4] = {};  // a tensor core truncates what it adds to: only the sum of 16 columns is left to it
+          float part[4] = {};  // a tensor core truncates what it adds to: only the sum of 16
+                               // columns is left to it
           multiply_tile(left[1], hi[t % 2 * 2], hi[t % 2 * 2 + 1], part);
           multiply_tile(left[0], lo[t % 2 * 2], lo[t % 2 * 2 + 1], part);
           multiply_tile(left[0], hi[t % 2 * 2], hi[t % 2 * 2 + 1], part);
@@ -193,7 +209,8 @@ __global__ void __launch_bounds__(threads, 2) multiply_kernel(Matrix<const float
     current ^= 1;
   }
 
-  // A thread has two neighbouring columns of two rows of each product. c may be c0: it reads before it writes.
+  // A thread has two neighbouring columns of two rows of each product. c may be c0: it reads before
+  // it writes.
 #pragma unroll
   for (int s = 0; s < row_tiles; ++s) {
     float2 value[2][col_tiles];
@@ -203,7 +220,8 @@ __global__ void __launch_bounds__(threads, 2) multiply_kernel(Matrix<const float
       for (int t = 0; t < col_tiles; ++t) {
         const std::int64_t row = row0 + first_row + 16 * s + 8 * half + lane / 4;
         const std::int64_t col = col0 + first_col + 8 * t + lane % 4 * 2;
-        value[half][t] = load2(c0.data + row * c0.stride + col, row < c.rows ? static_cast<int>(c.cols - col) : 0, vector);
+        value[half][t] = load2(c0.data + row * c0.stride + col,
+                               row < c.rows ? static_cast<int>(c.cols - col) : 0, vector);
       }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -225,9 +243,13 @@ __global__ void __launch_bounds__(threads, 2) multiply_kernel(Matrix<const float
   }
 }
 
-bool even(Matrix<const float> m) { return reinterpret_cast<std::uintptr_t>(m.data) % 8 == 0 && m.stride % 2 == 0; }
+bool even(Matrix<const float> m) {
+  return reinterpret_cast<std::uintptr_t>(m.data) % 8 == 0 && m.stride % 2 == 0;
+}
 
-unsigned blocks(std::int64_t count, std::int64_t size) { return static_cast<unsigned>((count + size - 1) / size); }
+unsigned blocks(std::int64_t count, std::int64_t size) {
+  return static_cast<unsigned>((count + size - 1) / size);
+}
 
 Pieces pieces(const Array<std::uint16_t>& memory) {
   auto* const data = reinterpret_cast<__half*>(memory.view.data);
@@ -236,27 +258,34 @@ Pieces pieces(const Array<std::uint16_t>& memory) {
 
 }  // namespace
 
-SplitMultiply::SplitMultiply(std::int64_t rows, std::int64_t depth, std::int64_t cols, Stream& stream)
+SplitMultiply::SplitMultiply(std::int64_t rows, std::int64_t depth, std::int64_t cols,
+                             Stream& stream)
     : left_(2 * rows, round_up_to(depth, split_depth), stream),
       right_(2 * round_up_to(depth, split_depth), round_up_to(cols, split_tile), stream),
       left_scale_(1, rows, stream),
       right_scale_(1, cols, stream) {}
 
-void SplitMultiply::run(Matrix<const float> c0, Matrix<const float> a, Matrix<const float> b, Matrix<float> c, Stream& stream) const {
+void SplitMultiply::run(Matrix<const float> c0, Matrix<const float> a, Matrix<const float> b,
+                        Matrix<float> c, Stream& stream) const {
   if (c.rows == 0 || c.cols == 0) return;
   const auto padded = static_cast<int>(round_up_to(a.cols, split_depth));
-  require(padded <= left_.view.cols && c.rows <= left_.view.rows / 2 && c.cols <= right_scale_.view.cols,
+  require(padded <= left_.view.cols && c.rows <= left_.view.rows / 2 &&
+              c.cols <= right_scale_.view.cols,
           "SplitMultiply: a matrix is too large");
   const cudaStream_t queue = stream.cuda().stream;
   const Pieces left = pieces(left_);
   const Pieces right = pieces(right_);
-  split_rows<<<blocks(a.rows, threads / warp), threads, 0, queue>>>(a, padded, left, left_scale_.view.data);
+  split_rows<<<blocks(a.rows, threads / warp), threads, 0, queue>>>(a, padded, left,
+                                                                    left_scale_.view.data);
   check_launch();
-  split_columns<<<blocks(b.cols, warp), threads, 0, queue>>>(b, padded, right, right_scale_.view.data);
+  split_columns<<<blocks(b.cols, warp), threads, 0, queue>>>(b, padded, right,
+                                                             right_scale_.view.data);
   check_launch();
-  check(cudaFuncSetAttribute(multiply_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  multiply_kernel<<<dim3(blocks(c.cols, tile), blocks(c.rows, tile)), threads, shared_bytes, queue>>>(
-      c0, left, left_scale_.view.data, right, right_scale_.view.data, padded, c, even(c0) && even(c));
+  check(cudaFuncSetAttribute(multiply_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             shared_bytes));
+  multiply_kernel<<<dim3(blocks(c.cols, tile), blocks(c.rows, tile)), threads, shared_bytes,
+                    queue>>>(c0, left, left_scale_.view.data, right, right_scale_.view.data, padded,
+                             c, even(c0) && even(c));
   check_launch();
 }
 

@@ -20,14 +20,17 @@ namespace qpipe {
 namespace {
 
 constexpr std::size_t alignment = 256;
-constexpr std::size_t largest_spare_bytes = std::size_t{64} << 20;  // larger ones are kept by those who need them again
+constexpr std::size_t largest_spare_bytes =
+    std::size_t{64} << 20;  // larger ones are kept by those who need them again
 
 constexpr std::size_t page = 4096;
 constexpr std::size_t huge_page = std::size_t{2} << 20;
 
-// Makes the pages be there, several at a time. cudaHostAlloc would do it one after the other, at 1 to 2 GB/s.
+// Makes the pages be there, several at a time. cudaHostAlloc would do it one after the other, at 1
+// to 2 GB/s.
 void touch(unsigned char* data, std::size_t bytes) {
-  const std::size_t count = std::clamp<std::size_t>(bytes >> 26, 1, std::clamp(std::thread::hardware_concurrency(), 1U, 8U));
+  const std::size_t count = std::clamp<std::size_t>(
+      bytes >> 26, 1, std::clamp(std::thread::hardware_concurrency(), 1U, 8U));
   const auto touch_every = [&](std::size_t first) {
     for (std::size_t at = first * huge_page; at < bytes; at += count * huge_page)
       for (std::size_t i = at; i < std::min(bytes, at + huge_page); i += page) data[i] = 0;
@@ -43,7 +46,9 @@ void* allocate_page_locked(std::size_t bytes, int device) {
   const std::size_t rounded = (bytes + unit - 1) / unit * unit;
   void* data = std::aligned_alloc(unit, rounded);
   if (data == nullptr) throw std::bad_alloc();
-  if (unit == huge_page) madvise(data, rounded, MADV_HUGEPAGE);  // fewer pages to make and to lock; without them all is the same
+  if (unit == huge_page)
+    madvise(data, rounded,
+            MADV_HUGEPAGE);  // fewer pages to make and to lock; without them all is the same
   touch(static_cast<unsigned char*>(data), rounded);
   if constexpr (has_cuda) try {
       cuda::page_lock(data, rounded, device);
@@ -54,7 +59,9 @@ void* allocate_page_locked(std::size_t bytes, int device) {
   return data;
 }
 
-std::size_t round_up(std::size_t bytes) { return (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment; }
+std::size_t round_up(std::size_t bytes) {
+  return (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
+}
 
 }  // namespace
 
@@ -65,7 +72,8 @@ class HostMemory {
     std::size_t bytes = 0;
   };
 
-  HostMemory(Backend backend, int device) : page_locked_(backend == Backend::cuda), device_(device) {}
+  HostMemory(Backend backend, int device)
+      : page_locked_(backend == Backend::cuda), device_(device) {}
   ~HostMemory() {
     for (const auto& [bytes, data] : spare_) release(data);
   }
@@ -83,7 +91,8 @@ class HostMemory {
       }
     }
     Block block{nullptr, round_up(bytes)};
-    block.data = page_locked_ ? allocate_page_locked(block.bytes, device_) : std::aligned_alloc(alignment, block.bytes);
+    block.data = page_locked_ ? allocate_page_locked(block.bytes, device_)
+                              : std::aligned_alloc(alignment, block.bytes);
     if (block.data == nullptr) throw std::bad_alloc();
     return block;
   }
@@ -108,7 +117,9 @@ class HostMemory {
 };
 
 Stream::Stream(Backend backend, int device, bool urgent)
-    : backend_(backend), device_(device), host_memory_(std::make_shared<HostMemory>(backend, device)) {
+    : backend_(backend),
+      device_(device),
+      host_memory_(std::make_shared<HostMemory>(backend, device)) {
   openblas_set_num_threads(1);  // kernels call BLAS from OpenMP threads, on fixed tiles
   if (backend_ == Backend::cpu) return;
   if constexpr (has_cuda)
@@ -146,8 +157,9 @@ void Stream::count(std::ptrdiff_t bytes) {
 
 void Stream::check_limit(std::size_t bytes) const {
   if (limit_ == 0 || in_use_ + bytes <= limit_) return;
-  throw std::runtime_error("beyond this rank's limit of device memory: " + std::to_string(bytes) + " bytes asked, " +
-                           std::to_string(in_use_) + " in use, limit " + std::to_string(limit_));
+  throw std::runtime_error("beyond this rank's limit of device memory: " + std::to_string(bytes) +
+                           " bytes asked, " + std::to_string(in_use_) + " in use, limit " +
+                           std::to_string(limit_));
 }
 
 int cuda_device_count() {

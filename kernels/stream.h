@@ -1,7 +1,8 @@
 // Where work runs: a backend chosen at run time, its memory, and an ordered queue of operations.
 //
-// Every kernel has one header with its contract, NAME.cpp (CPU, and the choice of backend) and NAME.cu (CUDA).
-// On the CPU an operation is done when the call returns; on CUDA it is queued, and synchronize() waits.
+// Every kernel has one header with its contract, NAME.cpp (CPU, and the choice of backend) and
+// NAME.cu (CUDA). On the CPU an operation is done when the call returns; on CUDA it is queued, and
+// synchronize() waits.
 #pragma once
 
 #include <cstddef>
@@ -28,8 +29,8 @@ class HostMemory;   // kernels/stream.cpp: what HostBuffers take and give back
 
 class Stream {
  public:
-  // device: index of the CUDA device, ignored on the CPU. urgent: its kernels go before those that other streams have queued. Throws
-  // std::runtime_error when the device cannot be used.
+  // device: index of the CUDA device, ignored on the CPU. urgent: its kernels go before those that
+  // other streams have queued. Throws std::runtime_error when the device cannot be used.
   Stream(Backend backend, int device, bool urgent = false);
   ~Stream();
   Stream(const Stream&) = delete;
@@ -40,9 +41,11 @@ class Stream {
   int device() const { return device_; }
   // Element type of activations and of weights in the forward pass.
   DType compute_dtype() const { return on_cuda() ? DType::bf16 : DType::f32; }
-  std::string device_name() const;  // of a CPU: the kernels that OpenBLAS has chosen, on which the last bits depend
+  std::string device_name()
+      const;  // of a CPU: the kernels that OpenBLAS has chosen, on which the last bits depend
   void synchronize();
-  // For a thread other than the one that made the stream, before it uses it: threads start on CUDA device 0. One thread at a time.
+  // For a thread other than the one that made the stream, before it uses it: threads start on CUDA
+  // device 0. One thread at a time.
   void adopt_thread() const;
   CudaHandles& cuda() const { return *handles_; }
 
@@ -75,7 +78,8 @@ class Stream {
 int cuda_device_count();
 
 // Memory on the stream's device, 256-byte aligned, uninitialised, released in stream order.
-// The stream must outlive it. Throws std::bad_alloc on the CPU, std::runtime_error with sizes on CUDA and beyond the stream's limit.
+// The stream must outlive it. Throws std::bad_alloc on the CPU, std::runtime_error with sizes on
+// CUDA and beyond the stream's limit.
 class Buffer {
  public:
   Buffer() = default;
@@ -106,8 +110,9 @@ class Buffer {
 class HostBuffer {
  public:
   HostBuffer() = default;
-  // Memory that the stream's device copies from and to at full speed (page-locked on CUDA), uninitialised. From any thread. The stream
-  // keeps what is given back for the next buffer, because page-locking memory anew takes as long as reading it from disk.
+  // Memory that the stream's device copies from and to at full speed (page-locked on CUDA),
+  // uninitialised. From any thread. The stream keeps what is given back for the next buffer,
+  // because page-locking memory anew takes as long as reading it from disk.
   HostBuffer(std::size_t bytes, const Stream& stream);
   // Takes over a vector's memory.
   HostBuffer(std::vector<unsigned char> bytes);
@@ -131,7 +136,8 @@ struct Array {
 
   Array() = default;
   Array(std::int64_t rows, std::int64_t cols, Stream& stream)
-      : memory(static_cast<std::size_t>(rows * cols) * sizeof(T), stream), view(static_cast<T*>(memory.data()), rows, cols) {}
+      : memory(static_cast<std::size_t>(rows * cols) * sizeof(T), stream),
+        view(static_cast<T*>(memory.data()), rows, cols) {}
   operator Matrix<T>() const { return view; }
   operator Matrix<const T>() const { return view; }
   bool empty() const { return view.empty(); }
@@ -143,7 +149,8 @@ struct TensorArray {
 
   TensorArray() = default;
   TensorArray(DType dtype, std::int64_t rows, std::int64_t cols, Stream& stream)
-      : memory(static_cast<std::size_t>(rows * cols) * size_of(dtype), stream), view(memory.data(), dtype, rows, cols) {}
+      : memory(static_cast<std::size_t>(rows * cols) * size_of(dtype), stream),
+        view(memory.data(), dtype, rows, cols) {}
   operator Tensor() const { return view; }
   operator ConstTensor() const { return view; }
   bool empty() const { return view.empty(); }

@@ -9,7 +9,8 @@ namespace qpipe {
 
 namespace {
 [[noreturn]] void fail(const char* library, const char* message, std::source_location where) {
-  throw std::runtime_error(std::string(library) + ": " + message + " (" + where.file_name() + ":" + std::to_string(where.line()) + ")");
+  throw std::runtime_error(std::string(library) + ": " + message + " (" + where.file_name() + ":" +
+                           std::to_string(where.line()) + ")");
 }
 }  // namespace
 
@@ -64,7 +65,8 @@ CudaHandles* create_handles(int device, bool urgent) {
   check(cudaSetDevice(device));
   cudaMemPool_t pool = nullptr;
   check(cudaDeviceGetDefaultMemPool(&pool, device));
-  std::uint64_t keep_all = UINT64_MAX;  // freed blocks stay in the pool: no cudaMalloc inside the loop
+  std::uint64_t keep_all =
+      UINT64_MAX;  // freed blocks stay in the pool: no cudaMalloc inside the loop
   check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep_all));
   return new CudaHandles(urgent);
 }
@@ -77,8 +79,8 @@ void synchronize(Stream& stream) { check(cudaStreamSynchronize(stream.cuda().str
 
 namespace {
 
-// Blocks that are freed stay in the pool, but a block of another size may not find its place among them. Under a limit the pool gives back
-// what is free before it grows beyond.
+// Blocks that are freed stay in the pool, but a block of another size may not find its place among
+// them. Under a limit the pool gives back what is free before it grows beyond.
 void make_room(std::size_t bytes, Stream& stream) {
   constexpr std::size_t small = std::size_t{64} << 20;
   if (stream.limit() == 0 || bytes < small) return;
@@ -102,9 +104,10 @@ void* allocate(std::size_t bytes, Stream& stream) {
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
     check(cudaMemGetInfo(&free_bytes, &total_bytes));
-    throw std::runtime_error("out of GPU memory: " + std::to_string(bytes >> 20) + " MiB asked, " + std::to_string(free_bytes >> 20) +
-                             " of " + std::to_string(total_bytes >> 20) + " MiB free, " + std::to_string(stream.bytes_in_use() >> 20) +
-                             " MiB held by this rank");
+    throw std::runtime_error(
+        "out of GPU memory: " + std::to_string(bytes >> 20) + " MiB asked, " +
+        std::to_string(free_bytes >> 20) + " of " + std::to_string(total_bytes >> 20) +
+        " MiB free, " + std::to_string(stream.bytes_in_use() >> 20) + " MiB held by this rank");
   }
   check(status);
   return data;
@@ -115,7 +118,8 @@ void page_lock(void* data, std::size_t bytes, int device) {
   const cudaError_t status = cudaHostRegister(data, bytes, cudaHostRegisterDefault);
   if (status == cudaSuccess) return;
   cudaGetLastError();
-  throw std::runtime_error("cannot page-lock " + std::to_string(bytes >> 20) + " MiB of host memory: " + cudaGetErrorString(status));
+  throw std::runtime_error("cannot page-lock " + std::to_string(bytes >> 20) +
+                           " MiB of host memory: " + cudaGetErrorString(status));
 }
 
 void page_unlock(void* data, int device) noexcept {
@@ -130,7 +134,9 @@ void copy(void* to, const void* from, std::size_t bytes, bool wait, Stream& stre
   if (wait) check(cudaStreamSynchronize(stream.cuda().stream));
 }
 
-void fill_zero(void* data, std::size_t bytes, Stream& stream) { check(cudaMemsetAsync(data, 0, bytes, stream.cuda().stream)); }
+void fill_zero(void* data, std::size_t bytes, Stream& stream) {
+  check(cudaMemsetAsync(data, 0, bytes, stream.cuda().stream));
+}
 
 }  // namespace cuda
 }  // namespace qpipe

@@ -1,4 +1,5 @@
-// The CUDA half of Stream and Buffer, free of CUDA types so that host code can name it (stream_cuda.cu).
+// The CUDA half of Stream and Buffer, free of CUDA types so that host code can name it
+// (stream_cuda.cu).
 #pragma once
 
 #include "kernels/stream.h"

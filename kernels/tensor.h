@@ -18,22 +18,27 @@ struct Matrix {
   std::int64_t stride = 0;
 
   Matrix() = default;
-  Matrix(T* pointer, std::int64_t row_count, std::int64_t col_count) : data(pointer), rows(row_count), cols(col_count), stride(col_count) {}
+  Matrix(T* pointer, std::int64_t row_count, std::int64_t col_count)
+      : data(pointer), rows(row_count), cols(col_count), stride(col_count) {}
   Matrix(T* pointer, std::int64_t row_count, std::int64_t col_count, std::int64_t row_stride)
       : data(pointer), rows(row_count), cols(col_count), stride(row_stride) {}
 
   T& operator()(std::int64_t row, std::int64_t col) const { return data[row * stride + col]; }
   T* row(std::int64_t index) const { return data + index * stride; }
-  Matrix row_range(std::int64_t begin, std::int64_t count) const { return {row(begin), count, cols, stride}; }
-  Matrix col_range(std::int64_t begin, std::int64_t count) const { return {data + begin, rows, count, stride}; }
+  Matrix row_range(std::int64_t begin, std::int64_t count) const {
+    return {row(begin), count, cols, stride};
+  }
+  Matrix col_range(std::int64_t begin, std::int64_t count) const {
+    return {data + begin, rows, count, stride};
+  }
   std::int64_t size() const { return rows * cols; }
   bool empty() const { return data == nullptr; }
   bool contiguous() const { return stride == cols; }
   operator Matrix<const T>() const { return {data, rows, cols, stride}; }
 };
 
-// A matrix whose element type is known at run time: weights as the file has them, activations in the
-// backend's compute type (float32 on the CPU, bfloat16 on CUDA).
+// A matrix whose element type is known at run time: weights as the file has them, activations in
+// the backend's compute type (float32 on the CPU, bfloat16 on CUDA).
 template <class Void>
 struct AnyMatrix {
   Void* data = nullptr;
@@ -45,14 +50,23 @@ struct AnyMatrix {
   AnyMatrix() = default;
   AnyMatrix(Void* pointer, DType type, std::int64_t row_count, std::int64_t col_count)
       : data(pointer), dtype(type), rows(row_count), cols(col_count), stride(col_count) {}
-  AnyMatrix(Void* pointer, DType type, std::int64_t row_count, std::int64_t col_count, std::int64_t row_stride)
+  AnyMatrix(Void* pointer, DType type, std::int64_t row_count, std::int64_t col_count,
+            std::int64_t row_stride)
       : data(pointer), dtype(type), rows(row_count), cols(col_count), stride(row_stride) {}
   template <class T>
   AnyMatrix(Matrix<T> matrix)
-      : data(matrix.data), dtype(dtype_of<std::remove_const_t<T>>), rows(matrix.rows), cols(matrix.cols), stride(matrix.stride) {}
+      : data(matrix.data),
+        dtype(dtype_of<std::remove_const_t<T>>),
+        rows(matrix.rows),
+        cols(matrix.cols),
+        stride(matrix.stride) {}
 
-  AnyMatrix row_range(std::int64_t begin, std::int64_t count) const { return {at(begin, 0), dtype, count, cols, stride}; }
-  AnyMatrix col_range(std::int64_t begin, std::int64_t count) const { return {at(0, begin), dtype, rows, count, stride}; }
+  AnyMatrix row_range(std::int64_t begin, std::int64_t count) const {
+    return {at(begin, 0), dtype, count, cols, stride};
+  }
+  AnyMatrix col_range(std::int64_t begin, std::int64_t count) const {
+    return {at(0, begin), dtype, rows, count, stride};
+  }
   std::int64_t size() const { return rows * cols; }
   std::int64_t bytes() const { return size() * static_cast<std::int64_t>(size_of(dtype)); }
   bool empty() const { return data == nullptr; }
@@ -71,7 +85,8 @@ struct AnyMatrix {
  private:
   Void* at(std::int64_t row, std::int64_t col) const {
     using Byte = std::conditional_t<std::is_const_v<Void>, const unsigned char, unsigned char>;
-    return static_cast<Byte*>(data) + (row * stride + col) * static_cast<std::int64_t>(size_of(dtype));
+    return static_cast<Byte*>(data) +
+           (row * stride + col) * static_cast<std::int64_t>(size_of(dtype));
   }
 };
 

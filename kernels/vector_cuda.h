@@ -1,5 +1,6 @@
-// Reading and writing `count` neighbouring elements of a row as float32: one 16-byte access for count = 8 and a 16-bit type (two for
-// float32), element by element otherwise. Included by .cu files only.
+// Reading and writing `count` neighbouring elements of a row as float32: one 16-byte access for
+// count = 8 and a 16-bit type (two for float32), element by element otherwise. Included by .cu
+// files only.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -47,16 +48,20 @@ inline bool aligned16(const void* data) { return reinterpret_cast<std::uintptr_t
 // Whether every row can be read in vectors of eight elements.
 template <class Void>
 bool vectorizable(const AnyMatrix<Void>& matrix) {
-  return aligned16(matrix.data) && matrix.cols % vector_elements == 0 && (matrix.rows <= 1 || matrix.stride % vector_elements == 0);
+  return aligned16(matrix.data) && matrix.cols % vector_elements == 0 &&
+         (matrix.rows <= 1 || matrix.stride % vector_elements == 0);
 }
 
-// Elementwise kernels: blockIdx.x and threadIdx.x choose `count` columns, blockIdx.y strides over the rows.
+// Elementwise kernels: blockIdx.x and threadIdx.x choose `count` columns, blockIdx.y strides over
+// the rows.
 inline dim3 row_grid(std::int64_t rows, std::int64_t cols, int count) {
   const std::int64_t columns_per_block = std::int64_t{row_threads} * count;
   return {static_cast<unsigned>((cols + columns_per_block - 1) / columns_per_block),
           static_cast<unsigned>(std::min<std::int64_t>(rows, 65535))};
 }
 
-inline __device__ std::int64_t first_column(int count) { return (std::int64_t{blockIdx.x} * row_threads + threadIdx.x) * count; }
+inline __device__ std::int64_t first_column(int count) {
+  return (std::int64_t{blockIdx.x} * row_threads + threadIdx.x) * count;
+}
 
 }  // namespace qpipe::cuda

@@ -11,7 +11,8 @@ namespace qpipe {
 template <class T>
 std::uint32_t largest_magnitude(const T* x, std::int64_t count) {
   std::uint32_t largest = 0;
-  for (std::int64_t i = 0; i < count; ++i) largest = std::max(largest, std::bit_cast<std::uint32_t>(to_float(x[i])) & 0x7fffffffu);
+  for (std::int64_t i = 0; i < count; ++i)
+    largest = std::max(largest, std::bit_cast<std::uint32_t>(to_float(x[i])) & 0x7fffffffu);
   return largest;
 }
 

@@ -1,4 +1,5 @@
-// Weights of a type known at run time, on the device, in packets of eight elements. Included by .cu files only.
+// Weights of a type known at run time, on the device, in packets of eight elements. Included by .cu
+// files only.
 #pragma once
 
 #include "kernels/cuda_handles.h"
@@ -6,7 +7,8 @@
 
 namespace qpipe::cuda {
 
-// max(|x|) as the largest bit pattern without sign: NaN is above infinity, so it is never lost (weights.h).
+// max(|x|) as the largest bit pattern without sign: NaN is above infinity, so it is never lost
+// (weights.h).
 inline __device__ unsigned magnitude_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 
 // operation(pointer to the elements) for a matrix of weights.

@@ -7,8 +7,9 @@
 
 namespace qpipe {
 
-// Calls done() until it returns true, or until `timeout` is over (then the result is false). Yields for the first millisecond, so that
-// short waits cost no more than their length; then sleeps, 50 µs at first and 200 µs at most, so that long ones leave the core to others.
+// Calls done() until it returns true, or until `timeout` is over (then the result is false). Yields
+// for the first millisecond, so that short waits cost no more than their length; then sleeps, 50 µs
+// at first and 200 µs at most, so that long ones leave the core to others.
 template <class Done>
 bool poll_until(Done done, std::chrono::steady_clock::duration timeout) {
   using std::chrono::microseconds;

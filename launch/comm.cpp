@@ -14,10 +14,11 @@ namespace qpipe {
 
 namespace {
 
-// NCCL refuses two ranks on one GPU of one host. With a host id of its own each rank counts as a machine, and they talk through sockets.
-// NCCL reads these once, at its first use in the process.
+// NCCL refuses two ranks on one GPU of one host. With a host id of its own each rank counts as a
+// machine, and they talk through sockets. NCCL reads these once, at its first use in the process.
 void pretend_own_host(int rank, bool one_host) {
-  setenv("NCCL_HOSTID", ("qpipe-" + std::to_string(rank) + "-" + std::to_string(getpid())).c_str(), 1);
+  setenv("NCCL_HOSTID", ("qpipe-" + std::to_string(rank) + "-" + std::to_string(getpid())).c_str(),
+         1);
   if (one_host) setenv("NCCL_SOCKET_IFNAME", "lo", 0);
 }
 
@@ -43,17 +44,22 @@ Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<Sta
   if (s.size == 1) return;
 
   const std::vector<std::string> hosts = s.all_gather(host_name(), "start of a communicator");
-  const std::vector<std::string> backends = s.all_gather(stream.on_cuda() ? "cuda" : "cpu", "start of a communicator");
+  const std::vector<std::string> backends =
+      s.all_gather(stream.on_cuda() ? "cuda" : "cpu", "start of a communicator");
   for (std::size_t other = 1; other < backends.size(); ++other)
     if (backends[other] != backends[0])
-      throw std::runtime_error("rank 0 on host " + hosts[0] + " uses " + backends[0] + ", but rank " + std::to_string(other) + " on host " +
-                               hosts[other] + " uses " + backends[other] + "; set parallel.backend to one of them");
+      throw std::runtime_error("rank 0 on host " + hosts[0] + " uses " + backends[0] +
+                               ", but rank " + std::to_string(other) + " on host " + hosts[other] +
+                               " uses " + backends[other] +
+                               "; set parallel.backend to one of them");
   if constexpr (has_cuda) {
     if (!stream.on_cuda()) return;
-    const std::string conflict = gpu_conflict(s.all_gather(cuda::gpu_uuid(stream.device()), "start of NCCL"), hosts);
+    const std::string conflict =
+        gpu_conflict(s.all_gather(cuda::gpu_uuid(stream.device()), "start of NCCL"), hosts);
     if (!conflict.empty() && !options.share_gpu) throw std::runtime_error(conflict);
     s.shared_gpu = !conflict.empty();  // the same on all ranks
-    if (s.shared_gpu) pretend_own_host(s.rank, std::equal(hosts.begin() + 1, hosts.end(), hosts.begin()));
+    if (s.shared_gpu)
+      pretend_own_host(s.rank, std::equal(hosts.begin() + 1, hosts.end(), hosts.begin()));
   }
 }
 
@@ -85,7 +91,8 @@ void Comm::connect_ahead(Stream& stream) {
     id = broadcast(id, 0);
     State& s = *state_;
     State::Attempt attempt(s);
-    s.nccl.reset(cuda::create_nccl_comm(id, s.rank, s.size, s.shared_gpu, this_rank(), s.options.timeout, stream));
+    s.nccl.reset(cuda::create_nccl_comm(id, s.rank, s.size, s.shared_gpu, this_rank(),
+                                        s.options.timeout, stream));
   }
 }
 
@@ -95,7 +102,8 @@ int Comm::rank() const { return state_->rank; }
 int Comm::size() const { return state_->size; }
 
 template <class WithNccl, class StartWithMpi>
-void Comm::transfer(std::size_t bytes, const std::string& operation, WithNccl with_nccl, StartWithMpi start_with_mpi, Stream& stream) {
+void Comm::transfer(std::size_t bytes, const std::string& operation, WithNccl with_nccl,
+                    StartWithMpi start_with_mpi, Stream& stream) {
   if (size() == 1 || bytes == 0) return;
   connect_ahead(stream);
   State::Transfer transfer(*state_, bytes, stream);
@@ -120,36 +128,50 @@ void Comm::all_reduce_sum(Matrix<std::int64_t> x, Stream& stream) {
   transfer(
       count * sizeof(std::int64_t), "all_reduce_sum of " + std::to_string(count) + " integers",
       [&](auto& nccl) { cuda::all_reduce_sum(nccl, x.data, count, stream); },
-      [&](auto& requests) { start_all_reduce(x.data, count, sizeof(std::int64_t), MPI_INT64_T, MPI_SUM, state_->mpi, requests); }, stream);
+      [&](auto& requests) {
+        start_all_reduce(x.data, count, sizeof(std::int64_t), MPI_INT64_T, MPI_SUM, state_->mpi,
+                         requests);
+      },
+      stream);
 }
 
 void Comm::all_reduce_max(Matrix<float> x, Stream& stream) {
   require(x.contiguous(), "Comm::all_reduce_max: the matrix is not contiguous");
   const auto count = static_cast<std::size_t>(x.size());
-  // Floats ≥ +0 are ordered as their bits are, and a NaN has greater bits than any of them; MPI_MAX on floats may drop a NaN.
+  // Floats ≥ +0 are ordered as their bits are, and a NaN has greater bits than any of them; MPI_MAX
+  // on floats may drop a NaN.
   static_assert(sizeof(float) == sizeof(std::uint32_t));
   transfer(
       count * sizeof(float), "all_reduce_max of " + std::to_string(count) + " floats",
       [&](auto& nccl) { cuda::all_reduce_max(nccl, x.data, count, stream); },
-      [&](auto& requests) { start_all_reduce(x.data, count, sizeof(float), MPI_UINT32_T, MPI_MAX, state_->mpi, requests); }, stream);
+      [&](auto& requests) {
+        start_all_reduce(x.data, count, sizeof(float), MPI_UINT32_T, MPI_MAX, state_->mpi,
+                         requests);
+      },
+      stream);
 }
 
-void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<RowRange>& rows, Stream& stream) {
-  require(rows.size() == static_cast<std::size_t>(size()), "Comm::all_gather_rows: one range for each rank is needed");
+void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<RowRange>& rows,
+                           Stream& stream) {
+  require(rows.size() == static_cast<std::size_t>(size()),
+          "Comm::all_gather_rows: one range for each rank is needed");
   std::vector<cuda::Piece> pieces;
   std::size_t bytes = 0;
   for (const RowRange& range : rows) {
     require(range.begin >= 0 && range.count >= 0, "Comm::all_gather_rows: a range is negative");
-    pieces.push_back({static_cast<std::size_t>(range.begin) * row_bytes, static_cast<std::size_t>(range.count) * row_bytes});
+    pieces.push_back({static_cast<std::size_t>(range.begin) * row_bytes,
+                      static_cast<std::size_t>(range.count) * row_bytes});
     bytes += pieces.back().bytes;
   }
   const auto start_with_mpi = [&](auto& requests) {
     for (std::size_t owner = 0; owner < pieces.size(); ++owner)
-      start_broadcast(static_cast<char*>(data) + pieces[owner].begin, pieces[owner].bytes, static_cast<int>(owner), state_->mpi, requests);
+      start_broadcast(static_cast<char*>(data) + pieces[owner].begin, pieces[owner].bytes,
+                      static_cast<int>(owner), state_->mpi, requests);
   };
   transfer(
       bytes, "all_gather_rows of " + std::to_string(bytes) + " bytes",
-      [&](auto& nccl) { cuda::broadcast_pieces(nccl, data, pieces, stream); }, start_with_mpi, stream);
+      [&](auto& nccl) { cuda::broadcast_pieces(nccl, data, pieces, stream); }, start_with_mpi,
+      stream);
 }
 
 void Comm::wait(Stream& stream) {
@@ -191,23 +213,27 @@ std::vector<std::string> Comm::gather(const std::string& text) {
   const auto ranks = static_cast<std::size_t>(size());
   const auto mine = static_cast<std::int64_t>(text.size());
   std::vector<std::int64_t> lengths(ranks);
-  check(MPI_Igather(&mine, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, 0, state_->mpi, requests.data()));
+  check(MPI_Igather(&mine, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, 0, state_->mpi,
+                    requests.data()));
   finish(requests, "gather", state_->options.timeout);
 
   // Point to point, because MPI_Igatherv counts all ranks' bytes in one int.
   std::vector<std::string> all;
   if (!root()) {
     for (std::size_t begin = 0; begin < text.size(); begin += mpi_chunk_bytes)
-      check(MPI_Isend(text.data() + begin, static_cast<int>(std::min(mpi_chunk_bytes, text.size() - begin)), MPI_BYTE, 0, 0, state_->mpi,
-                      &requests.emplace_back(MPI_REQUEST_NULL)));
+      check(MPI_Isend(text.data() + begin,
+                      static_cast<int>(std::min(mpi_chunk_bytes, text.size() - begin)), MPI_BYTE, 0,
+                      0, state_->mpi, &requests.emplace_back(MPI_REQUEST_NULL)));
   } else {
     all.resize(ranks);
     all[0] = text;
     for (std::size_t from = 1; from < ranks; ++from) {
       all[from].resize(static_cast<std::size_t>(lengths[from]));
       for (std::size_t begin = 0; begin < all[from].size(); begin += mpi_chunk_bytes)
-        check(MPI_Irecv(all[from].data() + begin, static_cast<int>(std::min(mpi_chunk_bytes, all[from].size() - begin)), MPI_BYTE,
-                        static_cast<int>(from), 0, state_->mpi, &requests.emplace_back(MPI_REQUEST_NULL)));
+        check(MPI_Irecv(all[from].data() + begin,
+                        static_cast<int>(std::min(mpi_chunk_bytes, all[from].size() - begin)),
+                        MPI_BYTE, static_cast<int>(from), 0, state_->mpi,
+                        &requests.emplace_back(MPI_REQUEST_NULL)));
     }
   }
   finish(requests, "gather", state_->options.timeout);
@@ -215,7 +241,8 @@ std::vector<std::string> Comm::gather(const std::string& text) {
 }
 
 std::vector<double> Comm::all_gather(const std::vector<double>& values) {
-  const std::string bytes(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(double));
+  const std::string bytes(reinterpret_cast<const char*>(values.data()),
+                          values.size() * sizeof(double));
   std::vector<double> all;
   for (const std::string& part : state_->all_gather(bytes, "all_gather")) {
     const std::size_t before = all.size();
@@ -226,7 +253,8 @@ std::vector<double> Comm::all_gather(const std::vector<double>& values) {
 }
 
 std::string Comm::first_failure(const std::string& message) {
-  const std::int64_t first = state_->all_reduce_min(message.empty() ? size() : rank(), "exchange of faults");
+  const std::int64_t first =
+      state_->all_reduce_min(message.empty() ? size() : rank(), "exchange of faults");
   return first == size() ? "" : broadcast(message, static_cast<int>(first));
 }
 

@@ -1,8 +1,9 @@
-// Collectives of all ranks, or of one team of them. Device buffers travel by NCCL, host buffers and the CPU backend by MPI.
+// Collectives of all ranks, or of one team of them. Device buffers travel by NCCL, host buffers and
+// the CPU backend by MPI.
 //
-// Every wait is bounded: a collective that does not finish in `timeout`, or a rank that fails, ends the job with one line that names
-// rank, host and operation. Sums are of integers only (exact in any order); floats are only maximised or copied, so no result depends on
-// the number of ranks.
+// Every wait is bounded: a collective that does not finish in `timeout`, or a rank that fails, ends
+// the job with one line that names rank, host and operation. Sums are of integers only (exact in
+// any order); floats are only maximised or copied, so no result depends on the number of ranks.
 #pragma once
 
 #include <chrono>
@@ -15,10 +16,11 @@
 
 namespace qpipe {
 
-// MPI_Init_thread … MPI_Finalize around main, for a process that a launcher has started. Without it everything here works as a single rank,
-// and no time goes to MPI's search for networks and helpers.
-// MPI_Finalize waits for all ranks, so the destructor leaves it out while an exception unwinds. main catches inside the session's scope
-// and calls abort_all_ranks, so that the others end at once.
+// MPI_Init_thread … MPI_Finalize around main, for a process that a launcher has started. Without it
+// everything here works as a single rank, and no time goes to MPI's search for networks and
+// helpers. MPI_Finalize waits for all ranks, so the destructor leaves it out while an exception
+// unwinds. main catches inside the session's scope and calls abort_all_ranks, so that the others
+// end at once.
 class MpiSession {
  public:
   MpiSession(int& argc, char**& argv);
@@ -27,7 +29,8 @@ class MpiSession {
   MpiSession& operator=(const MpiSession&) = delete;
 };
 
-// Ends every rank now (MPI_Abort): for faults of one rank after which the others would wait forever.
+// Ends every rank now (MPI_Abort): for faults of one rank after which the others would wait
+// forever.
 [[noreturn]] void abort_all_ranks(int exit_code);
 
 // A contiguous run of rows owned by one rank.
@@ -43,11 +46,14 @@ class Comm {
     bool share_gpu = false;  // several ranks on one GPU: each sets its own NCCL_HOSTID
   };
 
-  // Collective over all ranks of MPI_COMM_WORLD; a single rank without an MpiSession. The stream decides between NCCL and MPI for device
-  // buffers and outlives the Comm. Throws the same std::runtime_error on all ranks when backends differ or when two ranks use one GPU
-  // without share_gpu. One thread at a time. After an operation has thrown, every other throws too: the ranks are no longer in step.
+  // Collective over all ranks of MPI_COMM_WORLD; a single rank without an MpiSession. The stream
+  // decides between NCCL and MPI for device buffers and outlives the Comm. Throws the same
+  // std::runtime_error on all ranks when backends differ or when two ranks use one GPU without
+  // share_gpu. One thread at a time. After an operation has thrown, every other throws too: the
+  // ranks are no longer in step.
   Comm(Stream& stream, const Options& options);
-  // Collective over the ranks of `parent`: those that pass the same team, in their order there. `parent` outlives the Comm.
+  // Collective over the ranks of `parent`: those that pass the same team, in their order there.
+  // `parent` outlives the Comm.
   Comm(Comm& parent, int team, Stream& stream);
   ~Comm();
   Comm(const Comm&) = delete;
@@ -57,23 +63,29 @@ class Comm {
   int size() const;
   bool root() const { return rank() == 0; }
 
-  // Begins to connect the ranks' devices (seconds, most of them in the background), which otherwise the first operation on device buffers
-  // does. Collective.
+  // Begins to connect the ranks' devices (seconds, most of them in the background), which otherwise
+  // the first operation on device buffers does. Collective.
   void connect_ahead(Stream& stream);
 
-  // Device buffers, in stream order: on CUDA the host goes on as soon as NCCL has queued the operation. No-ops for one rank.
+  // Device buffers, in stream order: on CUDA the host goes on as soon as NCCL has queued the
+  // operation. No-ops for one rank.
   void broadcast(void* data, std::size_t bytes, int from, Stream& stream);
   void all_reduce_sum(Matrix<std::int64_t> x, Stream& stream);  // contiguous
-  void all_reduce_max(Matrix<float> x, Stream& stream);         // contiguous; x ≥ +0 or NaN (not −0); NaN wins
-  // Every rank holds rows[rank] of `data` (rows of row_bytes bytes each, whole matrix allocated); afterwards all rows are everywhere.
-  void all_gather_rows(void* data, std::size_t row_bytes, const std::vector<RowRange>& rows, Stream& stream);
+  void all_reduce_max(Matrix<float> x,
+                      Stream& stream);  // contiguous; x ≥ +0 or NaN (not −0); NaN wins
+  // Every rank holds rows[rank] of `data` (rows of row_bytes bytes each, whole matrix allocated);
+  // afterwards all rows are everywhere.
+  void all_gather_rows(void* data, std::size_t row_bytes, const std::vector<RowRange>& rows,
+                       Stream& stream);
 
-  // Returns when the stream has done all that is queued, within the timeout and with NCCL's errors reported; call it before a blocking copy
-  // of a collective's result (Stream::synchronize would wait for a failed rank forever).
+  // Returns when the stream has done all that is queued, within the timeout and with NCCL's errors
+  // reported; call it before a blocking copy of a collective's result (Stream::synchronize would
+  // wait for a failed rank forever).
   void wait(Stream& stream);
 
-  // What the operations on device buffers moved so far: this rank's buffers' bytes, and the seconds that the stream (CPU: the caller) spent
-  // in them, waits for late ranks included. What went on a stream other than the Comm's, beside its work, is not in it.
+  // What the operations on device buffers moved so far: this rank's buffers' bytes, and the seconds
+  // that the stream (CPU: the caller) spent in them, waits for late ranks included. What went on a
+  // stream other than the Comm's, beside its work, is not in it.
   struct Traffic {
     std::int64_t bytes = 0;
     double seconds = 0.0;
@@ -83,18 +95,23 @@ class Comm {
   // Host values, by MPI.
   void barrier();
   std::string broadcast(const std::string& text, int from);
-  std::vector<std::string> gather(const std::string& text);           // to rank 0 (others get an empty vector)
-  std::vector<double> all_gather(const std::vector<double>& values);  // concatenated in rank order, any lengths
-  // All ranks learn of any rank's failure: returns the message of the lowest rank that passed a non-empty one, else "".
+  std::vector<std::string> gather(
+      const std::string& text);  // to rank 0 (others get an empty vector)
+  std::vector<double> all_gather(
+      const std::vector<double>& values);  // concatenated in rank order, any lengths
+  // All ranks learn of any rank's failure: returns the message of the lowest rank that passed a
+  // non-empty one, else "".
   std::string first_failure(const std::string& message);
 
  private:
   friend class Ring;
   struct State;
 
-  // An operation on device buffers: with_nccl(communicator), which is connected at the first of them, or start_with_mpi(requests).
+  // An operation on device buffers: with_nccl(communicator), which is connected at the first of
+  // them, or start_with_mpi(requests).
   template <class WithNccl, class StartWithMpi>
-  void transfer(std::size_t bytes, const std::string& operation, WithNccl with_nccl, StartWithMpi start_with_mpi, Stream& stream);
+  void transfer(std::size_t bytes, const std::string& operation, WithNccl with_nccl,
+                StartWithMpi start_with_mpi, Stream& stream);
 
   std::unique_ptr<State> state_;
 };

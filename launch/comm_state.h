@@ -37,14 +37,17 @@ struct Comm::State {
 
   ~State() {
     nccl.reset();
-    if (mpi != MPI_COMM_NULL && !failed && std::uncaught_exceptions() <= exceptions) MPI_Comm_free(&mpi);
+    if (mpi != MPI_COMM_NULL && !failed && std::uncaught_exceptions() <= exceptions)
+      MPI_Comm_free(&mpi);
   }
 
   // Around every operation: a Comm on which one failed takes no other.
   class Attempt {
    public:
     explicit Attempt(State& state) : state_(state) {
-      if (state.failed) throw std::runtime_error(this_rank() + ": an earlier operation of this communicator failed");
+      if (state.failed)
+        throw std::runtime_error(this_rank() +
+                                 ": an earlier operation of this communicator failed");
       state.failed = true;
     }
     ~Attempt() {
@@ -77,7 +80,8 @@ struct Comm::State {
   // Around an operation on device buffers. The traffic is that of the Comm's own stream.
   class Transfer {
    public:
-    Transfer(State& state, std::size_t bytes, const Stream& stream) : attempt_(state), state_(state), counts_(&stream == &state.stream) {
+    Transfer(State& state, std::size_t bytes, const Stream& stream)
+        : attempt_(state), state_(state), counts_(&stream == &state.stream) {
       if (!counts_) return;
       state.moved_bytes += static_cast<std::int64_t>(bytes);
       state.watch.start();

@@ -32,7 +32,8 @@ std::int64_t cores_of(pid_t process) {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
-// Of this process among those of its host, as the innermost launcher's environment tells it (Open MPI; MPICH and Intel MPI; Slurm).
+// Of this process among those of its host, as the innermost launcher's environment tells it (Open
+// MPI; MPICH and Intel MPI; Slurm).
 std::optional<int> environment_local_rank() {
   for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"})
     if (const char* text = std::getenv(name)) return std::atoi(text);
@@ -54,7 +55,8 @@ std::future<void> open_device_early(const std::string& backend) {
 
 Placement place_rank(const std::string& backend, bool share_gpu) {
   if (backend != "auto" && backend != "cpu" && backend != "cuda")
-    throw std::invalid_argument("parallel.backend is \"" + backend + "\"; it can be auto, cpu or cuda");
+    throw std::invalid_argument("parallel.backend is \"" + backend +
+                                "\"; it can be auto, cpu or cuda");
 
   Placement placement;
   placement.host = host_name();
@@ -73,10 +75,14 @@ Placement place_rank(const std::string& backend, bool share_gpu) {
   const auto without = std::find(counts.begin(), counts.end(), "0");
   if (without != counts.end()) {
     if (backend == "auto") return placement;
-    if constexpr (!has_cuda) throw std::runtime_error("parallel.backend is cuda, but this build of qpipe has no CUDA support");
+    if constexpr (!has_cuda)
+      throw std::runtime_error(
+          "parallel.backend is cuda, but this build of qpipe has no CUDA support");
     const auto rank = static_cast<std::size_t>(without - counts.begin());
-    throw std::runtime_error("parallel.backend is cuda, but rank " + std::to_string(rank) + " on host " + hosts[rank] +
-                             " sees no CUDA device; look at nvidia-smi and CUDA_VISIBLE_DEVICES there, or set parallel.backend = \"cpu\"");
+    throw std::runtime_error("parallel.backend is cuda, but rank " + std::to_string(rank) +
+                             " on host " + hosts[rank] +
+                             " sees no CUDA device; look at nvidia-smi and CUDA_VISIBLE_DEVICES "
+                             "there, or set parallel.backend = \"cpu\"");
   }
   placement.backend = Backend::cuda;
   placement.device = placement.local_rank % devices;
@@ -103,18 +109,22 @@ std::int64_t available_host_bytes() {
   return 0;
 }
 
-std::string gpu_conflict(const std::vector<std::string>& gpus, const std::vector<std::string>& hosts) {
+std::string gpu_conflict(const std::vector<std::string>& gpus,
+                         const std::vector<std::string>& hosts) {
   for (std::size_t later = 0; later < gpus.size(); ++later)
     for (std::size_t rank = 0; rank < later; ++rank)
       if (gpus[rank] == gpus[later])
-        return "ranks " + std::to_string(rank) + " and " + std::to_string(later) + " would use the same GPU of host " + hosts[later] +
-               "; start at most one rank for each GPU, or allow it with parallel.share_gpu = true, or set parallel.backend = \"cpu\"";
+        return "ranks " + std::to_string(rank) + " and " + std::to_string(later) +
+               " would use the same GPU of host " + hosts[later] +
+               "; start at most one rank for each GPU, or allow it with parallel.share_gpu = true, "
+               "or set parallel.backend = \"cpu\"";
   return "";
 }
 
 void set_cpu_threads(std::int64_t threads, int local_ranks) {
   if (threads <= 0 && std::getenv("OMP_NUM_THREADS") != nullptr) return;  // OpenMP has read it
-  omp_set_num_threads(static_cast<int>(threads > 0 ? threads : cpu_threads(cores_of(0), cores_of(getppid()), local_ranks)));
+  omp_set_num_threads(static_cast<int>(
+      threads > 0 ? threads : cpu_threads(cores_of(0), cores_of(getppid()), local_ranks)));
 }
 
 std::int64_t cpu_threads(std::int64_t rank_cores, std::int64_t launcher_cores, int local_ranks) {

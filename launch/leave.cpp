@@ -19,7 +19,8 @@ bool wait_all(std::vector<MPI_Request>& requests, std::chrono::milliseconds pati
   return poll_until(
       [&] {
         int done = 0;
-        check(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE));
+        check(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done,
+                          MPI_STATUSES_IGNORE));
         return done != 0;
       },
       patience);
@@ -49,12 +50,15 @@ bool leave_together(int exit_code, std::chrono::milliseconds patience) {
   if (me.rank == 0) {
     codes.assign(me.size, 0);
     for (int rank = 1; rank < me.size; ++rank)
-      MPI_Irecv(&codes[rank], 1, MPI_INT, rank, arrival_tag, MPI_COMM_WORLD, &requests.emplace_back());
+      MPI_Irecv(&codes[rank], 1, MPI_INT, rank, arrival_tag, MPI_COMM_WORLD,
+                &requests.emplace_back());
     if (!wait_all(requests, patience)) return false;
     codes[0] = exit_code;
-    verdict = std::all_of(codes.begin(), codes.end(), [&](int c) { return c == exit_code; }) ? 1 : 0;
+    verdict =
+        std::all_of(codes.begin(), codes.end(), [&](int c) { return c == exit_code; }) ? 1 : 0;
     requests.clear();
-    for (int rank = 1; rank < me.size; ++rank) MPI_Isend(&verdict, 1, MPI_INT, rank, verdict_tag, MPI_COMM_WORLD, &requests.emplace_back());
+    for (int rank = 1; rank < me.size; ++rank)
+      MPI_Isend(&verdict, 1, MPI_INT, rank, verdict_tag, MPI_COMM_WORLD, &requests.emplace_back());
     return wait_all(requests, patience) && verdict == 1;
   }
   MPI_Isend(&code, 1, MPI_INT, 0, arrival_tag, MPI_COMM_WORLD, &requests.emplace_back());

@@ -13,12 +13,13 @@ MpiSession::MpiSession(int& argc, char**& argv) {
   check(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided));
   check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
   if (provided < MPI_THREAD_SERIALIZED)
-    throw std::runtime_error("this MPI library does not allow calls from several threads (MPI_THREAD_SERIALIZED)");
+    throw std::runtime_error(
+        "this MPI library does not allow calls from several threads (MPI_THREAD_SERIALIZED)");
 }
 
 MpiSession::~MpiSession() {
-  // MPI_Finalize waits for all ranks. One that fails while the others are inside a collective would wait forever, so it leaves without;
-  // mpirun then ends the others.
+  // MPI_Finalize waits for all ranks. One that fails while the others are inside a collective would
+  // wait forever, so it leaves without; mpirun then ends the others.
   if (mpi_is_active() && std::uncaught_exceptions() == 0) MPI_Finalize();
 }
 

@@ -35,17 +35,22 @@ std::string too_late(std::chrono::seconds timeout);
 void check_usable(NcclComm& comm, const std::string& operation);
 
 // The asynchronous state of the communicator: true when nothing is being set up or queued.
-bool is_settled(NcclComm& comm, const std::string& operation, std::source_location where = std::source_location::current());
+bool is_settled(NcclComm& comm, const std::string& operation,
+                std::source_location where = std::source_location::current());
 
-// After a call on a non-blocking communicator: no other call may follow, and nothing may be queued behind it, before NCCL has queued it.
-void settle(NcclComm& comm, ncclResult_t status, const std::string& operation, std::chrono::seconds timeout,
+// After a call on a non-blocking communicator: no other call may follow, and nothing may be queued
+// behind it, before NCCL has queued it.
+void settle(NcclComm& comm, ncclResult_t status, const std::string& operation,
+            std::chrono::seconds timeout,
             std::source_location where = std::source_location::current());
 
-// As cuda::create_nccl_comm, on the current device, for work on `stream`. Goes on while NCCL starts the communicator in the background.
-NcclComm* create(const std::string& unique_id, int rank, int size, bool over_sockets, const std::string& who, std::chrono::seconds timeout,
-                 cudaStream_t stream);
+// As cuda::create_nccl_comm, on the current device, for work on `stream`. Goes on while NCCL starts
+// the communicator in the background.
+NcclComm* create(const std::string& unique_id, int rank, int size, bool over_sockets,
+                 const std::string& who, std::chrono::seconds timeout, cudaStream_t stream);
 
-// Calls `query` (cudaStreamQuery, cudaEventQuery) until it is successful, with the communicator's errors reported.
+// Calls `query` (cudaStreamQuery, cudaEventQuery) until it is successful, with the communicator's
+// errors reported.
 void wait(NcclComm& comm, const std::function<cudaError_t()>& query, const std::string& operation);
 
 }  // namespace nccl

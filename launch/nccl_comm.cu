@@ -14,18 +14,20 @@ constexpr std::chrono::seconds connect_timeout{120};
 
 std::string describe(ncclResult_t status, ncclComm_t comm) {
   const char* detail = ncclGetLastError(comm);
-  return std::string(ncclGetErrorString(status)) + (detail != nullptr && *detail != '\0' ? std::string(", ") + detail : "");
+  return std::string(ncclGetErrorString(status)) +
+         (detail != nullptr && *detail != '\0' ? std::string(", ") + detail : "");
 }
 
 }  // namespace
 
 namespace nccl {
 
-void fail(NcclComm& comm, const std::string& operation, const std::string& reason, std::source_location where) {
+void fail(NcclComm& comm, const std::string& operation, const std::string& reason,
+          std::source_location where) {
   if (comm.comm != nullptr) ncclCommAbort(comm.comm);  // ends kernels that wait for a peer
   comm.comm = nullptr;
-  throw std::runtime_error(comm.who + ": NCCL " + operation + ": " + reason + " (" + where.file_name() + ":" +
-                           std::to_string(where.line()) + ")");
+  throw std::runtime_error(comm.who + ": NCCL " + operation + ": " + reason + " (" +
+                           where.file_name() + ":" + std::to_string(where.line()) + ")");
 }
 
 std::string too_late(std::chrono::seconds timeout) {
@@ -37,17 +39,23 @@ bool is_settled(NcclComm& comm, const std::string& operation, std::source_locati
   ncclResult_t state = ncclSuccess;
   const ncclResult_t status = ncclCommGetAsyncError(comm.comm, &state);
   if (status != ncclSuccess) fail(comm, operation, describe(status, comm.comm), where);
-  if (state != ncclSuccess && state != ncclInProgress) fail(comm, operation, describe(state, comm.comm), where);
+  if (state != ncclSuccess && state != ncclInProgress)
+    fail(comm, operation, describe(state, comm.comm), where);
   return state == ncclSuccess;
 }
 
-void settle(NcclComm& comm, ncclResult_t status, const std::string& operation, std::chrono::seconds timeout, std::source_location where) {
-  if (status != ncclSuccess && status != ncclInProgress) fail(comm, operation, describe(status, comm.comm), where);
-  if (!poll_until([&] { return is_settled(comm, operation, where); }, timeout)) fail(comm, operation, too_late(timeout), where);
+void settle(NcclComm& comm, ncclResult_t status, const std::string& operation,
+            std::chrono::seconds timeout, std::source_location where) {
+  if (status != ncclSuccess && status != ncclInProgress)
+    fail(comm, operation, describe(status, comm.comm), where);
+  if (!poll_until([&] { return is_settled(comm, operation, where); }, timeout))
+    fail(comm, operation, too_late(timeout), where);
 }
 
 void check_usable(NcclComm& comm, const std::string& operation) {
-  if (comm.comm == nullptr) throw std::runtime_error(comm.who + ": NCCL " + operation + ": the communicator was aborted earlier");
+  if (comm.comm == nullptr)
+    throw std::runtime_error(comm.who + ": NCCL " + operation +
+                             ": the communicator was aborted earlier");
   if (comm.starting) settle(comm, ncclInProgress, "start", std::max(comm.timeout, connect_timeout));
   comm.starting = false;
 }
@@ -58,9 +66,11 @@ void wait(NcclComm& comm, const std::function<cudaError_t()>& query, const std::
   bool waited = false;
   const auto done = [&] {
     const cudaError_t status = query();
-    if (status != cudaSuccess && status != cudaErrorNotReady) fail(comm, operation, cudaGetErrorString(status), where);
+    if (status != cudaSuccess && status != cudaErrorNotReady)
+      fail(comm, operation, cudaGetErrorString(status), where);
     waited = waited || status == cudaErrorNotReady;
-    is_settled(comm, operation, where);  // throws when a peer failed, also while the stream still waits for it
+    is_settled(comm, operation,
+               where);  // throws when a peer failed, also while the stream still waits for it
     return status == cudaSuccess;
   };
   const bool in_time = poll_until(done, comm.timeout);
@@ -68,10 +78,11 @@ void wait(NcclComm& comm, const std::function<cudaError_t()>& query, const std::
   if (!in_time) fail(comm, operation, too_late(comm.timeout), where);
 }
 
-NcclComm* create(const std::string& unique_id, int rank, int size, bool over_sockets, const std::string& who, std::chrono::seconds timeout,
-                 cudaStream_t stream) {
+NcclComm* create(const std::string& unique_id, int rank, int size, bool over_sockets,
+                 const std::string& who, std::chrono::seconds timeout, cudaStream_t stream) {
   ncclUniqueId id{};
-  if (unique_id.size() != sizeof(id.internal)) throw std::invalid_argument("create_nccl_comm: not an NCCL id");
+  if (unique_id.size() != sizeof(id.internal))
+    throw std::invalid_argument("create_nccl_comm: not an NCCL id");
   std::memcpy(id.internal, unique_id.data(), sizeof(id.internal));
   auto* comm = new NcclComm;
   try {
@@ -82,7 +93,8 @@ NcclComm* create(const std::string& unique_id, int rank, int size, bool over_soc
     config.blocking = 0;
     if (over_sockets) config.netName = "Socket";
     const ncclResult_t status = ncclCommInitRankConfig(&comm->comm, size, id, rank, &config);
-    if (status != ncclSuccess && status != ncclInProgress) fail(*comm, "start", describe(status, comm->comm));
+    if (status != ncclSuccess && status != ncclInProgress)
+      fail(*comm, "start", describe(status, comm->comm));
   } catch (...) {
     cuda::destroy_nccl_comm(comm);
     throw;
@@ -101,12 +113,13 @@ namespace cuda {
 std::string nccl_unique_id() {
   ncclUniqueId id{};
   const ncclResult_t status = ncclGetUniqueId(&id);
-  if (status != ncclSuccess) throw std::runtime_error("NCCL does not start: " + describe(status, nullptr));
+  if (status != ncclSuccess)
+    throw std::runtime_error("NCCL does not start: " + describe(status, nullptr));
   return {id.internal, sizeof(id.internal)};
 }
 
-NcclComm* create_nccl_comm(const std::string& unique_id, int rank, int size, bool over_sockets, const std::string& who,
-                           std::chrono::seconds timeout, Stream& stream) {
+NcclComm* create_nccl_comm(const std::string& unique_id, int rank, int size, bool over_sockets,
+                           const std::string& who, std::chrono::seconds timeout, Stream& stream) {
   check(cudaSetDevice(stream.device()));
   return nccl::create(unique_id, rank, size, over_sockets, who, timeout, stream.cuda().stream);
 }
@@ -115,9 +128,13 @@ void destroy_nccl_comm(NcclComm* comm) noexcept {
   if (comm == nullptr) return;
   if (comm->comm != nullptr) {
     try {
-      if (std::uncaught_exceptions() > comm->exceptions) throw std::runtime_error("another exception is on its way");
+      if (std::uncaught_exceptions() > comm->exceptions)
+        throw std::runtime_error("another exception is on its way");
       const auto where = std::source_location::current();
-      const auto idle = [&] { return is_settled(*comm, "end", where) && cudaStreamQuery(comm->stream) != cudaErrorNotReady; };
+      const auto idle = [&] {
+        return is_settled(*comm, "end", where) &&
+               cudaStreamQuery(comm->stream) != cudaErrorNotReady;
+      };
       if (!poll_until(idle, comm->timeout)) throw std::runtime_error("the stream does not end");
       settle(*comm, ncclCommFinalize(comm->comm), "end", comm->timeout);
       ncclCommDestroy(comm->comm);
@@ -131,17 +148,20 @@ void destroy_nccl_comm(NcclComm* comm) noexcept {
 
 void broadcast(NcclComm& comm, void* data, std::size_t bytes, int from, Stream& stream) {
   check_usable(comm, "broadcast");
-  settle(comm, ncclBroadcast(data, data, bytes, ncclUint8, from, comm.comm, stream.cuda().stream), "broadcast", comm.timeout);
+  settle(comm, ncclBroadcast(data, data, bytes, ncclUint8, from, comm.comm, stream.cuda().stream),
+         "broadcast", comm.timeout);
 }
 
-void broadcast_pieces(NcclComm& comm, void* data, const std::vector<Piece>& pieces, Stream& stream) {
+void broadcast_pieces(NcclComm& comm, void* data, const std::vector<Piece>& pieces,
+                      Stream& stream) {
   check_usable(comm, "all_gather_rows");
   ncclResult_t status = ncclGroupStart();
   for (std::size_t owner = 0; owner < pieces.size(); ++owner) {
     if (pieces[owner].bytes == 0) continue;
     char* piece = static_cast<char*>(data) + pieces[owner].begin;
     const ncclResult_t queued =
-        ncclBroadcast(piece, piece, pieces[owner].bytes, ncclUint8, static_cast<int>(owner), comm.comm, stream.cuda().stream);
+        ncclBroadcast(piece, piece, pieces[owner].bytes, ncclUint8, static_cast<int>(owner),
+                      comm.comm, stream.cuda().stream);
     if (status == ncclSuccess && queued != ncclInProgress) status = queued;
   }
   const ncclResult_t ended = ncclGroupEnd();  // closes the group also after a refused call
@@ -150,13 +170,16 @@ void broadcast_pieces(NcclComm& comm, void* data, const std::vector<Piece>& piec
 
 void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count, Stream& stream) {
   check_usable(comm, "all_reduce_sum");
-  settle(comm, ncclAllReduce(x, x, count, ncclInt64, ncclSum, comm.comm, stream.cuda().stream), "all_reduce_sum", comm.timeout);
+  settle(comm, ncclAllReduce(x, x, count, ncclInt64, ncclSum, comm.comm, stream.cuda().stream),
+         "all_reduce_sum", comm.timeout);
 }
 
 void all_reduce_max(NcclComm& comm, float* x, std::size_t count, Stream& stream) {
   check_usable(comm, "all_reduce_max");
-  // Floats ≥ +0 are ordered as their bits are, and a NaN has greater bits than any of them; ncclMax on floats may drop a NaN.
-  settle(comm, ncclAllReduce(x, x, count, ncclUint32, ncclMax, comm.comm, stream.cuda().stream), "all_reduce_max", comm.timeout);
+  // Floats ≥ +0 are ordered as their bits are, and a NaN has greater bits than any of them; ncclMax
+  // on floats may drop a NaN.
+  settle(comm, ncclAllReduce(x, x, count, ncclUint32, ncclMax, comm.comm, stream.cuda().stream),
+         "all_reduce_max", comm.timeout);
 }
 
 void wait(NcclComm& comm, Stream& stream) {

@@ -1,7 +1,9 @@
-// Collectives on device buffers by NCCL, free of CUDA and NCCL types so that host code can name them (nccl_comm.cu).
+// Collectives on device buffers by NCCL, free of CUDA and NCCL types so that host code can name
+// them (nccl_comm.cu).
 //
-// The communicator is non-blocking: every call is followed by a bounded wait for NCCL to have queued it, and on an error or at the end of
-// the timeout the communicator is aborted and std::runtime_error names rank, host and operation. Later calls then throw at once.
+// The communicator is non-blocking: every call is followed by a bounded wait for NCCL to have
+// queued it, and on an error or at the end of the timeout the communicator is aborted and
+// std::runtime_error names rank, host and operation. Later calls then throw at once.
 #pragma once
 
 #include <chrono>
@@ -20,14 +22,15 @@ namespace cuda {
 // The bytes that rank 0 makes and all ranks pass to create_nccl_comm.
 std::string nccl_unique_id();
 
-// Collective; the first call on the communicator waits until it has started. who: "rank 3 on host n17", for messages. over_sockets: NCCL's
-// own socket transport (ranks that share a GPU).
-NcclComm* create_nccl_comm(const std::string& unique_id, int rank, int size, bool over_sockets, const std::string& who,
-                           std::chrono::seconds timeout, Stream& stream);
+// Collective; the first call on the communicator waits until it has started. who: "rank 3 on host
+// n17", for messages. over_sockets: NCCL's own socket transport (ranks that share a GPU).
+NcclComm* create_nccl_comm(const std::string& unique_id, int rank, int size, bool over_sockets,
+                           const std::string& who, std::chrono::seconds timeout, Stream& stream);
 // Collective unless a call failed or an exception is on its way: then the communicator is aborted.
 void destroy_nccl_comm(NcclComm* comm) noexcept;
 
-// In stream order; pieces of [begin, begin + bytes) bytes, one for each rank, each copied from its rank to all others.
+// In stream order; pieces of [begin, begin + bytes) bytes, one for each rank, each copied from its
+// rank to all others.
 struct Piece {
   std::size_t begin = 0;
   std::size_t bytes = 0;

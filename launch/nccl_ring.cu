@@ -57,8 +57,8 @@ void destroy_nccl_ring(NcclRing* ring) noexcept {
   delete ring;
 }
 
-void ring_exchange(NcclRing& ring, const void* to_next, std::size_t send_bytes, void* from_previous, std::size_t receive_bytes,
-                   Stream& stream) {
+void ring_exchange(NcclRing& ring, const void* to_next, std::size_t send_bytes, void* from_previous,
+                   std::size_t receive_bytes, Stream& stream) {
   NcclComm& comm = ring.comm;
   nccl::check_usable(comm, "exchange");
   const Event queued = record_event(stream.cuda().stream);  // destroyed when it has happened
@@ -68,8 +68,11 @@ void ring_exchange(NcclRing& ring, const void* to_next, std::size_t send_bytes, 
     const auto queue = [&](ncclResult_t result) {
       if (status == ncclSuccess && result != ncclInProgress) status = result;
     };
-    if (send_bytes > 0) queue(ncclSend(to_next, send_bytes, ncclUint8, ring.next, comm.comm, ring.stream));
-    if (receive_bytes > 0) queue(ncclRecv(from_previous, receive_bytes, ncclUint8, ring.previous, comm.comm, ring.stream));
+    if (send_bytes > 0)
+      queue(ncclSend(to_next, send_bytes, ncclUint8, ring.next, comm.comm, ring.stream));
+    if (receive_bytes > 0)
+      queue(
+          ncclRecv(from_previous, receive_bytes, ncclUint8, ring.previous, comm.comm, ring.stream));
     const ncclResult_t ended = ncclGroupEnd();  // closes the group also after a refused call
     nccl::settle(comm, status == ncclSuccess ? ended : status, "exchange", comm.timeout);
   }

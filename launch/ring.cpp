@@ -26,17 +26,18 @@ struct DestroyNcclRing {
 struct Ring::State {
   std::string next;  // "rank 3", of the job
   std::string previous;
-  std::unique_ptr<NcclRing, DestroyNcclRing> nccl;  // its stream outlives the communicator that works on it
-  std::optional<Comm> comm;                         // of the ring: its ranks are the teams
-  std::deque<std::string> steps;                    // under way: what they do, for messages
-  std::vector<MPI_Request> requests;                // of the one step that is under way, on the CPU
+  std::unique_ptr<NcclRing, DestroyNcclRing>
+      nccl;                           // its stream outlives the communicator that works on it
+  std::optional<Comm> comm;           // of the ring: its ranks are the teams
+  std::deque<std::string> steps;      // under way: what they do, for messages
+  std::vector<MPI_Request> requests;  // of the one step that is under way, on the CPU
   std::int64_t bytes = 0;
 
   bool on_cuda() const { return nccl != nullptr; }
 
   std::string describe(std::size_t to_next, std::size_t from_previous) const {
-    return "exchange of hidden states: " + std::to_string(to_next) + " bytes to " + next + ", " + std::to_string(from_previous) +
-           " bytes from " + previous;
+    return "exchange of hidden states: " + std::to_string(to_next) + " bytes to " + next + ", " +
+           std::to_string(from_previous) + " bytes from " + previous;
   }
 
   void start(const Outgoing& out, const Incoming& in) {
@@ -45,11 +46,13 @@ struct Ring::State {
     const int from = (comm->rank() + size - 1) % size;
     const MPI_Comm mpi = comm->state_->mpi;
     for (std::size_t begin = 0; begin < in.bytes; begin += mpi_chunk_bytes)
-      check(MPI_Irecv(static_cast<char*>(in.data) + begin, static_cast<int>(std::min(mpi_chunk_bytes, in.bytes - begin)), MPI_BYTE, from,
+      check(MPI_Irecv(static_cast<char*>(in.data) + begin,
+                      static_cast<int>(std::min(mpi_chunk_bytes, in.bytes - begin)), MPI_BYTE, from,
                       tag, mpi, &requests.emplace_back(MPI_REQUEST_NULL)));
     for (std::size_t begin = 0; begin < out.bytes; begin += mpi_chunk_bytes)
-      check(MPI_Isend(static_cast<const char*>(out.data) + begin, static_cast<int>(std::min(mpi_chunk_bytes, out.bytes - begin)), MPI_BYTE,
-                      to, tag, mpi, &requests.emplace_back(MPI_REQUEST_NULL)));
+      check(MPI_Isend(static_cast<const char*>(out.data) + begin,
+                      static_cast<int>(std::min(mpi_chunk_bytes, out.bytes - begin)), MPI_BYTE, to,
+                      tag, mpi, &requests.emplace_back(MPI_REQUEST_NULL)));
   }
 
   void finish_oldest() {
@@ -72,7 +75,9 @@ Ring::Ring(Comm& comm, const Teams& teams, Stream& stream) : state_(std::make_un
   state_->comm.emplace(comm, position, stream);
   state_->comm->connect_ahead(stream);
   if constexpr (has_cuda)
-    if (stream.on_cuda()) state_->nccl.reset(cuda::create_nccl_ring(*state_->comm->state_->nccl, team, teams.teams, stream));
+    if (stream.on_cuda())
+      state_->nccl.reset(
+          cuda::create_nccl_ring(*state_->comm->state_->nccl, team, teams.teams, stream));
 }
 
 Ring::~Ring() = default;
@@ -83,7 +88,9 @@ void Ring::exchange(const Outgoing& to_next, const Incoming& from_previous, Stre
   s.steps.push_back(s.describe(to_next.bytes, from_previous.bytes));
   s.bytes += static_cast<std::int64_t>(to_next.bytes + from_previous.bytes);
   if constexpr (has_cuda)
-    if (s.on_cuda()) return cuda::ring_exchange(*s.nccl, to_next.data, to_next.bytes, from_previous.data, from_previous.bytes, stream);
+    if (s.on_cuda())
+      return cuda::ring_exchange(*s.nccl, to_next.data, to_next.bytes, from_previous.data,
+                                 from_previous.bytes, stream);
   s.start(to_next, from_previous);
 }
 

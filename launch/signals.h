@@ -3,7 +3,8 @@
 
 namespace qpipe {
 
-// From now on the first two are counted, for the run to stop where it can go on later; the third ends the process as it always would.
+// From now on the first two are counted, for the run to stop where it can go on later; the third
+// ends the process as it always would.
 void count_stop_signals();
 
 // Of this process.

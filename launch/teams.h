@@ -1,4 +1,5 @@
-// Teams in a ring: N = P · D ranks. Team t is the ranks t·D … t·D + D − 1; layers are dealt to the teams round-robin.
+// Teams in a ring: N = P · D ranks. Team t is the ranks t·D … t·D + D − 1; layers are dealt to the
+// teams round-robin.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,9 @@ struct Teams {
   int previous(int team) const { return (team + teams - 1) % teams; }
 };
 
-// P = wanted, or for wanted = 0 the largest divisor of `ranks` that is at most `layers` when layers are independent of each other, else 1.
-// Throws std::invalid_argument when `wanted` does not divide `ranks`.
+// P = wanted, or for wanted = 0 the largest divisor of `ranks` that is at most `layers` when layers
+// are independent of each other, else 1. Throws std::invalid_argument when `wanted` does not divide
+// `ranks`.
 Teams choose_teams(int ranks, std::int64_t layers, bool independent_layers, int wanted);
 
 }  // namespace qpipe

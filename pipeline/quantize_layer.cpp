@@ -7,9 +7,9 @@
 #include <utility>
 
 #include "launch/signals.h"
-#include "pipeline/error.h"
-#include "pipeline/fast_forward.h"
-#include "pipeline/layer_source.h"
+#include "pipeline/files/error.h"
+#include "pipeline/layers/fast_forward.h"
+#include "stages/architecture.h"
 #include "stages/calibrate.h"
 #include "stages/clip.h"
 #include "stages/fold.h"
@@ -18,7 +18,8 @@
 
 namespace qpipe {
 
-void check_in(Comm& comm, const std::optional<UserError>& fault, int signals, const std::string& where) {
+void check_in(Comm& comm, const std::optional<UserError>& fault, int signals,
+              const std::string& where) {
   const double code = fault ? static_cast<double>(fault->code) : 0.0;
   int most_signals = 0;
   double first_code = 0.0;
@@ -27,15 +28,19 @@ void check_in(Comm& comm, const std::optional<UserError>& fault, int signals, co
     most_signals = std::max(most_signals, static_cast<int>(all[i]));
     if (first_code == 0.0) first_code = all[i + 1];
   }
-  if (first_code != 0.0) throw UserError(static_cast<ExitCode>(first_code), comm.first_failure(fault ? fault->what() : ""));
+  if (first_code != 0.0)
+    throw UserError(static_cast<ExitCode>(first_code),
+                    comm.first_failure(fault ? fault->what() : ""));
   if (most_signals >= signals)
-    throw UserError(ExitCode::temporary, "stopped by a signal " + where + "; run the same command again to go on");
+    throw UserError(ExitCode::temporary,
+                    "stopped by a signal " + where + "; run the same command again to go on");
 }
 
 namespace {
 
 std::string describe(const Layer& layer, const Step& step) {
-  return fmt::format("layer {}, input of {}", layer.index, layer.linears[step.linears.front()].name);
+  return fmt::format("layer {}, input of {}", layer.index,
+                     layer.linears[step.linears.front()].name);
 }
 
 // The step's linears that are quantized, as indices into Layer::linears.
@@ -46,9 +51,11 @@ std::vector<std::size_t> chosen(const Loop& loop, const Layer& layer, const Step
   return result;
 }
 
-std::vector<LinearSettings> settings_of(const Loop& loop, const Layer& layer, const std::vector<std::size_t>& linears) {
+std::vector<LinearSettings> settings_of(const Loop& loop, const Layer& layer,
+                                        const std::vector<std::size_t>& linears) {
   std::vector<LinearSettings> settings;
-  for (const std::size_t i : linears) settings.push_back(loop.plan.modules.at(layer.linears[i].name));
+  for (const std::size_t i : linears)
+    settings.push_back(loop.plan.modules.at(layer.linears[i].name));
   return settings;
 }
 
@@ -74,10 +81,12 @@ void store_solved(Loop& loop, const std::string& name, const QuantizedLinear& q)
     loop.store.put(name, q, loop.stream);
   }
   loop.zero_of_zero = loop.zero_of_zero || q.has_zero_of_zero;
-  loop.report.modules.push_back({name, q.settings.bits, q.settings.group_size, q.mean_squared_error, q.damp, q.fell_back, false});
+  loop.report.modules.push_back({name, q.settings.bits, q.settings.group_size, q.mean_squared_error,
+                                 q.damp, q.fell_back, false});
   if (q.fell_back)
     loop.progress.say("warning: " + name +
-                      ": its Hessian is not positive definite at any damping; rounded to nearest. Use more calibration samples.");
+                      ": its Hessian is not positive definite at any damping; rounded to nearest. "
+                      "Use more calibration samples.");
 }
 
 void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessian) {
@@ -88,7 +97,9 @@ void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessi
   std::vector<QuantizedLinear> solved;
   {
     Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
-    solved = as_user_error([&] { return solve(hessian, linears, settings_of(loop, layer, indices), loop.comm, loop.stream); });
+    solved = as_user_error([&] {
+      return solve(hessian, linears, settings_of(loop, layer, indices), loop.comm, loop.stream);
+    });
   }
   for (std::size_t i = 0; i < solved.size(); ++i) {
     store_solved(loop, linears[i]->name, solved[i]);
@@ -98,7 +109,8 @@ void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessi
   }
 }
 
-void forward_step(Loop& loop, const DecoderTables& tables, Layer& layer, StepKind kind, Activations& activations) {
+void forward_step(Loop& loop, const DecoderTables& tables, Layer& layer, StepKind kind,
+                  Activations& activations) {
   if (kind == StepKind::mlp_out && !loop.output_needed) return;
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
   const WeightsOnDevice weights(layer, run_linears(loop.architecture, kind), loop.stream);
@@ -111,14 +123,18 @@ void start(Loop& loop, const Layer& layer, Activations& activations) {
   start_layer(loop.architecture, layer, activations, loop.stream);
 }
 
-Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step, const Activations& activations) {
+Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step,
+                       const Activations& activations) {
   Timed timed(loop.report.seconds.hessian, loop.comm, loop.stream);
-  return as_user_error(
-      [&] { return calibrate(activations, describe(layer, step), loop.plan.hessian_tokens, loop.plan.places, loop.comm, loop.stream); });
+  return as_user_error([&] {
+    return calibrate(activations, describe(layer, step), loop.plan.hessian_tokens, loop.plan.places,
+                     loop.comm, loop.stream);
+  });
 }
 
 // Each linear is solved on the input that the quantized linears before it give.
-void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer& layer,
+                                 Activations& activations) {
   start(loop, layer, activations);
   for (const Step& step : layer_steps(loop.architecture)) {
     if (!chosen(loop, layer, step).empty()) {
@@ -134,7 +150,8 @@ void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer&
 void run_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
   if (!layer.waiting.empty()) {
     start(loop, layer, activations);
-    for (const Step& step : layer_steps(loop.architecture)) forward_step(loop, tables, layer, step.kind, activations);
+    for (const Step& step : layer_steps(loop.architecture))
+      forward_step(loop, tables, layer, step.kind, activations);
     return;
   }
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
@@ -149,8 +166,9 @@ void save_hidden(Loop& loop, Activations& activations) {
   if (!loop.plan.quantized_propagation || !loop.output_needed) return;
   const BlockStore& hidden = activations.hidden;
   if (loop.saved_hidden.width() != hidden.width())  // there is none yet; a rank may own no block
-    loop.saved_hidden = BlockStore(block_rows(activations.blocking, activations.owned), hidden.width(), hidden.place(),
-                                   loop.plan.places.folder, loop.stream);
+    loop.saved_hidden =
+        BlockStore(block_rows(activations.blocking, activations.owned), hidden.width(),
+                   hidden.place(), loop.plan.places.folder, loop.stream);
   copy_blocks(hidden, loop.saved_hidden, loop.stream);
 }
 
@@ -159,49 +177,62 @@ void run_again(Loop& loop, const DecoderTables& tables, Layer& layer, Activation
   run_layer(loop, tables, layer, activations);
 }
 
-// true_sequential = false: all of the layer's Hessians see its original weights; the layer runs again with the quantized ones.
-void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+// true_sequential = false: all of the layer's Hessians see its original weights; the layer runs
+// again with the quantized ones.
+void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& layer,
+                            Activations& activations) {
   save_hidden(loop, activations);
   const std::vector<Step> steps = layer_steps(loop.architecture);
   std::vector<Hessian> hessians(steps.size());
   start(loop, layer, activations);
   for (std::size_t i = 0; i < steps.size(); ++i) {
-    if (!chosen(loop, layer, steps[i]).empty()) hessians[i] = calibrate_step(loop, layer, steps[i], activations);
+    if (!chosen(loop, layer, steps[i]).empty())
+      hessians[i] = calibrate_step(loop, layer, steps[i], activations);
     forward_step(loop, tables, layer, steps[i].kind, activations);
   }
   for (std::size_t i = 0; i < steps.size(); ++i) {
     solve_step(loop, layer, steps[i], &hessians[i]);
     hessians[i] = Hessian{};
   }
-  if (loop.plan.quantized_propagation && loop.output_needed) run_again(loop, tables, layer, activations);
+  if (loop.plan.quantized_propagation && loop.output_needed)
+    run_again(loop, tables, layer, activations);
 }
 
-ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer, const ScalingPair& pair, const Activations& activations,
-                       Hessian& hessian) {
+ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer,
+                       const ScalingPair& pair, const Activations& activations, Hessian& hessian) {
   Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
   const Options::Awq& o = loop.options.awq;
-  const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid, o.duo_scaling, o.search_tokens,
-                           loop.plan.search_rows};
+  const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid,
+                           o.duo_scaling, o.search_tokens, loop.plan.search_rows};
   const bool by_hessian = needs_hessian(search, pair);
   if (by_hessian) bring_to_device(hessian, loop.stream);
-  const WeightsOnDevice weights(layer, by_hessian ? pair.linears : inspected_linears(loop.architecture, pair), loop.stream);
-  ScaledPair found = search_scale(loop.architecture, tables, layer, pair, settings_of(loop, layer, pair.linears), activations, hessian,
-                                  search, loop.comm, loop.stream);
+  const WeightsOnDevice weights(
+      layer, by_hessian ? pair.linears : inspected_linears(loop.architecture, pair), loop.stream);
+  ScaledPair found =
+      search_scale(loop.architecture, tables, layer, pair, settings_of(loop, layer, pair.linears),
+                   activations, hessian, search, loop.comm, loop.stream);
   leave_device(hessian);
-  ScaleReport report{layer_prefix(loop.architecture, layer.index) + source_name(loop.architecture, pair), {}, found.ratio, found.loss};
+  ScaleReport report{
+      layer_prefix(loop.architecture, layer.index) + source_name(loop.architecture, pair),
+      {},
+      found.ratio,
+      found.loss};
   for (const std::size_t i : pair.linears) report.linears.push_back(layer.linears[i].name);
   loop.report.scales.push_back(report);
   return found;
 }
 
 // What the factors change in tensors that are not packed.
-void store_scaled(Loop& loop, Layer& layer, const std::vector<ScaledPair>& pairs, const std::vector<LinearFactors>& factors) {
+void store_scaled(Loop& loop, Layer& layer, const std::vector<ScaledPair>& pairs,
+                  const std::vector<LinearFactors>& factors) {
   Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
   for (const ChangedTensor& tensor : divided_vectors(loop.architecture, layer, pairs, loop.stream))
     loop.store.replace(tensor.name, tensor.values);
   for (std::size_t i = 0; i < layer.linears.size(); ++i) {
     const std::string name = layer.linears[i].name + ".weight";
-    if (factors[i].none() || !loop.plan.modules.at(layer.linears[i].name).skip || !loop.store.owns(name)) continue;
+    if (factors[i].none() || !loop.plan.modules.at(layer.linears[i].name).skip ||
+        !loop.store.owns(name))
+      continue;
     const WeightsOnDevice weights(layer, {i}, loop.stream);
     const Array<float> weight = scaled_weight(layer.linears[i], factors[i], loop.stream);
     std::vector<float> values(static_cast<std::size_t>(weight.view.size()));
@@ -211,23 +242,28 @@ void store_scaled(Loop& loop, Layer& layer, const std::vector<ScaledPair>& pairs
 }
 
 // Clips and rounds the scaled weights of one step. hessian: of the input that the scaled layer has.
-void solve_scaled_step(Loop& loop, Layer& layer, const Step& step, const std::vector<LinearFactors>& factors, const Hessian& hessian) {
+void solve_scaled_step(Loop& loop, Layer& layer, const Step& step,
+                       const std::vector<LinearFactors>& factors, const Hessian& hessian) {
   const std::vector<std::size_t> indices = chosen(loop, layer, step);
   const std::vector<LinearSettings> settings = settings_of(loop, layer, indices);
   const WeightsOnDevice weights(layer, indices, loop.stream);
   const auto clipped_rows = [&](std::size_t i, const RowRange& rows) {
     const Linear& linear = layer.linears[indices[i]];
     Array<float> w = scaled_rows(linear, factors[indices[i]], rows, loop.stream);
-    if (loop.options.awq.clip && may_clip(linear.name)) clip_weight(w, hessian, settings[i], loop.stream);
+    if (loop.options.awq.clip && may_clip(linear.name))
+      clip_weight(w, hessian, settings[i], loop.stream);
     return w;
   };
   std::vector<QuantizedLinear> solved;
   {
     Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
-    solved = as_user_error([&] { return solve(&hessian, pointers(layer, indices), settings, clipped_rows, loop.comm, loop.stream); });
+    solved = as_user_error([&] {
+      return solve(&hessian, pointers(layer, indices), settings, clipped_rows, loop.comm,
+                   loop.stream);
+    });
     for (std::size_t i = 0; i < solved.size(); ++i)
-      solved[i].mean_squared_error =
-          output_error(layer.linears[indices[i]], factors[indices[i]], solved[i], hessian, loop.comm, loop.stream);
+      solved[i].mean_squared_error = output_error(layer.linears[indices[i]], factors[indices[i]],
+                                                  solved[i], hessian, loop.comm, loop.stream);
   }
   for (std::size_t i = 0; i < solved.size(); ++i) {
     const Linear& linear = layer.linears[indices[i]];
@@ -238,8 +274,10 @@ void solve_scaled_step(Loop& loop, Layer& layer, const Step& step, const std::ve
   }
 }
 
-// AWQ: every pair's factors are searched with the layer's original weights; then the layer is scaled, clipped and rounded.
-void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+// AWQ: every pair's factors are searched with the layer's original weights; then the layer is
+// scaled, clipped and rounded.
+void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer,
+                        Activations& activations) {
   save_hidden(loop, activations);
   const std::vector<Step> steps = layer_steps(loop.architecture);
   const std::vector<ScalingPair> candidates = scaling_pairs(loop.architecture);
@@ -250,7 +288,8 @@ void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, A
     if (!chosen(loop, layer, steps[i]).empty()) {
       hessians[i] = calibrate_step(loop, layer, steps[i], activations);
       for (const ScalingPair& pair : candidates)
-        if (pair.step == steps[i].kind) pairs.push_back(search_pair(loop, tables, layer, pair, activations, hessians[i]));
+        if (pair.step == steps[i].kind)
+          pairs.push_back(search_pair(loop, tables, layer, pair, activations, hessians[i]));
     }
     forward_step(loop, tables, layer, steps[i].kind, activations);
   }
@@ -265,7 +304,8 @@ void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer, A
     solve_scaled_step(loop, layer, steps[i], factors, hessians[i]);
     hessians[i] = Hessian{};
   }
-  if (loop.plan.quantized_propagation && loop.output_needed) run_again(loop, tables, layer, activations);
+  if (loop.plan.quantized_propagation && loop.output_needed)
+    run_again(loop, tables, layer, activations);
 }
 
 void quantize_without_calibration(Loop& loop, Layer& layer) {
@@ -274,7 +314,8 @@ void quantize_without_calibration(Loop& loop, Layer& layer) {
 
 }  // namespace
 
-void quantize_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+void quantize_layer(Loop& loop, const DecoderTables& tables, Layer& layer,
+                    Activations& activations) {
   if (!loop.plan.calibrated)
     quantize_without_calibration(loop, layer);
   else if (loop.plan.awq)

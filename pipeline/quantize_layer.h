@@ -6,11 +6,11 @@
 #include <string>
 
 #include "launch/comm.h"
-#include "pipeline/journal.h"
-#include "pipeline/plan.h"
-#include "pipeline/progress.h"
-#include "pipeline/report.h"
-#include "pipeline/store.h"
+#include "pipeline/journal/journal.h"
+#include "pipeline/journal/store.h"
+#include "pipeline/output/progress.h"
+#include "pipeline/output/report.h"
+#include "pipeline/plan/plan.h"
 #include "stages/activations.h"
 
 namespace qpipe {
@@ -50,14 +50,17 @@ struct Loop {
   BlockStore saved_hidden = {};  // the current layer's input, where the layer runs twice
 };
 
-// Between two pieces of work: all ranks stop together when one has a fault, or when one got so many signals. Collective.
-void check_in(Comm& comm, const std::optional<UserError>& fault, int signals, const std::string& where);
+// Between two pieces of work: all ranks stop together when one has a fault, or when one got so many
+// signals. Collective.
+void check_in(Comm& comm, const std::optional<UserError>& fault, int signals,
+              const std::string& where);
 
 // The layer with the weights that it has now.
 void run_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations);
 
-// Solves the layer's linears and stores them. activations: the layer's input, on return the input of the next layer (unchanged when the
-// method does not calibrate).
-void quantize_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations);
+// Solves the layer's linears and stores them. activations: the layer's input, on return the input
+// of the next layer (unchanged when the method does not calibrate).
+void quantize_layer(Loop& loop, const DecoderTables& tables, Layer& layer,
+                    Activations& activations);
 
 }  // namespace qpipe

@@ -9,7 +9,8 @@
 namespace qpipe {
 
 Blocking cut_samples(std::int64_t samples, std::int64_t seqlen, std::int64_t micro_batch) {
-  return {samples, seqlen, std::clamp<std::int64_t>(micro_batch / seqlen, 1, std::max<std::int64_t>(samples, 1))};
+  return {samples, seqlen,
+          std::clamp<std::int64_t>(micro_batch / seqlen, 1, std::max<std::int64_t>(samples, 1))};
 }
 
 std::vector<std::int64_t> block_rows(const Blocking& blocking, const RowRange& owned) {
@@ -22,13 +23,16 @@ std::vector<std::int64_t> block_rows(const Blocking& blocking, const RowRange& o
 bool is_sampled(const Blocking& blocking, std::int64_t block, std::int64_t tokens) {
   const std::int64_t blocks = blocking.blocks();
   const std::int64_t wanted =
-      tokens == 0 ? blocks : std::clamp<std::int64_t>(tokens / (blocking.block_samples * blocking.seqlen), 1, blocks);
+      tokens == 0 ? blocks
+                  : std::clamp<std::int64_t>(tokens / (blocking.block_samples * blocking.seqlen), 1,
+                                             blocks);
   return (block + 1) * wanted / blocks > block * wanted / blocks;
 }
 
 std::int64_t sampled_tokens(const Blocking& blocking, std::int64_t tokens) {
   std::int64_t samples = 0;
-  for (std::int64_t b = 0; b < blocking.blocks(); ++b) samples += is_sampled(blocking, b, tokens) ? blocking.block_size(b) : 0;
+  for (std::int64_t b = 0; b < blocking.blocks(); ++b)
+    samples += is_sampled(blocking, b, tokens) ? blocking.block_size(b) : 0;
   return samples * blocking.seqlen;
 }
 
@@ -39,25 +43,29 @@ std::vector<std::size_t> sampled_blocks(const Activations& activations, std::int
   return locals;
 }
 
-Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank, int ranks, const Places& places,
-                             Stream& stream) {
+Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank,
+                             int ranks, const Places& places, Stream& stream) {
   Activations result;
   result.blocking = blocking;
   result.owned = contiguous_share(blocking.blocks(), rank, ranks);
   const std::vector<std::int64_t> rows = block_rows(blocking, result.owned);
   result.hidden = BlockStore(rows, architecture.hidden, places.hidden, places.folder, stream);
   const auto add_input = [&](std::int64_t width, Place place) {
-    result.inputs.push_back({BlockStore(rows, width, place, places.folder, stream), width, Array<float>(1, width, stream)});
+    result.inputs.push_back({BlockStore(rows, width, place, places.folder, stream), width,
+                             Array<float>(1, width, stream)});
   };
   if (places.inputs_kept)
-    for (const StepKind kind : step_kinds) add_input(input_width(architecture, kind), Place::device);
+    for (const StepKind kind : step_kinds)
+      add_input(input_width(architecture, kind), Place::device);
   else
     add_input(widest_input(architecture), places.input);
-  result.scratch = TensorArray(stream.compute_dtype(), blocking.block_tokens(), scratch_width(architecture), stream);
+  result.scratch = TensorArray(stream.compute_dtype(), blocking.block_tokens(),
+                               scratch_width(architecture), stream);
   return result;
 }
 
-void visit(Activations& activations, Access hidden, Access input, const BlockWork& work, Stream& stream) {
+void visit(Activations& activations, Access hidden, Access input, const BlockWork& work,
+           Stream& stream) {
   const std::vector<std::size_t> order = all_blocks(activations.blocks());
   BlockPass hidden_pass(activations.hidden, hidden, order, activations.hidden.width(), stream);
   BlockPass input_pass(activations.input().blocks, input, order, activations.input().width, stream);
@@ -71,7 +79,8 @@ void visit(Activations& activations, Access hidden, Access input, const BlockWor
   input_pass.finish();
 }
 
-void visit_inputs(const Activations& activations, const std::vector<std::size_t>& locals, const InputWork& work, Stream& stream) {
+void visit_inputs(const Activations& activations, const std::vector<std::size_t>& locals,
+                  const InputWork& work, Stream& stream) {
   const StepInput& input = activations.input();
   BlockPass pass(input.blocks, locals, input.width, stream);
   for (const std::size_t local : locals) {
@@ -85,8 +94,8 @@ void visit_inputs(const Activations& activations, const InputWork& work, Stream&
   visit_inputs(activations, all_blocks(activations.blocks()), work, stream);
 }
 
-void embed_tokens(const Architecture& architecture, const std::vector<std::int32_t>& ids, ConstTensor table, Activations& activations,
-                  Stream& stream) {
+void embed_tokens(const Architecture& architecture, const std::vector<std::int32_t>& ids,
+                  ConstTensor table, Activations& activations, Stream& stream) {
   const std::int64_t seqlen = activations.blocking.seqlen;
   const auto work = [&](std::size_t local, Block& block) {
     const std::int64_t tokens = block.hidden.rows;
@@ -101,7 +110,8 @@ void embed_tokens(const Architecture& architecture, const std::vector<std::int32
 namespace {
 
 // Makes the next step's input, block after block, and takes its columns' maxima on the way.
-void make_input(Activations& activations, std::int64_t width, Access hidden, Access input, const BlockWork& work, Stream& stream) {
+void make_input(Activations& activations, std::int64_t width, Access hidden, Access input,
+                const BlockWork& work, Stream& stream) {
   const Matrix<float> maximum = activations.input().maximum.view.col_range(0, width);
   fill_zero(maximum.data, static_cast<std::size_t>(width) * sizeof(float), stream);
   const auto work_and_measure = [&](std::size_t local, Block& block) {
@@ -114,53 +124,68 @@ void make_input(Activations& activations, std::int64_t width, Access hidden, Acc
 
 }  // namespace
 
-void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations, Stream& stream) {
+void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations,
+                 Stream& stream) {
   activations.current = 0;
   if (activations.keeps_inputs()) return;
-  const auto work = [&](std::size_t, Block& block) { start_layer(architecture, layer, block, stream); };
-  make_input(activations, input_width(architecture, StepKind::attention_in), Access::read, Access::write, work, stream);
+  const auto work = [&](std::size_t, Block& block) {
+    start_layer(architecture, layer, block, stream);
+  };
+  make_input(activations, input_width(architecture, StepKind::attention_in), Access::read,
+             Access::write, work, stream);
 }
 
-void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations,
-             Stream& stream) {
+void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer,
+             StepKind kind, Activations& activations, Stream& stream) {
   if (activations.keeps_inputs()) {
     require(kind != StepKind::mlp_out, "advance: kept inputs have the layer's output behind them");
     activations.current = static_cast<std::size_t>(kind) + 1;
     return;
   }
   const auto work = [&](std::size_t, Block& block) {
-    advance(architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, stream);
+    advance(architecture, tables, layer, kind, activations.blocking.seqlen, block,
+            activations.scratch, stream);
   };
   const auto width = [&](StepKind next) { return input_width(architecture, next); };
   switch (kind) {
-    case StepKind::attention_in: return make_input(activations, width(StepKind::attention_out), Access::none, Access::update, work, stream);
-    case StepKind::attention_out: return make_input(activations, width(StepKind::mlp_in), Access::update, Access::update, work, stream);
-    case StepKind::mlp_in: return make_input(activations, width(StepKind::mlp_out), Access::none, Access::update, work, stream);
+    case StepKind::attention_in:
+      return make_input(activations, width(StepKind::attention_out), Access::none, Access::update,
+                        work, stream);
+    case StepKind::attention_out:
+      return make_input(activations, width(StepKind::mlp_in), Access::update, Access::update, work,
+                        stream);
+    case StepKind::mlp_in:
+      return make_input(activations, width(StepKind::mlp_out), Access::none, Access::update, work,
+                        stream);
     case StepKind::mlp_out: return visit(activations, Access::update, Access::read, work, stream);
   }
 }
 
-void forward_layer(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, Activations& activations,
-                   Stream& stream) {
+void forward_layer(const Architecture& architecture, const DecoderTables& tables,
+                   const Layer& layer, Activations& activations, Stream& stream) {
   const auto work = [&](std::size_t, Block& block) {
-    forward_layer(architecture, tables, layer, activations.blocking.seqlen, block, activations.scratch, stream);
+    forward_layer(architecture, tables, layer, activations.blocking.seqlen, block,
+                  activations.scratch, stream);
   };
   visit(activations, Access::update, Access::scratch, work, stream);
 }
 
 void begin_keeping(Activations& activations, Stream& stream) {
-  for (const StepInput& input : activations.inputs) fill_zero(input.maximum.view.data, input.maximum.memory.bytes(), stream);
+  for (const StepInput& input : activations.inputs)
+    fill_zero(input.maximum.view.data, input.maximum.memory.bytes(), stream);
 }
 
-void forward_and_keep(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, std::size_t local,
-                      bool output_wanted, Block& block, Activations& activations, Stream& stream) {
+void forward_and_keep(const Architecture& architecture, const DecoderTables& tables,
+                      const Layer& layer, std::size_t local, bool output_wanted, Block& block,
+                      Activations& activations, Stream& stream) {
   start_layer(architecture, layer, block, stream);
   for (const StepKind kind : step_kinds) {
     StepInput& input = activations.inputs.at(static_cast<std::size_t>(kind));
     column_max_abs(block.input, input.maximum, stream);
     write_block(input.blocks, local, block.input, stream);
     if (kind != StepKind::mlp_out || output_wanted)
-      advance(architecture, tables, layer, kind, activations.blocking.seqlen, block, activations.scratch, stream);
+      advance(architecture, tables, layer, kind, activations.blocking.seqlen, block,
+              activations.scratch, stream);
   }
 }
 

@@ -1,4 +1,5 @@
-// The calibration set's activations on one rank: the residual stream and the current step's input of every block of samples it owns.
+// The calibration set's activations on one rank: the residual stream and the current step's input
+// of every block of samples it owns.
 #pragma once
 
 #include <functional>
@@ -18,7 +19,9 @@ struct Blocking {
 
   std::int64_t blocks() const { return (samples + block_samples - 1) / block_samples; }
   std::int64_t block_begin(std::int64_t block) const { return block * block_samples; }
-  std::int64_t block_size(std::int64_t block) const { return std::min(block_samples, samples - block_begin(block)); }
+  std::int64_t block_size(std::int64_t block) const {
+    return std::min(block_samples, samples - block_begin(block));
+  }
   std::int64_t block_tokens() const { return block_samples * seqlen; }
   std::int64_t tokens() const { return samples * seqlen; }
 };
@@ -37,7 +40,8 @@ struct Activations {
   Blocking blocking;
   RowRange owned;                 // blocks of this rank
   BlockStore hidden;              // [tokens, hidden]
-  std::vector<StepInput> inputs;  // one, which becomes that of step after step; or of all steps, by StepKind (Places::inputs_kept)
+  std::vector<StepInput> inputs;  // one, which becomes that of step after step; or of all steps, by
+                                  // StepKind (Places::inputs_kept)
   std::size_t current = 0;        // the step's of them
   TensorArray scratch;            // [tokens of one block, scratch_width]
 
@@ -45,47 +49,60 @@ struct Activations {
   StepInput& input() { return inputs.at(current); }
   const StepInput& input() const { return inputs.at(current); }
   std::size_t blocks() const { return static_cast<std::size_t>(owned.count); }
-  std::int64_t block(std::size_t local) const { return owned.begin + static_cast<std::int64_t>(local); }
+  std::int64_t block(std::size_t local) const {
+    return owned.begin + static_cast<std::int64_t>(local);
+  }
   std::int64_t first_sample(std::size_t local) const { return blocking.block_begin(block(local)); }
 };
 
 // Tokens of each of the owned blocks: the rows of a BlockStore.
 std::vector<std::int64_t> block_rows(const Blocking& blocking, const RowRange& owned);
 
-Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank, int ranks, const Places& places,
-                             Stream& stream);
+Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank,
+                             int ranks, const Places& places, Stream& stream);
 
-// Whether block b is one of the evenly spaced blocks that hold about `tokens` tokens, at least one; all blocks for 0.
+// Whether block b is one of the evenly spaced blocks that hold about `tokens` tokens, at least one;
+// all blocks for 0.
 bool is_sampled(const Blocking& blocking, std::int64_t block, std::int64_t tokens);
-std::int64_t sampled_tokens(const Blocking& blocking, std::int64_t tokens);                    // that those blocks have
-std::vector<std::size_t> sampled_blocks(const Activations& activations, std::int64_t tokens);  // those of them that are owned
+std::int64_t sampled_tokens(const Blocking& blocking,
+                            std::int64_t tokens);  // that those blocks have
+std::vector<std::size_t> sampled_blocks(const Activations& activations,
+                                        std::int64_t tokens);  // those of them that are owned
 
-// Runs work(local, block) on the device for each of the owned blocks, in order. What is not used has no memory (Access). work may change
-// block.input's width; the caller then sets activations.input().width.
+// Runs work(local, block) on the device for each of the owned blocks, in order. What is not used
+// has no memory (Access). work may change block.input's width; the caller then sets
+// activations.input().width.
 using BlockWork = std::function<void(std::size_t local, Block& block)>;
-void visit(Activations& activations, Access hidden, Access input, const BlockWork& work, Stream& stream);
+void visit(Activations& activations, Access hidden, Access input, const BlockWork& work,
+           Stream& stream);
 
 // The inputs alone, of some of the owned blocks.
 using InputWork = std::function<void(std::size_t local, ConstTensor input)>;
-void visit_inputs(const Activations& activations, const std::vector<std::size_t>& locals, const InputWork& work, Stream& stream);
+void visit_inputs(const Activations& activations, const std::vector<std::size_t>& locals,
+                  const InputWork& work, Stream& stream);
 void visit_inputs(const Activations& activations, const InputWork& work, Stream& stream);
 
-// hidden = embedding of the tokens. ids: row-major [samples, seqlen] on the host, all samples; table [vocab, hidden] on the device.
-void embed_tokens(const Architecture& architecture, const std::vector<std::int32_t>& ids, ConstTensor table, Activations& activations,
-                  Stream& stream);
+// hidden = embedding of the tokens. ids: row-major [samples, seqlen] on the host, all samples;
+// table [vocab, hidden] on the device.
+void embed_tokens(const Architecture& architecture, const std::vector<std::int32_t>& ids,
+                  ConstTensor table, Activations& activations, Stream& stream);
 
-// stages/layer.h's functions for all blocks. The first two leave the input of the step that comes next, or turn to it where all are kept;
-// forward_layer leaves none.
-void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations, Stream& stream);
-void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, StepKind kind, Activations& activations,
-             Stream& stream);
-void forward_layer(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, Activations& activations,
-                   Stream& stream);
+// stages/layer.h's functions for all blocks. The first two leave the input of the step that comes
+// next, or turn to it where all are kept; forward_layer leaves none.
+void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations,
+                 Stream& stream);
+void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer,
+             StepKind kind, Activations& activations, Stream& stream);
+void forward_layer(const Architecture& architecture, const DecoderTables& tables,
+                   const Layer& layer, Activations& activations, Stream& stream);
 
-// Where all inputs are kept, the forward pass goes ahead of start_layer and advance, block by block.
+// Where all inputs are kept, the forward pass goes ahead of start_layer and advance, block by
+// block.
 void begin_keeping(Activations& activations, Stream& stream);
-// block: the layer's input in block.hidden, memory for widest_input columns in block.input. Its output, if it is wanted, in block.hidden.
-void forward_and_keep(const Architecture& architecture, const DecoderTables& tables, const Layer& layer, std::size_t local,
-                      bool output_wanted, Block& block, Activations& activations, Stream& stream);
+// block: the layer's input in block.hidden, memory for widest_input columns in block.input. Its
+// output, if it is wanted, in block.hidden.
+void forward_and_keep(const Architecture& architecture, const DecoderTables& tables,
+                      const Layer& layer, std::size_t local, bool output_wanted, Block& block,
+                      Activations& activations, Stream& stream);
 
 }  // namespace qpipe

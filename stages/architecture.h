@@ -1,5 +1,6 @@
-// What a decoder computes: the options of the one generic decoder. Pure data, filled in by pipeline/model from config.json and the table
-// of families; read by stages/layer. Shapes are in elements.
+// What a decoder computes: the options of the one generic decoder. Pure data, filled in by
+// pipeline/model/model from config.json and the table of families; read by stages/layer. Shapes are
+// in elements.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,8 @@ struct Rope {
   bool interleaved = false;
   float amplitude = 1.0f;                  // YaRN's attention factor
   std::vector<float> inverse_frequencies;  // rotated width / 2
-  std::int64_t longest = 0;                // sequences longer than this have other frequencies (dynamic scaling); 0: none have
+  std::int64_t longest =
+      0;  // sequences longer than this have other frequencies (dynamic scaling); 0: none have
   bool operator==(const Rope&) const = default;
 };
 
@@ -72,8 +74,8 @@ struct Architecture {
   bool tied_embeddings = false;
   float embedding_multiplier = 1.0f;
 
-  // The layer's linears by role; qkv holds one (fused) or three modules whose outputs stand side by side in `heads`' order,
-  // mlp_in one (plain, or fused gate_up) or two (gate, up).
+  // The layer's linears by role; qkv holds one (fused) or three modules whose outputs stand side by
+  // side in `heads`' order, mlp_in one (plain, or fused gate_up) or two (gate, up).
   std::vector<LinearSpec> qkv;
   LinearSpec attention_out;
   std::vector<LinearSpec> mlp_in;
@@ -88,5 +90,10 @@ struct Architecture {
 
   bool operator==(const Architecture&) const = default;
 };
+
+// "model.layers.3." for layer 3.
+inline std::string layer_prefix(const Architecture& architecture, std::int64_t index) {
+  return architecture.layer_prefix + std::to_string(index) + ".";
+}
 
 }  // namespace qpipe

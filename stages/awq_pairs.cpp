@@ -18,20 +18,25 @@ std::vector<ScalingPair> scaling_pairs(const Architecture& a) {
   std::vector<ScalingPair> pairs;
   for (const Step& step : layer_steps(a)) switch (step.kind) {
       case StepKind::attention_in:
-        pairs.push_back(from_norm(step, ScaleSource::attention_norm, a.shared_norm ? Inspected::attention_and_mlp : Inspected::attention));
+        pairs.push_back(
+            from_norm(step, ScaleSource::attention_norm,
+                      a.shared_norm ? Inspected::attention_and_mlp : Inspected::attention));
         break;
       case StepKind::attention_out: {
         const LinearSpec& v = a.qkv.back();
-        if (a.qkv.size() == 3 && v.out_features == a.attention_out.in_features && v.in_features == a.attention_out.out_features)
+        if (a.qkv.size() == 3 && v.out_features == a.attention_out.in_features &&
+            v.in_features == a.attention_out.out_features)
           pairs.push_back(from_linear(step, 2, 0));
         break;
       }
       case StepKind::mlp_in:
-        if (!step.linears.empty()) pairs.push_back(from_norm(step, ScaleSource::mlp_norm, Inspected::mlp));
+        if (!step.linears.empty())
+          pairs.push_back(from_norm(step, ScaleSource::mlp_norm, Inspected::mlp));
         break;
       case StepKind::mlp_out:
         if (a.gated_mlp || a.activation == Activation::relu)
-          pairs.push_back(from_linear(step, step.linears.front() - 1, a.mlp_in.back().out_features - a.ffn));
+          pairs.push_back(
+              from_linear(step, step.linears.front() - 1, a.mlp_in.back().out_features - a.ffn));
         break;
     }
   return pairs;

@@ -14,7 +14,9 @@ namespace qpipe {
 
 namespace {
 
-[[noreturn]] void fail(int error, const std::string& what) { throw std::system_error(error, std::generic_category(), what); }
+[[noreturn]] void fail(int error, const std::string& what) {
+  throw std::system_error(error, std::generic_category(), what);
+}
 
 }  // namespace
 
@@ -55,7 +57,8 @@ void BlockStore::File::write(const void* from, std::size_t bytes, std::size_t at
   }
 }
 
-BlockStore::BlockStore(std::vector<std::int64_t> rows, std::int64_t width, Place place, const std::string& folder, Stream& stream)
+BlockStore::BlockStore(std::vector<std::int64_t> rows, std::int64_t width, Place place,
+                       const std::string& folder, Stream& stream)
     : rows_(std::move(rows)), width_(width), place_(place), dtype_(stream.compute_dtype()) {
   const std::int64_t most_rows = rows_.empty() ? 0 : *std::max_element(rows_.begin(), rows_.end());
   block_bytes_ = (static_cast<std::size_t>(most_rows * width) * size_of(dtype_) + 255) / 256 * 256;
@@ -74,7 +77,9 @@ std::size_t BlockStore::bytes(std::size_t block, std::int64_t cols) const {
   return static_cast<std::size_t>(rows(block) * cols) * size_of(dtype_);
 }
 
-void* BlockStore::on_device(std::size_t block) const { return static_cast<unsigned char*>(device_.data()) + block * block_bytes_; }
+void* BlockStore::on_device(std::size_t block) const {
+  return static_cast<unsigned char*>(device_.data()) + block * block_bytes_;
+}
 
 unsigned char* BlockStore::on_host(std::size_t block, const Stream& stream) const {
   HostBuffer& memory = transfer_->host.at(block);
@@ -88,7 +93,8 @@ unsigned char* BlockStore::staging(std::size_t slot, const Stream& stream) const
   return slots[slot].data();
 }
 
-BlockPass::BlockPass(Access access, const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream)
+BlockPass::BlockPass(Access access, const BlockStore& store, std::vector<std::size_t> order,
+                     std::int64_t cols, Stream& stream)
     : store_(store), access_(access), order_(std::move(order)), cols_(cols), stream_(stream) {
   require(cols <= store.width_, "BlockPass: more columns than the store has memory for");
   if (store.place_ == Place::device || access == Access::none) return;
@@ -106,10 +112,12 @@ BlockPass::BlockPass(Access access, const BlockStore& store, std::vector<std::si
   }
 }
 
-BlockPass::BlockPass(BlockStore& store, Access access, std::vector<std::size_t> order, std::int64_t cols, Stream& stream)
+BlockPass::BlockPass(BlockStore& store, Access access, std::vector<std::size_t> order,
+                     std::int64_t cols, Stream& stream)
     : BlockPass(access, store, std::move(order), cols, stream) {}
 
-BlockPass::BlockPass(const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream)
+BlockPass::BlockPass(const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols,
+                     Stream& stream)
     : BlockPass(Access::read, store, std::move(order), cols, stream) {}
 
 BlockPass::~BlockPass() {
@@ -132,8 +140,9 @@ void BlockPass::fetch(std::size_t turn) {
     if (w.file.valid()) w.file.get();
     w.arrived.wait();  // the staging memory's last block has left it
     unsigned char* to = store_.staging(turn % windows_.size(), stream_);
-    w.file =
-        std::async(std::launch::async, [this, to, bytes, at = block * store_.block_bytes_] { store_.transfer_->file.read(to, bytes, at); });
+    w.file = std::async(std::launch::async, [this, to, bytes, at = block * store_.block_bytes_] {
+      store_.transfer_->file.read(to, bytes, at);
+    });
     return;
   }
   CopyQueue& in = store_.transfer_->in;
@@ -154,7 +163,8 @@ Tensor BlockPass::begin() {
       w.file.get();
       CopyQueue& in = store_.transfer_->in;
       in.wait_for(w.free);
-      in.copy(w.memory.data(), store_.staging(turn_ % windows_.size(), stream_), store_.bytes(block, cols_));
+      in.copy(w.memory.data(), store_.staging(turn_ % windows_.size(), stream_),
+              store_.bytes(block, cols_));
       in.record(w.arrived);
     }
     wait_for(w.arrived, stream_);
@@ -175,17 +185,19 @@ void BlockPass::end(std::int64_t cols) {
   const std::size_t bytes = store_.bytes(block, cols);
   const bool to_disk = store_.place_ == Place::disk;
   if (w.file.valid()) w.file.get();  // the staging memory's last block is in the file
-  unsigned char* to = to_disk ? store_.staging(turn % windows_.size(), stream_) : store_.on_host(block, stream_);
+  unsigned char* to =
+      to_disk ? store_.staging(turn % windows_.size(), stream_) : store_.on_host(block, stream_);
   CopyQueue& out = store_.transfer_->out;
   record(w.worked, stream_);
   out.wait_for(w.worked);
   out.copy(to, w.memory.data(), bytes);
   out.record(w.free);
   if (to_disk)
-    w.file = std::async(std::launch::async, [this, &w, to, bytes, at = block * store_.block_bytes_] {
-      w.free.wait();
-      store_.transfer_->file.write(to, bytes, at);
-    });
+    w.file =
+        std::async(std::launch::async, [this, &w, to, bytes, at = block * store_.block_bytes_] {
+          w.free.wait();
+          store_.transfer_->file.write(to, bytes, at);
+        });
 }
 
 void BlockPass::finish() {
@@ -197,7 +209,8 @@ void BlockPass::finish() {
 }
 
 void read_block(const BlockStore& store, std::size_t block, Tensor to, Stream& stream) {
-  require(to.rows == store.rows(block) && to.cols <= store.width_ && to.contiguous() && to.dtype == store.dtype_,
+  require(to.rows == store.rows(block) && to.cols <= store.width_ && to.contiguous() &&
+              to.dtype == store.dtype_,
           "read_block: the block has another shape");
   const std::size_t bytes = store.bytes(block, to.cols);
   switch (store.place_) {
@@ -210,7 +223,8 @@ void read_block(const BlockStore& store, std::size_t block, Tensor to, Stream& s
 }
 
 void write_block(BlockStore& store, std::size_t block, ConstTensor from, Stream& stream) {
-  require(from.rows == store.rows(block) && from.cols <= store.width_ && from.contiguous() && from.dtype == store.dtype_,
+  require(from.rows == store.rows(block) && from.cols <= store.width_ && from.contiguous() &&
+              from.dtype == store.dtype_,
           "write_block: the block has another shape");
   const std::size_t bytes = store.bytes(block, from.cols);
   switch (store.place_) {
@@ -218,13 +232,16 @@ void write_block(BlockStore& store, std::size_t block, ConstTensor from, Stream&
     case Place::host: return copy_to_host(store.on_host(block, stream), from.data, bytes, stream);
     case Place::disk:
       copy_to_host(store.staging(0, stream), from.data, bytes, stream);
-      return store.transfer_->file.write(store.staging(0, stream), bytes, block * store.block_bytes_);
+      return store.transfer_->file.write(store.staging(0, stream), bytes,
+                                         block * store.block_bytes_);
   }
 }
 
 void copy_blocks(const BlockStore& from, BlockStore& to, Stream& stream) {
-  require(from.rows_ == to.rows_ && from.width_ == to.width_ && from.place_ == to.place_, "copy_blocks: the stores differ");
-  if (from.place_ == Place::device) return copy_on_device(to.device_.data(), from.device_.data(), from.device_.bytes(), stream);
+  require(from.rows_ == to.rows_ && from.width_ == to.width_ && from.place_ == to.place_,
+          "copy_blocks: the stores differ");
+  if (from.place_ == Place::device)
+    return copy_on_device(to.device_.data(), from.device_.data(), from.device_.bytes(), stream);
   for (std::size_t block = 0; block < from.blocks(); ++block) {
     const std::size_t bytes = from.bytes(block, from.width_);
     if (from.place_ == Place::host) {

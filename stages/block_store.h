@@ -1,7 +1,9 @@
-// Blocks of activations, [rows, up to width] each, in the device's memory, in page-locked host memory or in a file.
+// Blocks of activations, [rows, up to width] each, in the device's memory, in page-locked host
+// memory or in a file.
 //
-// Work is done on the device, block after block. What lies elsewhere comes into a few device windows and goes out again while the device
-// works on the block before: read the next block, work on this one, write the last one.
+// Work is done on the device, block after block. What lies elsewhere comes into a few device
+// windows and goes out again while the device works on the block before: read the next block, work
+// on this one, write the last one.
 #pragma once
 
 #include <future>
@@ -18,9 +20,11 @@ namespace qpipe {
 class BlockStore {
  public:
   BlockStore() = default;
-  // Contents undefined. folder: for Place::disk; the file has no name there and its space is taken at once. Host memory is taken when a
-  // block is written first. Throws std::system_error naming the folder.
-  BlockStore(std::vector<std::int64_t> rows, std::int64_t width, Place place, const std::string& folder, Stream& stream);
+  // Contents undefined. folder: for Place::disk; the file has no name there and its space is taken
+  // at once. Host memory is taken when a block is written first. Throws std::system_error naming
+  // the folder.
+  BlockStore(std::vector<std::int64_t> rows, std::int64_t width, Place place,
+             const std::string& folder, Stream& stream);
 
   std::size_t blocks() const { return rows_.size(); }
   std::int64_t rows(std::size_t block) const { return rows_.at(block); }
@@ -64,32 +68,39 @@ class BlockStore {
 
   std::vector<std::int64_t> rows_;
   std::int64_t width_ = 0;
-  std::size_t block_bytes_ = 0;  // a multiple of 256, so that libraries choose the same algorithms for every block
+  std::size_t block_bytes_ =
+      0;  // a multiple of 256, so that libraries choose the same algorithms for every block
   Place place_ = Place::device;
   DType dtype_ = DType::f32;
   Buffer device_;
   std::unique_ptr<Transfer> transfer_;
 };
 
-// What the work on a block does to it. scratch: device memory, the contents neither needed nor kept. none: no memory.
+// What the work on a block does to it. scratch: device memory, the contents neither needed nor
+// kept. none: no memory.
 enum class Access { none, scratch, read, write, update };
 
-// One pass over some blocks of a store, in the given order: begin, work on the stream, end, for each; then finish. One pass at a time.
+// One pass over some blocks of a store, in the given order: begin, work on the stream, end, for
+// each; then finish. One pass at a time.
 class BlockPass {
  public:
   // cols: columns that the blocks have. A const store can only be read.
-  BlockPass(BlockStore& store, Access access, std::vector<std::size_t> order, std::int64_t cols, Stream& stream);
-  BlockPass(const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream);  // Access::read
+  BlockPass(BlockStore& store, Access access, std::vector<std::size_t> order, std::int64_t cols,
+            Stream& stream);
+  BlockPass(const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols,
+            Stream& stream);  // Access::read
   ~BlockPass();
   BlockPass(const BlockPass&) = delete;
   BlockPass& operator=(const BlockPass&) = delete;
 
-  Tensor begin();               // the next block, [rows, cols], memory for `width` columns unless it is only read
+  Tensor
+  begin();  // the next block, [rows, cols], memory for `width` columns unless it is only read
   void end(std::int64_t cols);  // the columns that it has now
   void finish();                // all is where it belongs
 
  private:
-  BlockPass(Access access, const BlockStore& store, std::vector<std::size_t> order, std::int64_t cols, Stream& stream);
+  BlockPass(Access access, const BlockStore& store, std::vector<std::size_t> order,
+            std::int64_t cols, Stream& stream);
   struct Window {
     Buffer memory;
     Event arrived;  // its block is in it
@@ -111,7 +122,8 @@ class BlockPass {
   std::size_t turn_ = 0;
 };
 
-// Single blocks, in stream order. to, from: contiguous [rows, cols] on the device, at most `width` columns.
+// Single blocks, in stream order. to, from: contiguous [rows, cols] on the device, at most `width`
+// columns.
 void read_block(const BlockStore& store, std::size_t block, Tensor to, Stream& stream);
 void write_block(BlockStore& store, std::size_t block, ConstTensor from, Stream& stream);
 

@@ -1,4 +1,5 @@
-// The Hessian of one step: H = (1/T) Σ x xᵀ over the tokens of all ranks, or over some of them, bit-identical for any number of ranks.
+// The Hessian of one step: H = (1/T) Σ x xᵀ over the tokens of all ranks, or over some of them,
+// bit-identical for any number of ranks.
 #pragma once
 
 #include <string>
@@ -9,7 +10,8 @@
 
 namespace qpipe {
 
-// A run of columns of H in host memory: [d − begin, cols] float32, row r column c is H(begin + r, begin + c), defined for r ≥ c.
+// A run of columns of H in host memory: [d − begin, cols] float32, row r column c is H(begin + r,
+// begin + c), defined for r ≥ c.
 struct HessianPanel {
   std::int64_t begin = 0;
   std::int64_t cols = 0;
@@ -22,27 +24,32 @@ struct Hessian {
   std::vector<float> diagonal;       // host
 };
 
-// The 64-bit sum is held in panels of so many columns, each from its diagonal down, so that a reduction moves little more than the
-// triangle.
+// The 64-bit sum is held in panels of so many columns, each from its diagonal down, so that a
+// reduction moves little more than the triangle.
 constexpr std::int64_t hessian_sum_panel = 2048;
-// Elements of the sum of columns [0, columns) of a [d, d] Hessian; later ranges of as many columns have fewer.
+// Elements of the sum of columns [0, columns) of a [d, d] Hessian; later ranges of as many columns
+// have fewer.
 std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns);
 
-// `what` names the step in messages ("layer 3, input of self_attn.o_proj"). tokens: H is of the evenly spaced blocks that
-// hold about so many (is_sampled), 0: of all. places: of the Hessian and its sum. Collective. Throws std::domain_error naming the step, the
-// column and the first sample when an activation of any token is NaN or infinite (every rank throws the same).
-Hessian calibrate(const Activations& activations, const std::string& what, std::int64_t tokens, const Places& places, Comm& comm,
-                  Stream& stream);
+// `what` names the step in messages ("layer 3, input of self_attn.o_proj"). tokens: H is of the
+// evenly spaced blocks that hold about so many (is_sampled), 0: of all. places: of the Hessian and
+// its sum. Collective. Throws std::domain_error naming the step, the column and the first sample
+// when an activation of any token is NaN or infinite (every rank throws the same).
+Hessian calibrate(const Activations& activations, const std::string& what, std::int64_t tokens,
+                  const Places& places, Comm& comm, Stream& stream);
 
-// h_ij = H[perm[i], perm[j]] for a Hessian that waits on the host.   perm [1, d] on the device, or empty: as it is; h [d, d].
-void place_hessian(const Hessian& hessian, Matrix<const std::int32_t> perm, Matrix<float> h, Stream& stream);
+// h_ij = H[perm[i], perm[j]] for a Hessian that waits on the host.   perm [1, d] on the device, or
+// empty: as it is; h [d, d].
+void place_hessian(const Hessian& hessian, Matrix<const std::int32_t> perm, Matrix<float> h,
+                   Stream& stream);
 // Makes hessian.matrix, if it is not there.
 void bring_to_device(Hessian& hessian, Stream& stream);
 // Frees hessian.matrix where the host has it.
 void leave_device(Hessian& hessian);
 
-// mean_t |x[t, i]| over the tokens of all ranks, [d] on every rank, bit-identical for any number of ranks. Collective; throws as
-// calibrate().
-std::vector<double> mean_magnitude(const Activations& activations, const std::string& what, Comm& comm, Stream& stream);
+// mean_t |x[t, i]| over the tokens of all ranks, [d] on every rank, bit-identical for any number of
+// ranks. Collective; throws as calibrate().
+std::vector<double> mean_magnitude(const Activations& activations, const std::string& what,
+                                   Comm& comm, Stream& stream);
 
 }  // namespace qpipe

@@ -28,7 +28,8 @@ std::vector<float> reciprocals(std::vector<float> values) {
 }
 
 // b / s for the run of rows that the factors belong to.
-std::vector<float> divided(std::vector<float> values, const std::vector<float>& scale, std::int64_t first, float offset) {
+std::vector<float> divided(std::vector<float> values, const std::vector<float>& scale,
+                           std::int64_t first, float offset) {
   for (std::size_t i = 0; i < scale.size(); ++i) {
     float& value = values.at(static_cast<std::size_t>(first) + i);
     value = (offset + value) / scale[i] - offset;
@@ -38,7 +39,8 @@ std::vector<float> divided(std::vector<float> values, const std::vector<float>& 
 
 }  // namespace
 
-std::vector<LinearFactors> linear_factors(const Layer& layer, const std::vector<ScaledPair>& pairs) {
+std::vector<LinearFactors> linear_factors(const Layer& layer,
+                                          const std::vector<ScaledPair>& pairs) {
   std::vector<LinearFactors> factors(layer.linears.size());
   for (const ScaledPair& p : pairs) {
     for (const std::size_t i : p.pair.linears) factors[i].column = p.scale;
@@ -54,7 +56,8 @@ Array<float> scaled_weight(const Linear& linear, const LinearFactors& factors, S
   return scaled_rows(linear, factors, {0, linear.stored.rows}, stream);
 }
 
-Array<float> scaled_rows(const Linear& linear, const LinearFactors& factors, const RowRange& rows, Stream& stream) {
+Array<float> scaled_rows(const Linear& linear, const LinearFactors& factors, const RowRange& rows,
+                         Stream& stream) {
   Array<float> weight(rows.count, linear.stored.cols, stream);
   const Array<float> row = upload(factors.row, stream);
   scale_weight(linear.stored.row_range(rows.begin, rows.count), upload(factors.column, stream),
@@ -62,7 +65,8 @@ Array<float> scaled_rows(const Linear& linear, const LinearFactors& factors, con
   return weight;
 }
 
-void unscaled_weight_into(const QuantizedLinear& q, const LinearFactors& factors, Tensor weight, Stream& stream) {
+void unscaled_weight_into(const QuantizedLinear& q, const LinearFactors& factors, Tensor weight,
+                          Stream& stream) {
   const Array<float> memory(std::min(gram_row_block, weight.rows), weight.cols, stream);
   const Array<std::int32_t> group_of = upload(q.group_of, stream);
   const Array<float> column = upload(reciprocals(factors.column), stream);
@@ -70,32 +74,39 @@ void unscaled_weight_into(const QuantizedLinear& q, const LinearFactors& factors
   for (std::int64_t begin = 0; begin < weight.rows; begin += gram_row_block) {
     const std::int64_t count = std::min(gram_row_block, weight.rows - begin);
     const Matrix<float> scaled = memory.view.row_range(0, count);
-    dequantize(q.code.view.row_range(begin, count), q.scale.view.row_range(begin, count), q.zero.view.row_range(begin, count), group_of,
-               scaled, stream);
-    scale_weight(scaled, column, row.empty() ? row.view : row.view.col_range(begin, count), scaled, stream);
+    dequantize(q.code.view.row_range(begin, count), q.scale.view.row_range(begin, count),
+               q.zero.view.row_range(begin, count), group_of, scaled, stream);
+    scale_weight(scaled, column, row.empty() ? row.view : row.view.col_range(begin, count), scaled,
+                 stream);
     convert(scaled, weight.row_range(begin, count), stream);
   }
 }
 
-void unscale_into(const Array<float>& scaled, const LinearFactors& factors, Tensor weight, Stream& stream) {
-  scale_weight(scaled.view, upload(reciprocals(factors.column), stream), upload(reciprocals(factors.row), stream), scaled, stream);
+void unscale_into(const Array<float>& scaled, const LinearFactors& factors, Tensor weight,
+                  Stream& stream) {
+  scale_weight(scaled.view, upload(reciprocals(factors.column), stream),
+               upload(reciprocals(factors.row), stream), scaled, stream);
   convert(scaled.view, weight, stream);
 }
 
-std::vector<ChangedTensor> divided_vectors(const Architecture& a, const Layer& layer, const std::vector<ScaledPair>& pairs,
-                                           Stream& stream) {
+std::vector<ChangedTensor> divided_vectors(const Architecture& a, const Layer& layer,
+                                           const std::vector<ScaledPair>& pairs, Stream& stream) {
   std::vector<ChangedTensor> changed;
-  const auto change = [&](const std::string& name, ConstTensor stored, const ScaledPair& p, float offset) {
-    if (!stored.empty()) changed.push_back({name, divided(download(stored, stream), p.scale, p.pair.source_first_row, offset)});
+  const auto change = [&](const std::string& name, ConstTensor stored, const ScaledPair& p,
+                          float offset) {
+    if (!stored.empty())
+      changed.push_back(
+          {name, divided(download(stored, stream), p.scale, p.pair.source_first_row, offset)});
   };
-  const std::string prefix = a.layer_prefix + std::to_string(layer.index) + ".";
+  const std::string prefix = layer_prefix(a, layer.index);
   for (const ScaledPair& p : pairs) {
     if (p.pair.source == ScaleSource::linear) {
       const Linear& source = layer.linears[p.pair.source_linear];
       change(source.name + ".bias", source.stored_bias, p, 0.0f);
       continue;
     }
-    const Norm& norm = p.pair.source == ScaleSource::attention_norm ? layer.attention_norm : layer.mlp_norm;
+    const Norm& norm =
+        p.pair.source == ScaleSource::attention_norm ? layer.attention_norm : layer.mlp_norm;
     const std::string name = prefix + source_name(a, p.pair);
     change(name + ".weight", norm.stored_weight, p, a.norm_offset);
     change(name + ".bias", norm.stored_bias, p, 0.0f);
@@ -112,10 +123,12 @@ void divide_input(Hessian& hessian, const std::vector<float>& scale, Stream& str
   copy_to_host(hessian.diagonal.data(), on_device.view.data, on_device.memory.bytes(), stream);
 }
 
-double output_error(const Linear& linear, const LinearFactors& factors, const QuantizedLinear& quantized, const Hessian& hessian,
-                    Comm& comm, Stream& stream) {
+double output_error(const Linear& linear, const LinearFactors& factors,
+                    const QuantizedLinear& quantized, const Hessian& hessian, Comm& comm,
+                    Stream& stream) {
   const std::int64_t d = linear.stored.cols;
-  const RowRange mine = share_rows({linear.stored.rows}, gram_row_block, comm.size()).front()[static_cast<std::size_t>(comm.rank())];
+  const RowRange mine = share_rows({linear.stored.rows}, gram_row_block, comm.size())
+                            .front()[static_cast<std::size_t>(comm.rank())];
   const Array<float> column = upload(factors.column, stream);
   const Array<float> row = upload(factors.row, stream);
   const Array<std::int32_t> group_of = upload(quantized.group_of, stream);
@@ -129,8 +142,10 @@ double output_error(const Linear& linear, const LinearFactors& factors, const Qu
     const std::int64_t count = std::min(gram_row_block, mine.begin + mine.count - begin);
     const Matrix<float> w = exact.view.row_range(0, count);
     const Matrix<float> q = rounded.view.row_range(0, count);
-    scale_weight(linear.stored.row_range(begin, count), column, row.empty() ? row.view : row.view.col_range(begin, count), w, stream);
-    dequantize(quantized.code.view.row_range(begin, count), quantized.scale.view.row_range(begin, count),
+    scale_weight(linear.stored.row_range(begin, count), column,
+                 row.empty() ? row.view : row.view.col_range(begin, count), w, stream);
+    dequantize(quantized.code.view.row_range(begin, count),
+               quantized.scale.view.row_range(begin, count),
                quantized.zero.view.row_range(begin, count), group_of, q, stream);
     gram_loss(w, q, gram, total.view.col_range(block, 1), stream);
   }

@@ -14,18 +14,22 @@ std::int64_t padded(std::int64_t elements) { return (elements + 127) / 128 * 128
 
 std::int64_t largest_weight(const Architecture& a) {
   std::int64_t elements = 0;
-  for (const LinearSpec& linear : all_linears(a)) elements = std::max(elements, linear.out_features * linear.in_features);
+  for (const LinearSpec& linear : all_linears(a))
+    elements = std::max(elements, linear.out_features * linear.in_features);
   return elements;
 }
 
 // Elements of: a weight, the residual stream, an input, scratch.
 std::int64_t forward_elements(const Architecture& a, std::int64_t tokens) {
-  return padded(largest_weight(a)) + padded(tokens * a.hidden) + padded(tokens * widest_input(a)) + padded(tokens * scratch_width(a));
+  return padded(largest_weight(a)) + padded(tokens * a.hidden) + padded(tokens * widest_input(a)) +
+         padded(tokens * scratch_width(a));
 }
 
 // All linears and norms in the same memory.
 Layer blank_layer(const Architecture& a, Tensor weights) {
-  const auto of_shape = [&](std::int64_t rows, std::int64_t cols) { return Tensor(weights.data, weights.dtype, rows, cols); };
+  const auto of_shape = [&](std::int64_t rows, std::int64_t cols) {
+    return Tensor(weights.data, weights.dtype, rows, cols);
+  };
   Layer layer;
   for (const LinearSpec& spec : all_linears(a)) {
     Linear linear;
@@ -49,7 +53,8 @@ std::int64_t load_kernels_bytes(const Architecture& a, const Blocking& blocking)
   constexpr std::int64_t sum_element = 8;
   constexpr std::int64_t product_element = 4;
   return element * forward_elements(a, blocking.block_tokens()) +
-         d * (sum_element * std::min(d, hessian_sum_panel) + product_element * std::min(d, hessian_panel(Backend::cuda)));
+         d * (sum_element * std::min(d, hessian_sum_panel) +
+              product_element * std::min(d, hessian_panel(Backend::cuda)));
 }
 
 void load_kernels(const Architecture& a, const Blocking& blocking, Backend backend, int device) {
@@ -67,7 +72,8 @@ void load_kernels(const Architecture& a, const Blocking& blocking, Backend backe
   Block block{take(tokens, a.hidden), take(tokens, widest_input(a))};
   const Tensor input = block.input;
   const Tensor scratch = take(tokens, scratch_width(a));
-  forward_layer(a, make_tables(a, blocking.seqlen, stream), layer, blocking.seqlen, block, scratch, stream);
+  forward_layer(a, make_tables(a, blocking.seqlen, stream), layer, blocking.seqlen, block, scratch,
+                stream);
   for (const StepKind kind : step_kinds) {
     const std::int64_t d = input_width(a, kind);
     const Tensor x(input.data, input.dtype, tokens, d);
@@ -80,7 +86,9 @@ void load_kernels(const Architecture& a, const Blocking& blocking, Backend backe
     const Array<std::int64_t> sum(d, std::min(d, hessian_sum_panel), stream);
     fill_zero(sum.view.data, sum.memory.bytes(), stream);
     for (std::int64_t begin = 0; begin < d; begin += hessian_sum_panel)
-      accumulate_hessian(x, exponent, 40, begin, {sum.view.data, d - begin, std::min(hessian_sum_panel, d - begin)}, stream);
+      accumulate_hessian(x, exponent, 40, begin,
+                         {sum.view.data, d - begin, std::min(hessian_sum_panel, d - begin)},
+                         stream);
   }
   stream.synchronize();
 }

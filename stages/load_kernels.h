@@ -1,13 +1,16 @@
-// CUDA loads a kernel when it is launched first: 0.1 s for each kind of product, out of cuBLAS's libraries. Here that is done on memory
-// without meaning, in a thread beside the one that reads files.
+// CUDA loads a kernel when it is launched first: 0.1 s for each kind of product, out of cuBLAS's
+// libraries. Here that is done on memory without meaning, in a thread beside the one that reads
+// files.
 #pragma once
 
 #include "stages/activations.h"
 
 namespace qpipe {
 
-// Runs a layer of this architecture and its Hessians' products on a block of zeros, on a stream of its own. Returns when all is loaded.
-void load_kernels(const Architecture& architecture, const Blocking& blocking, Backend backend, int device);
+// Runs a layer of this architecture and its Hessians' products on a block of zeros, on a stream of
+// its own. Returns when all is loaded.
+void load_kernels(const Architecture& architecture, const Blocking& blocking, Backend backend,
+                  int device);
 
 // Memory that it takes meanwhile on CUDA.
 std::int64_t load_kernels_bytes(const Architecture& architecture, const Blocking& blocking);

@@ -10,16 +10,20 @@ namespace qpipe {
 enum class Place { device, host, disk };
 
 struct Places {
-  Place hidden = Place::device;            // the residual stream of all own samples
-  Place input = Place::device;             // the current step's input of all own samples
-  bool inputs_kept = false;                // the inputs of all steps of a layer, on the device, from its pass in a ring of teams
-  bool weights_by_step = false;            // a layer's weights wait in host memory; only those in use are on the device
-  std::int64_t hessian_panel_columns = 0;  // columns of a 64-bit Hessian sum that are held at once, a multiple of the kernel's; 0: all
+  Place hidden = Place::device;  // the residual stream of all own samples
+  Place input = Place::device;   // the current step's input of all own samples
+  bool inputs_kept =
+      false;  // the inputs of all steps of a layer, on the device, from its pass in a ring of teams
+  bool weights_by_step =
+      false;  // a layer's weights wait in host memory; only those in use are on the device
+  std::int64_t hessian_panel_columns = 0;  // columns of a 64-bit Hessian sum that are held at once,
+                                           // a multiple of the kernel's; 0: all
   bool hessian_on_host = false;            // finished Hessians wait in host memory
   std::string folder = {};                 // of the files of Place::disk; exists
 };
 
-// Those of a forward pass of whole layers: no input is ever written, and what lies on the host takes memory when it is written first.
+// Those of a forward pass of whole layers: no input is ever written, and what lies on the host
+// takes memory when it is written first.
 inline Places without_inputs(const Places& places) {
   Places result;
   result.hidden = places.hidden;

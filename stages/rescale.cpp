@@ -20,13 +20,16 @@ namespace {
 GridOptions grid_of(const LinearSettings& s) { return {s.bits, s.symmetric, 0.0f}; }
 
 Array<float> upload_rows(const std::vector<std::vector<float>>& rows, Stream& stream) {
-  Array<float> array(static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(rows.front().size()), stream);
+  Array<float> array(static_cast<std::int64_t>(rows.size()),
+                     static_cast<std::int64_t>(rows.front().size()), stream);
   for (std::size_t r = 0; r < rows.size(); ++r)
-    copy_to_device(array.view.row(static_cast<std::int64_t>(r)), rows[r].data(), rows[r].size() * sizeof(float), stream);
+    copy_to_device(array.view.row(static_cast<std::int64_t>(r)), rows[r].data(),
+                   rows[r].size() * sizeof(float), stream);
   return array;
 }
 
-// losses[c] = Σ over all ranks' rows of `own`, in the order of the ranks: the blocks' order, whoever owns them.
+// losses[c] = Σ over all ranks' rows of `own`, in the order of the ranks: the blocks' order,
+// whoever owns them.
 std::vector<double> add_in_block_order(const Array<double>& own, Comm& comm, Stream& stream) {
   std::vector<double> host(static_cast<std::size_t>(own.view.size()));
   copy_to_host(host.data(), own.view.data, host.size() * sizeof(double), stream);
@@ -43,14 +46,20 @@ Array<double> zeros(std::int64_t rows, std::int64_t cols, Stream& stream) {
   return array;
 }
 
-Matrix<double> element(const Array<double>& array, std::int64_t row, std::int64_t col) { return {array.view.row(row) + col, 1, 1}; }
+Matrix<double> element(const Array<double>& array, std::int64_t row, std::int64_t col) {
+  return {array.view.row(row) + col, 1, 1};
+}
 
-// The output of what the pair is judged by, without residual and biases of its last linear. between: memory for widest_input columns.
-void inspected_output(const Architecture& a, const DecoderTables& tables, const Layer& layer, Inspected inspected, std::int64_t seqlen,
-                      ConstTensor x, Tensor between, Tensor scratch, Matrix<float> y, Stream& stream) {
+// The output of what the pair is judged by, without residual and biases of its last linear.
+// between: memory for widest_input columns.
+void inspected_output(const Architecture& a, const DecoderTables& tables, const Layer& layer,
+                      Inspected inspected, std::int64_t seqlen, ConstTensor x, Tensor between,
+                      Tensor scratch, Matrix<float> y, Stream& stream) {
   const Linear& attention_out = layer.linears[a.qkv.size()];
   const Linear& mlp_out = layer.linears.back();
-  const auto of_width = [&](std::int64_t width) { return Tensor(between.data, between.dtype, x.rows, width); };
+  const auto of_width = [&](std::int64_t width) {
+    return Tensor(between.data, between.dtype, x.rows, width);
+  };
   if (inspected != Inspected::mlp) {
     const Tensor heads = of_width(a.attention_out.in_features);
     attention_heads(a, tables, layer, seqlen, x, heads, scratch, stream);
@@ -66,10 +75,14 @@ void inspected_output(const Architecture& a, const DecoderTables& tables, const 
   }
 }
 
-// Mean squared differences of the inspected output. Blocks outside, candidates inside: one reference output is held, and nothing waits.
-std::vector<double> output_losses(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
-                                  const std::vector<LinearSettings>& settings, const Activations& activations,
-                                  const std::vector<std::vector<float>>& scales, std::int64_t search_tokens, Comm& comm, Stream& stream) {
+// Mean squared differences of the inspected output. Blocks outside, candidates inside: one
+// reference output is held, and nothing waits.
+std::vector<double> output_losses(const Architecture& a, const DecoderTables& tables, Layer& layer,
+                                  const ScalingPair& pair,
+                                  const std::vector<LinearSettings>& settings,
+                                  const Activations& activations,
+                                  const std::vector<std::vector<float>>& scales,
+                                  std::int64_t search_tokens, Comm& comm, Stream& stream) {
   const Array<float> candidates = upload_rows(scales, stream);
   const Blocking& blocking = activations.blocking;
   const std::int64_t tokens = blocking.block_tokens();
@@ -90,23 +103,27 @@ std::vector<double> output_losses(const Architecture& a, const DecoderTables& ta
     const Matrix<float> expected = reference.view.row_range(0, x.rows);
     const Matrix<float> got = output.view.row_range(0, x.rows);
     const auto run = [&](Matrix<float> y) {
-      inspected_output(a, tables, layer, pair.inspected, blocking.seqlen, x, between, activations.scratch, y, stream);
+      inspected_output(a, tables, layer, pair.inspected, blocking.seqlen, x, between,
+                       activations.scratch, y, stream);
     };
     run(expected);
     for (std::int64_t c = 0; c < candidates.view.rows; ++c) {
       for (std::size_t i = 0; i < trial.size(); ++i)
         if (!settings[i].skip)
-          scaled_rounding(layer.linears[pair.linears[i]].stored, candidates.view.row_range(c, 1), settings[i].group_columns(x.cols),
-                          grid_of(settings[i]), trial[i].view, stream);
+          scaled_rounding(layer.linears[pair.linears[i]].stored, candidates.view.row_range(c, 1),
+                          settings[i].group_columns(x.cols), grid_of(settings[i]), trial[i].view,
+                          stream);
       swap_weights();
       run(got);
       swap_weights();
-      add_squared_difference(expected, got, element(total, static_cast<std::int64_t>(b), c), stream);
+      add_squared_difference(expected, got, element(total, static_cast<std::int64_t>(b), c),
+                             stream);
     }
   };
   visit_inputs(activations, sampled_blocks(activations, search_tokens), try_candidates, stream);
   std::vector<double> losses = add_in_block_order(total, comm, stream);
-  for (double& loss : losses) loss /= static_cast<double>(sampled_tokens(blocking, search_tokens) * a.hidden);
+  for (double& loss : losses)
+    loss /= static_cast<double>(sampled_tokens(blocking, search_tokens) * a.hidden);
   return losses;
 }
 
@@ -117,9 +134,10 @@ ConstTensor sampled_rows(ConstTensor w, std::int64_t wanted) {
 }
 
 // Σ over the pair's linears of tr(ΔW H ΔWᵀ), each from some of its rows.
-std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair, const std::vector<LinearSettings>& settings,
-                                const Hessian& hessian, const std::vector<std::vector<float>>& scales, std::int64_t search_rows, Comm& comm,
-                                Stream& stream) {
+std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair,
+                                const std::vector<LinearSettings>& settings, const Hessian& hessian,
+                                const std::vector<std::vector<float>>& scales,
+                                std::int64_t search_rows, Comm& comm, Stream& stream) {
   const Array<float> candidates = upload_rows(scales, stream);
   const std::int64_t d = candidates.view.cols;
   std::vector<ConstTensor> sampled;
@@ -133,14 +151,17 @@ std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair, con
   std::vector<Array<double>> blocks;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const RowRange mine = shares[i][static_cast<std::size_t>(comm.rank())];
-    blocks.emplace_back((mine.count + gram_row_block - 1) / gram_row_block, candidates.view.rows, stream);
-    scaled_rounding_losses(sampled[i].row_range(mine.begin, mine.count), candidates, settings[i].group_columns(d), grid_of(settings[i]),
-                           gram, gram_row_block, blocks[i], stream);
+    blocks.emplace_back((mine.count + gram_row_block - 1) / gram_row_block, candidates.view.rows,
+                        stream);
+    scaled_rounding_losses(sampled[i].row_range(mine.begin, mine.count), candidates,
+                           settings[i].group_columns(d), grid_of(settings[i]), gram, gram_row_block,
+                           blocks[i], stream);
   }
   std::vector<double> losses(scales.size(), 0.0);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const std::vector<double> of_sampled = add_in_block_order(blocks[i], comm, stream);
-    const double weight = static_cast<double>(layer.linears[pair.linears[i]].stored.rows) / static_cast<double>(sampled[i].rows);
+    const double weight = static_cast<double>(layer.linears[pair.linears[i]].stored.rows) /
+                          static_cast<double>(sampled[i].rows);
     for (std::size_t c = 0; c < losses.size(); ++c) losses[c] += weight * of_sampled[c];
   }
   return losses;
@@ -148,7 +169,8 @@ std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair, con
 
 }  // namespace
 
-std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPair& pair, const std::vector<LinearSettings>& settings,
+std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPair& pair,
+                                            const std::vector<LinearSettings>& settings,
                                             Stream& stream) {
   const std::int64_t d = layer.linears[pair.linears.front()].stored.cols;
   Array<std::int64_t> sum(1, d, stream);
@@ -163,16 +185,21 @@ std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPai
   std::vector<std::int64_t> host(static_cast<std::size_t>(d));
   copy_to_host(host.data(), sum.view.data, sum.memory.bytes(), stream);
   std::vector<double> mean;
-  for (const std::int64_t value : host) mean.push_back(static_cast<double>(value) * relative_magnitude_unit / static_cast<double>(rows));
+  for (const std::int64_t value : host)
+    mean.push_back(static_cast<double>(value) * relative_magnitude_unit /
+                   static_cast<double>(rows));
   return mean;
 }
 
-std::vector<std::vector<float>> candidate_scales(const std::vector<double>& activation, const std::vector<double>& weight,
+std::vector<std::vector<float>> candidate_scales(const std::vector<double>& activation,
+                                                 const std::vector<double>& weight,
                                                  const ScaleSearch& options) {
   const std::size_t d = activation.size();
   const double step = 1.0 / static_cast<double>(options.grid);
-  std::vector<std::vector<float>> candidates(static_cast<std::size_t>(options.grid), std::vector<float>(d));
-  // x^(i/n) and w^(1 − i/n) as products of n-th roots: a GPU waits meanwhile, and a power takes as long as forty products.
+  std::vector<std::vector<float>> candidates(static_cast<std::size_t>(options.grid),
+                                             std::vector<float>(d));
+  // x^(i/n) and w^(1 − i/n) as products of n-th roots: a GPU waits meanwhile, and a power takes as
+  // long as forty products.
   std::vector<double> root(d);
   std::vector<double> inverse_root(d);
   std::vector<double> x_power(d, 1.0);
@@ -192,7 +219,8 @@ std::vector<std::vector<float>> candidate_scales(const std::vector<double>& acti
     const double middle = std::sqrt(*low * *high);
     for (std::size_t c = 0; c < d; ++c) {
       const auto normalised = static_cast<float>(s[c] / middle);
-      candidates[static_cast<std::size_t>(i)][c] = std::isfinite(normalised) && normalised > 0.0f ? normalised : 1.0f;
+      candidates[static_cast<std::size_t>(i)][c] =
+          std::isfinite(normalised) && normalised > 0.0f ? normalised : 1.0f;
     }
   }
   return candidates;
@@ -202,28 +230,37 @@ bool needs_hessian(const ScaleSearch& search, const ScalingPair& pair) {
   return search.loss == ScaleLoss::gram || pair.inspected == Inspected::linears;
 }
 
-std::vector<double> scale_losses(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
-                                 const std::vector<LinearSettings>& settings, const Activations& activations, const Hessian& hessian,
-                                 const std::vector<std::vector<float>>& scales, const ScaleSearch& options, Comm& comm, Stream& stream) {
+std::vector<double> scale_losses(const Architecture& a, const DecoderTables& tables, Layer& layer,
+                                 const ScalingPair& pair,
+                                 const std::vector<LinearSettings>& settings,
+                                 const Activations& activations, const Hessian& hessian,
+                                 const std::vector<std::vector<float>>& scales,
+                                 const ScaleSearch& options, Comm& comm, Stream& stream) {
   if (!needs_hessian(options, pair))
-    return output_losses(a, tables, layer, pair, settings, activations, scales, options.tokens, comm, stream);
+    return output_losses(a, tables, layer, pair, settings, activations, scales, options.tokens,
+                         comm, stream);
   return gram_losses(layer, pair, settings, hessian, scales, options.rows, comm, stream);
 }
 
-ScaledPair search_scale(const Architecture& a, const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
-                        const std::vector<LinearSettings>& settings, const Activations& activations, const Hessian& hessian,
+ScaledPair search_scale(const Architecture& a, const DecoderTables& tables, Layer& layer,
+                        const ScalingPair& pair, const std::vector<LinearSettings>& settings,
+                        const Activations& activations, const Hessian& hessian,
                         const ScaleSearch& options, Comm& comm, Stream& stream) {
   const std::string& name = layer.linears[pair.linears.front()].name;
-  const std::vector<double> activation = mean_magnitude(activations, "input of " + name, comm, stream);
+  const std::vector<double> activation =
+      mean_magnitude(activations, "input of " + name, comm, stream);
   const std::vector<double> weight = mean_relative_magnitude(layer, pair, settings, stream);
   std::vector<std::vector<float>> candidates = candidate_scales(activation, weight, options);
-  const std::vector<double> losses =
-      scale_losses(a, tables, layer, pair, settings, activations, hessian, candidates, options, comm, stream);
+  const std::vector<double> losses = scale_losses(a, tables, layer, pair, settings, activations,
+                                                  hessian, candidates, options, comm, stream);
   std::size_t best = losses.size();
   for (std::size_t c = 0; c < losses.size(); ++c)
     if (std::isfinite(losses[c]) && (best == losses.size() || losses[c] < losses[best])) best = c;
-  if (best == losses.size()) throw std::runtime_error(name + ": no scale gives a finite loss; check the checkpoint for damaged weights");
-  return {pair, std::move(candidates[best]), static_cast<double>(best) / static_cast<double>(options.grid), losses[best]};
+  if (best == losses.size())
+    throw std::runtime_error(
+        name + ": no scale gives a finite loss; check the checkpoint for damaged weights");
+  return {pair, std::move(candidates[best]),
+          static_cast<double>(best) / static_cast<double>(options.grid), losses[best]};
 }
 
 }  // namespace qpipe

@@ -30,7 +30,8 @@ Order identity_order(std::int64_t d) {
 Order column_order(const LinearSettings& settings, const std::vector<float>& diagonal) {
   const auto d = static_cast<std::int64_t>(diagonal.size());
   if (settings.desc_act) return act_order(diagonal);
-  if (settings.act_group_aware && settings.groups(d) >= 1) return group_aware_order(diagonal, settings.group_columns(d));
+  if (settings.act_group_aware && settings.groups(d) >= 1)
+    return group_aware_order(diagonal, settings.group_columns(d));
   return identity_order(d);
 }
 
@@ -44,19 +45,24 @@ struct Factor {
   bool fell_back = false;
 };
 
-// Raises the damping until the factorisation succeeds; without success leaves N = I, which makes the sweep round to nearest. All ranks of
-// the team call it and come to the same.
-void factor_with_damping(const Hessian& hessian, const LinearSettings& settings, const FactorTeam& team, Factor& result, Stream& stream) {
+// Raises the damping until the factorisation succeeds; without success leaves N = I, which makes
+// the sweep round to nearest. All ranks of the team call it and come to the same.
+void factor_with_damping(const Hessian& hessian, const LinearSettings& settings,
+                         const FactorTeam& team, Factor& result, Stream& stream) {
   const auto d = static_cast<std::int64_t>(hessian.diagonal.size());
   double sum = 0.0;
   for (const float h : hessian.diagonal) sum += h;
   const double mean = sum / static_cast<double>(d);
   for (double damp = settings.damp_percent; damp < 1.0; damp += settings.damp_increment) {
     result.damp = damp;
-    if (hessian.matrix.empty()) {  // permuted into n on its way from the host, and factored in place
+    if (hessian.matrix
+            .empty()) {  // permuted into n on its way from the host, and factored in place
       place_hessian(hessian, result.perm, result.n, stream);
-      if (factor(result.n.view, upload(identity_order(d), stream), damp * mean, result.n, result.pivot, team, stream)) return;
-    } else if (factor(hessian.matrix, result.perm, damp * mean, result.n, result.pivot, team, stream)) {
+      if (factor(result.n.view, upload(identity_order(d), stream), damp * mean, result.n,
+                 result.pivot, team, stream))
+        return;
+    } else if (factor(hessian.matrix, result.perm, damp * mean, result.n, result.pivot, team,
+                      stream)) {
       return;
     }
   }
@@ -65,30 +71,39 @@ void factor_with_damping(const Hessian& hessian, const LinearSettings& settings,
   std::vector<float> pivot(static_cast<std::size_t>(d));
   const float one = 1.0f;
   fill_zero(result.n.view.data, result.n.memory.bytes(), stream);
-  for (std::int64_t k = 0; k < d; ++k) copy_to_device(&result.n.view(k, k), &one, sizeof(one), stream);
+  for (std::int64_t k = 0; k < d; ++k)
+    copy_to_device(&result.n.view(k, k), &one, sizeof(one), stream);
   std::vector<std::int32_t> perm(static_cast<std::size_t>(d));
   copy_to_host(perm.data(), result.perm.view.data, perm.size() * sizeof(std::int32_t), stream);
-  for (std::size_t k = 0; k < pivot.size(); ++k) pivot[k] = std::sqrt(std::max(0.0f, hessian.diagonal[static_cast<std::size_t>(perm[k])]));
+  for (std::size_t k = 0; k < pivot.size(); ++k)
+    pivot[k] = std::sqrt(std::max(0.0f, hessian.diagonal[static_cast<std::size_t>(perm[k])]));
   copy_to_device(result.pivot.view.data, pivot.data(), pivot.size() * sizeof(float), stream);
 }
 
 // Linears with the same order and damping share a factor.
-using FactorKey = std::tuple<bool, std::int64_t, double, double>;  // desc_act, group columns of act_group_aware (0: none), damping
+using FactorKey =
+    std::tuple<bool, std::int64_t, double,
+               double>;  // desc_act, group columns of act_group_aware (0: none), damping
 
 FactorKey factor_key(const LinearSettings& s, std::int64_t d) {
-  return {s.desc_act, s.act_group_aware && !s.desc_act ? s.group_columns(d) : 0, s.damp_percent, s.damp_increment};
+  return {s.desc_act, s.act_group_aware && !s.desc_act ? s.group_columns(d) : 0, s.damp_percent,
+          s.damp_increment};
 }
 
-std::map<FactorKey, Factor> make_factors(const Hessian& hessian, const std::vector<LinearSettings>& settings, Comm& comm, Stream& stream) {
+std::map<FactorKey, Factor> make_factors(const Hessian& hessian,
+                                         const std::vector<LinearSettings>& settings, Comm& comm,
+                                         Stream& stream) {
   const auto d = static_cast<std::int64_t>(hessian.diagonal.size());
   std::map<FactorKey, const LinearSettings*> wanted;
   for (const LinearSettings& s : settings)
     if (s.method == Method::gptq) wanted.emplace(factor_key(s, d), &s);
 
-  const bool in_team = stream.on_cuda() && factors_in_team(static_cast<std::int64_t>(wanted.size()), d, comm.size());
+  const bool in_team =
+      stream.on_cuda() && factors_in_team(static_cast<std::int64_t>(wanted.size()), d, comm.size());
   const FactorTeam team = in_team ? factor_team(comm, stream) : FactorTeam();
   std::map<FactorKey, Factor> factors;
-  const std::vector<int> owners = share_by_cost(std::vector<double>(wanted.size(), 1.0), comm.size());
+  const std::vector<int> owners =
+      share_by_cost(std::vector<double>(wanted.size(), 1.0), comm.size());
   std::size_t task = 0;
   for (const auto& [key, s] : wanted) {
     Factor& result = factors[key];
@@ -96,7 +111,8 @@ std::map<FactorKey, Factor> make_factors(const Hessian& hessian, const std::vect
     result.perm = upload(result.order, stream);
     result.n = Array<float>(d, d, stream);
     result.pivot = Array<float>(1, d, stream);
-    if (in_team || owners[task] == comm.rank()) factor_with_damping(hessian, *s, team, result, stream);
+    if (in_team || owners[task] == comm.rank())
+      factor_with_damping(hessian, *s, team, result, stream);
     ++task;
   }
   if (in_team) return factors;
@@ -121,7 +137,9 @@ QuantizedLinear allocate(const Linear& linear, const LinearSettings& settings, S
   q.scale = Array<float>(out, settings.groups(in), stream);
   q.zero = Array<std::uint8_t>(out, settings.groups(in), stream);
   q.group_of.resize(static_cast<std::size_t>(in));
-  for (std::int64_t k = 0; k < in; ++k) q.group_of[static_cast<std::size_t>(k)] = static_cast<std::int32_t>(k / settings.group_columns(in));
+  for (std::int64_t k = 0; k < in; ++k)
+    q.group_of[static_cast<std::size_t>(k)] =
+        static_cast<std::int32_t>(k / settings.group_columns(in));
   q.stored_group = identity_order(settings.groups(in));
   return q;
 }
@@ -130,16 +148,20 @@ QuantizedLinear allocate(const Linear& linear, const LinearSettings& settings, S
 void solve_rtn(ConstTensor weight, const RowRange& rows, QuantizedLinear& q, Stream& stream) {
   const std::int64_t in = weight.cols;
   const Array<std::int32_t> order = upload(identity_order(in), stream);
-  const Array<std::uint8_t> dead = upload(std::vector<std::uint8_t>(static_cast<std::size_t>(in), 0), stream);
+  const Array<std::uint8_t> dead =
+      upload(std::vector<std::uint8_t>(static_cast<std::size_t>(in), 0), stream);
   Array<float> w(rows.count, in, stream);
   gather_columns(weight, order, dead, w, stream);
   const auto scale = q.scale.view.row_range(rows.begin, rows.count);
   const auto zero = q.zero.view.row_range(rows.begin, rows.count);
-  find_grids(w, q.settings.group_columns(in), {q.settings.bits, q.settings.symmetric, q.settings.mse_norm}, scale, zero, stream);
-  round_to_grid(w, scale, zero, upload(q.group_of, stream), q.settings.bits, q.code.view.row_range(rows.begin, rows.count), stream);
+  find_grids(w, q.settings.group_columns(in),
+             {q.settings.bits, q.settings.symmetric, q.settings.mse_norm}, scale, zero, stream);
+  round_to_grid(w, scale, zero, upload(q.group_of, stream), q.settings.bits,
+                q.code.view.row_range(rows.begin, rows.count), stream);
 }
 
-// Some rows of one of the step's linears, and their first row in a matrix of all rows of all linears.
+// Some rows of one of the step's linears, and their first row in a matrix of all rows of all
+// linears.
 struct Piece {
   std::size_t linear = 0;
   RowRange rows;
@@ -149,14 +171,17 @@ struct Piece {
 // Whether one sweep can solve rows of both: a sweep takes about as long for few rows as for many.
 bool swept_together(const LinearSettings& a, const LinearSettings& b, std::int64_t d) {
   const auto grids = [&](const LinearSettings& s) {
-    return std::tuple(s.method, s.bits, s.symmetric, s.mse_norm, s.group_columns(d), s.static_groups);
+    return std::tuple(s.method, s.bits, s.symmetric, s.mse_norm, s.group_columns(d),
+                      s.static_groups);
   };
   return a.method == Method::gptq && grids(a) == grids(b) && factor_key(a, d) == factor_key(b, d);
 }
 
 // This rank's rows, cut into what is solved at once.
-std::vector<std::vector<Piece>> cut_turns(const std::vector<const Linear*>& linears, const std::vector<LinearSettings>& settings,
-                                          const std::vector<std::vector<RowRange>>& shares, int rank) {
+std::vector<std::vector<Piece>> cut_turns(const std::vector<const Linear*>& linears,
+                                          const std::vector<LinearSettings>& settings,
+                                          const std::vector<std::vector<RowRange>>& shares,
+                                          int rank) {
   std::vector<std::vector<Piece>> turns;
   std::int64_t space = 0;  // rows that the last turn still takes
   std::int64_t position = 0;
@@ -180,10 +205,13 @@ std::vector<std::vector<Piece>> cut_turns(const std::vector<const Linear*>& line
 }
 
 // Calls work(weight) with the piece's weights as they are to be quantized.
-using WithWeight = std::function<void(const Piece& piece, const std::function<void(ConstTensor weight)>& work)>;
+using WithWeight =
+    std::function<void(const Piece& piece, const std::function<void(ConstTensor weight)>& work)>;
 
-// The pieces' linears have one factor and the same settings. dead [1, d]: columns without input. row_loss: of all rows of all linears.
-void solve_gptq(const Factor& factor, const std::vector<Piece>& pieces, const WithWeight& with_weight, Matrix<const std::uint8_t> dead,
+// The pieces' linears have one factor and the same settings. dead [1, d]: columns without input.
+// row_loss: of all rows of all linears.
+void solve_gptq(const Factor& factor, const std::vector<Piece>& pieces,
+                const WithWeight& with_weight, Matrix<const std::uint8_t> dead,
                 std::vector<QuantizedLinear>& results, Matrix<float> row_loss, Stream& stream) {
   const QuantizedLinear& first = results[pieces.front().linear];
   const LinearSettings& s = first.settings;
@@ -202,7 +230,8 @@ void solve_gptq(const Factor& factor, const std::vector<Piece>& pieces, const Wi
   Array<std::int32_t> solved_group;  // group of position k
   if (s.static_groups) {
     Order group(static_cast<std::size_t>(in));
-    for (std::size_t k = 0; k < group.size(); ++k) group[k] = first.group_of[static_cast<std::size_t>(factor.order[k])];
+    for (std::size_t k = 0; k < group.size(); ++k)
+      group[k] = first.group_of[static_cast<std::size_t>(factor.order[k])];
     solved_group = upload(group, stream);
     identity = upload(identity_order(in), stream);
   }
@@ -212,44 +241,51 @@ void solve_gptq(const Factor& factor, const std::vector<Piece>& pieces, const Wi
     with_weight(piece, [&](ConstTensor weight) {
       if (s.static_groups) {
         gather_columns(weight, identity, dead, part, stream);
-        find_grids(part, options.group_size, options.grid, scale.view.row_range(begin, part.rows), zero.view.row_range(begin, part.rows),
-                   stream);
+        find_grids(part, options.group_size, options.grid, scale.view.row_range(begin, part.rows),
+                   zero.view.row_range(begin, part.rows), stream);
       }
       gather_columns(weight, factor.perm, dead, part, stream);
     });
     begin += part.rows;
   }
   const Array<std::uint8_t> code(rows, in, stream);
-  gptq_sweep(w, factor.n, factor.pivot, options, solved_group, scale, zero, code, row_loss.col_range(pieces.front().position, rows),
-             stream);
+  gptq_sweep(w, factor.n, factor.pivot, options, solved_group, scale, zero, code,
+             row_loss.col_range(pieces.front().position, rows), stream);
   begin = 0;
   for (const Piece& piece : pieces) {
     QuantizedLinear& q = results[piece.linear];
     const auto copy_rows = [&](const auto& from, const auto& to) {
-      copy_on_device(to.row(piece.rows.begin), from.row(begin), static_cast<std::size_t>(piece.rows.count * to.cols) * sizeof(*to.data),
+      copy_on_device(to.row(piece.rows.begin), from.row(begin),
+                     static_cast<std::size_t>(piece.rows.count * to.cols) * sizeof(*to.data),
                      stream);
     };
-    scatter_columns(code.view.row_range(begin, piece.rows.count), factor.perm, q.code.view.row_range(piece.rows.begin, piece.rows.count),
-                    stream);
+    scatter_columns(code.view.row_range(begin, piece.rows.count), factor.perm,
+                    q.code.view.row_range(piece.rows.begin, piece.rows.count), stream);
     copy_rows(scale.view, q.scale.view);
     copy_rows(zero.view, q.zero.view);
     begin += piece.rows.count;
   }
 }
 
-// Column → group as solved, once the columns have been solved in the order `perm` with dynamic groups.
+// Column → group as solved, once the columns have been solved in the order `perm` with dynamic
+// groups.
 void set_dynamic_groups(const Order& perm, QuantizedLinear& q) {
   const auto in = static_cast<std::int64_t>(perm.size());
   const std::int64_t columns = q.settings.group_columns(in);
   for (std::int64_t k = 0; k < in; ++k)
-    q.group_of[static_cast<std::size_t>(perm[static_cast<std::size_t>(k)])] = static_cast<std::int32_t>(k / columns);
+    q.group_of[static_cast<std::size_t>(perm[static_cast<std::size_t>(k)])] =
+        static_cast<std::int32_t>(k / columns);
   if (!q.settings.act_group_aware || q.settings.desc_act) return;
-  for (std::size_t g = 0; g < q.stored_group.size(); ++g)  // groups stayed whole: the stored group is that of any of its columns
-    q.stored_group[g] = static_cast<std::int32_t>(perm[g * static_cast<std::size_t>(columns)] / columns);
+  for (std::size_t g = 0; g < q.stored_group.size();
+       ++g)  // groups stayed whole: the stored group is that of any of its columns
+    q.stored_group[g] =
+        static_cast<std::int32_t>(perm[g * static_cast<std::size_t>(columns)] / columns);
 }
 
-// Row i of a matrix of all rows of all linears belongs to the rank that solves it; a rank's rows stand together.
-std::vector<RowRange> shares_of_all_rows(const std::vector<std::int64_t>& rows, const std::vector<std::vector<RowRange>>& shares,
+// Row i of a matrix of all rows of all linears belongs to the rank that solves it; a rank's rows
+// stand together.
+std::vector<RowRange> shares_of_all_rows(const std::vector<std::int64_t>& rows,
+                                         const std::vector<std::vector<RowRange>>& shares,
                                          int ranks) {
   std::vector<RowRange> result(static_cast<std::size_t>(ranks));
   std::int64_t begin = 0;
@@ -262,8 +298,10 @@ std::vector<RowRange> shares_of_all_rows(const std::vector<std::int64_t>& rows, 
 }
 
 // rows_of: empty for the checkpoint's weights.
-std::vector<QuantizedLinear> solve_all(const Hessian* hessian, const std::vector<const Linear*>& linears,
-                                       const std::vector<LinearSettings>& settings, const RowsOf& rows_of, Comm& comm, Stream& stream) {
+std::vector<QuantizedLinear> solve_all(const Hessian* hessian,
+                                       const std::vector<const Linear*>& linears,
+                                       const std::vector<LinearSettings>& settings,
+                                       const RowsOf& rows_of, Comm& comm, Stream& stream) {
   std::map<FactorKey, Factor> factors;
   Array<std::uint8_t> dead;
   if (hessian != nullptr) {
@@ -276,12 +314,14 @@ std::vector<QuantizedLinear> solve_all(const Hessian* hessian, const std::vector
   std::vector<std::int64_t> rows;
   std::vector<QuantizedLinear> results;
   for (std::size_t i = 0; i < linears.size(); ++i) {
-    require(settings[i].method != Method::gptq || hessian != nullptr, "solve: GPTQ needs a Hessian");
+    require(settings[i].method != Method::gptq || hessian != nullptr,
+            "solve: GPTQ needs a Hessian");
     rows.push_back(linears[i]->stored.rows);
     results.push_back(allocate(*linears[i], settings[i], stream));
   }
   const auto shares = share_rows(rows, solved_row_block, comm.size());
-  const Array<float> row_loss(1, std::accumulate(rows.begin(), rows.end(), std::int64_t{0}), stream);
+  const Array<float> row_loss(1, std::accumulate(rows.begin(), rows.end(), std::int64_t{0}),
+                              stream);
   fill_zero(row_loss.view.data, row_loss.memory.bytes(), stream);
   const auto with_weight = [&](const Piece& piece, const std::function<void(ConstTensor)>& work) {
     if (rows_of)
@@ -289,24 +329,34 @@ std::vector<QuantizedLinear> solve_all(const Hessian* hessian, const std::vector
     else
       work(linears[piece.linear]->stored.row_range(piece.rows.begin, piece.rows.count));
   };
-  const auto factor_of = [&](std::size_t i) -> const Factor& { return factors.at(factor_key(settings[i], linears[i]->stored.cols)); };
+  const auto factor_of = [&](std::size_t i) -> const Factor& {
+    return factors.at(factor_key(settings[i], linears[i]->stored.cols));
+  };
   for (const std::vector<Piece>& pieces : cut_turns(linears, settings, shares, comm.rank())) {
     const Piece& first = pieces.front();
     if (settings[first.linear].method == Method::gptq)
       solve_gptq(factor_of(first.linear), pieces, with_weight, dead, results, row_loss, stream);
     else
-      with_weight(first, [&](ConstTensor weight) { solve_rtn(weight, first.rows, results[first.linear], stream); });
+      with_weight(first, [&](ConstTensor weight) {
+        solve_rtn(weight, first.rows, results[first.linear], stream);
+      });
   }
 
-  comm.all_gather_rows(row_loss.view.data, sizeof(float), shares_of_all_rows(rows, shares, comm.size()), stream);
+  comm.all_gather_rows(row_loss.view.data, sizeof(float),
+                       shares_of_all_rows(rows, shares, comm.size()), stream);
   const Array<std::int32_t> faults(1, 2 * static_cast<std::int64_t>(linears.size()), stream);
   fill_zero(faults.view.data, faults.memory.bytes(), stream);
   for (std::size_t i = 0; i < linears.size(); ++i) {
     QuantizedLinear& q = results[i];
-    comm.all_gather_rows(q.code.view.data, static_cast<std::size_t>(q.code.view.cols), shares[i], stream);
-    comm.all_gather_rows(q.scale.view.data, static_cast<std::size_t>(q.scale.view.cols) * sizeof(float), shares[i], stream);
-    comm.all_gather_rows(q.zero.view.data, static_cast<std::size_t>(q.zero.view.cols), shares[i], stream);
-    inspect_grids(q.scale, q.zero, faults.view.col_range(2 * static_cast<std::int64_t>(i), 2), stream);
+    comm.all_gather_rows(q.code.view.data, static_cast<std::size_t>(q.code.view.cols), shares[i],
+                         stream);
+    comm.all_gather_rows(q.scale.view.data,
+                         static_cast<std::size_t>(q.scale.view.cols) * sizeof(float), shares[i],
+                         stream);
+    comm.all_gather_rows(q.zero.view.data, static_cast<std::size_t>(q.zero.view.cols), shares[i],
+                         stream);
+    inspect_grids(q.scale, q.zero, faults.view.col_range(2 * static_cast<std::int64_t>(i), 2),
+                  stream);
   }
   comm.wait(stream);
   std::vector<float> loss(static_cast<std::size_t>(row_loss.view.size()));
@@ -319,7 +369,8 @@ std::vector<QuantizedLinear> solve_all(const Hessian* hessian, const std::vector
     QuantizedLinear& q = results[i];
     if (found[2 * i] != 0)
       throw std::domain_error(linears[i]->name +
-                              ": a weight is not finite or too large for a float16 scale; check the checkpoint for damaged weights");
+                              ": a weight is not finite or too large for a float16 scale; check "
+                              "the checkpoint for damaged weights");
     q.has_zero_of_zero = found[2 * i + 1] != 0;
     const auto end = row + rows[i];
     if (settings[i].method == Method::gptq) {
@@ -336,13 +387,17 @@ std::vector<QuantizedLinear> solve_all(const Hessian* hessian, const std::vector
 
 }  // namespace
 
-std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<const Linear*>& linears,
-                                   const std::vector<LinearSettings>& settings, Comm& comm, Stream& stream) {
+std::vector<QuantizedLinear> solve(const Hessian* hessian,
+                                   const std::vector<const Linear*>& linears,
+                                   const std::vector<LinearSettings>& settings, Comm& comm,
+                                   Stream& stream) {
   return solve_all(hessian, linears, settings, {}, comm, stream);
 }
 
-std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<const Linear*>& linears,
-                                   const std::vector<LinearSettings>& settings, const RowsOf& rows_of, Comm& comm, Stream& stream) {
+std::vector<QuantizedLinear> solve(const Hessian* hessian,
+                                   const std::vector<const Linear*>& linears,
+                                   const std::vector<LinearSettings>& settings,
+                                   const RowsOf& rows_of, Comm& comm, Stream& stream) {
   return solve_all(hessian, linears, settings, rows_of, comm, stream);
 }
 

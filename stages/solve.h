@@ -1,7 +1,8 @@
 // Codes for the linears of one step: GPTQ with the step's Hessian, or round to nearest.
 //
-// The rows of all linears are cut into fixed blocks and shared over the ranks; each factor is computed by one owner and broadcast, or,
-// where it is large, by all ranks (stages/factor_team.h); codes are gathered, so that every rank ends with everything.
+// The rows of all linears are cut into fixed blocks and shared over the ranks; each factor is
+// computed by one owner and broadcast, or, where it is large, by all ranks (stages/factor_team.h);
+// codes are gathered, so that every rank ends with everything.
 #pragma once
 
 #include <algorithm>
@@ -38,33 +39,47 @@ struct LinearSettings {
   double damp_percent = 0.01;
   double damp_increment = 0.01;
 
-  std::int64_t group_columns(std::int64_t in_features) const { return group_size > 0 ? group_size : in_features; }
-  std::int64_t groups(std::int64_t in_features) const { return in_features / group_columns(in_features); }
+  std::int64_t group_columns(std::int64_t in_features) const {
+    return group_size > 0 ? group_size : in_features;
+  }
+  std::int64_t groups(std::int64_t in_features) const {
+    return in_features / group_columns(in_features);
+  }
 };
 
-// A solved linear, on every rank: w[n, k] = scale[n, g] · (code[n, k] − zero[n, g]), g = group_of[k].
+// A solved linear, on every rank: w[n, k] = scale[n, g] · (code[n, k] − zero[n, g]), g =
+// group_of[k].
 struct QuantizedLinear {
   LinearSettings settings;
-  Array<std::uint8_t> code;                // [out, in], columns in the checkpoint's order
-  Array<float> scale;                      // [out, groups], values of float16
-  Array<std::uint8_t> zero;                // [out, groups]
-  std::vector<std::int32_t> group_of;      // [in]: column → group as solved, which indexes scale and zero
-  std::vector<std::int32_t> stored_group;  // [groups]: group as solved → group as stored (not the identity for act_group_aware)
+  Array<std::uint8_t> code;  // [out, in], columns in the checkpoint's order
+  Array<float> scale;        // [out, groups], values of float16
+  Array<std::uint8_t> zero;  // [out, groups]
+  std::vector<std::int32_t>
+      group_of;  // [in]: column → group as solved, which indexes scale and zero
+  std::vector<std::int32_t> stored_group;  // [groups]: group as solved → group as stored (not the
+                                           // identity for act_group_aware)
   bool has_zero_of_zero = false;           // some zero is 0: format v1 cannot hold it
-  double mean_squared_error = 0.0;         // (1/out) Σ Δw H Δwᵀ: the mean squared output error per element on the calibration tokens
-  double damp = 0.0;                       // the damp_percent that succeeded
-  bool fell_back = false;                  // no damping made H positive definite: rounded to nearest
+  double mean_squared_error = 0.0;  // (1/out) Σ Δw H Δwᵀ: the mean squared output error per element
+                                    // on the calibration tokens
+  double damp = 0.0;       // the damp_percent that succeeded
+  bool fell_back = false;  // no damping made H positive definite: rounded to nearest
 };
 
-// Solves `linears` (all read the same input, none skipped). hessian: needed when a method is gptq, may be null for RTN.
-// Collective. Throws std::domain_error naming the module when a scale is not finite.
-std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<const Linear*>& linears,
-                                   const std::vector<LinearSettings>& settings, Comm& comm, Stream& stream);
+// Solves `linears` (all read the same input, none skipped). hessian: needed when a method is gptq,
+// may be null for RTN. Collective. Throws std::domain_error naming the module when a scale is not
+// finite.
+std::vector<QuantizedLinear> solve(const Hessian* hessian,
+                                   const std::vector<const Linear*>& linears,
+                                   const std::vector<LinearSettings>& settings, Comm& comm,
+                                   Stream& stream);
 
-// The same for other weights than the checkpoint's: rows_of gives some rows of linears[i] as they are to be quantized, this rank's alone.
+// The same for other weights than the checkpoint's: rows_of gives some rows of linears[i] as they
+// are to be quantized, this rank's alone.
 using RowsOf = std::function<Array<float>(std::size_t i, const RowRange& rows)>;
-std::vector<QuantizedLinear> solve(const Hessian* hessian, const std::vector<const Linear*>& linears,
-                                   const std::vector<LinearSettings>& settings, const RowsOf& rows_of, Comm& comm, Stream& stream);
+std::vector<QuantizedLinear> solve(const Hessian* hessian,
+                                   const std::vector<const Linear*>& linears,
+                                   const std::vector<LinearSettings>& settings,
+                                   const RowsOf& rows_of, Comm& comm, Stream& stream);
 
 // weight = the dequantized codes, in the compute type.
 void dequantize_into(const QuantizedLinear& quantized, Tensor weight, Stream& stream);

@@ -17,7 +17,8 @@ std::vector<std::remove_const_t<T>> download_matrix(Matrix<T> matrix, Stream& st
 }
 
 template <class T>
-Array<T> upload_matrix(const std::vector<T>& values, std::int64_t rows, std::int64_t cols, Stream& stream) {
+Array<T> upload_matrix(const std::vector<T>& values, std::int64_t rows, std::int64_t cols,
+                       Stream& stream) {
   Array<T> array(rows, cols, stream);
   copy_to_device(array.view.data, values.data(), values.size() * sizeof(T), stream);
   return array;
@@ -26,7 +27,9 @@ Array<T> upload_matrix(const std::vector<T>& values, std::int64_t rows, std::int
 // [1, size]; without values an empty matrix.
 template <class T>
 Array<T> upload(const std::vector<T>& values, Stream& stream) {
-  return values.empty() ? Array<T>() : upload_matrix(values, 1, static_cast<std::int64_t>(values.size()), stream);
+  return values.empty()
+             ? Array<T>()
+             : upload_matrix(values, 1, static_cast<std::int64_t>(values.size()), stream);
 }
 
 }  // namespace qpipe

@@ -8,7 +8,9 @@ namespace qpipe {
 
 namespace {
 
-bool waits(const Layer& layer, std::size_t i) { return !layer.waiting.empty() && layer.linears[i].weight.data == nullptr; }
+bool waits(const Layer& layer, std::size_t i) {
+  return !layer.waiting.empty() && layer.linears[i].weight.data == nullptr;
+}
 
 void bring(Linear& linear, WaitingWeight& w, Stream& stream) {
   const std::int64_t rows = linear.weight.rows;
@@ -29,7 +31,8 @@ void bring(Linear& linear, WaitingWeight& w, Stream& stream) {
 void take_back(Linear& linear, WaitingWeight& w, bool keep, Stream& stream) {
   if (keep && w.overwritten) {
     const auto bytes = static_cast<std::size_t>(linear.weight.bytes());
-    if (size_of(linear.weight.dtype) > size_of(w.dtype)) {  // does not fit where the checkpoint's was
+    if (size_of(linear.weight.dtype) >
+        size_of(w.dtype)) {  // does not fit where the checkpoint's was
       w.wider = HostBuffer(bytes, stream);
       w.host = w.wider.data();
     }
@@ -45,7 +48,8 @@ void take_back(Linear& linear, WaitingWeight& w, bool keep, Stream& stream) {
 
 }  // namespace
 
-WeightsOnDevice::WeightsOnDevice(Layer& layer, std::vector<std::size_t> linears, Stream& stream) : layer_(layer), stream_(stream) {
+WeightsOnDevice::WeightsOnDevice(Layer& layer, std::vector<std::size_t> linears, Stream& stream)
+    : layer_(layer), stream_(stream) {
   for (const std::size_t i : linears) {
     if (!waits(layer, i)) continue;
     bring(layer.linears[i], layer.waiting[i], stream);
@@ -55,7 +59,8 @@ WeightsOnDevice::WeightsOnDevice(Layer& layer, std::vector<std::size_t> linears,
 
 WeightsOnDevice::~WeightsOnDevice() noexcept(false) {
   const bool keep = std::uncaught_exceptions() == 0;
-  for (const std::size_t i : linears_) take_back(layer_.linears[i], layer_.waiting[i], keep, stream_);
+  for (const std::size_t i : linears_)
+    take_back(layer_.linears[i], layer_.waiting[i], keep, stream_);
 }
 
 void set_overwritten(Layer& layer, std::size_t linear) {

@@ -7,9 +7,10 @@
 
 namespace qpipe {
 
-// While it lives, linears[i].stored and .weight have memory for all i in `linears`. On the way back weights that were overwritten
-// (set_overwritten) go to the host in the compute type, and come from there the next time. Those that are on the device already, for an
-// outer one, stay there. Nothing to do for a layer whose weights do not wait.
+// While it lives, linears[i].stored and .weight have memory for all i in `linears`. On the way back
+// weights that were overwritten (set_overwritten) go to the host in the compute type, and come from
+// there the next time. Those that are on the device already, for an outer one, stay there. Nothing
+// to do for a layer whose weights do not wait.
 class WeightsOnDevice {
  public:
   WeightsOnDevice(Layer& layer, std::vector<std::size_t> linears, Stream& stream);

@@ -1,5 +1,5 @@
-"""pipeline → stages → launch → kernels: nobody includes upward, every quoted include resolves, no .cu or .cpp is included, and every
-third-party library has one home.
+"""pipeline → stages → launch → kernels, and the rooms of pipeline/ and stages/ in their order: nobody includes upward, every quoted
+include resolves, no .cu or .cpp is included, and every third-party library has one home.
 
     python3 tests/include_rule_test.py              checks the source tree
     python3 tests/include_rule_test.py --self-test  checks this checker on a tree with one planted fault of each kind
@@ -11,6 +11,11 @@ import tempfile
 from pathlib import Path
 
 FOLDERS = ["kernels", "launch", "stages", "pipeline"]  # each may include itself and those before it
+# The same inside of pipeline/ and stages/. "" is the folder's top: the flow of pipeline/, the mathematics of stages/, which formats lay out.
+ROOMS = {
+    "pipeline": ["files", "options", "model", "data", "plan", "output", "journal", "layers", "", "commands"],
+    "stages": ["", "formats"],
+}
 
 # Headers in <> → the folder that may include them.
 HOMES = [
@@ -33,8 +38,29 @@ def without_comments(text):
     return COMMENT.sub(lambda match: match[0] if match[0].startswith('"') else "\n" * match[0].count("\n"), text)
 
 
-def faults_of_include(root, folder, quoted, angled):
-    """The faults of one include line."""
+def room_of(path):
+    """The room of a file below its folder; model/families belongs to model."""
+    parts = Path(path).parts
+    return parts[1] if len(parts) > 2 else ""
+
+
+def faults_of_room(file, quoted):
+    """The fault of an include between rooms of one folder."""
+    folder = Path(file).parts[0]
+    rooms = ROOMS.get(folder)
+    if rooms is None or Path(quoted).parts[0] != folder:
+        return
+    mine, other = room_of(file), room_of(quoted)
+    if mine not in rooms:
+        yield f"{folder}/{mine} is no room: {', '.join(filter(None, rooms))}"
+    elif other not in rooms or rooms.index(other) > rooms.index(mine):
+        allowed = ", ".join(room or "the top" for room in rooms[: rooms.index(mine) + 1])
+        yield f'"{quoted}" points upward: {folder}/{mine} may include {allowed}'
+
+
+def faults_of_include(root, file, quoted, angled):
+    """The faults of one include line of `file`, a path below root."""
+    folder = Path(file).parts[0]
     if angled is not None:
         for pattern, home in HOMES:
             if re.fullmatch(pattern, angled) and folder != home:
@@ -55,6 +81,8 @@ def faults_of_include(root, folder, quoted, angled):
         yield f'"{quoted}" is in none of {", ".join(FOLDERS)}'
     elif FOLDERS.index(target) > FOLDERS.index(folder):
         yield f'"{quoted}" points upward: {folder}/ may include {", ".join(FOLDERS[: FOLDERS.index(folder) + 1])}'
+    else:
+        yield from faults_of_room(file, quoted)
 
 
 def faults(root):
@@ -69,7 +97,7 @@ def faults(root):
             for match in INCLUDE.finditer(text):
                 includes += 1
                 line = text.count("\n", 0, match.start() + len(match[0])) + 1
-                for fault in faults_of_include(root, folder, match[1], match[2]):
+                for fault in faults_of_include(root, file.relative_to(root).as_posix(), match[1], match[2]):
                     found.append(f"{file.relative_to(root).as_posix()}:{line}: {fault}")
     return found, files, includes
 
@@ -81,6 +109,10 @@ GOOD = {
     "launch/comm.h": '#include "kernels/norm.h"\n',
     "launch/comm.cpp": '#include "launch/comm.h"\n#include <mpi.h>\n#  include <nccl.h>\n',
     "stages/solve.cpp": '#include "launch/comm.h"\n// #include "pipeline/main.h"\n/*\n#include <mpi.h>\n*/\n#include "kernels/norm.h"\n',
+    "pipeline/files/error.h": "",
+    "pipeline/model/families/llama.h": "",
+    "stages/formats/gptq.h": "",
+    "pipeline/quantize.cpp": '#include "pipeline/model/families/llama.h"\n#include "stages/formats/gptq.h"\n',
     "pipeline/main.cpp": '#include <CLI/CLI.hpp>\n#include <hdf5.h>\n#include <toml++/toml.h>\nconst char* s = "/*";\n',
 }
 # file, line that is added to it, words of the fault
@@ -106,6 +138,10 @@ PLANTED = [
     ("launch/comm.h", "#include <toml++/toml.hpp>", "belongs to pipeline/"),
     ("launch/comm.h", "#include <CLI/CLI.hpp>", "belongs to pipeline/"),
     ("pipeline/main.cpp", "#include <tokenizers_cpp.h>", "Python helper"),
+    ("pipeline/files/error.h", '#include "pipeline/model/families/llama.h"', "pipeline/files may include files"),
+    ("pipeline/model/families/llama.h", '#include "pipeline/model.h"', "points upward"),
+    ("stages/solve.cpp", '#include "stages/formats/gptq.h"', "points upward"),
+    ("pipeline/attic/old.h", '#include "pipeline/files/error.h"', "is no room"),
     ("pipeline/main.cpp", '#include "kernels/missing.h"', "does not exist"),  # after a string that holds a comment mark
 ]
 
@@ -114,18 +150,18 @@ def self_test():
     def check(extra):
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            for name, text in {**GOOD, "stages/solve.h": "", "pipeline/model.h": "", "tests/check.h": ""}.items():
-                (root / name).parent.mkdir(exist_ok=True)
+            for name, text in {**GOOD, "stages/solve.h": "", "pipeline/model.h": "", "pipeline/attic/old.h": "", "tests/check.h": ""}.items():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / name).write_text(text + (extra[1] + "\n" if extra and extra[0] == name else ""), encoding="utf-8")
             return faults(root)
 
     errors = []
     found, files, includes = check(None)
-    if found or files != 9 or includes != 15:
+    if found or files != 14 or includes != 17:
         errors.append(f"the tree without a fault: {files} files, {includes} includes, faults {found}")
     for plant in PLANTED:
         found, _, _ = check(plant)
-        line = GOOD[plant[0]].count("\n") + 1
+        line = GOOD.get(plant[0], "").count("\n") + 1
         if len(found) != 1 or plant[2] not in found[0] or not found[0].startswith(f"{plant[0]}:{line}: "):
             errors.append(f"{plant[0]} with {plant[1]!r} (line {line}): expected one fault with {plant[2]!r}, got {found}")
     return errors, f"{len(PLANTED)} planted faults found"

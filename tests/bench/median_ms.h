@@ -9,7 +9,8 @@
 
 namespace qpipe {
 
-// Median of five runs, each behind a preparation that is not timed; one before them sets up workspaces.
+// Median of five runs, each behind a preparation that is not timed; one before them sets up
+// workspaces.
 template <class Prepare, class Run>
 double median_ms(Stream& stream, const Prepare& prepare, const Run& run) {
   std::vector<double> times;
@@ -19,7 +20,10 @@ double median_ms(Stream& stream, const Prepare& prepare, const Run& run) {
     const auto start = std::chrono::steady_clock::now();
     run();
     stream.synchronize();
-    if (i > 0) times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+    if (i > 0)
+      times.push_back(
+          std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+              .count());
   }
   std::sort(times.begin(), times.end());
   return times[times.size() / 2];

@@ -1,4 +1,5 @@
-// Times of the quantization kernels on one GPU: accumulate_hessian, factor, gptq_sweep at the sizes of a 7B model. Median of 5.
+// Times of the quantization kernels on one GPU: accumulate_hessian, factor, gptq_sweep at the sizes
+// of a 7B model. Median of 5.
 #include <cstdio>
 #include <numeric>
 #include <vector>
@@ -13,13 +14,15 @@ namespace {
 
 using namespace qpipe;
 
-// Roughly normal: the sum of four uniforms, by a linear congruential generator (quick for hundreds of millions of values).
+// Roughly normal: the sum of four uniforms, by a linear congruential generator (quick for hundreds
+// of millions of values).
 class Noise {
  public:
   float next() {
     state_ = state_ * 6364136223846793005ull + 1442695040888963407ull;
     float sum = 0.0f;
-    for (int shift = 0; shift < 64; shift += 16) sum += static_cast<float>((state_ >> shift) & 0xffffu);
+    for (int shift = 0; shift < 64; shift += 16)
+      sum += static_cast<float>((state_ >> shift) & 0xffffu);
     return (sum * 0x1p-16f - 2.0f) * 1.7320508f;
   }
 
@@ -28,13 +31,16 @@ class Noise {
 };
 
 void report(const char* name, std::int64_t rows, std::int64_t d, double ms, double flop) {
-  std::printf("%-20s %6ld x %-6ld %9.3f ms %8.1f TFLOP/s\n", name, static_cast<long>(rows), static_cast<long>(d), ms, flop / ms * 1e-9);
+  std::printf("%-20s %6ld x %-6ld %9.3f ms %8.1f TFLOP/s\n", name, static_cast<long>(rows),
+              static_cast<long>(d), ms, flop / ms * 1e-9);
   std::fflush(stdout);
 }
 
 void run(std::int64_t d, std::int64_t tokens, std::int64_t rows, Stream& stream) {
   Noise noise;
-  const auto size = [d](std::int64_t count) { return static_cast<double>(count) * static_cast<double>(d); };
+  const auto size = [d](std::int64_t count) {
+    return static_cast<double>(count) * static_cast<double>(d);
+  };
   const Array<float> h(d, d, stream);
   {
     std::vector<bf16> x(static_cast<std::size_t>(tokens * d));
@@ -48,28 +54,37 @@ void run(std::int64_t d, std::int64_t tokens, std::int64_t rows, Stream& stream)
     const Array<float> maximum(1, d, stream);
     fill_zero(maximum.view.data, maximum.memory.bytes(), stream);
     const double maximum_ms = median_ms(stream, [&] { column_max_abs(x_device, maximum, stream); });
-    std::printf("%-20s %6ld x %-6ld %9.3f ms %8.1f GB/s\n", "column_max_abs", static_cast<long>(tokens), static_cast<long>(d), maximum_ms,
+    std::printf("%-20s %6ld x %-6ld %9.3f ms %8.1f GB/s\n", "column_max_abs",
+                static_cast<long>(tokens), static_cast<long>(d), maximum_ms,
                 size(tokens) * 2e-6 / maximum_ms);
     std::vector<float> host_maximum(static_cast<std::size_t>(d));
     copy_to_host(host_maximum.data(), maximum.view.data, maximum.memory.bytes(), stream);
     std::vector<std::int32_t> host_exponent(host_maximum.size());
     hessian_exponents({host_maximum.data(), 1, d}, {host_exponent.data(), 1, d});
     const Array<std::int32_t> exponent(1, d, stream);
-    copy_to_device(exponent.view.data, host_exponent.data(), host_exponent.size() * sizeof(std::int32_t), stream);
+    copy_to_device(exponent.view.data, host_exponent.data(),
+                   host_exponent.size() * sizeof(std::int32_t), stream);
     const Array<std::int64_t> sum(d, d, stream);
     fill_zero(sum.view.data, sum.memory.bytes(), stream);
     constexpr int log2_tokens = 18;
     // Useful work: the lower triangle only.
-    report("accumulate_hessian", tokens, d, median_ms(stream, [&] { accumulate_hessian(x_device, exponent, log2_tokens, 0, sum, stream); }),
+    report("accumulate_hessian", tokens, d,
+           median_ms(stream,
+                     [&] { accumulate_hessian(x_device, exponent, log2_tokens, 0, sum, stream); }),
            size(tokens) * size(1));
-    report("finish_hessian", d, d, median_ms(stream, [&] { finish_hessian(sum, exponent, log2_tokens, 6 * tokens, 0, h, stream); }), 0.0);
+    report("finish_hessian", d, d,
+           median_ms(stream,
+                     [&] { finish_hessian(sum, exponent, log2_tokens, 6 * tokens, 0, h, stream); }),
+           0.0);
   }
 
   const Array<float> diagonal_device(1, d, stream);
   diagonal(h, diagonal_device, stream);
   std::vector<float> diagonal_host(static_cast<std::size_t>(d));
-  copy_to_host(diagonal_host.data(), diagonal_device.view.data, diagonal_device.memory.bytes(), stream);
-  const double damp = 0.01 * std::accumulate(diagonal_host.begin(), diagonal_host.end(), 0.0) / static_cast<double>(d);
+  copy_to_host(diagonal_host.data(), diagonal_device.view.data, diagonal_device.memory.bytes(),
+               stream);
+  const double damp = 0.01 * std::accumulate(diagonal_host.begin(), diagonal_host.end(), 0.0) /
+                      static_cast<double>(d);
   std::vector<std::int32_t> order(static_cast<std::size_t>(d));
   std::iota(order.begin(), order.end(), 0);
   const Array<std::int32_t> perm(1, d, stream);
@@ -77,7 +92,8 @@ void run(std::int64_t d, std::int64_t tokens, std::int64_t rows, Stream& stream)
   const Array<float> n(d, d, stream);
   const Array<float> pivot(1, d, stream);
   bool success = true;
-  report("factor", d, d, median_ms(stream, [&] { success = factor(h, perm, damp, n, pivot, stream) && success; }),
+  report("factor", d, d,
+         median_ms(stream, [&] { success = factor(h, perm, damp, n, pivot, stream) && success; }),
          size(d) * static_cast<double>(d) / 3.0);
   if (!success) std::printf("factor failed\n");
 
@@ -92,10 +108,12 @@ void run(std::int64_t d, std::int64_t tokens, std::int64_t rows, Stream& stream)
     SweepOptions options;
     std::int64_t rows;
   };
-  for (const Setting& setting :
-       {Setting{"sweep g128", {{4, true, 0.0f}, 128, false}, rows}, Setting{"sweep g128", {{4, true, 0.0f}, 128, false}, rows / 2},
-        Setting{"sweep g128", {{4, true, 0.0f}, 128, false}, rows / 8}, Setting{"sweep g32", {{4, true, 0.0f}, 32, false}, rows},
-        Setting{"sweep g128 mse 2.4", {{4, true, 2.4f}, 128, false}, rows}, Setting{"sweep per row", {{4, true, 0.0f}, d, false}, rows}}) {
+  for (const Setting& setting : {Setting{"sweep g128", {{4, true, 0.0f}, 128, false}, rows},
+                                 Setting{"sweep g128", {{4, true, 0.0f}, 128, false}, rows / 2},
+                                 Setting{"sweep g128", {{4, true, 0.0f}, 128, false}, rows / 8},
+                                 Setting{"sweep g32", {{4, true, 0.0f}, 32, false}, rows},
+                                 Setting{"sweep g128 mse 2.4", {{4, true, 2.4f}, 128, false}, rows},
+                                 Setting{"sweep per row", {{4, true, 0.0f}, d, false}, rows}}) {
     const std::int64_t groups = d / setting.options.group_size;
     const Array<float> scale(setting.rows, groups, stream);
     const Array<std::uint8_t> zero(setting.rows, groups, stream);
@@ -103,8 +121,10 @@ void run(std::int64_t d, std::int64_t tokens, std::int64_t rows, Stream& stream)
     report(setting.name, setting.rows, d,
            median_ms(stream,
                      [&] {
-                       gptq_sweep(w_device.view.row_range(0, setting.rows), n, pivot, setting.options, {}, scale, zero,
-                                  code.view.row_range(0, setting.rows), loss.view.col_range(0, setting.rows), stream);
+                       gptq_sweep(w_device.view.row_range(0, setting.rows), n, pivot,
+                                  setting.options, {}, scale, zero,
+                                  code.view.row_range(0, setting.rows),
+                                  loss.view.col_range(0, setting.rows), stream);
                      }),
            size(setting.rows) * static_cast<double>(d));
   }

@@ -9,19 +9,23 @@ namespace {
 
 class ActivationTest : public ForwardTest {
  protected:
-  static constexpr Activation all[] = {Activation::silu, Activation::gelu, Activation::gelu_tanh, Activation::relu};
+  static constexpr Activation all[] = {Activation::silu, Activation::gelu, Activation::gelu_tanh,
+                                       Activation::relu};
   const std::vector<std::int64_t> widths{1, 7, 8, 64, 257, 1536, 4099};
 
   // Normal values with a few far out, where exp overflows or f(x) vanishes.
   static std::vector<float> inputs(std::int64_t count, unsigned seed) {
     auto x = random_normal(count, seed, 2.5f);
-    const float far[] = {0.0f, -0.0f, 100.0f, -100.0f, -87.0f, -13.0f, 13.0f, 1e-6f, -1e-6f, 3e4f, -3e4f, -5.5f};
-    for (std::size_t i = 0; i < std::min(x.size(), std::size(far)); ++i) x[x.size() - 1 - i] = far[i];
+    const float far[] = {0.0f,  -0.0f, 100.0f, -100.0f, -87.0f, -13.0f,
+                         13.0f, 1e-6f, -1e-6f, 3e4f,    -3e4f,  -5.5f};
+    for (std::size_t i = 0; i < std::min(x.size(), std::size(far)); ++i)
+      x[x.size() - 1 - i] = far[i];
     return x;
   }
 
-  // Around f(x): 8 roundings, and those of the exponent (2 |x| of them for silu). 1 + tanh and 1 + erf cancel for x < 0, which costs
-  // 2^-23 |x| in absolute terms; the cube in gelu_tanh makes its argument's error larger, but there f is close to 0 or x.
+  // Around f(x): 8 roundings, and those of the exponent (2 |x| of them for silu). 1 + tanh and 1 +
+  // erf cancel for x < 0, which costs 2^-23 |x| in absolute terms; the cube in gelu_tanh makes its
+  // argument's error larger, but there f is close to 0 or x.
   static double error(Activation f, double x) {
     const double value = std::abs(reference::activation(f, x));
     switch (f) {
@@ -44,7 +48,8 @@ TEST_P(ActivationTest, PlainMatchesTheReference) {
       std::vector<double> tolerance;
       for (const float value : x) {
         want.push_back(reference::activation(f, value));
-        tolerance.push_back(error(f, value) + (f == Activation::relu ? 0.0 : epsilon() * std::abs(want.back())));
+        tolerance.push_back(error(f, value) +
+                            (f == Activation::relu ? 0.0 : epsilon() * std::abs(want.back())));
       }
       const auto x_device = upload_padded(stream.compute_dtype(), x, tokens, ffn);
       const auto y = poisoned_padded(stream.compute_dtype(), tokens, ffn, 1, 4);
@@ -72,7 +77,8 @@ TEST_P(ActivationTest, GatedMatchesTheReference) {
       }
       for (std::size_t i = 0; i < gate.size(); ++i) {
         want.push_back(reference::activation(f, gate[i]) * up[i]);
-        tolerance.push_back(error(f, gate[i]) * std::abs(up[i]) + (epsilon() + 2.0 * single) * std::abs(want.back()));
+        tolerance.push_back(error(f, gate[i]) * std::abs(up[i]) +
+                            (epsilon() + 2.0 * single) * std::abs(want.back()));
       }
       const auto gate_up_device = upload_padded(stream.compute_dtype(), gate_up, tokens, 2 * ffn);
       const auto y = poisoned_padded(stream.compute_dtype(), tokens, ffn, 1, 4);
@@ -88,11 +94,13 @@ TEST_P(ActivationTest, KnownValues) {
   const std::vector<double> gelu_tanh{0.8411919906, -0.1588080094, 2.9963626079, 0.0};
   const std::vector<double> tolerance(4, 3.0 * epsilon() + 1e-7);
   for (const auto& [f, want] :
-       {std::pair{Activation::silu, silu}, std::pair{Activation::gelu, gelu}, std::pair{Activation::gelu_tanh, gelu_tanh}}) {
+       {std::pair{Activation::silu, silu}, std::pair{Activation::gelu, gelu},
+        std::pair{Activation::gelu_tanh, gelu_tanh}}) {
     const auto y = poisoned(stream.compute_dtype(), 1, 4);
     activation(upload(x, 1, 4), f, y, stream);
     expect_close(download(y), want, tolerance);
-    for (std::size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(reference::activation(f, x[i]), want[i], 1e-9);
+    for (std::size_t i = 0; i < x.size(); ++i)
+      EXPECT_NEAR(reference::activation(f, x[i]), want[i], 1e-9);
   }
 }
 
@@ -103,7 +111,8 @@ TEST_P(ActivationTest, EmbedReadsTablesOfEveryFloatType) {
   for (const std::int64_t d : {1, 5, 64, 576, 1027})
     for (const float multiplier : {1.0f, 24.0f, 0.3f})
       for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
-        SCOPED_TRACE(testing::Message() << "d " << d << ", multiplier " << multiplier << ", table " << name_of(type));
+        SCOPED_TRACE(testing::Message()
+                     << "d " << d << ", multiplier " << multiplier << ", table " << name_of(type));
         auto table = random_normal(vocab * d, 1);
         std::vector<f16> table_f16;
         std::vector<bf16> table_bf16;
@@ -123,8 +132,10 @@ TEST_P(ActivationTest, EmbedReadsTablesOfEveryFloatType) {
         std::vector<double> tolerance;
         for (const std::int32_t id : ids)
           for (std::int64_t c = 0; c < d; ++c) {
-            want.push_back(static_cast<double>(multiplier) * table[static_cast<std::size_t>(id * d + c)]);
-            const bool exact = multiplier == 1.0f && (type == stream.compute_dtype() || !stream.on_cuda());
+            want.push_back(static_cast<double>(multiplier) *
+                           table[static_cast<std::size_t>(id * d + c)]);
+            const bool exact =
+                multiplier == 1.0f && (type == stream.compute_dtype() || !stream.on_cuda());
             tolerance.push_back(exact ? 0.0 : (epsilon() + single) * std::abs(want.back()));
           }
         const auto y = poisoned_padded(stream.compute_dtype(), tokens, d);
@@ -162,7 +173,8 @@ TEST_P(ActivationTest, AcceptsNoTokens) {
 
 TEST_P(ActivationTest, RefusesInconsistentArguments) {
   const DType type = stream.compute_dtype();
-  const TensorArray x(type, 4, 8, stream), y(type, 4, 8, stream), wide(type, 4, 16, stream), tall(type, 5, 8, stream);
+  const TensorArray x(type, 4, 8, stream), y(type, 4, 8, stream), wide(type, 4, 16, stream),
+      tall(type, 5, 8, stream);
   const TensorArray half(DType::f16, 4, 8, stream), integers(DType::i32, 4, 8, stream);
   const Array<std::int32_t> ids(1, 4, stream), more_ids(1, 5, stream);
   EXPECT_NO_THROW(gated_activation(wide, Activation::silu, y, stream));

@@ -13,9 +13,16 @@ namespace {
 
 enum class Side { by_side, interleaved };
 
-HeadLayout make_layout(Side side, std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim) {
+HeadLayout make_layout(Side side, std::int64_t heads, std::int64_t kv_heads,
+                       std::int64_t head_dim) {
   const std::int64_t group = heads / kv_heads;
-  HeadLayout layout{heads, kv_heads, head_dim, group * head_dim, head_dim, heads * head_dim, (heads + kv_heads) * head_dim};
+  HeadLayout layout{heads,
+                    kv_heads,
+                    head_dim,
+                    group * head_dim,
+                    head_dim,
+                    heads * head_dim,
+                    (heads + kv_heads) * head_dim};
   if (side == Side::interleaved) {
     layout.q_group_stride = layout.kv_stride = (group + 2) * head_dim;
     layout.k_begin = group * head_dim;
@@ -36,10 +43,12 @@ Case make_case(HeadLayout layout, std::int64_t samples, std::int64_t seqlen) {
 }
 
 std::string describe(const Case& c) {
-  return std::to_string(c.samples) + " x " + std::to_string(c.seqlen) + " tokens, " + std::to_string(c.layout.heads) + "/" +
-         std::to_string(c.layout.kv_heads) + " heads of " + std::to_string(c.layout.head_dim) + ", q group stride " +
-         std::to_string(c.layout.q_group_stride) + ", window " + std::to_string(c.window) + ", scale " + std::to_string(c.scale) +
-         ", cap " + std::to_string(c.soft_cap) + (c.key_bias.empty() ? "" : ", key bias");
+  return std::to_string(c.samples) + " x " + std::to_string(c.seqlen) + " tokens, " +
+         std::to_string(c.layout.heads) + "/" + std::to_string(c.layout.kv_heads) + " heads of " +
+         std::to_string(c.layout.head_dim) + ", q group stride " +
+         std::to_string(c.layout.q_group_stride) + ", window " + std::to_string(c.window) +
+         ", scale " + std::to_string(c.scale) + ", cap " + std::to_string(c.soft_cap) +
+         (c.key_bias.empty() ? "" : ", key bias");
 }
 
 // ALiBi: slope_h · j, slopes 2^(−8 (h+1) / heads).
@@ -47,8 +56,9 @@ std::vector<float> alibi(std::int64_t heads, std::int64_t seqlen) {
   std::vector<float> bias;
   for (std::int64_t h = 0; h < heads; ++h)
     for (std::int64_t j = 0; j < seqlen; ++j)
-      bias.push_back(
-          static_cast<float>(std::exp2(-8.0 * static_cast<double>(h + 1) / static_cast<double>(heads)) * static_cast<double>(j)));
+      bias.push_back(static_cast<float>(
+          std::exp2(-8.0 * static_cast<double>(h + 1) / static_cast<double>(heads)) *
+          static_cast<double>(j)));
   return bias;
 }
 
@@ -63,21 +73,24 @@ class AttentionTest : public ForwardTest {
 
   // out lies in poisoned memory with 8 columns more, qkv with 16 more.
   std::vector<float> run(const std::vector<float>& qkv, const Case& c) {
-    const auto qkv_device = upload_padded(stream.compute_dtype(), qkv, tokens(c), c.layout.width(), 8, 8);
+    const auto qkv_device =
+        upload_padded(stream.compute_dtype(), qkv, tokens(c), c.layout.width(), 8, 8);
     const auto out = poisoned_padded(stream.compute_dtype(), tokens(c), out_width(c), 0, 8);
     AttentionOptions options;
     options.scale = static_cast<float>(c.scale);
     options.window = c.window;
     options.soft_cap = static_cast<float>(c.soft_cap);
-    const auto bias = c.key_bias.empty() ? Array<float>{} : upload_as<float>(c.key_bias, c.layout.heads, c.seqlen);
+    const auto bias = c.key_bias.empty() ? Array<float>{}
+                                         : upload_as<float>(c.key_bias, c.layout.heads, c.seqlen);
     options.key_bias = bias.view;
     attention(qkv_device.view, c.layout, c.seqlen, options, out.view, stream);
     return download_inside(out);
   }
 
-  // A score errs by δ = (head_dim + 6) 2^-24 · (scale Σ|q||k| + |bias|) + 8 · 2^-24 · cap (twice for truncating tensor cores), p by the
-  // factor 2δ and the roundings of exp and of sums over seqlen, out by that times Σ p|v|. On CUDA p is rounded to bfloat16 for the
-  // product with v, hence one unit roundoff of Σ p|v|, and the output once more.
+  // A score errs by δ = (head_dim + 6) 2^-24 · (scale Σ|q||k| + |bias|) + 8 · 2^-24 · cap (twice
+  // for truncating tensor cores), p by the factor 2δ and the roundings of exp and of sums over
+  // seqlen, out by that times Σ p|v|. On CUDA p is rounded to bfloat16 for the product with v,
+  // hence one unit roundoff of Σ p|v|, and the output once more.
   void check(const Case& c) {
     SCOPED_TRACE(describe(c));
     const auto qkv = random_qkv(c);
@@ -85,35 +98,45 @@ class AttentionTest : public ForwardTest {
     std::vector<double> tolerance(want.out.size());
     const auto d = static_cast<std::size_t>(c.layout.head_dim);
     for (std::size_t i = 0; i < tolerance.size(); ++i) {
-      const double delta = 2.0 * single * (static_cast<double>(c.layout.head_dim + 6) * want.score[i / d] + 8.0 * c.soft_cap);
-      const double p_error = 2.0 * delta + single * (static_cast<double>(c.seqlen) + 16.0) + (stream.on_cuda() ? epsilon() : 0.0);
+      const double delta =
+          2.0 * single *
+          (static_cast<double>(c.layout.head_dim + 6) * want.score[i / d] + 8.0 * c.soft_cap);
+      const double p_error = 2.0 * delta + single * (static_cast<double>(c.seqlen) + 16.0) +
+                             (stream.on_cuda() ? epsilon() : 0.0);
       tolerance[i] = p_error * want.magnitude[i] + epsilon() * std::abs(want.out[i]);
     }
     expect_close(run(qkv, c), want.out, tolerance);
   }
 
-  std::vector<float> rows(const std::vector<float>& out, const Case& c, std::int64_t begin, std::int64_t end) const {
+  std::vector<float> rows(const std::vector<float>& out, const Case& c, std::int64_t begin,
+                          std::int64_t end) const {
     return {out.begin() + begin * out_width(c), out.begin() + end * out_width(c)};
   }
 };
 
 TEST_P(AttentionTest, RaggedSequenceLengths) {
-  for (const std::int64_t seqlen : {1, 2, 7, 16, 31, 32, 33, 40, 63, 64, 65, 127, 128, 129, 200, 257})
-    for (const std::int64_t samples : {1, 3}) check(make_case(make_layout(Side::by_side, 4, 2, 64), samples, seqlen));
+  for (const std::int64_t seqlen :
+       {1, 2, 7, 16, 31, 32, 33, 40, 63, 64, 65, 127, 128, 129, 200, 257})
+    for (const std::int64_t samples : {1, 3})
+      check(make_case(make_layout(Side::by_side, 4, 2, 64), samples, seqlen));
 }
 
 TEST_P(AttentionTest, HeadDimensions) {
-  for (const std::int64_t head_dim : {8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 120, 128, 136, 160, 192, 256})
-    for (const std::int64_t seqlen : {40, 129}) check(make_case(make_layout(Side::by_side, 2, 1, head_dim), 2, seqlen));
+  for (const std::int64_t head_dim :
+       {8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 120, 128, 136, 160, 192, 256})
+    for (const std::int64_t seqlen : {40, 129})
+      check(make_case(make_layout(Side::by_side, 2, 1, head_dim), 2, seqlen));
 }
 
 TEST_P(AttentionTest, GroupsOfHeads) {
   struct Heads {
     std::int64_t heads, kv_heads;
   };
-  for (const auto& [heads, kv_heads] : {Heads{1, 1}, Heads{3, 3}, Heads{9, 3}, Heads{8, 1}, Heads{71, 1}, Heads{14, 2}, Heads{32, 8}})
+  for (const auto& [heads, kv_heads] : {Heads{1, 1}, Heads{3, 3}, Heads{9, 3}, Heads{8, 1},
+                                        Heads{71, 1}, Heads{14, 2}, Heads{32, 8}})
     for (const Side side : {Side::by_side, Side::interleaved})
-      for (const std::int64_t head_dim : {32, 80}) check(make_case(make_layout(side, heads, kv_heads, head_dim), 2, 40));
+      for (const std::int64_t head_dim : {32, 80})
+        check(make_case(make_layout(side, heads, kv_heads, head_dim), 2, 40));
 }
 
 TEST_P(AttentionTest, Windows) {
@@ -135,7 +158,8 @@ TEST_P(AttentionTest, KeyBias) {
         check(c);
         for (float& value : c.key_bias) value = -value;  // earlier keys win
         check(c);
-        // A slope read at the wrong position only shifts the scores, which softmax forgives; an irregular bias does not.
+        // A slope read at the wrong position only shifts the scores, which softmax forgives; an
+        // irregular bias does not.
         c.key_bias = random_normal(4 * seqlen, 5, 2.0f);
         check(c);
         c.soft_cap = 3.0;  // caps the score, not the bias
@@ -154,7 +178,8 @@ TEST_P(AttentionTest, SoftCap) {
     }
 }
 
-// Scores with a deviation near 11: the maximum moves often, and most weights vanish. Negative and zero scales too.
+// Scores with a deviation near 11: the maximum moves often, and most weights vanish. Negative and
+// zero scales too.
 TEST_P(AttentionTest, PeakedAndOddScales) {
   for (const double scale : {1.0, -0.25, 0.0, 0.015625}) {
     auto c = make_case(make_layout(Side::by_side, 2, 1, 128), 2, 200);
@@ -170,7 +195,8 @@ TEST_P(AttentionTest, LongSequence) {
   check(c);
 }
 
-// Token 0 sees itself only: its output is v of its kv head, to the bit. So is every token's with a window of 1.
+// Token 0 sees itself only: its output is v of its kv head, to the bit. So is every token's with a
+// window of 1.
 TEST_P(AttentionTest, OneVisibleTokenGivesItsValue) {
   for (const Side side : {Side::by_side, Side::interleaved}) {
     auto c = make_case(make_layout(side, 6, 3, 40), 2, 70);
@@ -182,7 +208,8 @@ TEST_P(AttentionTest, OneVisibleTokenGivesItsValue) {
         for (std::int64_t h = 0; h < c.layout.heads; ++h)
           for (std::int64_t e = 0; e < c.layout.head_dim; ++e) {
             if (window == 0 && t % c.seqlen != 0) continue;
-            const std::int64_t column = side == Side::by_side ? (6 + 3 + h / 2) * 40 + e : h / 2 * 160 + 120 + e;
+            const std::int64_t column =
+                side == Side::by_side ? (6 + 3 + h / 2) * 40 + e : h / 2 * 160 + 120 + e;
             ASSERT_EQ(out[static_cast<std::size_t>(t * out_width(c) + h * 40 + e)],
                       qkv[static_cast<std::size_t>(t * c.layout.width() + column)])
                 << "token " << t << ", head " << h;
@@ -194,19 +221,24 @@ TEST_P(AttentionTest, OneVisibleTokenGivesItsValue) {
 // Other tokens after `last` must not change what comes before, by a single bit.
 TEST_P(AttentionTest, DoesNotSeeTheFuture) {
   for (const std::int64_t seqlen : {40, 129, 200})
-    for (const std::int64_t last : {std::int64_t{0}, std::int64_t{15}, std::int64_t{38}, seqlen / 2, seqlen - 2}) {
+    for (const std::int64_t last :
+         {std::int64_t{0}, std::int64_t{15}, std::int64_t{38}, seqlen / 2, seqlen - 2}) {
       SCOPED_TRACE(testing::Message() << "seqlen " << seqlen << ", last " << last);
       const auto c = make_case(make_layout(Side::by_side, 4, 2, 64), 2, seqlen);
       auto qkv = random_qkv(c);
       const auto clean = run(qkv, c);
       const std::int64_t sample = seqlen;  // the second
-      const auto planted = round_to_compute(random_normal((seqlen - 1 - last) * c.layout.width(), 9, 40.0f));
-      std::copy(planted.begin(), planted.end(), qkv.begin() + (sample + last + 1) * c.layout.width());
+      const auto planted =
+          round_to_compute(random_normal((seqlen - 1 - last) * c.layout.width(), 9, 40.0f));
+      std::copy(planted.begin(), planted.end(),
+                qkv.begin() + (sample + last + 1) * c.layout.width());
       const auto changed = run(qkv, c);
-      EXPECT_EQ(count_different(rows(clean, c, 0, sample + last + 1), rows(changed, c, 0, sample + last + 1)), 0u);
-      EXPECT_GT(
-          count_different(rows(clean, c, sample + last + 1, sample + last + 2), rows(changed, c, sample + last + 1, sample + last + 2)),
-          200u);
+      EXPECT_EQ(count_different(rows(clean, c, 0, sample + last + 1),
+                                rows(changed, c, 0, sample + last + 1)),
+                0u);
+      EXPECT_GT(count_different(rows(clean, c, sample + last + 1, sample + last + 2),
+                                rows(changed, c, sample + last + 1, sample + last + 2)),
+                200u);
     }
 }
 
@@ -219,12 +251,16 @@ TEST_P(AttentionTest, DoesNotSeeBehindTheWindow) {
       c.window = window;
       auto qkv = random_qkv(c);
       const auto clean = run(qkv, c);
-      const auto values = round_to_compute(random_normal((planted + 1) * c.layout.width(), 9, 40.0f));
+      const auto values =
+          round_to_compute(random_normal((planted + 1) * c.layout.width(), 9, 40.0f));
       std::copy(values.begin(), values.end(), qkv.begin());
       const auto changed = run(qkv, c);
       const std::int64_t first = planted + window;
-      EXPECT_EQ(count_different(rows(clean, c, first, c.seqlen), rows(changed, c, first, c.seqlen)), 0u);
-      EXPECT_GT(count_different(rows(clean, c, first - 1, first), rows(changed, c, first - 1, first)), 200u);
+      EXPECT_EQ(count_different(rows(clean, c, first, c.seqlen), rows(changed, c, first, c.seqlen)),
+                0u);
+      EXPECT_GT(
+          count_different(rows(clean, c, first - 1, first), rows(changed, c, first - 1, first)),
+          200u);
     }
 }
 
@@ -237,10 +273,13 @@ TEST_P(AttentionTest, SamplesDoNotLeak) {
       c.window = window;
       auto qkv = random_qkv(c);
       const auto clean = run(qkv, c);
-      std::fill(qkv.begin() + seqlen * c.layout.width(), qkv.begin() + 2 * seqlen * c.layout.width(), std::nanf(""));
+      std::fill(qkv.begin() + seqlen * c.layout.width(),
+                qkv.begin() + 2 * seqlen * c.layout.width(), std::nanf(""));
       const auto changed = run(qkv, c);
       EXPECT_EQ(count_different(rows(clean, c, 0, seqlen), rows(changed, c, 0, seqlen)), 0u);
-      EXPECT_EQ(count_different(rows(clean, c, 2 * seqlen, 3 * seqlen), rows(changed, c, 2 * seqlen, 3 * seqlen)), 0u);
+      EXPECT_EQ(count_different(rows(clean, c, 2 * seqlen, 3 * seqlen),
+                                rows(changed, c, 2 * seqlen, 3 * seqlen)),
+                0u);
       for (const float value : rows(changed, c, seqlen, 2 * seqlen)) ASSERT_TRUE(std::isnan(value));
     }
 }
@@ -254,7 +293,8 @@ TEST_P(AttentionTest, HeadsDoNotLeak) {
     for (std::int64_t t = 0; t < 50; ++t)
       for (std::int64_t e = 0; e < 32; ++e)
         for (const std::int64_t column :
-             {c.layout.k_column(1), c.layout.v_column(1), c.layout.q_column(3), c.layout.q_column(4), c.layout.q_column(5)})
+             {c.layout.k_column(1), c.layout.v_column(1), c.layout.q_column(3),
+              c.layout.q_column(4), c.layout.q_column(5)})
           qkv[static_cast<std::size_t>(t * c.layout.width() + column + e)] = std::nanf("");
     const auto changed = run(qkv, c);
     for (std::int64_t t = 0; t < 50; ++t)
@@ -285,8 +325,10 @@ TEST_P(AttentionTest, RefusesInconsistentArguments) {
   const DType type = stream.compute_dtype();
   const auto layout = make_layout(Side::by_side, 4, 2, 16);
   const TensorArray qkv(type, 12, layout.width(), stream), out(type, 12, 64, stream);
-  const TensorArray narrow(type, 12, layout.width() - 16, stream), short_out(type, 12, 48, stream), f16_out(DType::f16, 12, 64, stream);
-  const Array<float> bias(4, 6, stream), short_bias(4, 5, stream), frequencies(1, 8, stream), wide_frequencies(1, 9, stream);
+  const TensorArray narrow(type, 12, layout.width() - 16, stream), short_out(type, 12, 48, stream),
+      f16_out(DType::f16, 12, 64, stream);
+  const Array<float> bias(4, 6, stream), short_bias(4, 5, stream), frequencies(1, 8, stream),
+      wide_frequencies(1, 9, stream);
   const AttentionOptions plain;
   EXPECT_NO_THROW(attention(qkv, layout, 6, plain, out, stream));
   EXPECT_THROW(attention(narrow, layout, 6, plain, out, stream), std::invalid_argument);
@@ -309,7 +351,8 @@ TEST_P(AttentionTest, RefusesInconsistentArguments) {
   if (stream.on_cuda())
     for (const std::int64_t head_dim : {12, 264}) {
       const auto unsupported = make_layout(Side::by_side, 4, 2, head_dim);
-      const TensorArray wide(type, 12, unsupported.width(), stream), wide_out(type, 12, 4 * head_dim, stream);
+      const TensorArray wide(type, 12, unsupported.width(), stream),
+          wide_out(type, 12, 4 * head_dim, stream);
       EXPECT_THROW(attention(wide, unsupported, 6, plain, wide_out, stream), std::invalid_argument);
     }
   EXPECT_NO_THROW(rope(qkv, layout, frequencies, 1.0f, false, 6, stream));
@@ -320,7 +363,8 @@ TEST_P(AttentionTest, RefusesInconsistentArguments) {
 
 TEST_P(AttentionTest, AcceptsNoTokens) {
   const auto layout = make_layout(Side::by_side, 4, 2, 16);
-  const TensorArray qkv(stream.compute_dtype(), 0, layout.width(), stream), out(stream.compute_dtype(), 0, 64, stream);
+  const TensorArray qkv(stream.compute_dtype(), 0, layout.width(), stream),
+      out(stream.compute_dtype(), 0, 64, stream);
   EXPECT_NO_THROW(attention(qkv, layout, 6, {}, out, stream));
   EXPECT_NO_THROW(rope(qkv, layout, upload_as<float>({1.0f}, 1, 1), 1.0f, false, 6, stream));
   EXPECT_NO_THROW(stream.synchronize());
@@ -331,27 +375,33 @@ class RopeTest : public AttentionTest {
   static std::vector<float> frequencies(std::int64_t rotated, double theta = 10000.0) {
     std::vector<float> f;
     for (std::int64_t i = 0; i < rotated / 2; ++i)
-      f.push_back(static_cast<float>(std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(rotated))));
+      f.push_back(static_cast<float>(
+          std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(rotated))));
     return f;
   }
 
   // c and s err by 3 · 2^-24 · amplitude, two products and a sum round once each.
   void check(const Case& c, std::int64_t rotated, float amplitude, bool interleaved) {
-    SCOPED_TRACE(testing::Message() << describe(c) << ", rotated " << rotated << ", amplitude " << amplitude
-                                    << (interleaved ? ", interleaved" : ""));
+    SCOPED_TRACE(testing::Message() << describe(c) << ", rotated " << rotated << ", amplitude "
+                                    << amplitude << (interleaved ? ", interleaved" : ""));
     const auto qkv = random_qkv(c);
     const auto f = frequencies(rotated);
     const auto want = reference::rope(qkv, c.layout, f, amplitude, interleaved, c.seqlen);
-    // |a c| + |b s| ≤ amplitude (|a| + |b|); norms are kept, so the largest |x| of the data bounds it.
+    // |a c| + |b s| ≤ amplitude (|a| + |b|); norms are kept, so the largest |x| of the data bounds
+    // it.
     double largest = 0.0;
     for (const float value : qkv) largest = std::max(largest, std::abs(static_cast<double>(value)));
     std::vector<double> tolerance;
     for (std::size_t i = 0; i < want.size(); ++i) {
       const bool untouched = want[i] == static_cast<double>(qkv[i]) && amplitude != 1.0f;
-      tolerance.push_back(untouched ? 0.0 : 8.0 * single * 2.0 * amplitude * largest + epsilon() * std::abs(want[i]));
+      tolerance.push_back(untouched ? 0.0
+                                    : 8.0 * single * 2.0 * amplitude * largest +
+                                          epsilon() * std::abs(want[i]));
     }
-    const auto device = upload_padded(stream.compute_dtype(), qkv, tokens(c), c.layout.width(), 8, 8);
-    rope(device.view, c.layout, upload_as<float>(f, 1, rotated / 2), amplitude, interleaved, c.seqlen, stream);
+    const auto device =
+        upload_padded(stream.compute_dtype(), qkv, tokens(c), c.layout.width(), 8, 8);
+    rope(device.view, c.layout, upload_as<float>(f, 1, rotated / 2), amplitude, interleaved,
+         c.seqlen, stream);
     const auto got = download_inside(device);
     expect_close(got, want, tolerance);
     // v, and q and k beyond the rotated width, keep their bits.
@@ -362,10 +412,12 @@ class RopeTest : public AttentionTest {
       };
       for (std::int64_t g = 0; g < c.layout.kv_heads; ++g) {
         for (std::int64_t e = 0; e < c.layout.head_dim; ++e) expect_same(c.layout.v_column(g) + e);
-        for (std::int64_t e = rotated; e < c.layout.head_dim; ++e) expect_same(c.layout.k_column(g) + e);
+        for (std::int64_t e = rotated; e < c.layout.head_dim; ++e)
+          expect_same(c.layout.k_column(g) + e);
       }
       for (std::int64_t h = 0; h < c.layout.heads; ++h)
-        for (std::int64_t e = rotated; e < c.layout.head_dim; ++e) expect_same(c.layout.q_column(h) + e);
+        for (std::int64_t e = rotated; e < c.layout.head_dim; ++e)
+          expect_same(c.layout.q_column(h) + e);
       if (t % c.seqlen == 0 && amplitude == 1.0f)  // angle 0
         for (std::int64_t column = 0; column < c.layout.width(); ++column) expect_same(column);
     }
@@ -399,13 +451,15 @@ TEST_P(RopeTest, QuarterTurnsByHand) {
     rope(device, layout, upload_as<float>({1.57079633f, 0.0f}, 1, 2), 1.0f, interleaved, 2, stream);
     const auto got = download(device);
     auto want = qkv;
-    // r = 4: pairs (0, 2), (1, 3), or interleaved (0, 1), (2, 3); the first turns, the second has frequency 0.
+    // r = 4: pairs (0, 2), (1, 3), or interleaved (0, 1), (2, 3); the first turns, the second has
+    // frequency 0.
     const std::size_t second = interleaved ? 1 : 2;
     for (const std::size_t head : {std::size_t{24}, std::size_t{32}}) {
       want[head] = -qkv[head + second];
       want[head + second] = qkv[head];
     }
-    expect_close(got, {want.begin(), want.end()}, std::vector<double>(48, 1e-5 * (stream.on_cuda() ? 100.0 : 1.0)));
+    expect_close(got, {want.begin(), want.end()},
+                 std::vector<double>(48, 1e-5 * (stream.on_cuda() ? 100.0 : 1.0)));
   }
 }
 

@@ -1,5 +1,6 @@
-// The backends that this machine has, for parametrised kernel tests: `INSTANTIATE_TEST_SUITE_P(Backends, X, testing::ValuesIn(backends()),
-// backend_name)`. Tests of CUDA backends are named .../cuda, which the label `gpu` selects.
+// The backends that this machine has, for parametrised kernel tests:
+// `INSTANTIATE_TEST_SUITE_P(Backends, X, testing::ValuesIn(backends()), backend_name)`. Tests of
+// CUDA backends are named .../cuda, which the label `gpu` selects.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -18,7 +19,9 @@ inline std::vector<Backend> backends() {
   return found;
 }
 
-inline std::string backend_name(const testing::TestParamInfo<Backend>& info) { return info.param == Backend::cuda ? "cuda" : "cpu"; }
+inline std::string backend_name(const testing::TestParamInfo<Backend>& info) {
+  return info.param == Backend::cuda ? "cuda" : "cpu";
+}
 
 class BackendTest : public testing::TestWithParam<Backend> {
  protected:
@@ -27,7 +30,8 @@ class BackendTest : public testing::TestWithParam<Backend> {
   // Unit roundoff of the compute type.
   double epsilon() const { return stream.on_cuda() ? 0x1p-8 : 0x1p-24; }
 
-  // The values as the compute type holds them: what both the kernel and the double-precision reference must read.
+  // The values as the compute type holds them: what both the kernel and the double-precision
+  // reference must read.
   std::vector<float> round_to_compute(std::vector<float> values) const {
     if (stream.on_cuda())
       for (float& value : values) value = to_float(to_bf16(value));

@@ -20,7 +20,8 @@ TEST(BlasKernels, AreThoseAskedFor) {
 }
 
 TEST(BlasKernels, OldOnesOnANewProcessorAreReplaced) {
-  const bool old = std::string(openblas_get_corename()) == "Prescott" && std::getenv("OPENBLAS_CORETYPE") == nullptr;
+  const bool old = std::string(openblas_get_corename()) == "Prescott" &&
+                   std::getenv("OPENBLAS_CORETYPE") == nullptr;
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {

@@ -43,31 +43,37 @@ class BlockwiseTest : public BackendTest {
  protected:
   // `shift` elements are left free before the weight on the device: unaligned.
   template <class T>
-  Quantized quantize(const std::vector<T>& w, FourBitKind kind, std::int64_t block_size, std::int64_t shift = 0) {
+  Quantized quantize(const std::vector<T>& w, FourBitKind kind, std::int64_t block_size,
+                     std::int64_t shift = 0) {
     const auto count = static_cast<std::int64_t>(w.size());
     const Array<T> memory(1, count + shift, stream);
     const Matrix<T> view = memory.view.col_range(shift, count);
     if (count != 0) copy_to_device(view.data, w.data(), w.size() * sizeof(T), stream);
     const Array<float> absmax(1, block_count(count, block_size), stream);
     const Array<std::uint8_t> packed(1, (count + 1) / 2, stream);
-    quantize_blocks(Tensor(view.data, dtype_of<T>, 1, count), kind, block_size, absmax, packed, stream);
+    quantize_blocks(Tensor(view.data, dtype_of<T>, 1, count), kind, block_size, absmax, packed,
+                    stream);
     return {download_as(packed.view), download_as(absmax.view)};
   }
 
   template <class T>
-  std::vector<T> dequantize(const Quantized& q, FourBitKind kind, std::int64_t block_size, std::int64_t count, std::int64_t shift = 0) {
+  std::vector<T> dequantize(const Quantized& q, FourBitKind kind, std::int64_t block_size,
+                            std::int64_t count, std::int64_t shift = 0) {
     const auto packed = upload_as(q.packed, 1, static_cast<std::int64_t>(q.packed.size()));
     const auto absmax = upload_as(q.absmax, 1, static_cast<std::int64_t>(q.absmax.size()));
     const Array<T> memory(1, count + shift, stream);
     const Matrix<T> view = memory.view.col_range(shift, count);
-    dequantize_blocks(packed, absmax, kind, block_size, Tensor(view.data, dtype_of<T>, 1, count), stream);
+    dequantize_blocks(packed, absmax, kind, block_size, Tensor(view.data, dtype_of<T>, 1, count),
+                      stream);
     return download_as(view);
   }
 
   // Codes, maxima and values are bitsandbytes' own.
   template <class T, class Bits>
-  void expect_golden(FourBitKind kind, std::span<const std::uint8_t> packed64, std::span<const std::uint32_t> absmax64,
-                     std::span<const std::uint8_t> packed256, std::span<const std::uint32_t> absmax256, std::span<const Bits> value) {
+  void expect_golden(FourBitKind kind, std::span<const std::uint8_t> packed64,
+                     std::span<const std::uint32_t> absmax64,
+                     std::span<const std::uint8_t> packed256,
+                     std::span<const std::uint32_t> absmax256, std::span<const Bits> value) {
     const auto w = narrowed<T>(floats(golden::weight));
     for (const std::int64_t block_size : {64, 256}) {
       const auto packed = block_size == 64 ? packed64 : packed256;
@@ -75,20 +81,25 @@ class BlockwiseTest : public BackendTest {
       const Quantized q = quantize(w, kind, block_size);
       ASSERT_EQ(q.packed.size(), packed.size());
       ASSERT_EQ(q.absmax.size(), absmax.size());
-      for (std::size_t i = 0; i < packed.size(); ++i) ASSERT_EQ(int{q.packed[i]}, int{packed[i]}) << "byte " << i;
-      for (std::size_t i = 0; i < absmax.size(); ++i) ASSERT_EQ(std::bit_cast<std::uint32_t>(q.absmax[i]), absmax[i]) << "block " << i;
+      for (std::size_t i = 0; i < packed.size(); ++i)
+        ASSERT_EQ(int{q.packed[i]}, int{packed[i]}) << "byte " << i;
+      for (std::size_t i = 0; i < absmax.size(); ++i)
+        ASSERT_EQ(std::bit_cast<std::uint32_t>(q.absmax[i]), absmax[i]) << "block " << i;
       if (block_size != 64) continue;
       const auto back = dequantize<T>(q, kind, 64, static_cast<std::int64_t>(w.size()));
       ASSERT_EQ(back.size(), value.size());
-      for (std::size_t i = 0; i < value.size(); ++i) ASSERT_EQ(std::bit_cast<Bits>(back[i]), value[i]) << "element " << i;
+      for (std::size_t i = 0; i < value.size(); ++i)
+        ASSERT_EQ(std::bit_cast<Bits>(back[i]), value[i]) << "element " << i;
     }
   }
 };
 
 TEST_P(BlockwiseTest, BytesOfBitsandbytes) {
-#define EXPECT_GOLDEN(T, Bits, kind, name)                                                                            \
-  expect_golden<T, Bits>(FourBitKind::kind, golden::packed_##kind##_##name##_64, golden::absmax_##kind##_##name##_64, \
-                         golden::packed_##kind##_##name##_256, golden::absmax_##kind##_##name##_256, golden::value_##kind##_##name)
+#define EXPECT_GOLDEN(T, Bits, kind, name)                                       \
+  expect_golden<T, Bits>(FourBitKind::kind, golden::packed_##kind##_##name##_64, \
+                         golden::absmax_##kind##_##name##_64,                    \
+                         golden::packed_##kind##_##name##_256,                   \
+                         golden::absmax_##kind##_##name##_256, golden::value_##kind##_##name)
   EXPECT_GOLDEN(float, std::uint32_t, nf4, f32);
   EXPECT_GOLDEN(float, std::uint32_t, fp4, f32);
   EXPECT_GOLDEN(bf16, std::uint16_t, nf4, bf16);
@@ -155,7 +166,8 @@ TEST_P(BlockwiseTest, TiesGoToTheSmallerValue) {
 
 // Against the definition in double, for all block sizes, types, lengths and alignments.
 TEST_P(BlockwiseTest, NearestValue) {
-  const auto check = [&](auto zero, FourBitKind kind, std::int64_t block_size, std::int64_t count, std::int64_t shift) {
+  const auto check = [&](auto zero, FourBitKind kind, std::int64_t block_size, std::int64_t count,
+                         std::int64_t shift) {
     using T = decltype(zero);
     auto values = random_normal(count, static_cast<unsigned>(count + block_size), 0.02f);
     const auto w = narrowed<T>(values);
@@ -166,14 +178,18 @@ TEST_P(BlockwiseTest, NearestValue) {
     for (std::int64_t begin = 0; begin < count; begin += block_size) {
       double absmax = 0.0;
       const std::int64_t end = std::min(begin + block_size, count);
-      for (std::int64_t i = begin; i < end; ++i) absmax = std::max(absmax, std::fabs(double{to_float(w[i])}));
+      for (std::int64_t i = begin; i < end; ++i)
+        absmax = std::max(absmax, std::fabs(double{to_float(w[i])}));
       ASSERT_EQ(q.absmax[begin / block_size], absmax);
       for (std::int64_t i = begin; i < end; ++i) {
         double best = std::numeric_limits<double>::infinity();
-        for (const float value : table.value) best = std::min(best, std::fabs(to_float(w[i]) - value * absmax));
+        for (const float value : table.value)
+          best = std::min(best, std::fabs(to_float(w[i]) - value * absmax));
         const double chosen = std::fabs(to_float(w[i]) - table.value[q.code(i)] * absmax);
-        // The reciprocal, the product and the midpoint are rounded once each: x is wrong by less than 2^-22.
-        ASSERT_LE(chosen, best + 2 * absmax * 0x1p-22) << i << " of " << count << ", blocks of " << block_size;
+        // The reciprocal, the product and the midpoint are rounded once each: x is wrong by less
+        // than 2^-22.
+        ASSERT_LE(chosen, best + 2 * absmax * 0x1p-22)
+            << i << " of " << count << ", blocks of " << block_size;
         ASSERT_EQ(back[i], table.value[q.code(i)] * q.absmax[begin / block_size]);
         ASSERT_EQ(to_float(same_type[i]), to_float(narrowed<T>({back[i]})[0]));
       }
@@ -198,8 +214,10 @@ TEST_P(BlockwiseTest, RangesOfBlocksCanBeShared) {
   for (const FourBitKind kind : kinds) {
     const Quantized whole = quantize(w, kind, 64);
     Quantized joined;
-    for (const auto& [begin, end] : {std::pair{0, 7 * 64}, {7 * 64, 8 * 64}, {8 * 64, 8 * 64}, {8 * 64, 100 * 64 + 10}}) {
-      const Quantized part = quantize(std::vector<bf16>(w.begin() + begin, w.begin() + end), kind, 64);
+    for (const auto& [begin, end] :
+         {std::pair{0, 7 * 64}, {7 * 64, 8 * 64}, {8 * 64, 8 * 64}, {8 * 64, 100 * 64 + 10}}) {
+      const Quantized part =
+          quantize(std::vector<bf16>(w.begin() + begin, w.begin() + end), kind, 64);
       joined.packed.insert(joined.packed.end(), part.packed.begin(), part.packed.end());
       joined.absmax.insert(joined.absmax.end(), part.absmax.begin(), part.absmax.end());
     }
@@ -211,7 +229,8 @@ TEST_P(BlockwiseTest, RangesOfBlocksCanBeShared) {
 TEST_P(BlockwiseTest, NotFiniteShowsInTheMaximum) {
   constexpr float infinity = std::numeric_limits<float>::infinity();
   for (const FourBitKind kind : kinds)
-    for (const std::size_t at : {std::size_t{1}, std::size_t{63}, std::size_t{70}}) {  // 70: in the shorter last block
+    for (const std::size_t at :
+         {std::size_t{1}, std::size_t{63}, std::size_t{70}}) {  // 70: in the shorter last block
       std::vector<float> w(100, 0.5f);
       w[at] = -std::numeric_limits<float>::quiet_NaN();
       const Quantized nan = quantize(w, kind, 64);
@@ -226,12 +245,15 @@ TEST_P(BlockwiseTest, NotFiniteShowsInTheMaximum) {
 TEST_P(BlockwiseTest, EqualOnAllBackends) {
   Stream cpu(Backend::cpu, 0);
   auto w = random_normal(64 * 5000 + 31, 17);
-  for (std::size_t i = 0; i < w.size(); ++i) w[i] *= std::ldexp(1.0f, static_cast<int>(i / 640) % 160 - 140);
+  for (std::size_t i = 0; i < w.size(); ++i)
+    w[i] *= std::ldexp(1.0f, static_cast<int>(i / 640) % 160 - 140);
   const auto count = static_cast<std::int64_t>(w.size());
   for (const FourBitKind kind : kinds) {
     const Quantized here = quantize(w, kind, 64);
-    Quantized there{std::vector<std::uint8_t>(here.packed.size()), std::vector<float>(here.absmax.size())};
-    quantize_blocks(Matrix<const float>{w.data(), 1, count}, kind, 64, {there.absmax.data(), 1, block_count(count, 64)},
+    Quantized there{std::vector<std::uint8_t>(here.packed.size()),
+                    std::vector<float>(here.absmax.size())};
+    quantize_blocks(Matrix<const float>{w.data(), 1, count}, kind, 64,
+                    {there.absmax.data(), 1, block_count(count, 64)},
                     {there.packed.data(), 1, (count + 1) / 2}, cpu);
     EXPECT_EQ(here.packed, there.packed);
     EXPECT_EQ(here.absmax, there.absmax);
@@ -242,14 +264,21 @@ TEST_P(BlockwiseTest, RefusesImpossibleSizes) {
   const Array<float> w(2, 64, stream);
   const Array<float> absmax(1, 2, stream);
   const Array<std::uint8_t> packed(1, 64, stream);
-  EXPECT_THROW(quantize_blocks(w.view, FourBitKind::nf4, 48, absmax, packed, stream), std::invalid_argument);
-  EXPECT_THROW(quantize_blocks(w.view, FourBitKind::nf4, 8192, absmax, packed, stream), std::invalid_argument);
-  EXPECT_THROW(quantize_blocks(w.view, FourBitKind::nf4, 128, absmax, packed, stream), std::invalid_argument);
-  EXPECT_THROW(quantize_blocks(w.view.col_range(0, 32), FourBitKind::nf4, 32, absmax, packed.view.col_range(0, 32), stream),
+  EXPECT_THROW(quantize_blocks(w.view, FourBitKind::nf4, 48, absmax, packed, stream),
                std::invalid_argument);
-  EXPECT_THROW(quantize_blocks(w.view, FourBitKind::nf4, 64, absmax, packed.view.col_range(0, 63), stream), std::invalid_argument);
+  EXPECT_THROW(quantize_blocks(w.view, FourBitKind::nf4, 8192, absmax, packed, stream),
+               std::invalid_argument);
+  EXPECT_THROW(quantize_blocks(w.view, FourBitKind::nf4, 128, absmax, packed, stream),
+               std::invalid_argument);
+  EXPECT_THROW(quantize_blocks(w.view.col_range(0, 32), FourBitKind::nf4, 32, absmax,
+                               packed.view.col_range(0, 32), stream),
+               std::invalid_argument);
+  EXPECT_THROW(
+      quantize_blocks(w.view, FourBitKind::nf4, 64, absmax, packed.view.col_range(0, 63), stream),
+      std::invalid_argument);
   const TensorArray integers(DType::i32, 2, 64, stream);
-  EXPECT_THROW(quantize_blocks(integers, FourBitKind::nf4, 64, absmax, packed, stream), std::invalid_argument);
+  EXPECT_THROW(quantize_blocks(integers, FourBitKind::nf4, 64, absmax, packed, stream),
+               std::invalid_argument);
 }
 
 class AbsmaxTest : public BackendTest {
@@ -271,7 +300,8 @@ class AbsmaxTest : public BackendTest {
   std::vector<float> dequantize(const Nested& nested) {
     const auto count = static_cast<std::int64_t>(nested.code.size());
     const auto code = upload_as(nested.code, 1, count);
-    const auto nested_absmax = upload_as(nested.nested_absmax, 1, block_count(count, absmax_block_size));
+    const auto nested_absmax =
+        upload_as(nested.nested_absmax, 1, block_count(count, absmax_block_size));
     const auto table = dynamic_map();
     const auto map = upload_as(std::vector<float>(table.begin(), table.end()), 1, 256);
     const Array<float> absmax(1, count, stream);
@@ -282,7 +312,8 @@ class AbsmaxTest : public BackendTest {
 
 TEST(DynamicMap, BitsOfBitsandbytes) {
   const auto map = dynamic_map();
-  for (std::size_t i = 0; i < 256; ++i) EXPECT_EQ(std::bit_cast<std::uint32_t>(map[i]), golden::dynamic_map_bits[i]) << i;
+  for (std::size_t i = 0; i < 256; ++i)
+    EXPECT_EQ(std::bit_cast<std::uint32_t>(map[i]), golden::dynamic_map_bits[i]) << i;
 }
 
 TEST_P(AbsmaxTest, BytesOfBitsandbytes) {
@@ -298,8 +329,10 @@ TEST_P(AbsmaxTest, BytesOfBitsandbytes) {
   const Nested nested = quantize(floats(golden::maxima));
   check(nested, floats(golden::maxima_offset)[0], golden::maxima_code, golden::maxima_nested);
   const auto value = dequantize(nested);
-  for (std::size_t i = 0; i < value.size(); ++i) ASSERT_EQ(std::bit_cast<std::uint32_t>(value[i]), golden::maxima_value[i]) << i;
-  check(quantize(floats(golden::ramp)), floats(golden::ramp_offset)[0], golden::ramp_code, golden::ramp_nested);
+  for (std::size_t i = 0; i < value.size(); ++i)
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(value[i]), golden::maxima_value[i]) << i;
+  check(quantize(floats(golden::ramp)), floats(golden::ramp_offset)[0], golden::ramp_code,
+        golden::ramp_nested);
 }
 
 TEST_P(AbsmaxTest, NearestOfTheMap) {
@@ -317,7 +350,8 @@ TEST_P(AbsmaxTest, NearestOfTheMap) {
       const double y = double{absmax[i]} - nested.offset;
       double best = std::numeric_limits<double>::infinity();
       for (const float value : map) best = std::min(best, std::fabs(y - value * scale));
-      // Half a step of bitsandbytes' 65,536 on [−1, 1], and the roundings of y (of the size of absmax) and x.
+      // Half a step of bitsandbytes' 65,536 on [−1, 1], and the roundings of y (of the size of
+      // absmax) and x.
       const double tolerance = 2 * (scale * (0.5 * 2.0 / 65535 + 0x1p-21) + absmax[i] * 0x1p-24);
       ASSERT_LE(std::fabs(y - map[nested.code[i]] * scale), best + tolerance) << i;
       ASSERT_EQ(back[i], map[nested.code[i]] * nested.nested_absmax[i / 256] + nested.offset);
@@ -344,7 +378,8 @@ TEST_P(AbsmaxTest, EqualOnAllBackends) {
   for (float& value : absmax) value = std::fabs(value);
   const auto count = static_cast<std::int64_t>(absmax.size());
   const Nested here = quantize(absmax);
-  Nested there{0.0f, std::vector<std::uint8_t>(here.code.size()), std::vector<float>(here.nested_absmax.size())};
+  Nested there{0.0f, std::vector<std::uint8_t>(here.code.size()),
+               std::vector<float>(here.nested_absmax.size())};
   quantize_absmax({absmax.data(), 1, count}, {&there.offset, 1, 1}, {there.code.data(), 1, count},
                   {there.nested_absmax.data(), 1, block_count(count, absmax_block_size)}, cpu);
   EXPECT_EQ(here.offset, there.offset);

@@ -20,11 +20,13 @@ class ClipSearchTest : public BackendTest {
     for (std::int64_t i = 0; i < d; ++i)
       for (std::int64_t j = 0; j < d; ++j)
         for (std::int64_t t = 0; t < tokens; ++t)
-          h[static_cast<std::size_t>(i * d + j)] += x[static_cast<std::size_t>(t * d + i)] * x[static_cast<std::size_t>(t * d + j)];
+          h[static_cast<std::size_t>(i * d + j)] +=
+              x[static_cast<std::size_t>(t * d + i)] * x[static_cast<std::size_t>(t * d + j)];
     return h;
   }
-  std::vector<float> limits(const std::vector<float>& w, std::int64_t rows, std::int64_t d, const std::vector<float>& h,
-                            std::int64_t group_size, const GridOptions& grid) {
+  std::vector<float> limits(const std::vector<float>& w, std::int64_t rows, std::int64_t d,
+                            const std::vector<float>& h, std::int64_t group_size,
+                            const GridOptions& grid) {
     const Array<float> limit(rows, d / group_size, stream);
     search_clip(upload_as(w, rows, d), upload_as(h, d, d), group_size, grid, limit, stream);
     return download(limit.view);
@@ -34,7 +36,8 @@ class ClipSearchTest : public BackendTest {
 // The limit is one of the ten, and in double precision no other is better.
 TEST_P(ClipSearchTest, NoLimitIsBetter) {
   for (const std::int64_t group_size : {32, 64, 96, 128})
-    for (const GridOptions grid : {GridOptions{4, false}, GridOptions{4, true}, GridOptions{3, false}}) {
+    for (const GridOptions grid :
+         {GridOptions{4, false}, GridOptions{4, true}, GridOptions{3, false}}) {
       const std::int64_t rows = 67;
       const std::int64_t d = 2 * group_size;
       std::vector<float> w = random_normal(rows * d, 8);
@@ -49,16 +52,19 @@ TEST_P(ClipSearchTest, NoLimitIsBetter) {
           std::vector<double> block;
           for (std::int64_t i = 0; i < group_size; ++i)
             for (std::int64_t j = 0; j < group_size; ++j)
-              block.push_back(h[static_cast<std::size_t>((g * group_size + i) * d + g * group_size + j)]);
+              block.push_back(
+                  h[static_cast<std::size_t>((g * group_size + i) * d + g * group_size + j)]);
           float largest = 0.0f;
           for (const double x : group) largest = std::max(largest, static_cast<float>(std::abs(x)));
           const float limit = got[static_cast<std::size_t>(r * 2 + g)];
-          const double chosen = reference::clipped_error(group, limit, block, grid.bits, grid.symmetric);
+          const double chosen =
+              reference::clipped_error(group, limit, block, grid.bits, grid.symmetric);
           bool known = false;
           for (int step = 0; step < clip_steps; ++step) {
             const float candidate = largest * (1.0f - static_cast<float>(step) / 20.0f);
             known = known || candidate == limit;
-            ASSERT_LE(chosen, 1.001 * reference::clipped_error(group, candidate, block, grid.bits, grid.symmetric))
+            ASSERT_LE(chosen, 1.001 * reference::clipped_error(group, candidate, block, grid.bits,
+                                                               grid.symmetric))
                 << "row " << r << ", group " << g << ", step " << step;
           }
           ASSERT_TRUE(known);
@@ -70,7 +76,8 @@ TEST_P(ClipSearchTest, NoLimitIsBetter) {
     }
 }
 
-// An outlier on a column that no token uses is cut off as far as it goes; on a column that counts it is kept.
+// An outlier on a column that no token uses is cut off as far as it goes; on a column that counts
+// it is kept.
 TEST_P(ClipSearchTest, OutliersAreCutWhereTheyDoNotCount) {
   const std::int64_t d = 64;
   std::vector<float> w(static_cast<std::size_t>(d));
@@ -78,7 +85,8 @@ TEST_P(ClipSearchTest, OutliersAreCutWhereTheyDoNotCount) {
   w[10] = 8.0f;
   for (const bool counts : {true, false}) {
     std::vector<float> h(static_cast<std::size_t>(d * d));
-    for (std::int64_t i = 0; i < d; ++i) h[static_cast<std::size_t>(i * d + i)] = i == 10 ? (counts ? 100.0f : 0.0f) : 1.0f;
+    for (std::int64_t i = 0; i < d; ++i)
+      h[static_cast<std::size_t>(i * d + i)] = i == 10 ? (counts ? 100.0f : 0.0f) : 1.0f;
     const float limit = limits(w, 1, d, h, d, {4, false}).front();
     if (counts)
       EXPECT_GT(limit, 7.0f);
@@ -102,9 +110,12 @@ TEST_P(ClipSearchTest, ClampGroups) {
 TEST_P(ClipSearchTest, WrongShapes) {
   const Array<float> h(512, 512, stream);
   const Array<float> w(2, 512, stream);
-  EXPECT_THROW(search_clip(w, h, 256, {}, Array<float>(2, 2, stream), stream), std::invalid_argument);
-  EXPECT_THROW(search_clip(w, h, 96, {}, Array<float>(2, 5, stream), stream), std::invalid_argument);
-  EXPECT_THROW(search_clip(w, h, 128, {}, Array<float>(2, 3, stream), stream), std::invalid_argument);
+  EXPECT_THROW(search_clip(w, h, 256, {}, Array<float>(2, 2, stream), stream),
+               std::invalid_argument);
+  EXPECT_THROW(search_clip(w, h, 96, {}, Array<float>(2, 5, stream), stream),
+               std::invalid_argument);
+  EXPECT_THROW(search_clip(w, h, 128, {}, Array<float>(2, 3, stream), stream),
+               std::invalid_argument);
   search_clip(w.view.row_range(0, 0), h, 128, {}, Array<float>(0, 4, stream), stream);
 }
 

@@ -31,16 +31,18 @@ TEST_P(ColumnStatisticsTest, MeanMagnitudeInAnyOrder) {
     const Array<std::int32_t> exponent = upload_as(host_exponent, 1, d);
     const auto sum_of = [&](std::initializer_list<std::pair<std::int64_t, std::int64_t>> ranges) {
       const Array<std::int64_t> sum = upload_as(std::vector<std::int64_t>(d), 1, d);
-      for (const auto& [begin, count] : ranges) accumulate_column_abs(device.view.row_range(begin, count), exponent, 10, sum, stream);
+      for (const auto& [begin, count] : ranges)
+        accumulate_column_abs(device.view.row_range(begin, count), exponent, 10, sum, stream);
       return download_as(sum.view);
     };
     const std::vector<std::int64_t> sum = sum_of({{0, 512}, {512, 488}});
     EXPECT_EQ(sum, sum_of({{512, 488}, {0, 512}, {0, 0}}));
     for (std::int64_t c = 0; c < d; ++c) {
       double expected = 0.0;
-      for (std::int64_t t = 0; t < tokens; ++t) expected += std::abs(x[static_cast<std::size_t>(t * d + c)]);
-      const double got =
-          std::ldexp(static_cast<double>(sum[static_cast<std::size_t>(c)]), host_exponent[static_cast<std::size_t>(c)] + 10 - 62);
+      for (std::int64_t t = 0; t < tokens; ++t)
+        expected += std::abs(x[static_cast<std::size_t>(t * d + c)]);
+      const double got = std::ldexp(static_cast<double>(sum[static_cast<std::size_t>(c)]),
+                                    host_exponent[static_cast<std::size_t>(c)] + 10 - 62);
       ASSERT_NEAR(got, expected, 256 * 0x1p-24 * expected) << "column " << c;
     }
     EXPECT_EQ(sum[5], 0);
@@ -58,19 +60,24 @@ TEST_P(ColumnStatisticsTest, RelativeMagnitudeInAnyOrder) {
       const Array<std::int64_t> sum = upload_as(std::vector<std::int64_t>(d), 1, d);
       const Array<std::int64_t> parts = upload_as(std::vector<std::int64_t>(d), 1, d);
       accumulate_relative_magnitude(w, group_size, sum, stream);
-      for (const auto& [begin, count] : {std::pair<std::int64_t, std::int64_t>{70, 80}, {0, 70}, {0, 0}})
+      for (const auto& [begin, count] :
+           {std::pair<std::int64_t, std::int64_t>{70, 80}, {0, 70}, {0, 0}})
         accumulate_relative_magnitude(w.view.row_range(begin, count), group_size, parts, stream);
       const std::vector<std::int64_t> got = download_as(sum.view);
       EXPECT_EQ(got, download_as(parts.view));
-      const std::vector<double> expected = reference::relative_magnitude({values.begin(), values.end()}, d, group_size);
+      const std::vector<double> expected =
+          reference::relative_magnitude({values.begin(), values.end()}, d, group_size);
       for (std::size_t c = 0; c < got.size(); ++c)
-        ASSERT_NEAR(static_cast<double>(got[c]) * relative_magnitude_unit, expected[c], 0x1p-22 * expected[c] + 1e-10);
+        ASSERT_NEAR(static_cast<double>(got[c]) * relative_magnitude_unit, expected[c],
+                    0x1p-22 * expected[c] + 1e-10);
     }
-  EXPECT_THROW(accumulate_relative_magnitude(Array<float>(2, 64, stream).view, 48, Array<std::int64_t>(1, 64, stream), stream),
+  EXPECT_THROW(accumulate_relative_magnitude(Array<float>(2, 64, stream).view, 48,
+                                             Array<std::int64_t>(1, 64, stream), stream),
                std::invalid_argument);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, ColumnStatisticsTest, testing::ValuesIn(backends()), backend_name);
+INSTANTIATE_TEST_SUITE_P(Backends, ColumnStatisticsTest, testing::ValuesIn(backends()),
+                         backend_name);
 
 }  // namespace
 }  // namespace qpipe

@@ -10,7 +10,8 @@ namespace {
 class CrossEntropyTest : public ForwardTest {
  protected:
   // Logits inside wider memory, nll poisoned.
-  std::vector<float> run(const std::vector<float>& logits, const std::vector<std::int32_t>& target, std::int64_t vocab) {
+  std::vector<float> run(const std::vector<float>& logits, const std::vector<std::int32_t>& target,
+                         std::int64_t vocab) {
     const auto tokens = static_cast<std::int64_t>(target.size());
     const auto memory = upload_padded(DType::f32, logits, tokens, vocab);
     const auto target_device = upload_as<std::int32_t>(target, 1, tokens);
@@ -19,14 +20,18 @@ class CrossEntropyTest : public ForwardTest {
     return download_as<float>(nll.view);
   }
 
-  // Rounding of x − max (relative to the largest logit), of the sum (√vocab in a chain), of exp and log, and of the result.
-  static std::vector<double> tolerance(const std::vector<float>& logits, const reference::Exact& want, std::int64_t vocab) {
+  // Rounding of x − max (relative to the largest logit), of the sum (√vocab in a chain), of exp and
+  // log, and of the result.
+  static std::vector<double> tolerance(const std::vector<float>& logits,
+                                       const reference::Exact& want, std::int64_t vocab) {
     double largest = 0.0;
     for (const float value : logits)
       if (std::isfinite(value)) largest = std::max(largest, std::abs(static_cast<double>(value)));
     std::vector<double> result;
     for (const double value : want)
-      result.push_back(2.0 * single * (std::abs(value) + 4.0 * largest + std::sqrt(static_cast<double>(vocab)) + 16.0));
+      result.push_back(
+          2.0 * single *
+          (std::abs(value) + 4.0 * largest + std::sqrt(static_cast<double>(vocab)) + 16.0));
     return result;
   }
 };
@@ -37,7 +42,8 @@ TEST_P(CrossEntropyTest, MatchesTheReference) {
       SCOPED_TRACE(testing::Message() << "vocab " << vocab << ", sigma " << sigma);
       const std::int64_t tokens = 6;
       const auto logits = random_normal(tokens * vocab, 1, sigma);
-      std::vector<std::int32_t> target{0, static_cast<std::int32_t>(vocab - 1), -1, static_cast<std::int32_t>(vocab / 2), -1, 0};
+      std::vector<std::int32_t> target{
+          0, static_cast<std::int32_t>(vocab - 1), -1, static_cast<std::int32_t>(vocab / 2), -1, 0};
       const auto want = reference::cross_entropy(logits, target, tokens, vocab);
       const auto got = run(logits, target, vocab);
       expect_close(got, want, tolerance(logits, want, vocab));
@@ -51,19 +57,22 @@ TEST_P(CrossEntropyTest, ManyRows) {
   constexpr std::int64_t vocab = 77;
   const auto logits = random_normal(tokens * vocab, 2, 4.0f);
   std::vector<std::int32_t> target;
-  for (std::int64_t t = 0; t < tokens; ++t) target.push_back(static_cast<std::int32_t>((t * 31) % (vocab + 1)) - 1);
+  for (std::int64_t t = 0; t < tokens; ++t)
+    target.push_back(static_cast<std::int32_t>((t * 31) % (vocab + 1)) - 1);
   const auto want = reference::cross_entropy(logits, target, tokens, vocab);
   expect_close(run(logits, target, vocab), want, tolerance(logits, want, vocab));
 }
 
 TEST_P(CrossEntropyTest, SubtractsTheMaximum) {
-  // Without it exp overflows (above 88) or all terms vanish (below −103). Multiples of 1/16 keep differences exact.
+  // Without it exp overflows (above 88) or all terms vanish (below −103). Multiples of 1/16 keep
+  // differences exact.
   for (const float base : {20000.0f, -20000.0f}) {
     std::vector<float> logits;
     for (int v = 0; v < 300; ++v) logits.push_back(base + 0.0625f * static_cast<float>(v % 97));
     const auto want = reference::cross_entropy(logits, {5}, 1, 300);
     const auto got = run(logits, {5}, 300);
-    // The reference's own terms are exact here: only the result's subtraction from |base| may cost 2^-24 · 20000 · 2.
+    // The reference's own terms are exact here: only the result's subtraction from |base| may cost
+    // 2^-24 · 20000 · 2.
     EXPECT_NEAR(got[0], want[0], 4.0 * single * 20000.0);
   }
 }
@@ -87,7 +96,8 @@ TEST_P(CrossEntropyTest, KeepsNaNToItsRow) {
 }
 
 TEST_P(CrossEntropyTest, RefusesInconsistentArguments) {
-  const Array<float> logits(4, 8, stream), nll(1, 4, stream), short_nll(1, 3, stream), column(4, 1, stream);
+  const Array<float> logits(4, 8, stream), nll(1, 4, stream), short_nll(1, 3, stream),
+      column(4, 1, stream);
   const Array<std::int32_t> target(1, 4, stream), long_target(1, 5, stream);
   EXPECT_THROW(cross_entropy(logits, long_target, nll, stream), std::invalid_argument);
   EXPECT_THROW(cross_entropy(logits, target, short_nll, stream), std::invalid_argument);

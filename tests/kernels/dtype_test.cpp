@@ -20,7 +20,8 @@ double decode(std::uint32_t code, int exponent_bits, int mantissa_bits) {
   const auto mantissa = static_cast<int>(code & ((1u << mantissa_bits) - 1));
   const auto exponent = static_cast<int>((code >> mantissa_bits) & ((1u << exponent_bits) - 1));
   const double sign = (code >> 15) != 0 ? -1.0 : 1.0;
-  if (exponent == (1 << exponent_bits) - 1) return mantissa == 0 ? sign * infinity : std::numeric_limits<double>::quiet_NaN();
+  if (exponent == (1 << exponent_bits) - 1)
+    return mantissa == 0 ? sign * infinity : std::numeric_limits<double>::quiet_NaN();
   if (exponent == 0) return sign * std::ldexp(mantissa, 1 - bias - mantissa_bits);
   return sign * std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
 }
@@ -57,7 +58,8 @@ TYPED_TEST(HalfTest, EveryCodeDecodesAndRoundTrips) {
   }
 }
 
-// Between neighbours a < b the midpoint goes to the even code, the floats beside it to the nearer one. Both signs.
+// Between neighbours a < b the midpoint goes to the even code, the floats beside it to the nearer
+// one. Both signs.
 TYPED_TEST(HalfTest, RoundsHalfToEvenBetweenAllNeighbours) {
   for (std::uint32_t code = 0; code < 32768; ++code) {
     const TypeParam low{static_cast<std::uint16_t>(code)};
@@ -65,7 +67,9 @@ TYPED_TEST(HalfTest, RoundsHalfToEvenBetweenAllNeighbours) {
     if (!std::isfinite(decode(low))) break;
     // The neighbour of the largest number is what infinity would be with one exponent more.
     const double top =
-        std::isfinite(decode(high)) ? decode(high) : 2.0 * decode(low) - decode(TypeParam{static_cast<std::uint16_t>(code - 1)});
+        std::isfinite(decode(high))
+            ? decode(high)
+            : 2.0 * decode(low) - decode(TypeParam{static_cast<std::uint16_t>(code - 1)});
     const double middle = 0.5 * (decode(low) + top);
     const auto mid = static_cast<float>(middle);
     ASSERT_EQ(static_cast<double>(mid), middle);
@@ -74,7 +78,8 @@ TYPED_TEST(HalfTest, RoundsHalfToEvenBetweenAllNeighbours) {
       const std::uint32_t even = (code % 2 == 0 ? code : code + 1) | sign;
       ASSERT_EQ(round_to<TypeParam>(factor * mid).bits, even) << code;
       ASSERT_EQ(round_to<TypeParam>(factor * std::nextafter(mid, 0.0f)).bits, code | sign) << code;
-      ASSERT_EQ(round_to<TypeParam>(factor * std::nextafter(mid, infinity)).bits, (code + 1) | sign) << code;
+      ASSERT_EQ(round_to<TypeParam>(factor * std::nextafter(mid, infinity)).bits, (code + 1) | sign)
+          << code;
     }
   }
 }
@@ -82,8 +87,10 @@ TYPED_TEST(HalfTest, RoundsHalfToEvenBetweenAllNeighbours) {
 TYPED_TEST(HalfTest, Extremes) {
   for (const float sign : {1.0f, -1.0f}) {
     EXPECT_EQ(to_float(round_to<TypeParam>(sign * infinity)), sign * infinity);
-    EXPECT_EQ(to_float(round_to<TypeParam>(sign * std::numeric_limits<float>::max())), sign * infinity);
-    const float smallest = to_float(round_to<TypeParam>(sign * std::numeric_limits<float>::denorm_min()));
+    EXPECT_EQ(to_float(round_to<TypeParam>(sign * std::numeric_limits<float>::max())),
+              sign * infinity);
+    const float smallest =
+        to_float(round_to<TypeParam>(sign * std::numeric_limits<float>::denorm_min()));
     EXPECT_EQ(smallest, 0.0f);
     EXPECT_EQ(std::signbit(smallest), sign < 0.0f);
   }
@@ -103,16 +110,20 @@ TEST(DType, SizesAndNames) {
 
 class ConvertTest : public BackendTest {
  protected:
-  // Matrices with a stride wider than their columns, poisoned with 0xff bytes (NaN in all three types).
+  // Matrices with a stride wider than their columns, poisoned with 0xff bytes (NaN in all three
+  // types).
   template <class From, class To>
   std::vector<To> run(const std::vector<From>& from, std::int64_t rows, std::int64_t cols) {
     const std::int64_t wide_from = cols + 3;
     const std::int64_t wide_to = cols + 5;
     std::vector<From> from_wide(static_cast<std::size_t>(rows * wide_from));
-    std::fill_n(reinterpret_cast<unsigned char*>(from_wide.data()), from_wide.size() * sizeof(From), std::uint8_t{0xff});
+    std::fill_n(reinterpret_cast<unsigned char*>(from_wide.data()), from_wide.size() * sizeof(From),
+                std::uint8_t{0xff});
     std::vector<To> to_wide(static_cast<std::size_t>(rows * wide_to));
-    std::fill_n(reinterpret_cast<unsigned char*>(to_wide.data()), to_wide.size() * sizeof(To), std::uint8_t{0xff});
-    for (std::int64_t r = 0; r < rows; ++r) std::copy_n(from.begin() + r * cols, cols, from_wide.begin() + r * wide_from + 1);
+    std::fill_n(reinterpret_cast<unsigned char*>(to_wide.data()), to_wide.size() * sizeof(To),
+                std::uint8_t{0xff});
+    for (std::int64_t r = 0; r < rows; ++r)
+      std::copy_n(from.begin() + r * cols, cols, from_wide.begin() + r * wide_from + 1);
     const auto source = upload_as<From>(from_wide, rows, wide_from);
     const auto target = upload_as<To>(to_wide, rows, wide_to);
     convert(source.view.col_range(1, cols), target.view.col_range(2, cols), stream);
@@ -124,7 +135,8 @@ class ConvertTest : public BackendTest {
         if (c >= 2 && c < 2 + cols)
           to.push_back(value);
         else
-          EXPECT_TRUE(std::isnan(to_float(value))) << "outside of the output, row " << r << ", column " << c;
+          EXPECT_TRUE(std::isnan(to_float(value)))
+              << "outside of the output, row " << r << ", column " << c;
       }
     return to;
   }
@@ -132,21 +144,29 @@ class ConvertTest : public BackendTest {
   template <class Half>
   static std::vector<Half> all_codes() {
     std::vector<Half> codes;
-    for (std::uint32_t code = 0; code < 65536; ++code) codes.push_back({static_cast<std::uint16_t>(code)});
+    for (std::uint32_t code = 0; code < 65536; ++code)
+      codes.push_back({static_cast<std::uint16_t>(code)});
     return codes;
   }
 
   // Every code of both types, their midpoints and the floats beside them, both signs.
   static std::vector<float> rounding_cases() {
-    std::vector<float> values{infinity,  -infinity, std::numeric_limits<float>::max(), std::numeric_limits<float>::denorm_min(),
-                              65519.99f, 65520.0f};
+    std::vector<float> values{infinity,
+                              -infinity,
+                              std::numeric_limits<float>::max(),
+                              std::numeric_limits<float>::denorm_min(),
+                              65519.99f,
+                              65520.0f};
     for (std::uint32_t code = 0; code < 32767; ++code)
       for (const auto& [low, high] :
-           {std::pair{to_float(f16{static_cast<std::uint16_t>(code)}), to_float(f16{static_cast<std::uint16_t>(code + 1)})},
-            std::pair{to_float(bf16{static_cast<std::uint16_t>(code)}), to_float(bf16{static_cast<std::uint16_t>(code + 1)})}}) {
+           {std::pair{to_float(f16{static_cast<std::uint16_t>(code)}),
+                      to_float(f16{static_cast<std::uint16_t>(code + 1)})},
+            std::pair{to_float(bf16{static_cast<std::uint16_t>(code)}),
+                      to_float(bf16{static_cast<std::uint16_t>(code + 1)})}}) {
         if (!std::isfinite(low) || !std::isfinite(high)) continue;
         const float mid = low + 0.5f * (high - low);
-        for (const float value : {low, mid, std::nextafter(mid, 0.0f), std::nextafter(mid, infinity)}) {
+        for (const float value :
+             {low, mid, std::nextafter(mid, 0.0f), std::nextafter(mid, infinity)}) {
           values.push_back(value);
           values.push_back(-value);
         }
@@ -158,7 +178,8 @@ class ConvertTest : public BackendTest {
   void check_rounding() {
     const auto values = rounding_cases();
     const auto got = run<float, Half>(values, 1, static_cast<std::int64_t>(values.size()));
-    for (std::size_t i = 0; i < values.size(); ++i) ASSERT_EQ(got[i].bits, round_to<Half>(values[i]).bits) << values[i];
+    for (std::size_t i = 0; i < values.size(); ++i)
+      ASSERT_EQ(got[i].bits, round_to<Half>(values[i]).bits) << values[i];
   }
 
   template <class Half>
@@ -209,7 +230,8 @@ TEST_P(ConvertTest, CopiesFloat32AndRaggedShapes) {
     const auto values = random_normal(3 * cols, 1, 100.0f);
     EXPECT_EQ((run<float, float>(values, 3, cols)), values);
     const auto halves = run<float, bf16>(values, 3, cols);
-    for (std::size_t i = 0; i < values.size(); ++i) ASSERT_EQ(halves[i].bits, to_bf16(values[i]).bits);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      ASSERT_EQ(halves[i].bits, to_bf16(values[i]).bits);
   }
 }
 

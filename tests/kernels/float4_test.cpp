@@ -27,7 +27,8 @@ int nearest_by_search(double x) {
 double value_of(int code) { return code >= 8 ? -magnitudes[code - 8] : magnitudes[code]; }
 
 int code_at(const std::vector<std::uint8_t>& packed, std::int64_t i) {
-  return i % 2 == 0 ? packed[static_cast<std::size_t>(i / 2)] & 15 : packed[static_cast<std::size_t>(i / 2)] >> 4;
+  return i % 2 == 0 ? packed[static_cast<std::size_t>(i / 2)] & 15
+                    : packed[static_cast<std::size_t>(i / 2)] >> 4;
 }
 
 TEST(E2m1, EveryCodeDecodesAndRoundTrips) {
@@ -39,7 +40,8 @@ TEST(E2m1, EveryCodeDecodesAndRoundTrips) {
   }
 }
 
-// compressed-tensors' thresholds, fp4_utils.py: x ≤ .25 → 0, < .75 → .5, ≤ 1.25 → 1, < 1.75 → 1.5, ≤ 2.5 → 2, < 3.5 → 3, ≤ 5 → 4, else 6.
+// compressed-tensors' thresholds, fp4_utils.py: x ≤ .25 → 0, < .75 → .5, ≤ 1.25 → 1, < 1.75 → 1.5,
+// ≤ 2.5 → 2, < 3.5 → 3, ≤ 5 → 4, else 6.
 TEST(E2m1, TiesGoToTheEvenIndex) {
   const float ties[7] = {0.25f, 0.75f, 1.25f, 1.75f, 2.5f, 3.5f, 5.0f};
   const int even[7] = {0, 2, 2, 4, 4, 6, 6};
@@ -57,7 +59,9 @@ TEST(E2m1, TiesGoToTheEvenIndex) {
 
 TEST(E8m0, EveryCode) {
   for (int code = 0; code < 255; ++code)
-    EXPECT_EQ(static_cast<double>(e8m0_to_float(static_cast<std::uint8_t>(code))), std::ldexp(1.0, code - 127)) << code;
+    EXPECT_EQ(static_cast<double>(e8m0_to_float(static_cast<std::uint8_t>(code))),
+              std::ldexp(1.0, code - 127))
+        << code;
   EXPECT_TRUE(std::isnan(e8m0_to_float(255)));
 }
 
@@ -116,7 +120,8 @@ TEST_P(Float4Test, GoldenBytes) {
   std::vector<float> w;
   for (const double m : magnitudes) w.push_back(static_cast<float>(m));
   for (const double m : magnitudes) w.push_back(-static_cast<float>(m));
-  const std::vector<std::uint8_t> golden{0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe};  // formats.md §5
+  const std::vector<std::uint8_t> golden{0x10, 0x32, 0x54, 0x76,
+                                         0x98, 0xba, 0xdc, 0xfe};  // formats.md §5
   const Result nv = quantize(upload_as(w, 1, 16).view, 1.0f);
   EXPECT_EQ(nv.packed, golden);
   EXPECT_EQ(nv.scale, std::vector<std::uint8_t>{0x38});  // 1
@@ -141,20 +146,24 @@ TEST_P(Float4Test, Nvfp4) {
         const Result got = quantize(on_device, global);
         for (std::int64_t g = 0; g < rows * cols / 16; ++g) {
           float group_largest = 0.0f;
-          for (std::int64_t i = 16 * g; i < 16 * g + 16; ++i) group_largest = std::max(group_largest, std::fabs(w[i]));
+          for (std::int64_t i = 16 * g; i < 16 * g + 16; ++i)
+            group_largest = std::max(group_largest, std::fabs(w[i]));
           std::uint8_t wanted = to_e4m3(global * (group_largest / 6.0f));
           if (wanted == 0) wanted = 0x20;
           ASSERT_EQ(int{got.scale[g]}, int{wanted}) << g;
           const float divisor = e4m3_to_float(wanted) / global;
-          for (std::int64_t i = 16 * g; i < 16 * g + 16; ++i) ASSERT_EQ(code_at(got.packed, i), nearest_by_search(w[i] / divisor)) << i;
+          for (std::int64_t i = 16 * g; i < 16 * g + 16; ++i)
+            ASSERT_EQ(code_at(got.packed, i), nearest_by_search(w[i] / divisor)) << i;
         }
         for (const DType out_dtype : types) {
           const TensorArray back(out_dtype, rows, cols, stream);
-          dequantize_nvfp4(upload_as(got.packed, rows, cols / 2), upload_as(got.scale, rows, cols / 16), global, back, stream);
+          dequantize_nvfp4(upload_as(got.packed, rows, cols / 2),
+                           upload_as(got.scale, rows, cols / 16), global, back, stream);
           const auto values = download_weights(back);
           for (std::int64_t i = 0; i < rows * cols; ++i)
-            ASSERT_EQ(values[i], rounded_to(out_dtype, static_cast<float>(value_of(code_at(got.packed, i))) *
-                                                           (e4m3_to_float(got.scale[i / 16]) / global)));
+            ASSERT_EQ(values[i],
+                      rounded_to(out_dtype, static_cast<float>(value_of(code_at(got.packed, i))) *
+                                                (e4m3_to_float(got.scale[i / 16]) / global)));
         }
       }
     }
@@ -169,18 +178,23 @@ TEST_P(Float4Test, Mxfp4) {
         const Result got = quantize(upload_weights(w, rows, cols, dtype, stride), 0.0f);
         for (std::int64_t g = 0; g < rows * cols / 32; ++g) {
           float largest = 0.0f;
-          for (std::int64_t i = 32 * g; i < 32 * g + 32; ++i) largest = std::max(largest, std::fabs(w[i]));
+          for (std::int64_t i = 32 * g; i < 32 * g + 32; ++i)
+            largest = std::max(largest, std::fabs(w[i]));
           ASSERT_EQ(int{got.scale[g]}, int{mxfp4_scale(largest)});
           for (std::int64_t i = 32 * g; i < 32 * g + 32; ++i)
-            ASSERT_EQ(code_at(got.packed, i), nearest_by_search(std::ldexp(static_cast<double>(w[i]), 127 - got.scale[g]))) << i;
+            ASSERT_EQ(code_at(got.packed, i),
+                      nearest_by_search(std::ldexp(static_cast<double>(w[i]), 127 - got.scale[g])))
+                << i;
         }
         for (const DType out_dtype : types) {
           const TensorArray back(out_dtype, rows, cols, stream);
-          dequantize_mxfp4(upload_as(got.packed, rows, cols / 2), upload_as(got.scale, rows, cols / 32), back, stream);
+          dequantize_mxfp4(upload_as(got.packed, rows, cols / 2),
+                           upload_as(got.scale, rows, cols / 32), back, stream);
           const auto values = download_weights(back);
           for (std::int64_t i = 0; i < rows * cols; ++i)
-            ASSERT_EQ(values[i],
-                      rounded_to(out_dtype, static_cast<float>(std::ldexp(value_of(code_at(got.packed, i)), got.scale[i / 32] - 127))));
+            ASSERT_EQ(values[i], rounded_to(out_dtype, static_cast<float>(std::ldexp(
+                                                           value_of(code_at(got.packed, i)),
+                                                           got.scale[i / 32] - 127))));
         }
       }
     }
@@ -192,23 +206,32 @@ TEST_P(Float4Test, EveryScaleCodeDequantizes) {
   for (std::size_t i = 0; i < packed.size(); ++i) packed[i] = static_cast<std::uint8_t>(i);
   for (std::size_t i = 0; i < nv_scale.size(); ++i) nv_scale[i] = static_cast<std::uint8_t>(i);
   for (std::size_t i = 0; i < mx_scale.size(); ++i) mx_scale[i] = static_cast<std::uint8_t>(i);
-  const auto equal = [](float got, float wanted) { return std::isnan(wanted) ? std::isnan(got) : got == wanted; };
+  const auto equal = [](float got, float wanted) {
+    return std::isnan(wanted) ? std::isnan(got) : got == wanted;
+  };
   const Array<float> back(rows, 32, stream);
-  dequantize_nvfp4(upload_as(packed, rows, 16), upload_as(nv_scale, rows, 2), 3.0f, back.view, stream);
+  dequantize_nvfp4(upload_as(packed, rows, 16), upload_as(nv_scale, rows, 2), 3.0f, back.view,
+                   stream);
   auto values = download_as(back.view);
   for (std::int64_t i = 0; i < rows * 32; ++i)
-    ASSERT_TRUE(equal(values[i], static_cast<float>(value_of(code_at(packed, i))) * (e4m3_to_float(nv_scale[i / 16]) / 3.0f))) << i;
+    ASSERT_TRUE(equal(values[i], static_cast<float>(value_of(code_at(packed, i))) *
+                                     (e4m3_to_float(nv_scale[i / 16]) / 3.0f)))
+        << i;
   dequantize_mxfp4(upload_as(packed, rows, 16), upload_as(mx_scale, rows, 1), back.view, stream);
   values = download_as(back.view);
   for (std::int64_t i = 0; i < rows * 32; ++i)
-    ASSERT_TRUE(equal(values[i], static_cast<float>(value_of(code_at(packed, i))) * e8m0_to_float(mx_scale[i / 32]))) << i;
+    ASSERT_TRUE(equal(values[i], static_cast<float>(value_of(code_at(packed, i))) *
+                                     e8m0_to_float(mx_scale[i / 32])))
+        << i;
 }
 
 TEST_P(Float4Test, AbsmaxAccumulatesAndKeepsNan) {
   const Array<float> largest(1, 1, stream);
   fill_zero(largest.view.data, sizeof(float), stream);
   const auto add = [&](std::vector<float> w, std::int64_t cols, DType dtype) {
-    accumulate_absmax(upload_weights(w, static_cast<std::int64_t>(w.size()) / cols, cols, dtype, cols), largest, stream);
+    accumulate_absmax(
+        upload_weights(w, static_cast<std::int64_t>(w.size()) / cols, cols, dtype, cols), largest,
+        stream);
     return download_as(largest.view)[0];
   };
   EXPECT_EQ(add({0.5f, -2.0f, 1.0f}, 3, DType::f16), 2.0f);

@@ -17,7 +17,8 @@ double field_value(int code) {
   const int mantissa = code & 7;
   const double sign = code >= 128 ? -1.0 : 1.0;
   if (exponent == 15 && mantissa == 7) return std::numeric_limits<double>::quiet_NaN();
-  return sign * (exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10));
+  return sign *
+         (exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10));
 }
 
 // Nearest code by search over the magnitudes of all codes; ties to the even code.
@@ -69,7 +70,8 @@ TEST(E4m3, RoundsHalfToEvenBetweenAllNeighbours) {
 }
 
 TEST(E4m3, Extremes) {
-  for (const float big : {448.0f, 464.0f, 465.0f, 1e9f, std::numeric_limits<float>::max(), infinity}) {
+  for (const float big :
+       {448.0f, 464.0f, 465.0f, 1e9f, std::numeric_limits<float>::max(), infinity}) {
     EXPECT_EQ(int{to_e4m3(big)}, 0x7e);
     EXPECT_EQ(int{to_e4m3(-big)}, 0xfe);
   }
@@ -82,18 +84,25 @@ TEST(E4m3, Extremes) {
 
 class Float8Test : public WeightsTest {
  protected:
-  // Scale and codes by the header's equations: the largest magnitude of rows [row, row + rows) × columns [col, col + cols).
-  void expect_block(const std::vector<float>& w, std::int64_t width, std::int64_t row, std::int64_t rows, std::int64_t col,
-                    std::int64_t cols, DType scale_dtype, float scale, const std::vector<std::uint8_t>& code) {
+  // Scale and codes by the header's equations: the largest magnitude of rows [row, row + rows) ×
+  // columns [col, col + cols).
+  void expect_block(const std::vector<float>& w, std::int64_t width, std::int64_t row,
+                    std::int64_t rows, std::int64_t col, std::int64_t cols, DType scale_dtype,
+                    float scale, const std::vector<std::uint8_t>& code) {
     float largest = 0.0f;
     for (std::int64_t r = row; r < row + rows; ++r)
-      for (std::int64_t c = col; c < col + cols; ++c) largest = std::max(largest, std::fabs(w[r * width + c]));
+      for (std::int64_t c = col; c < col + cols; ++c)
+        largest = std::max(largest, std::fabs(w[r * width + c]));
     float wanted = rounded_to(scale_dtype, largest / 448.0f);
-    if (wanted == 0.0f) wanted = scale_dtype == DType::f32 ? 0x1p-23f : scale_dtype == DType::f16 ? 0x1p-10f : 0x1p-7f;
+    if (wanted == 0.0f)
+      wanted = scale_dtype == DType::f32   ? 0x1p-23f
+               : scale_dtype == DType::f16 ? 0x1p-10f
+                                           : 0x1p-7f;
     ASSERT_EQ(scale, wanted);
     for (std::int64_t r = row; r < row + rows; ++r)
       for (std::int64_t c = col; c < col + cols; ++c)
-        ASSERT_EQ(int{code[r * width + c]}, nearest_by_search(w[r * width + c] / scale)) << r << ", " << c;
+        ASSERT_EQ(int{code[r * width + c]}, nearest_by_search(w[r * width + c] / scale))
+            << r << ", " << c;
   }
 };
 
@@ -115,13 +124,15 @@ TEST_P(Float8Test, Rows) {
           quantize_float8_rows(on_device, scale_dtype, code, scale, stream);
           const auto codes = download_as(code.view);
           const auto scales = download_as(scale.view);
-          for (std::int64_t r = 0; r < rows; ++r) expect_block(w, cols, r, 1, 0, cols, scale_dtype, scales[r], codes);
+          for (std::int64_t r = 0; r < rows; ++r)
+            expect_block(w, cols, r, 1, 0, cols, scale_dtype, scales[r], codes);
           for (const DType out_dtype : types) {
             const TensorArray back(out_dtype, rows, cols, stream);
             dequantize_float8(code, scale, 1, cols, back, stream);
             const auto values = download_weights(back);
             for (std::int64_t i = 0; i < rows * cols; ++i)
-              ASSERT_EQ(values[i], rounded_to(out_dtype, static_cast<float>(field_value(codes[i])) * scales[i / cols]));
+              ASSERT_EQ(values[i], rounded_to(out_dtype, static_cast<float>(field_value(codes[i])) *
+                                                             scales[i / cols]));
           }
         }
       }
@@ -129,7 +140,11 @@ TEST_P(Float8Test, Rows) {
 
 TEST_P(Float8Test, Blocks) {
   for (const DType dtype : types)
-    for (const auto& [rows, cols] : {std::pair<std::int64_t, std::int64_t>{1, 1}, {3, 200}, {128, 128}, {130, 264}, {257, 131}}) {
+    for (const auto& [rows, cols] : {std::pair<std::int64_t, std::int64_t>{1, 1},
+                                     {3, 200},
+                                     {128, 128},
+                                     {130, 264},
+                                     {257, 131}}) {
       auto w = random_normal(rows * cols, static_cast<unsigned>(cols), 0.03f);
       if (rows == 257)
         for (std::int64_t c = 0; c < cols; ++c) w[256 * cols + c] = 0.0f;
@@ -142,15 +157,16 @@ TEST_P(Float8Test, Blocks) {
       const auto scales = download_as(scale.view);
       for (std::int64_t i = 0; i < scale.view.rows; ++i)
         for (std::int64_t j = 0; j < scale.view.cols; ++j)
-          expect_block(w, cols, 128 * i, std::min<std::int64_t>(128, rows - 128 * i), 128 * j, std::min<std::int64_t>(128, cols - 128 * j),
-                       DType::f32, scales[i * scale.view.cols + j], codes);
+          expect_block(w, cols, 128 * i, std::min<std::int64_t>(128, rows - 128 * i), 128 * j,
+                       std::min<std::int64_t>(128, cols - 128 * j), DType::f32,
+                       scales[i * scale.view.cols + j], codes);
       const TensorArray back(DType::f32, rows, cols, stream);
       dequantize_float8(code, scale, 128, 128, back, stream);
       const auto values = download_weights(back);
       for (std::int64_t r = 0; r < rows; ++r)
         for (std::int64_t c = 0; c < cols; ++c)
-          ASSERT_EQ(values[r * cols + c],
-                    static_cast<float>(field_value(codes[r * cols + c])) * scales[r / 128 * scale.view.cols + c / 128]);
+          ASSERT_EQ(values[r * cols + c], static_cast<float>(field_value(codes[r * cols + c])) *
+                                              scales[r / 128 * scale.view.cols + c / 128]);
     }
 }
 
@@ -159,7 +175,8 @@ TEST_P(Float8Test, EveryCodeFromTheDevice) {
   std::vector<float> values{448.0f};
   for (int code = 0; code < 126; ++code) {
     const auto mid = static_cast<float>(0.5 * (field_value(code) + field_value(code + 1)));
-    for (const float value : {static_cast<float>(field_value(code)), mid, std::nextafter(mid, 0.0f), std::nextafter(mid, infinity)}) {
+    for (const float value : {static_cast<float>(field_value(code)), mid, std::nextafter(mid, 0.0f),
+                              std::nextafter(mid, infinity)}) {
       values.push_back(value);
       values.push_back(-value);
     }
@@ -170,7 +187,8 @@ TEST_P(Float8Test, EveryCodeFromTheDevice) {
   const Array<float> scale(1, 1, stream);
   quantize_float8_rows(w.view, DType::f32, code, scale, stream);
   const auto codes = download_as(code.view);
-  for (std::int64_t i = 0; i < count; ++i) ASSERT_EQ(int{codes[i]}, nearest_by_search(values[i])) << values[i];
+  for (std::int64_t i = 0; i < count; ++i)
+    ASSERT_EQ(int{codes[i]}, nearest_by_search(values[i])) << values[i];
 
   std::vector<std::uint8_t> all(256);
   for (int i = 0; i < 256; ++i) all[i] = static_cast<std::uint8_t>(i);
@@ -205,10 +223,13 @@ TEST_P(Float8Test, WeightsThatAreNotFiniteShowInTheScale) {
 TEST_P(Float8Test, RefusesInconsistentArguments) {
   const Array<float> w(4, 8, stream), scale(4, 1, stream), wide(4, 2, stream);
   const Array<std::uint8_t> code(4, 8, stream), tall(5, 8, stream);
-  EXPECT_THROW(quantize_float8_rows(w.view, DType::f32, tall, scale, stream), std::invalid_argument);
+  EXPECT_THROW(quantize_float8_rows(w.view, DType::f32, tall, scale, stream),
+               std::invalid_argument);
   EXPECT_THROW(quantize_float8_rows(w.view, DType::f32, code, wide, stream), std::invalid_argument);
-  EXPECT_THROW(quantize_float8_rows(w.view, DType::i32, code, scale, stream), std::invalid_argument);
-  EXPECT_THROW(quantize_float8_rows(code.view, DType::f32, code, scale, stream), std::invalid_argument);
+  EXPECT_THROW(quantize_float8_rows(w.view, DType::i32, code, scale, stream),
+               std::invalid_argument);
+  EXPECT_THROW(quantize_float8_rows(code.view, DType::f32, code, scale, stream),
+               std::invalid_argument);
   EXPECT_THROW(quantize_float8_blocks(w.view, code, wide, stream), std::invalid_argument);
   EXPECT_THROW(dequantize_float8(code, scale, 1, 4, w.view, stream), std::invalid_argument);
   const Array<float> empty(0, 8, stream), no_scale(0, 1, stream);

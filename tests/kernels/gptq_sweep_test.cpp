@@ -49,9 +49,10 @@ std::vector<float> random_pivot(std::int64_t d, unsigned seed) {
 class GptqSweepTest : public BackendTest {
  protected:
   // Rows [begin, begin + count) of w in calls of the given sizes.
-  Codes sweep(const std::vector<float>& w, std::int64_t rows, std::int64_t d, const std::vector<float>& n, const std::vector<float>& pivot,
-              const SweepOptions& options, const std::vector<std::int64_t>& calls, const std::vector<std::int32_t>& group_of = {},
-              const Codes& grids = {}) {
+  Codes sweep(const std::vector<float>& w, std::int64_t rows, std::int64_t d,
+              const std::vector<float>& n, const std::vector<float>& pivot,
+              const SweepOptions& options, const std::vector<std::int64_t>& calls,
+              const std::vector<std::int32_t>& group_of = {}, const Codes& grids = {}) {
     const std::int64_t groups = d / options.group_size;
     const Array<float> w_device = upload_as(w, rows, d);
     const Array<float> n_device = upload_as(n, d, d);
@@ -68,13 +69,16 @@ class GptqSweepTest : public BackendTest {
     const Array<float> loss(1, rows, stream);
     std::int64_t begin = 0;
     for (const std::int64_t count : calls) {
-      gptq_sweep(w_device.view.row_range(begin, count), n_device, pivot_device, options, group_device, scale.view.row_range(begin, count),
-                 zero.view.row_range(begin, count), code.view.row_range(begin, count), loss.view.col_range(begin, count), stream);
+      gptq_sweep(w_device.view.row_range(begin, count), n_device, pivot_device, options,
+                 group_device, scale.view.row_range(begin, count),
+                 zero.view.row_range(begin, count), code.view.row_range(begin, count),
+                 loss.view.col_range(begin, count), stream);
       begin += count;
     }
     EXPECT_EQ(begin, rows);
     EXPECT_EQ(download_as(w_device.view), w);
-    return {download_as(code.view), download_as(scale.view), download_as(zero.view), download_as(loss.view)};
+    return {download_as(code.view), download_as(scale.view), download_as(zero.view),
+            download_as(loss.view)};
   }
 };
 
@@ -85,8 +89,10 @@ TEST_P(GptqSweepTest, CodesOfTheTextbook) {
     int bits;
     bool symmetric;
   };
-  for (const Case& c : {Case{64, 256, 64, 4, true}, Case{40, 192, 32, 2, false}, Case{33, 96, 96, 4, true}, Case{20, 576, 64, 3, false},
-                        Case{17, 576, 576, 4, false}, Case{48, 320, 160, 8, true}, Case{1, 64, 16, 4, false}, Case{5, 1, 1, 4, true}}) {
+  for (const Case& c :
+       {Case{64, 256, 64, 4, true}, Case{40, 192, 32, 2, false}, Case{33, 96, 96, 4, true},
+        Case{20, 576, 64, 3, false}, Case{17, 576, 576, 4, false}, Case{48, 320, 160, 8, true},
+        Case{1, 64, 16, 4, false}, Case{5, 1, 1, 4, true}}) {
     const std::int64_t samples = 2 * c.d;
     auto x = random_normal(samples * c.d, 31);
     for (std::int64_t t = 0; t < samples; ++t)
@@ -98,8 +104,10 @@ TEST_P(GptqSweepTest, CodesOfTheTextbook) {
     for (std::int64_t i = 0; i < c.d; ++i)
       for (std::int64_t j = 0; j <= i; ++j) {
         double sum = 0.0;
-        for (std::int64_t t = 0; t < samples; ++t) sum += static_cast<double>(x[t * c.d + i]) * x[t * c.d + j];
-        const float value = i == dead || j == dead ? 0.0f : static_cast<float>(sum / static_cast<double>(samples));
+        for (std::int64_t t = 0; t < samples; ++t)
+          sum += static_cast<double>(x[t * c.d + i]) * x[t * c.d + j];
+        const float value =
+            i == dead || j == dead ? 0.0f : static_cast<float>(sum / static_cast<double>(samples));
         h_float[i * c.d + j] = h_float[j * c.d + i] = value;
         h[i * c.d + j] = h[j * c.d + i] = value;
         if (i == j) mean += value / static_cast<double>(c.d);
@@ -110,7 +118,8 @@ TEST_P(GptqSweepTest, CodesOfTheTextbook) {
     auto w = random_normal(c.rows * c.d, 32, 0.05f);
     if (dead >= 0)
       for (std::int64_t r = 0; r < c.rows; ++r) w[r * c.d + dead] = 0.0f;
-    const auto expected = reference::gptq({w.begin(), w.end()}, c.rows, h, c.d, c.bits, c.symmetric, c.group_size);
+    const auto expected =
+        reference::gptq({w.begin(), w.end()}, c.rows, h, c.d, c.bits, c.symmetric, c.group_size);
     ASSERT_TRUE(expected);
 
     std::vector<std::int32_t> perm(static_cast<std::size_t>(c.d));
@@ -120,15 +129,19 @@ TEST_P(GptqSweepTest, CodesOfTheTextbook) {
     const Array<float> h_device = upload_as(h_float, c.d, c.d);
     const Array<std::int32_t> perm_device = upload_as(perm, 1, c.d);
     ASSERT_TRUE(factor(h_device, perm_device, damp, n, pivot, stream));
-    const Codes found =
-        sweep(w, c.rows, c.d, download_as(n.view), download_as(pivot.view), {{c.bits, c.symmetric, 0.0f}, c.group_size, false}, {c.rows});
-    const std::string what = std::to_string(c.d) + " columns, groups of " + std::to_string(c.group_size);
-    // A code on a tie may flip and change the codes after it in its row; the loss hardly moves. CUDA's factor is float32.
+    const Codes found = sweep(w, c.rows, c.d, download_as(n.view), download_as(pivot.view),
+                              {{c.bits, c.symmetric, 0.0f}, c.group_size, false}, {c.rows});
+    const std::string what =
+        std::to_string(c.d) + " columns, groups of " + std::to_string(c.group_size);
+    // A code on a tie may flip and change the codes after it in its row; the loss hardly moves.
+    // CUDA's factor is float32.
     EXPECT_LE(mismatch(found.code, expected->code), stream.on_cuda() ? 2e-2 : 1e-3) << what;
-    EXPECT_LE(relative(total(found.loss), total(expected->loss)), stream.on_cuda() ? 5e-3 : 1e-3) << what;
+    EXPECT_LE(relative(total(found.loss), total(expected->loss)), stream.on_cuda() ? 5e-3 : 1e-3)
+        << what;
     for (std::int64_t r = 0; r < c.rows; ++r) {
       const auto i = static_cast<std::size_t>(r * (c.d / c.group_size));
-      EXPECT_EQ(static_cast<double>(found.scale[i]), expected->grid[i].scale) << what;  // the first group sees original weights
+      EXPECT_EQ(static_cast<double>(found.scale[i]), expected->grid[i].scale)
+          << what;  // the first group sees original weights
       EXPECT_EQ(int{found.zero[i]}, expected->grid[i].zero) << what;
     }
   }
@@ -145,7 +158,8 @@ TEST(GptqFormulation, FactorEqualsTextbook) {
   std::vector<double> reversed(h.size());
   for (std::int64_t i = 0; i < d; ++i)
     for (std::int64_t j = 0; j < d; ++j) {
-      for (std::int64_t t = 0; t < 2 * d; ++t) h[i * d + j] += static_cast<double>(x[t * d + i]) * x[t * d + j];
+      for (std::int64_t t = 0; t < 2 * d; ++t)
+        h[i * d + j] += static_cast<double>(x[t * d + i]) * x[t * d + j];
       reversed[(d - 1 - i) * d + (d - 1 - j)] = h[i * d + j];
     }
   const auto l = reference::cholesky(reversed, d);
@@ -154,11 +168,13 @@ TEST(GptqFormulation, FactorEqualsTextbook) {
   std::vector<double> pivot(static_cast<std::size_t>(d));
   for (std::int64_t j = 0; j < d; ++j) {
     pivot[j] = (*l)[(d - 1 - j) * d + (d - 1 - j)];
-    for (std::int64_t i = 0; i <= j; ++i) n[i * d + j] = (*l)[(d - 1 - i) * d + (d - 1 - j)] / pivot[j];
+    for (std::int64_t i = 0; i <= j; ++i)
+      n[i * d + j] = (*l)[(d - 1 - i) * d + (d - 1 - j)] / pivot[j];
   }
   const auto w = random_normal(rows * d, 42, 0.05f);
   const auto textbook = reference::gptq({w.begin(), w.end()}, rows, h, d, 4, false, 32);
-  const auto by_factor = reference::gptq_by_factor({w.begin(), w.end()}, rows, n, pivot, d, 4, false, 32);
+  const auto by_factor =
+      reference::gptq_by_factor({w.begin(), w.end()}, rows, n, pivot, d, 4, false, 32);
   ASSERT_TRUE(textbook);
   EXPECT_EQ(textbook->code, by_factor.code);
   EXPECT_LE(relative(total(by_factor.loss), total(textbook->loss)), 1e-9);
@@ -170,21 +186,27 @@ TEST_P(GptqSweepTest, RecursionForAllGroupSizes) {
     std::int64_t rows, d, group_size;
   };
   for (const Case& c :
-       {Case{33, 64, 32}, Case{70, 96, 48}, Case{5, 576, 64}, Case{35, 576, 32}, Case{40, 1536, 128}, Case{3, 1536, 512},
-        Case{9, 2048, 1024}, Case{6, 768, 384}, Case{130, 640, 128}, Case{2, 1152, 192}, Case{7, 1100, 1100}, Case{150, 520, 130}}) {
+       {Case{33, 64, 32}, Case{70, 96, 48}, Case{5, 576, 64}, Case{35, 576, 32},
+        Case{40, 1536, 128}, Case{3, 1536, 512}, Case{9, 2048, 1024}, Case{6, 768, 384},
+        Case{130, 640, 128}, Case{2, 1152, 192}, Case{7, 1100, 1100}, Case{150, 520, 130}}) {
     const auto n = random_unit_upper(c.d, 51);
     const auto pivot = random_pivot(c.d, 52);
     const auto w = random_normal(c.rows * c.d, 53, 0.05f);
     for (const bool symmetric : {true, false}) {
-      const auto expected = reference::gptq_by_factor({w.begin(), w.end()}, c.rows, {n.begin(), n.end()}, {pivot.begin(), pivot.end()}, c.d,
-                                                      4, symmetric, c.group_size);
-      const Codes found = sweep(w, c.rows, c.d, n, pivot, {{4, symmetric, 0.0f}, c.group_size, false}, {c.rows});
-      const std::string what = std::to_string(c.d) + " columns, groups of " + std::to_string(c.group_size);
+      const auto expected =
+          reference::gptq_by_factor({w.begin(), w.end()}, c.rows, {n.begin(), n.end()},
+                                    {pivot.begin(), pivot.end()}, c.d, 4, symmetric, c.group_size);
+      const Codes found =
+          sweep(w, c.rows, c.d, n, pivot, {{4, symmetric, 0.0f}, c.group_size, false}, {c.rows});
+      const std::string what =
+          std::to_string(c.d) + " columns, groups of " + std::to_string(c.group_size);
       EXPECT_LE(mismatch(found.code, expected.code), 1e-3) << what;
       EXPECT_LE(relative(total(found.loss), total(expected.loss)), 1e-3) << what;
-      std::int64_t different = 0;  // a scale within float32 rounding of a float16 boundary, or after a flipped code
+      std::int64_t different =
+          0;  // a scale within float32 rounding of a float16 boundary, or after a flipped code
       for (std::size_t i = 0; i < found.scale.size(); ++i)
-        different += static_cast<double>(found.scale[i]) != expected.grid[i].scale || int{found.zero[i]} != expected.grid[i].zero;
+        different += static_cast<double>(found.scale[i]) != expected.grid[i].scale ||
+                     int{found.zero[i]} != expected.grid[i].zero;
       EXPECT_LE(different, static_cast<std::int64_t>(found.scale.size()) / 50 + 1) << what;
     }
   }
@@ -198,7 +220,8 @@ TEST_P(GptqSweepTest, StaticGridsOfPermutedColumns) {
   const auto pivot = random_pivot(d, 62);
   const auto w = random_normal(rows * d, 63, 0.05f);
   std::vector<std::int32_t> group_of(static_cast<std::size_t>(d));
-  for (std::int64_t c = 0; c < d; ++c) group_of[c] = static_cast<std::int32_t>(c * 37 % d / group_size);
+  for (std::int64_t c = 0; c < d; ++c)
+    group_of[c] = static_cast<std::int32_t>(c * 37 % d / group_size);
   Codes grids;
   std::vector<reference::Grid> exact;
   for (std::int64_t i = 0; i < rows * d / group_size; ++i) {
@@ -206,9 +229,11 @@ TEST_P(GptqSweepTest, StaticGridsOfPermutedColumns) {
     grids.zero.push_back(static_cast<std::uint8_t>(6 + i % 5));
     exact.push_back({grids.scale.back(), grids.zero.back()});
   }
-  const auto expected = reference::gptq_by_factor({w.begin(), w.end()}, rows, {n.begin(), n.end()}, {pivot.begin(), pivot.end()}, d, 4,
-                                                  false, group_size, exact, group_of);
-  const Codes found = sweep(w, rows, d, n, pivot, {{4, false, 0.0f}, group_size, true}, {rows}, group_of, grids);
+  const auto expected = reference::gptq_by_factor({w.begin(), w.end()}, rows, {n.begin(), n.end()},
+                                                  {pivot.begin(), pivot.end()}, d, 4, false,
+                                                  group_size, exact, group_of);
+  const Codes found =
+      sweep(w, rows, d, n, pivot, {{4, false, 0.0f}, group_size, true}, {rows}, group_of, grids);
   EXPECT_LE(mismatch(found.code, expected.code), 1e-3);
   EXPECT_LE(relative(total(found.loss), total(expected.loss)), 1e-3);
   EXPECT_EQ(found.scale, grids.scale);
@@ -234,8 +259,8 @@ TEST_P(GptqSweepTest, ARowDoesNotDependOnTheOthers) {
   }
 }
 
-// At the boundaries between codes and one step of float32 beside them the codes are those of the correctly rounded quotient, ties to even,
-// for scales over the whole range of float16.
+// At the boundaries between codes and one step of float32 beside them the codes are those of the
+// correctly rounded quotient, ties to even, for scales over the whole range of float16.
 TEST_P(GptqSweepTest, BoundariesBetweenCodesAreExact) {
   constexpr std::int64_t d = 51;  // 17 boundaries, each with its two neighbours
   std::vector<float> n(static_cast<std::size_t>(d * d));
@@ -261,8 +286,8 @@ TEST_P(GptqSweepTest, BoundariesBetweenCodesAreExact) {
   }
   const auto rows = static_cast<std::int64_t>(grids.scale.size());
   const std::vector<std::int32_t> group_of(static_cast<std::size_t>(d), 0);
-  const Codes found =
-      sweep(w, rows, d, n, std::vector<float>(static_cast<std::size_t>(d), 1.0f), {{4, false, 0.0f}, d, true}, {rows}, group_of, grids);
+  const Codes found = sweep(w, rows, d, n, std::vector<float>(static_cast<std::size_t>(d), 1.0f),
+                            {{4, false, 0.0f}, d, true}, {rows}, group_of, grids);
   EXPECT_EQ(found.code, expected);
 }
 
@@ -286,11 +311,13 @@ TEST_P(GptqSweepTest, SearchInsideTheSweepLowersTheError) {
   const std::int64_t rows = 37;
   const std::int64_t d = 256;
   std::vector<float> n(static_cast<std::size_t>(d * d));
-  for (std::int64_t i = 0; i < d; ++i) n[i * d + i] = 1.0f;  // no coupling: the sweep is round to nearest
+  for (std::int64_t i = 0; i < d; ++i)
+    n[i * d + i] = 1.0f;  // no coupling: the sweep is round to nearest
   const std::vector<float> pivot(static_cast<std::size_t>(d), 1.0f);
   const auto w = random_normal(rows * d, 91, 0.05f);
   for (const std::int64_t group_size : {32, 64, 128, 256}) {
-    const Codes searched = sweep(w, rows, d, n, pivot, {{3, false, 2.0f}, group_size, false}, {rows});
+    const Codes searched =
+        sweep(w, rows, d, n, pivot, {{3, false, 2.0f}, group_size, false}, {rows});
     const std::int64_t groups = d / group_size;
     for (std::int64_t r = 0; r < rows; ++r) {
       double best_loss = 0.0;
@@ -309,7 +336,8 @@ TEST_P(GptqSweepTest, SearchInsideTheSweepLowersTheError) {
         }
         best_loss += best;
       }
-      ASSERT_NEAR(searched.loss[r], best_loss, 3e-5 * best_loss) << "row " << r << ", groups of " << group_size;
+      ASSERT_NEAR(searched.loss[r], best_loss, 3e-5 * best_loss)
+          << "row " << r << ", groups of " << group_size;
     }
   }
 }
@@ -340,7 +368,8 @@ TEST_P(GptqSweepTest, GatherAndScatterAreInverse) {
     const auto found = download_as(out.view);
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t k = 0; k < d; ++k)
-        ASSERT_EQ(found[r * d + k], perm[k] == 13 ? 0.0f : expected(static_cast<std::size_t>(r * d + perm[k])));
+        ASSERT_EQ(found[r * d + k],
+                  perm[k] == 13 ? 0.0f : expected(static_cast<std::size_t>(r * d + perm[k])));
   };
   check(as_float.view, [&](std::size_t i) { return values[i]; });
   check(as_half.view, [&](std::size_t i) { return to_float(half[i]); });

@@ -18,7 +18,8 @@ class HessianTest : public BackendTest {
     std::vector<std::int32_t> exponent;
   };
 
-  std::vector<std::int32_t> exponents(const std::vector<float>& x, std::int64_t tokens, std::int64_t d) {
+  std::vector<std::int32_t> exponents(const std::vector<float>& x, std::int64_t tokens,
+                                      std::int64_t d) {
     const TensorArray on_device = upload(x, tokens, d);
     const Array<float> maximum = upload_as(std::vector<float>(static_cast<std::size_t>(d)), 1, d);
     column_max_abs(on_device, maximum, stream);
@@ -35,9 +36,11 @@ class HessianTest : public BackendTest {
     result.exponent = exponents(x, tokens, d);
     const TensorArray on_device = upload(x, tokens, d);
     const Array<std::int32_t> exponent = upload_as(result.exponent, 1, d);
-    const Array<std::int64_t> sum = upload_as(std::vector<std::int64_t>(static_cast<std::size_t>(d * d)), d, d);
+    const Array<std::int64_t> sum =
+        upload_as(std::vector<std::int64_t>(static_cast<std::size_t>(d * d)), d, d);
     for (const auto& [begin, end] : blocks)
-      accumulate_hessian(on_device.view.row_range(begin, end - begin), exponent, log2_tokens, 0, sum, stream);
+      accumulate_hessian(on_device.view.row_range(begin, end - begin), exponent, log2_tokens, 0,
+                         sum, stream);
     result.sum = download_as(sum.view);
     const Array<float> h(d, d, stream);
     finish_hessian(sum, exponent, log2_tokens, tokens, 0, h, stream);
@@ -66,7 +69,8 @@ TEST_P(HessianTest, ColumnMaximumKeepsEarlierValuesAndNaN) {
       continue;
     }
     float expected = maximum[c];
-    for (std::int64_t t = 0; t < tokens; ++t) expected = std::max(expected, std::fabs(x[t * d + c]));
+    for (std::int64_t t = 0; t < tokens; ++t)
+      expected = std::max(expected, std::fabs(x[t * d + c]));
     EXPECT_EQ(host[c], expected) << c;
   }
 }
@@ -74,10 +78,14 @@ TEST_P(HessianTest, ColumnMaximumKeepsEarlierValuesAndNaN) {
 TEST(HessianExponents, SmallestPowerOfTwoAndFaults) {
   std::vector<float> maximum{0.0f, 1.0f, 1.0000001f, 0.5f, 0.75f, 3e-39f, 2.0f};
   std::vector<std::int32_t> e(maximum.size());
-  const auto run = [&] { hessian_exponents({maximum.data(), 1, std::int64_t(maximum.size())}, {e.data(), 1, std::int64_t(e.size())}); };
+  const auto run = [&] {
+    hessian_exponents({maximum.data(), 1, std::int64_t(maximum.size())},
+                      {e.data(), 1, std::int64_t(e.size())});
+  };
   run();
   EXPECT_EQ(e, (std::vector<std::int32_t>{0, 0, 1, -1, 0, -127, 1}));
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     maximum[3] = bad;
     try {
       run();
@@ -89,17 +97,21 @@ TEST(HessianExponents, SmallestPowerOfTwoAndFaults) {
 }
 
 TEST_P(HessianTest, ExactOnIntegers) {
-  // Small integers: every product and partial sum is exact in float32, so the result is the exact integer sum over tokens.
+  // Small integers: every product and partial sum is exact in float32, so the result is the exact
+  // integer sum over tokens.
   for (const std::int64_t d : {std::int64_t{1}, std::int64_t{33}, std::int64_t{300}}) {
     const std::int64_t tokens = 96;
     std::vector<float> x(static_cast<std::size_t>(tokens * d));
-    for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(static_cast<int>((i * 7 + i / 13) % 17) - 8);
+    for (std::size_t i = 0; i < x.size(); ++i)
+      x[i] = static_cast<float>(static_cast<int>((i * 7 + i / 13) % 17) - 8);
     const Sum result = accumulate(x, tokens, d, 7, {{0, 50}, {50, 51}, {51, 51}, {51, 96}});
     for (std::int64_t i = 0; i < d; ++i)
       for (std::int64_t j = 0; j < d; ++j) {
         double exact = 0.0;
-        for (std::int64_t t = 0; t < tokens; ++t) exact += static_cast<double>(x[t * d + i]) * x[t * d + j];
-        ASSERT_EQ(result.h[i * d + j], static_cast<float>(exact / static_cast<double>(tokens))) << d << ": " << i << ", " << j;
+        for (std::int64_t t = 0; t < tokens; ++t)
+          exact += static_cast<double>(x[t * d + i]) * x[t * d + j];
+        ASSERT_EQ(result.h[i * d + j], static_cast<float>(exact / static_cast<double>(tokens)))
+            << d << ": " << i << ", " << j;
       }
   }
 }
@@ -109,7 +121,8 @@ TEST_P(HessianTest, WithinRoundingOfDoubleForAnyColumnScale) {
   const std::int64_t d = 530;
   auto x = random_normal(tokens * d, 2);
   for (std::int64_t t = 0; t < tokens; ++t)
-    for (std::int64_t c = 0; c < d; ++c) x[t * d + c] *= c == 9 ? 0.0f : std::ldexp(1.0f, static_cast<int>(c % 61) - 30);
+    for (std::int64_t c = 0; c < d; ++c)
+      x[t * d + c] *= c == 9 ? 0.0f : std::ldexp(1.0f, static_cast<int>(c % 61) - 30);
   x = round_to_compute(x);
   const Sum result = accumulate(x, tokens, d, 20, {{0, 256}, {256, 512}, {512, 700}});
   for (std::int64_t i = 0; i < d; ++i)
@@ -121,10 +134,13 @@ TEST_P(HessianTest, WithinRoundingOfDoubleForAnyColumnScale) {
         exact += product;
         magnitude += std::fabs(product);
       }
-      // Float32 sums of 256 terms (γ_256), one rounding to the fixed-point unit a block and one to float.
+      // Float32 sums of 256 terms (γ_256), one rounding to the fixed-point unit a block and one to
+      // float.
       const double unit = std::ldexp(1.0, result.exponent[i] + result.exponent[j] + 20 - 62);
-      const double tolerance = (257.0 * 0x1p-24 * magnitude + 2.0 * unit) / static_cast<double>(tokens);
-      ASSERT_NEAR(result.h[i * d + j], exact / static_cast<double>(tokens), tolerance) << i << ", " << j;
+      const double tolerance =
+          (257.0 * 0x1p-24 * magnitude + 2.0 * unit) / static_cast<double>(tokens);
+      ASSERT_NEAR(result.h[i * d + j], exact / static_cast<double>(tokens), tolerance)
+          << i << ", " << j;
       ASSERT_EQ(result.h[i * d + j], result.h[j * d + i]);
     }
   EXPECT_EQ(result.h[9 * d + 9], 0.0f);
@@ -164,18 +180,21 @@ TEST_P(HessianTest, ColumnsOfAWiderMatrix) {
   const auto expected = accumulate(part, tokens, d, 6, {{0, tokens}});
   const TensorArray wide = upload(x, tokens, 100);
   const Array<std::int32_t> exponent = upload_as(expected.exponent, 1, d);
-  const Array<std::int64_t> sum = upload_as(std::vector<std::int64_t>(static_cast<std::size_t>(d * d)), d, d);
+  const Array<std::int64_t> sum =
+      upload_as(std::vector<std::int64_t>(static_cast<std::size_t>(d * d)), d, d);
   accumulate_hessian(wide.view.col_range(30, d), exponent, 6, 0, sum, stream);
   const auto found = download_as(sum.view);
   // The library may add in another order for another stride: compare within float32 rounding.
   for (std::int64_t i = 0; i < d; ++i)
     for (std::int64_t j = 0; j <= i; ++j) {
       const double full = std::ldexp(1.0, 62 - 6) * 64.0;
-      ASSERT_NEAR(static_cast<double>(found[i * d + j]), static_cast<double>(expected.sum[i * d + j]), 64.0 * 0x1p-24 * full);
+      ASSERT_NEAR(static_cast<double>(found[i * d + j]),
+                  static_cast<double>(expected.sum[i * d + j]), 64.0 * 0x1p-24 * full);
     }
 }
 
-// Two ranges of whole panels and a ragged one, in any order, by way of the host or not: the whole's bits.
+// Two ranges of whole panels and a ragged one, in any order, by way of the host or not: the whole's
+// bits.
 TEST_P(HessianTest, RangesOfColumnsGiveTheBitsOfTheWhole) {
   const std::int64_t panel = hessian_panel(GetParam());
   const std::int64_t d = 3 * panel + panel / 2 + 9;
@@ -192,11 +211,13 @@ TEST_P(HessianTest, RangesOfColumnsGiveTheBitsOfTheWhole) {
   const Array<float> h(d, d, stream);
   const Array<float> placed(d, d, stream);
   const Array<float> permuted(d, d, stream);
-  for (const auto& [begin, end] : {std::pair{3 * panel, d}, {panel, 3 * panel}, {std::int64_t{0}, panel}}) {
+  for (const auto& [begin, end] :
+       {std::pair{3 * panel, d}, {panel, 3 * panel}, {std::int64_t{0}, panel}}) {
     const Array<std::int64_t> sum(d - begin, end - begin, stream);
     fill_zero(sum.view.data, sum.memory.bytes(), stream);
     for (const auto& [first, last] : blocks)
-      accumulate_hessian(on_device.view.row_range(first, last - first), exponent, 7, begin, sum, stream);
+      accumulate_hessian(on_device.view.row_range(first, last - first), exponent, 7, begin, sum,
+                         stream);
     finish_hessian(sum, exponent, 7, tokens, begin, h, stream);
     const Array<float> columns(d - begin, end - begin, stream);
     finish_hessian_panel(sum, exponent, 7, tokens, begin, columns, stream);
@@ -207,9 +228,11 @@ TEST_P(HessianTest, RangesOfColumnsGiveTheBitsOfTheWhole) {
   EXPECT_EQ(download_as(placed.view), whole.h);
   const auto found = download_as(permuted.view);
   for (std::int64_t i = 0; i < d; i += 3)
-    for (std::int64_t j = 0; j < d; ++j) ASSERT_EQ(found[i * d + j], whole.h[order[i] * d + order[j]]) << i << ", " << j;
+    for (std::int64_t j = 0; j < d; ++j)
+      ASSERT_EQ(found[i * d + j], whole.h[order[i] * d + order[j]]) << i << ", " << j;
   const Array<std::int64_t> narrow(d, panel - 1, stream);
-  EXPECT_THROW(accumulate_hessian(on_device, exponent, 7, 0, narrow, stream), std::invalid_argument);
+  EXPECT_THROW(accumulate_hessian(on_device, exponent, 7, 0, narrow, stream),
+               std::invalid_argument);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, HessianTest, testing::ValuesIn(backends()), backend_name);

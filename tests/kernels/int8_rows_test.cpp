@@ -46,12 +46,15 @@ class Int8RowsTest : public BackendTest {
   }
 
   template <class T, class Bits>
-  void expect_golden(std::span<const std::uint8_t> code, std::span<const std::uint32_t> scb, std::span<const Bits> value) {
+  void expect_golden(std::span<const std::uint8_t> code, std::span<const std::uint32_t> scb,
+                     std::span<const Bits> value) {
     std::vector<T> w;
-    for (const std::uint32_t bits : golden::rows) w.push_back(narrowed<T>(std::bit_cast<float>(bits)));
+    for (const std::uint32_t bits : golden::rows)
+      w.push_back(narrowed<T>(std::bit_cast<float>(bits)));
     const Rows q = quantize(w, 6, 40);
     const auto back = dequantize<T>(q, 6, 40);
-    for (std::size_t i = 0; i < scb.size(); ++i) ASSERT_EQ(std::bit_cast<std::uint32_t>(q.scb[i]), scb[i]) << "row " << i;
+    for (std::size_t i = 0; i < scb.size(); ++i)
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(q.scb[i]), scb[i]) << "row " << i;
     for (std::size_t i = 0; i < code.size(); ++i) {
       ASSERT_EQ(static_cast<std::uint8_t>(q.code[i]), code[i]) << i;
       ASSERT_EQ(std::bit_cast<Bits>(back[i]), value[i]) << i;
@@ -60,9 +63,12 @@ class Int8RowsTest : public BackendTest {
 };
 
 TEST_P(Int8RowsTest, BytesOfBitsandbytes) {
-  expect_golden<float, std::uint32_t>(golden::int8_code_f32, golden::int8_scb_f32, golden::int8_value_f32);
-  expect_golden<bf16, std::uint16_t>(golden::int8_code_bf16, golden::int8_scb_bf16, golden::int8_value_bf16);
-  expect_golden<f16, std::uint16_t>(golden::int8_code_f16, golden::int8_scb_f16, golden::int8_value_f16);
+  expect_golden<float, std::uint32_t>(golden::int8_code_f32, golden::int8_scb_f32,
+                                      golden::int8_value_f32);
+  expect_golden<bf16, std::uint16_t>(golden::int8_code_bf16, golden::int8_scb_bf16,
+                                     golden::int8_value_bf16);
+  expect_golden<f16, std::uint16_t>(golden::int8_code_f16, golden::int8_scb_f16,
+                                    golden::int8_value_f16);
 }
 
 TEST_P(Int8RowsTest, NearestCode) {
@@ -73,14 +79,16 @@ TEST_P(Int8RowsTest, NearestCode) {
     const auto back = dequantize<float>(q, rows, cols);
     for (std::int64_t n = 0; n < rows; ++n) {
       double largest = 0.0;
-      for (std::int64_t k = 0; k < cols; ++k) largest = std::max(largest, std::fabs(double{to_float(to_f16(w[n * cols + k]))}));
+      for (std::int64_t k = 0; k < cols; ++k)
+        largest = std::max(largest, std::fabs(double{to_float(to_f16(w[n * cols + k]))}));
       ASSERT_EQ(q.scb[n], largest);
       for (std::int64_t k = 0; k < cols; ++k) {
         const double v = to_float(to_f16(w[n * cols + k]));
         // Half a step, and the three roundings of v · (127 · (1/scb)).
         ASSERT_LE(std::fabs(v * 127.0 / largest - q.code[n * cols + k]), 0.5 + 127 * 3 * 0x1p-24);
         // Three roundings, that of 1/127 included.
-        ASSERT_NEAR(back[n * cols + k], q.code[n * cols + k] * largest / 127.0, largest * 3 * 0x1p-24);
+        ASSERT_NEAR(back[n * cols + k], q.code[n * cols + k] * largest / 127.0,
+                    largest * 3 * 0x1p-24);
       }
     }
   }
@@ -103,7 +111,8 @@ TEST_P(Int8RowsTest, RowsWithAStride) {
   const Array<std::int8_t> code(6, 40, stream);
   quantize_int8_rows(on_device.view.col_range(3, 40), scb, code, stream);
   std::vector<float> part;
-  for (int n = 0; n < 6; ++n) part.insert(part.end(), w.begin() + n * 48 + 3, w.begin() + n * 48 + 43);
+  for (int n = 0; n < 6; ++n)
+    part.insert(part.end(), w.begin() + n * 48 + 3, w.begin() + n * 48 + 43);
   const Rows expected = quantize(part, 6, 40);
   EXPECT_EQ(download_as(code.view), expected.code);
   EXPECT_EQ(download_as(scb.view), expected.scb);
@@ -127,20 +136,25 @@ TEST(SimdHalf, EveryHalf) {
       EXPECT_TRUE(std::isnan(simd_round_to_half(value)));
       continue;
     }
-    ASSERT_EQ(std::bit_cast<std::uint32_t>(simd_to_float(half)), std::bit_cast<std::uint32_t>(value)) << bits;
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(simd_to_float(half)),
+              std::bit_cast<std::uint32_t>(value))
+        << bits;
   }
 }
 
 TEST(SimdHalf, RoundsAsTheConversion) {
   for (std::uint32_t high = 0; high < 0x10000; ++high)
-    for (const std::uint32_t low : {0x0000u, 0x0001u, 0x0fffu, 0x1000u, 0x1001u, 0x2fffu, 0x3000u, 0x3001u, 0x7fffu, 0x8000u, 0xffffu}) {
+    for (const std::uint32_t low : {0x0000u, 0x0001u, 0x0fffu, 0x1000u, 0x1001u, 0x2fffu, 0x3000u,
+                                    0x3001u, 0x7fffu, 0x8000u, 0xffffu}) {
       const auto x = std::bit_cast<float>(high << 16 | low);
       if (std::isnan(x)) {
         EXPECT_TRUE(std::isnan(to_float(simd_to_f16(x))));
         continue;
       }
       ASSERT_EQ(simd_to_f16(x).bits, to_f16(x).bits) << x;
-      ASSERT_EQ(std::bit_cast<std::uint32_t>(simd_round_to_half(x)), std::bit_cast<std::uint32_t>(to_float(to_f16(x)))) << x;
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(simd_round_to_half(x)),
+                std::bit_cast<std::uint32_t>(to_float(to_f16(x))))
+          << x;
     }
 }
 

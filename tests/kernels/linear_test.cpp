@@ -15,23 +15,28 @@ class LinearTest : public ForwardTest {
     std::int64_t tokens, in, out;
   };
   // Tiles are 256 × 256 on the CPU; ragged, single and exact ones.
-  const std::vector<Shape> shapes{{1, 1, 1},      {1, 7, 5},       {3, 64, 1},      {5, 1000, 3},    {16, 8, 24},
-                                  {129, 65, 257}, {256, 256, 256}, {200, 576, 300}, {257, 128, 520}, {64, 2048, 96}};
+  const std::vector<Shape> shapes{{1, 1, 1},       {1, 7, 5},      {3, 64, 1},      {5, 1000, 3},
+                                  {16, 8, 24},     {129, 65, 257}, {256, 256, 256}, {200, 576, 300},
+                                  {257, 128, 520}, {64, 2048, 96}};
 
-  // A bound for any order of summation: γ = 2 (in + 4) 2^-24 times Σ|x||w| + |b|; the 2 allows for tensor cores, which truncate.
-  std::vector<double> accumulation_error(const std::vector<float>& x, const std::vector<float>& weight, const std::vector<float>& bias,
-                                         Shape shape) const {
-    auto tolerance = reference::linear(absolute(x), absolute(weight), absolute(bias), shape.tokens, shape.in, shape.out);
+  // A bound for any order of summation: γ = 2 (in + 4) 2^-24 times Σ|x||w| + |b|; the 2 allows for
+  // tensor cores, which truncate.
+  std::vector<double> accumulation_error(const std::vector<float>& x,
+                                         const std::vector<float>& weight,
+                                         const std::vector<float>& bias, Shape shape) const {
+    auto tolerance = reference::linear(absolute(x), absolute(weight), absolute(bias), shape.tokens,
+                                       shape.in, shape.out);
     for (double& value : tolerance) value *= 2.0 * static_cast<double>(shape.in + 4) * single;
     return tolerance;
   }
 
   void check(Shape shape, bool with_bias, DType y_type) {
-    SCOPED_TRACE(testing::Message() << shape.tokens << " x " << shape.in << " -> " << shape.out << (with_bias ? ", bias" : "") << ", y "
-                                    << name_of(y_type));
+    SCOPED_TRACE(testing::Message() << shape.tokens << " x " << shape.in << " -> " << shape.out
+                                    << (with_bias ? ", bias" : "") << ", y " << name_of(y_type));
     const auto x = round_to_compute(random_normal(shape.tokens * shape.in, 1));
     const auto weight = round_to_compute(random_normal(shape.out * shape.in, 2));
-    const auto bias = with_bias ? round_to_compute(random_normal(shape.out, 3, 20.0f)) : std::vector<float>{};
+    const auto bias =
+        with_bias ? round_to_compute(random_normal(shape.out, 3, 20.0f)) : std::vector<float>{};
     const auto x_device = upload_padded(stream.compute_dtype(), x, shape.tokens, shape.in);
     const auto weight_device = upload(weight, shape.out, shape.in);
     const auto bias_device = with_bias ? upload(bias, 1, shape.out) : TensorArray{};
@@ -41,7 +46,8 @@ class LinearTest : public ForwardTest {
     const auto y = poisoned_padded(y_type, shape.tokens, shape.out);
     linear(x_device.view, weight_device, bias_device, y.view, stream);
     auto tolerance = error;
-    for (std::size_t i = 0; i < want.size(); ++i) tolerance[i] += roundoff(y_type) * std::abs(want[i]);
+    for (std::size_t i = 0; i < want.size(); ++i)
+      tolerance[i] += roundoff(y_type) * std::abs(want[i]);
     expect_close(download_inside(y), want, tolerance);
 
     constexpr float alpha = -0.75f;
@@ -54,8 +60,11 @@ class LinearTest : public ForwardTest {
     for (std::size_t i = 0; i < want.size(); ++i) {
       want_sum[i] = old[i] + alpha * want[i];
       // One more rounding of the partial sum where there is a bias.
-      const double partial = with_bias ? want_sum[i] - alpha * static_cast<double>(bias[i % bias.size()]) : 0.0;
-      tolerance[i] += (roundoff(y_type) + 2.0 * single) * (std::abs(want_sum[i]) + std::abs(partial)) + 2.0 * single * std::abs(old[i]);
+      const double partial =
+          with_bias ? want_sum[i] - alpha * static_cast<double>(bias[i % bias.size()]) : 0.0;
+      tolerance[i] +=
+          (roundoff(y_type) + 2.0 * single) * (std::abs(want_sum[i]) + std::abs(partial)) +
+          2.0 * single * std::abs(old[i]);
     }
     expect_close(download_inside(sum), want_sum, tolerance);
   }
@@ -97,10 +106,15 @@ TEST_P(LinearTest, RowsAreIndependentAndRepeatable) {
   };
   const auto first = run();
   EXPECT_EQ(count_different(first, run()), 0u);
-  for (std::int64_t i = 0; i < shape.in; ++i) x[static_cast<std::size_t>(70 * shape.in + i)] = 100.0f;
+  for (std::int64_t i = 0; i < shape.in; ++i)
+    x[static_cast<std::size_t>(70 * shape.in + i)] = 100.0f;
   const auto changed = run();
-  EXPECT_EQ(count_different({first.begin(), first.begin() + 70 * shape.out}, {changed.begin(), changed.begin() + 70 * shape.out}), 0u);
-  EXPECT_EQ(count_different({first.begin() + 71 * shape.out, first.end()}, {changed.begin() + 71 * shape.out, changed.end()}), 0u);
+  EXPECT_EQ(count_different({first.begin(), first.begin() + 70 * shape.out},
+                            {changed.begin(), changed.begin() + 70 * shape.out}),
+            0u);
+  EXPECT_EQ(count_different({first.begin() + 71 * shape.out, first.end()},
+                            {changed.begin() + 71 * shape.out, changed.end()}),
+            0u);
   EXPECT_GT(count_different(first, changed), 190u);
 }
 
@@ -133,12 +147,15 @@ TEST_P(LinearTest, AcceptsNoTokens) {
 
 TEST_P(LinearTest, RefusesInconsistentArguments) {
   const DType type = stream.compute_dtype();
-  const TensorArray x(type, 4, 8, stream), weight(type, 5, 8, stream), bias(type, 1, 5, stream), y(type, 4, 5, stream);
-  const TensorArray narrow(type, 5, 7, stream), short_bias(type, 1, 4, stream), wide_y(type, 4, 6, stream), long_y(type, 5, 5, stream);
+  const TensorArray x(type, 4, 8, stream), weight(type, 5, 8, stream), bias(type, 1, 5, stream),
+      y(type, 4, 5, stream);
+  const TensorArray narrow(type, 5, 7, stream), short_bias(type, 1, 4, stream),
+      wide_y(type, 4, 6, stream), long_y(type, 5, 5, stream);
   const TensorArray half(DType::f16, 4, 5, stream), half_x(DType::f16, 4, 8, stream);
   for (const bool add : {false, true}) {
     const auto call = [&](ConstTensor x_, ConstTensor weight_, ConstTensor bias_, Tensor y_) {
-      return add ? linear_add(x_, weight_, bias_, 1.0f, y_, stream) : linear(x_, weight_, bias_, y_, stream);
+      return add ? linear_add(x_, weight_, bias_, 1.0f, y_, stream)
+                 : linear(x_, weight_, bias_, y_, stream);
     };
     EXPECT_THROW(call(x, narrow, bias, y), std::invalid_argument);
     EXPECT_THROW(call(x, weight, short_bias, y), std::invalid_argument);

@@ -13,14 +13,18 @@ class NormTest : public ForwardTest {
   static constexpr std::int64_t tokens = 5;
   static constexpr float eps = 1e-5f;
 
-  // Roundings of a sum of d terms of one sign grow like √d in a chain; 8 more for the rest. Then the output is rounded once.
+  // Roundings of a sum of d terms of one sign grow like √d in a chain; 8 more for the rest. Then
+  // the output is rounded once.
   std::vector<double> rms_tolerance(const reference::Exact& want, std::int64_t d) const {
     std::vector<double> tolerance;
-    for (const double value : want) tolerance.push_back(((std::sqrt(static_cast<double>(d)) + 8.0) * single + epsilon()) * std::abs(value));
+    for (const double value : want)
+      tolerance.push_back(((std::sqrt(static_cast<double>(d)) + 8.0) * single + epsilon()) *
+                          std::abs(value));
     return tolerance;
   }
 
-  std::vector<double> layer_tolerance(const reference::Exact& want, const std::vector<float>& x, const std::vector<float>& weight,
+  std::vector<double> layer_tolerance(const reference::Exact& want, const std::vector<float>& x,
+                                      const std::vector<float>& weight,
                                       const std::vector<float>& bias, std::int64_t d) const {
     std::vector<double> tolerance;
     const auto n = static_cast<std::size_t>(d);
@@ -35,8 +39,10 @@ class NormTest : public ForwardTest {
       }
       for (std::size_t i = 0; i < n; ++i) {
         const double w = std::abs(weight[i]);
-        const double terms = w * (std::abs(x[row + i] - mean) + largest) / std::sqrt(variance) + (bias.empty() ? 0.0 : std::abs(bias[i]));
-        tolerance.push_back((std::sqrt(static_cast<double>(d)) + 8.0) * single * terms + epsilon() * std::abs(want[row + i]));
+        const double terms = w * (std::abs(x[row + i] - mean) + largest) / std::sqrt(variance) +
+                             (bias.empty() ? 0.0 : std::abs(bias[i]));
+        tolerance.push_back((std::sqrt(static_cast<double>(d)) + 8.0) * single * terms +
+                            epsilon() * std::abs(want[row + i]));
       }
     }
     return tolerance;
@@ -61,7 +67,8 @@ TEST_P(NormTest, RmsNormMatchesTheReference) {
     }
 }
 
-// A lone large value at each end: an element left out of the sum, or counted twice, changes everything.
+// A lone large value at each end: an element left out of the sum, or counted twice, changes
+// everything.
 TEST_P(NormTest, RmsNormSumsEveryElement) {
   for (const std::int64_t d : widths)
     for (const std::int64_t spike : {std::int64_t{0}, d / 2, d - 1}) {
@@ -91,7 +98,8 @@ TEST_P(NormTest, LayerNormMatchesTheReference) {
   for (const std::int64_t d : widths)
     for (const float mean : {0.0f, 30.0f})
       for (const bool with_bias : {false, true}) {
-        SCOPED_TRACE(testing::Message() << "d " << d << ", mean " << mean << (with_bias ? ", bias" : ""));
+        SCOPED_TRACE(testing::Message()
+                     << "d " << d << ", mean " << mean << (with_bias ? ", bias" : ""));
         auto x = random_normal(tokens * d, 1, 2.0f);
         for (float& value : x) value += mean;
         x = round_to_compute(x);
@@ -110,18 +118,21 @@ TEST_P(NormTest, LayerNormMatchesTheReference) {
       }
 }
 
-// With the mean 2000 times the deviation, E[x²] − mean² in float32 is off by a tenth of the variance or more: float32 near 2^31 steps by
-// 256. The plain sum is exact here, so the two-pass form is too.
+// With the mean 2000 times the deviation, E[x²] − mean² in float32 is off by a tenth of the
+// variance or more: float32 near 2^31 steps by 256. The plain sum is exact here, so the two-pass
+// form is too.
 TEST_P(NormTest, LayerNormIsStableFarFromZero) {
   constexpr std::int64_t d = 2048;
   std::vector<float> x;
-  for (std::int64_t i = 0; i < d; ++i) x.push_back(i % 256 == 0 ? 1032.0f : 1024.0f);  // exact in bf16
+  for (std::int64_t i = 0; i < d; ++i)
+    x.push_back(i % 256 == 0 ? 1032.0f : 1024.0f);  // exact in bf16
   const std::vector<float> weight(static_cast<std::size_t>(d), 1.0f);
   const auto want = reference::layer_norm(x, weight, {}, 1, d, eps);
   const auto y = poisoned(stream.compute_dtype(), 1, d);
   layer_norm(upload(x, 1, d), upload(weight, 1, d), {}, eps, y, stream);
   std::vector<double> tolerance;
-  for (const double value : want) tolerance.push_back((16.0 * single + epsilon()) * std::abs(value));
+  for (const double value : want)
+    tolerance.push_back((16.0 * single + epsilon()) * std::abs(value));
   expect_close(download(y), want, tolerance);
 }
 
@@ -129,14 +140,16 @@ TEST_P(NormTest, HeadsAreNormalisedInPlace) {
   struct Case {
     std::int64_t heads, head_dim;
   };
-  for (const auto& [heads, head_dim] : {Case{1, 16}, Case{3, 64}, Case{9, 80}, Case{5, 128}, Case{32, 128}, Case{2, 256}, Case{4, 5}}) {
+  for (const auto& [heads, head_dim] : {Case{1, 16}, Case{3, 64}, Case{9, 80}, Case{5, 128},
+                                        Case{32, 128}, Case{2, 256}, Case{4, 5}}) {
     SCOPED_TRACE(testing::Message() << heads << " heads of " << head_dim);
     const std::int64_t width = heads * head_dim;
     auto x = random_normal(tokens * width, 1);
     // Heads of very different size, so that one head's norm applied to another shows.
     for (std::int64_t t = 0; t < tokens; ++t)
       for (std::int64_t c = 0; c < width; ++c)
-        x[static_cast<std::size_t>(t * width + c)] *= static_cast<float>(1 + 10 * (c / head_dim) + t);
+        x[static_cast<std::size_t>(t * width + c)] *=
+            static_cast<float>(1 + 10 * (c / head_dim) + t);
     x = round_to_compute(x);
     const auto weight = round_to_compute(random_normal(head_dim, 2));
     // A column range of a wider matrix, as q and k are of qkv.
@@ -170,7 +183,8 @@ TEST_P(NormTest, AcceptsNoTokens) {
 TEST_P(NormTest, RefusesInconsistentArguments) {
   const DType type = stream.compute_dtype();
   const TensorArray x(type, 4, 8, stream), y(type, 4, 8, stream), weight(type, 1, 8, stream);
-  const TensorArray short_weight(type, 1, 7, stream), tall(type, 5, 8, stream), half(DType::f16, 4, 8, stream);
+  const TensorArray short_weight(type, 1, 7, stream), tall(type, 5, 8, stream),
+      half(DType::f16, 4, 8, stream);
   EXPECT_THROW(rms_norm(x, short_weight, eps, 0.0f, y, stream), std::invalid_argument);
   EXPECT_THROW(rms_norm(x, weight, eps, 0.0f, tall, stream), std::invalid_argument);
   EXPECT_THROW(rms_norm(half, weight, eps, 0.0f, y, stream), std::invalid_argument);

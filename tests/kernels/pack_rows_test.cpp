@@ -34,7 +34,8 @@ TEST_P(PackRowsTest, GoldenWords) {
     return download_as(words.view);
   };
   std::vector<std::uint8_t> code(8);
-  for (int i = 0; i < 8; ++i) code[i] = static_cast<std::uint8_t>(i - 8 + 8);  // int4 −8 … −1 with the offset 8
+  for (int i = 0; i < 8; ++i)
+    code[i] = static_cast<std::uint8_t>(i - 8 + 8);  // int4 −8 … −1 with the offset 8
   EXPECT_EQ(rows(code, 4), std::vector<std::uint32_t>{0x76543210u});
   code.resize(32);
   for (int i = 0; i < 32; ++i) code[i] = static_cast<std::uint8_t>(i % 8);
@@ -56,20 +57,27 @@ TEST_P(PackRowsTest, RowsAreBitstreams) {
         const auto code = random_codes(rows * stride, bits, static_cast<unsigned>(cols));
         const Array<std::uint8_t> on_device = upload_as(code, rows, stride);
         const std::int64_t word_count = packed_words(cols, bits);
-        const Array<std::uint32_t> words =
-            upload_as(std::vector<std::uint32_t>(rows * (word_count + 1), 0xdeadbeefu), rows, word_count + 1);
-        pack_rows(on_device.view.col_range(0, cols), bits, words.view.col_range(0, word_count), stream);
+        const Array<std::uint32_t> words = upload_as(
+            std::vector<std::uint32_t>(rows * (word_count + 1), 0xdeadbeefu), rows, word_count + 1);
+        pack_rows(on_device.view.col_range(0, cols), bits, words.view.col_range(0, word_count),
+                  stream);
         const auto got = download_as(words.view);
         for (std::int64_t r = 0; r < rows; ++r) {
-          auto wanted = bitstream({code.begin() + r * stride, code.begin() + r * stride + cols}, bits);
+          auto wanted =
+              bitstream({code.begin() + r * stride, code.begin() + r * stride + cols}, bits);
           wanted.push_back(0xdeadbeefu);  // nothing is written beyond the row
-          ASSERT_EQ(std::vector<std::uint32_t>(got.begin() + r * (word_count + 1), got.begin() + (r + 1) * (word_count + 1)), wanted)
+          ASSERT_EQ(std::vector<std::uint32_t>(got.begin() + r * (word_count + 1),
+                                               got.begin() + (r + 1) * (word_count + 1)),
+                    wanted)
               << bits << " bits, " << cols;
         }
-        const Array<std::uint8_t> back = upload_as(std::vector<std::uint8_t>(rows * stride, 0xee), rows, stride);
-        unpack_rows(words.view.col_range(0, word_count), bits, back.view.col_range(0, cols), stream);
+        const Array<std::uint8_t> back =
+            upload_as(std::vector<std::uint8_t>(rows * stride, 0xee), rows, stride);
+        unpack_rows(words.view.col_range(0, word_count), bits, back.view.col_range(0, cols),
+                    stream);
         const auto unpacked = download_as(back.view);
-        for (std::int64_t i = 0; i < rows * stride; ++i) ASSERT_EQ(int{unpacked[i]}, i % stride < cols ? int{code[i]} : 0xee);
+        for (std::int64_t i = 0; i < rows * stride; ++i)
+          ASSERT_EQ(int{unpacked[i]}, i % stride < cols ? int{code[i]} : 0xee);
       }
 }
 
@@ -105,7 +113,8 @@ TEST_P(PackRowsTest, Awq) {
       const int unpacking[8] = {0, 4, 1, 5, 2, 6, 3, 7};
       for (std::int64_t k = 0; k < in; ++k)
         for (std::int64_t n = 0; n < out; ++n)
-          ASSERT_EQ(got[k * (out / 8) + n / 8] >> (4 * unpacking[n % 8]) & 15u, std::uint32_t{code[n * in + k]});
+          ASSERT_EQ(got[k * (out / 8) + n / 8] >> (4 * unpacking[n % 8]) & 15u,
+                    std::uint32_t{code[n * in + k]});
       const Array<std::uint8_t> back(out, in, stream);
       unpack_awq(words, back, stream);
       ASSERT_EQ(download_as(back.view), code);

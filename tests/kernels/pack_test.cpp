@@ -1,4 +1,5 @@
-// Bitstreams of codes and zeros: golden words of formats.md §1 and §5, the round trip of every code, and ragged tiles.
+// Bitstreams of codes and zeros: golden words of formats.md §1 and §5, the round trip of every
+// code, and ragged tiles.
 #include "kernels/pack.h"
 
 #include <gtest/gtest.h>
@@ -21,12 +22,14 @@ std::vector<std::uint32_t> reference_stream(const std::vector<std::uint8_t>& fie
 
 class Pack : public BackendTest {
  protected:
-  std::vector<std::uint32_t> pack(const std::vector<std::uint8_t>& code, std::int64_t out, std::int64_t in, int bits) {
+  std::vector<std::uint32_t> pack(const std::vector<std::uint8_t>& code, std::int64_t out,
+                                  std::int64_t in, int bits) {
     Array<std::uint32_t> words(in * bits / 32, out, stream);
     pack_weights(upload_as(code, out, in), bits, words, stream);
     return download_as(words.view);
   }
-  std::vector<std::uint32_t> pack_zero(const std::vector<std::uint8_t>& zero, std::int64_t out, std::int64_t groups, int bits, int offset) {
+  std::vector<std::uint32_t> pack_zero(const std::vector<std::uint8_t>& zero, std::int64_t out,
+                                       std::int64_t groups, int bits, int offset) {
     Array<std::uint32_t> words(groups, out * bits / 32, stream);
     pack_zeros(upload_as(zero, out, groups), bits, offset, words, stream);
     return download_as(words.view);
@@ -37,7 +40,8 @@ TEST_P(Pack, GoldenWords) {
   std::vector<std::uint8_t> code(32);
   for (std::size_t k = 0; k < code.size(); ++k) code[k] = static_cast<std::uint8_t>(k % 8);
   EXPECT_EQ(pack(code, 1, 32, 4), (std::vector<std::uint32_t>(4, 0x76543210u)));
-  EXPECT_EQ(pack(code, 1, 32, 3), (std::vector<std::uint32_t>{0x88FAC688u, 0xC688FAC6u, 0xFAC688FAu}));
+  EXPECT_EQ(pack(code, 1, 32, 3),
+            (std::vector<std::uint32_t>{0x88FAC688u, 0xC688FAC6u, 0xFAC688FAu}));
 }
 
 TEST_P(Pack, GoldenSymmetricZeros) {
@@ -45,10 +49,13 @@ TEST_P(Pack, GoldenSymmetricZeros) {
     int bits;
     std::vector<std::uint32_t> v1, v2;
   };
-  for (const Golden& golden : {Golden{2, {0x55555555u, 0x55555555u}, {0xAAAAAAAAu, 0xAAAAAAAAu}},
-                               Golden{3, {0xDB6DB6DBu, 0xB6DB6DB6u, 0x6DB6DB6Du}, {0x24924924u, 0x49249249u, 0x92492492u}},
-                               Golden{4, std::vector<std::uint32_t>(4, 0x77777777u), std::vector<std::uint32_t>(4, 0x88888888u)},
-                               Golden{8, std::vector<std::uint32_t>(8, 0x7F7F7F7Fu), std::vector<std::uint32_t>(8, 0x80808080u)}}) {
+  for (const Golden& golden :
+       {Golden{2, {0x55555555u, 0x55555555u}, {0xAAAAAAAAu, 0xAAAAAAAAu}},
+        Golden{3, {0xDB6DB6DBu, 0xB6DB6DB6u, 0x6DB6DB6Du}, {0x24924924u, 0x49249249u, 0x92492492u}},
+        Golden{4, std::vector<std::uint32_t>(4, 0x77777777u),
+               std::vector<std::uint32_t>(4, 0x88888888u)},
+        Golden{8, std::vector<std::uint32_t>(8, 0x7F7F7F7Fu),
+               std::vector<std::uint32_t>(8, 0x80808080u)}}) {
     const std::vector<std::uint8_t> zero(32, static_cast<std::uint8_t>(1 << (golden.bits - 1)));
     EXPECT_EQ(pack_zero(zero, 32, 1, golden.bits, -1), golden.v1) << golden.bits;
     EXPECT_EQ(pack_zero(zero, 32, 1, golden.bits, 0), golden.v2) << golden.bits;
@@ -58,15 +65,21 @@ TEST_P(Pack, GoldenSymmetricZeros) {
 // Shapes below, at and beyond the tiles of the CUDA kernel.
 TEST_P(Pack, WeightsOfAnyShapeMatchTheBitByBitReferenceAndComeBack) {
   for (const int bits : {2, 3, 4, 8})
-    for (const auto& [out, in] : {std::pair<std::int64_t, std::int64_t>{1, 32}, {64, 96}, {65, 128}, {33, 224}, {200, 1024}}) {
+    for (const auto& [out, in] : {std::pair<std::int64_t, std::int64_t>{1, 32},
+                                  {64, 96},
+                                  {65, 128},
+                                  {33, 224},
+                                  {200, 1024}}) {
       std::mt19937 generator(static_cast<unsigned>(bits * 1000 + out));
       std::vector<std::uint8_t> code(static_cast<std::size_t>(out * in));
       for (auto& c : code) c = static_cast<std::uint8_t>(generator() % (1u << bits));
       const auto words = pack(code, out, in, bits);
       for (std::int64_t n = 0; n < out; ++n) {
-        const auto row = reference_stream({code.begin() + n * in, code.begin() + (n + 1) * in}, bits);
+        const auto row =
+            reference_stream({code.begin() + n * in, code.begin() + (n + 1) * in}, bits);
         for (std::size_t i = 0; i < row.size(); ++i)
-          ASSERT_EQ(words[i * static_cast<std::size_t>(out) + static_cast<std::size_t>(n)], row[i]) << bits << " bits, output " << n;
+          ASSERT_EQ(words[i * static_cast<std::size_t>(out) + static_cast<std::size_t>(n)], row[i])
+              << bits << " bits, output " << n;
       }
       Array<std::uint8_t> back(out, in, stream);
       unpack_weights(upload_as(words, in * bits / 32, out), bits, back, stream);
@@ -80,14 +93,18 @@ TEST_P(Pack, EveryZeroComesBackInBothFormats) {
       const std::int64_t out = 256;
       const std::int64_t groups = 3;
       std::vector<std::uint8_t> zero(static_cast<std::size_t>(out * groups));
-      for (std::size_t i = 0; i < zero.size(); ++i) zero[i] = static_cast<std::uint8_t>(i % (std::size_t{1} << bits));
+      for (std::size_t i = 0; i < zero.size(); ++i)
+        zero[i] = static_cast<std::uint8_t>(i % (std::size_t{1} << bits));
       const auto words = pack_zero(zero, out, groups, bits, offset);
       for (std::int64_t g = 0; g < groups; ++g) {
         std::vector<std::uint8_t> fields;
         for (std::int64_t n = 0; n < out; ++n)
-          fields.push_back(static_cast<std::uint8_t>((zero[static_cast<std::size_t>(n * groups + g)] + offset) & ((1 << bits) - 1)));
+          fields.push_back(static_cast<std::uint8_t>(
+              (zero[static_cast<std::size_t>(n * groups + g)] + offset) & ((1 << bits) - 1)));
         const auto row = reference_stream(fields, bits);
-        EXPECT_TRUE(std::equal(row.begin(), row.end(), words.begin() + g * static_cast<std::int64_t>(row.size()))) << bits;
+        EXPECT_TRUE(std::equal(row.begin(), row.end(),
+                               words.begin() + g * static_cast<std::int64_t>(row.size())))
+            << bits;
       }
       Array<std::uint8_t> back(out, groups, stream);
       unpack_zeros(upload_as(words, groups, out * bits / 32), bits, offset, back, stream);
@@ -114,8 +131,9 @@ TEST_P(Pack, ScalesAreTransposedInTheirPlaces) {
   EXPECT_EQ(inexact, 0);
   for (std::int64_t n = 0; n < out; ++n)
     for (std::int64_t g = 0; g < groups; ++g)
-      EXPECT_EQ(to_float(half[static_cast<std::size_t>(place[static_cast<std::size_t>(g)] * out + n)]),
-                scale[static_cast<std::size_t>(n * groups + g)]);
+      EXPECT_EQ(
+          to_float(half[static_cast<std::size_t>(place[static_cast<std::size_t>(g)] * out + n)]),
+          scale[static_cast<std::size_t>(n * groups + g)]);
   for (const float planted : {1.0f + 0x1p-11f, 65536.0f, INFINITY, NAN}) {
     std::vector<float> values = scale;
     values[77] = planted;

@@ -15,7 +15,8 @@ class QuantizeGroupsTest : public BackendTest {
     std::vector<float> scale;
     std::vector<std::uint8_t> zero;
   };
-  Grids find(const std::vector<float>& w, std::int64_t rows, std::int64_t cols, std::int64_t group_size, const GridOptions& options) {
+  Grids find(const std::vector<float>& w, std::int64_t rows, std::int64_t cols,
+             std::int64_t group_size, const GridOptions& options) {
     const Array<float> on_device = upload_as(w, rows, cols);
     const Array<float> scale(rows, cols / group_size, stream);
     const Array<std::uint8_t> zero(rows, cols / group_size, stream);
@@ -26,7 +27,9 @@ class QuantizeGroupsTest : public BackendTest {
 
 double group_error(const std::vector<double>& group, reference::Grid grid, int bits, double norm) {
   double error = 0.0;
-  for (const double w : group) error += std::pow(std::fabs(w - reference::value(reference::nearest_code(w, grid, bits), grid)), norm);
+  for (const double w : group)
+    error += std::pow(std::fabs(w - reference::value(reference::nearest_code(w, grid, bits), grid)),
+                      norm);
   return error;
 }
 
@@ -45,14 +48,18 @@ TEST_P(QuantizeGroupsTest, ScaleIsRoundedToHalfBeforeTheZero) {
       for (const bool symmetric : {true, false}) {
         const Grids grids = find(w, rows, cols, group_size, {bits, symmetric, 0.0f});
         for (std::int64_t i = 0; i < rows * 3; ++i) {
-          const std::vector<double> group(w.begin() + i * group_size, w.begin() + (i + 1) * group_size);
+          const std::vector<double> group(w.begin() + i * group_size,
+                                          w.begin() + (i + 1) * group_size);
           const reference::Grid exact = reference::find_grid(group, bits, symmetric);
-          // The float32 range and quotient have a relative error of 2^-23, which can cross a rounding boundary of float16 (2^-11).
+          // The float32 range and quotient have a relative error of 2^-23, which can cross a
+          // rounding boundary of float16 (2^-11).
           if (static_cast<double>(grids.scale[i]) != exact.scale) {
             ASSERT_NEAR(grids.scale[i], exact.scale, exact.scale * 0x1p-10 + 0x1p-24) << i;
-            ADD_FAILURE() << "scale differs for a fixed input: look whether it lies on a float16 boundary";
+            ADD_FAILURE()
+                << "scale differs for a fixed input: look whether it lies on a float16 boundary";
           }
-          ASSERT_EQ(int{grids.zero[i]}, exact.zero) << bits << " bits, group of " << group_size << ", " << i;
+          ASSERT_EQ(int{grids.zero[i]}, exact.zero)
+              << bits << " bits, group of " << group_size << ", " << i;
           ASSERT_EQ(static_cast<double>(grids.scale[i]), reference::round_to_half(grids.scale[i]));
           ASSERT_GE(grids.scale[i], 0x1p-24f);
         }
@@ -72,12 +79,17 @@ TEST_P(QuantizeGroupsTest, SearchFindsTheBestShrinkFactor) {
         const Grids grids = find(w, rows, cols, group_size, {bits, symmetric, norm});
         int shrunk = 0;
         for (std::int64_t i = 0; i < rows * 2; ++i) {
-          const std::vector<double> group(w.begin() + i * group_size, w.begin() + (i + 1) * group_size);
+          const std::vector<double> group(w.begin() + i * group_size,
+                                          w.begin() + (i + 1) * group_size);
           double best = std::numeric_limits<double>::infinity();
           for (int step = 0; step < 80; ++step)
-            best = std::min(best, group_error(group, reference::find_grid(group, bits, symmetric, 1.0 - step / 100.0), bits, norm));
+            best = std::min(
+                best,
+                group_error(group, reference::find_grid(group, bits, symmetric, 1.0 - step / 100.0),
+                            bits, norm));
           const double found = group_error(group, {grids.scale[i], grids.zero[i]}, bits, norm);
-          // Relative error of one float32 term: that of w − q near zero cancels in the sum; 3e-5 covers p rounded to float and the power.
+          // Relative error of one float32 term: that of w − q near zero cancels in the sum; 3e-5
+          // covers p rounded to float and the power.
           ASSERT_NEAR(found, best, 3e-5 * best) << i << " norm " << norm;
           if (grids.scale[i] < 0.99 * reference::find_grid(group, bits, symmetric).scale) ++shrunk;
         }
@@ -122,7 +134,9 @@ TEST_P(QuantizeGroupsTest, CodesAndValues) {
       const int exact = reference::nearest_code(w[i], {scale[g], zero[g]}, bits);
       // Only a float32 quotient within its own roundoff of a tie may go the other way.
       if (int{code[i]} != exact) {
-        ASSERT_LE(std::fabs(std::fabs(quotient - std::floor(quotient)) - 0.5), std::fabs(quotient) * 0x1p-23) << i;
+        ASSERT_LE(std::fabs(std::fabs(quotient - std::floor(quotient)) - 0.5),
+                  std::fabs(quotient) * 0x1p-23)
+            << i;
       }
     }
 
@@ -159,7 +173,8 @@ TEST_P(QuantizeGroupsTest, EqualOnAllBackends) {
       const Grids here = find(w, rows, cols, 64, options);
       std::vector<float> scale(here.scale.size());
       std::vector<std::uint8_t> zero(here.zero.size());
-      find_grids({w.data(), rows, cols}, 64, options, {scale.data(), rows, 4}, {zero.data(), rows, 4}, cpu);
+      find_grids({w.data(), rows, cols}, 64, options, {scale.data(), rows, 4},
+                 {zero.data(), rows, 4}, cpu);
       EXPECT_EQ(here.scale, scale);
       EXPECT_EQ(here.zero, zero);
     }

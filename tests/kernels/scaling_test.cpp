@@ -29,7 +29,8 @@ TEST_P(ScalingTest, WeightIsMultipliedThenDivided) {
     const Array<float> out(rows, d, stream);
     for (const bool columns : {true, false})
       for (const bool rows_too : {true, false}) {
-        scale_weight(w, columns ? column_device.view : Matrix<float>{}, rows_too ? row_device.view : Matrix<float>{}, out, stream);
+        scale_weight(w, columns ? column_device.view : Matrix<float>{},
+                     rows_too ? row_device.view : Matrix<float>{}, out, stream);
         std::vector<float> expected;
         for (std::int64_t i = 0; i < rows * d; ++i) {
           float x = rounded_to(type, values[static_cast<std::size_t>(i)]);
@@ -40,15 +41,19 @@ TEST_P(ScalingTest, WeightIsMultipliedThenDivided) {
         EXPECT_EQ(download(out.view), expected);
       }
   }
-  EXPECT_THROW(scale_weight(Array<float>(4, d, stream).view, row_device, {}, Array<float>(4, d, stream), stream), std::invalid_argument);
-  scale_weight(Array<float>(0, d, stream).view, column_device, {}, Array<float>(0, d, stream), stream);
+  EXPECT_THROW(scale_weight(Array<float>(4, d, stream).view, row_device, {},
+                            Array<float>(4, d, stream), stream),
+               std::invalid_argument);
+  scale_weight(Array<float>(0, d, stream).view, column_device, {}, Array<float>(0, d, stream),
+               stream);
 }
 
 TEST_P(ScalingTest, HessianStaysSymmetric) {
   const std::int64_t d = 70;
   std::vector<float> h = random_normal(d * d, 4);
   for (std::int64_t i = 0; i < d; ++i)
-    for (std::int64_t j = 0; j < i; ++j) h[static_cast<std::size_t>(i * d + j)] = h[static_cast<std::size_t>(j * d + i)];
+    for (std::int64_t j = 0; j < i; ++j)
+      h[static_cast<std::size_t>(i * d + j)] = h[static_cast<std::size_t>(j * d + i)];
   const std::vector<float> s = positive(d, 5);
   const Array<float> device = upload_as(h, d, d);
   unscale_hessian(device, upload_as(s, 1, d), stream);
@@ -57,7 +62,8 @@ TEST_P(ScalingTest, HessianStaysSymmetric) {
     for (std::int64_t j = 0; j < d; ++j) {
       const auto at = static_cast<std::size_t>(i * d + j);
       const double exact =
-          static_cast<double>(h[at]) / (static_cast<double>(s[static_cast<std::size_t>(i)]) * s[static_cast<std::size_t>(j)]);
+          static_cast<double>(h[at]) /
+          (static_cast<double>(s[static_cast<std::size_t>(i)]) * s[static_cast<std::size_t>(j)]);
       ASSERT_NEAR(got[at], exact, 0x1.1p-23 * std::abs(exact));
       ASSERT_EQ(got[at], got[static_cast<std::size_t>(j * d + i)]);
     }

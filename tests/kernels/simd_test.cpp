@@ -9,7 +9,8 @@ namespace qpipe {
 
 namespace {
 
-// Distance in units of the last place of the correctly rounded result; multiples of 2^-149 among subnormals.
+// Distance in units of the last place of the correctly rounded result; multiples of 2^-149 among
+// subnormals.
 double ulp_error(float x) {
   const double exact = std::exp(static_cast<double>(x));
   int exponent = 0;

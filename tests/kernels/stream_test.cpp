@@ -16,7 +16,8 @@ class StreamTest : public BackendTest {};
 INSTANTIATE_TEST_SUITE_P(Backends, StreamTest, testing::ValuesIn(backends()), backend_name);
 
 TEST_P(StreamTest, HostBuffersCopyToTheDeviceAndBack) {
-  for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{255}, std::size_t{70000}}) {
+  for (const std::size_t bytes :
+       {std::size_t{0}, std::size_t{1}, std::size_t{255}, std::size_t{70000}}) {
     const HostBuffer from(bytes, stream);
     const HostBuffer to(bytes, stream);
     ASSERT_EQ(to.bytes(), bytes);
@@ -29,7 +30,8 @@ TEST_P(StreamTest, HostBuffersCopyToTheDeviceAndBack) {
   }
 }
 
-// What was given back is taken again, if it is not far too large; never while it is held, by a copy either.
+// What was given back is taken again, if it is not far too large; never while it is held, by a copy
+// either.
 TEST_P(StreamTest, HostMemoryIsTakenAgain) {
   const unsigned char* first = nullptr;
   {
@@ -61,7 +63,8 @@ TEST_P(StreamTest, HostBuffersFromManyThreads) {
         std::memset(buffer.data(), t, bytes);
         std::this_thread::yield();
         const std::set<unsigned char> found(buffer.begin(), buffer.end());
-        if (found != std::set<unsigned char>{static_cast<unsigned char>(t)}) throw std::runtime_error("two buffers share memory");
+        if (found != std::set<unsigned char>{static_cast<unsigned char>(t)})
+          throw std::runtime_error("two buffers share memory");
       }
     }));
   for (std::future<void>& thread : threads) EXPECT_NO_THROW(thread.get());
@@ -72,7 +75,8 @@ TEST(HostBuffer, TakesOverAVector) {
   const unsigned char* place = bytes.data();
   const HostBuffer buffer(std::move(bytes));
   EXPECT_EQ(buffer.data(), place);
-  EXPECT_EQ(std::vector<unsigned char>(buffer.begin(), buffer.end()), (std::vector<unsigned char>{1, 2, 3}));
+  EXPECT_EQ(std::vector<unsigned char>(buffer.begin(), buffer.end()),
+            (std::vector<unsigned char>{1, 2, 3}));
   EXPECT_EQ(HostBuffer(std::vector<unsigned char>{}).bytes(), 0u);
 }
 

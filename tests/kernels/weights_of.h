@@ -24,9 +24,11 @@ class WeightsTest : public BackendTest {
   }
 
   // Row-major values → a device matrix of `dtype`, with room for `stride` columns a row.
-  TensorArray upload_weights(const std::vector<float>& values, std::int64_t rows, std::int64_t cols, DType dtype, std::int64_t stride) {
+  TensorArray upload_weights(const std::vector<float>& values, std::int64_t rows, std::int64_t cols,
+                             DType dtype, std::int64_t stride) {
     TensorArray array(dtype, rows, stride, stream);
-    std::vector<unsigned char> bytes(static_cast<std::size_t>(array.view.bytes()), 0xff);  // NaN between the rows
+    std::vector<unsigned char> bytes(static_cast<std::size_t>(array.view.bytes()),
+                                     0xff);  // NaN between the rows
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t c = 0; c < cols; ++c) {
         const float value = values[static_cast<std::size_t>(r * cols + c)];

@@ -16,7 +16,8 @@ namespace {
 
 // A byte that depends on its owner and place.
 unsigned char byte_of(std::int64_t rank, std::size_t place) {
-  return static_cast<unsigned char>(31 * rank + 7 + static_cast<std::int64_t>(place * 2654435761u >> 13));
+  return static_cast<unsigned char>(31 * rank + 7 +
+                                    static_cast<std::int64_t>(place * 2654435761u >> 13));
 }
 
 class CommDevice : public BackendTest {
@@ -37,7 +38,8 @@ class CommDevice : public BackendTest {
 };
 
 TEST_P(CommDevice, BroadcastFromEveryRank) {
-  for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{3}, std::size_t{4097}, std::size_t{5} << 20})
+  for (const std::size_t bytes :
+       {std::size_t{0}, std::size_t{1}, std::size_t{3}, std::size_t{4097}, std::size_t{5} << 20})
     for (int from = 0; from < comm.size(); ++from) {
       std::vector<unsigned char> mine(bytes);
       for (std::size_t i = 0; i < bytes; ++i) mine[i] = byte_of(comm.rank(), i);
@@ -52,14 +54,16 @@ TEST_P(CommDevice, BroadcastFromEveryRank) {
 }
 
 TEST_P(CommDevice, SumOfIntegersIsExact) {
-  // Terms near 2^60, whose sums a double could not hold; a second reduction of the result shows that operations keep their order.
+  // Terms near 2^60, whose sums a double could not hold; a second reduction of the result shows
+  // that operations keep their order.
   for (const std::int64_t rows : {1, 3, 1000}) {
     const std::int64_t cols = 257;
     const auto term = [](std::int64_t rank, std::int64_t i) {
       return (std::int64_t{1} << 60) / (rank + 2) * (i % 2 == 0 ? 1 : -1) + i * (rank + 1);
     };
     std::vector<std::int64_t> mine(static_cast<std::size_t>(rows * cols));
-    for (std::size_t i = 0; i < mine.size(); ++i) mine[i] = term(comm.rank(), static_cast<std::int64_t>(i));
+    for (std::size_t i = 0; i < mine.size(); ++i)
+      mine[i] = term(comm.rank(), static_cast<std::int64_t>(i));
     const auto x = upload_as(mine, rows, cols);
     comm.all_reduce_sum(x, stream);
     comm.wait(stream);
@@ -67,7 +71,8 @@ TEST_P(CommDevice, SumOfIntegersIsExact) {
     std::size_t wrong = 0;
     for (std::size_t i = 0; i < sums.size(); ++i) {
       std::int64_t expected = 0;
-      for (int rank = 0; rank < comm.size(); ++rank) expected += term(rank, static_cast<std::int64_t>(i));
+      for (int rank = 0; rank < comm.size(); ++rank)
+        expected += term(rank, static_cast<std::int64_t>(i));
       wrong += sums[i] != expected;
     }
     EXPECT_EQ(wrong, 0u) << rows << " rows";
@@ -83,7 +88,9 @@ TEST_P(CommDevice, MaximumOfMagnitudesKeepsNan) {
   const float infinity = std::numeric_limits<float>::infinity();
   const float denormal = std::numeric_limits<float>::denorm_min();
   const int last = comm.size() - 1;
-  const auto pick = [&](int rank, float at_rank, float elsewhere) { return comm.rank() == rank ? at_rank : elsewhere; };
+  const auto pick = [&](int rank, float at_rank, float elsewhere) {
+    return comm.rank() == rank ? at_rank : elsewhere;
+  };
   const std::vector<float> mine{
       static_cast<float>(comm.rank()),          // last
       static_cast<float>(-comm.rank() + last),  // last, from rank 0
@@ -109,7 +116,8 @@ TEST_P(CommDevice, MaximumOfMagnitudesKeepsNan) {
 }
 
 TEST_P(CommDevice, RowsOfRaggedShares) {
-  // Ranks own runs of unequal length with gaps between them, which stay as they are, and the order of ranks is not that of rows.
+  // Ranks own runs of unequal length with gaps between them, which stay as they are, and the order
+  // of ranks is not that of rows.
   const std::size_t row_bytes = 13;
   std::vector<RowRange> rows(static_cast<std::size_t>(comm.size()));
   std::int64_t next = 2;
@@ -131,16 +139,22 @@ TEST_P(CommDevice, RowsOfRaggedShares) {
   comm.all_gather_rows(buffer.data(), row_bytes, rows, stream);
   const auto received = download_bytes(buffer);
   std::size_t wrong = 0;
-  for (std::size_t i = 0; i < bytes; ++i) wrong += received[i] != byte_of(owner[i] < 0 ? comm.rank() : owner[i], i);
+  for (std::size_t i = 0; i < bytes; ++i)
+    wrong += received[i] != byte_of(owner[i] < 0 ? comm.rank() : owner[i], i);
   EXPECT_EQ(wrong, 0u);
 
-  comm.all_gather_rows(nullptr, row_bytes, std::vector<RowRange>(static_cast<std::size_t>(comm.size())), stream);  // all empty
-  EXPECT_THROW(comm.all_gather_rows(buffer.data(), row_bytes, std::vector<RowRange>(static_cast<std::size_t>(comm.size()) + 1), stream),
+  comm.all_gather_rows(nullptr, row_bytes,
+                       std::vector<RowRange>(static_cast<std::size_t>(comm.size())),
+                       stream);  // all empty
+  EXPECT_THROW(comm.all_gather_rows(
+                   buffer.data(), row_bytes,
+                   std::vector<RowRange>(static_cast<std::size_t>(comm.size()) + 1), stream),
                std::invalid_argument);
 }
 
 TEST_P(CommDevice, ManyOperationsInARow) {
-  // Queued without waiting between them: x ← sum over ranks, 20 times, from 1: ranks^20 modulo nothing (4^20 = 2^40).
+  // Queued without waiting between them: x ← sum over ranks, 20 times, from 1: ranks^20 modulo
+  // nothing (4^20 = 2^40).
   const auto x = upload_as(std::vector<std::int64_t>(1 << 16, 1), 1 << 8, 1 << 8);
   std::int64_t expected = 1;
   for (int i = 0; i < 20; ++i) {
@@ -169,7 +183,8 @@ TEST_P(CommDevice, WaitsAreBounded) {
   // What an unfinished operation writes to must stay: MPI may still go on with it.
   static std::vector<std::int64_t> host(1 << 20, 1);
   const auto on_device = upload_as(host, 1, 1 << 20);
-  const Matrix<std::int64_t> x = stream.on_cuda() ? on_device.view : Matrix<std::int64_t>(host.data(), 1, 1 << 20);
+  const Matrix<std::int64_t> x =
+      stream.on_cuda() ? on_device.view : Matrix<std::int64_t>(host.data(), 1, 1 << 20);
   if (comm.rank() != 0) {
     const auto begin = std::chrono::steady_clock::now();
     std::string message;
@@ -180,8 +195,11 @@ TEST_P(CommDevice, WaitsAreBounded) {
       message = error.what();
     }
     EXPECT_GE(std::chrono::steady_clock::now() - begin, limit);
-    EXPECT_NE(message.find("rank " + std::to_string(comm.rank()) + " on host "), std::string::npos) << message;
-    EXPECT_NE(message.find("not finished after " + std::to_string(limit.count()) + " s"), std::string::npos) << message;
+    EXPECT_NE(message.find("rank " + std::to_string(comm.rank()) + " on host "), std::string::npos)
+        << message;
+    EXPECT_NE(message.find("not finished after " + std::to_string(limit.count()) + " s"),
+              std::string::npos)
+        << message;
     if (!stream.on_cuda()) {
       EXPECT_NE(message.find("all_reduce_sum of 1048576 integers"), std::string::npos) << message;
     }
@@ -201,21 +219,25 @@ class CommHost : public testing::Test {
 
 TEST_F(CommHost, TextFromEveryRank) {
   for (int from = 0; from < comm.size(); ++from) {
-    const std::string expected = from == 1 ? "" : std::string("text\0of ", 8) + std::to_string(from) + std::string(100000, 'x');
+    const std::string expected =
+        from == 1 ? ""
+                  : std::string("text\0of ", 8) + std::to_string(from) + std::string(100000, 'x');
     EXPECT_EQ(comm.broadcast(comm.rank() == from ? expected : "something else", from), expected);
   }
 }
 
 TEST_F(CommHost, GatherOfAnyLengths) {
   const auto text_of = [](int rank) {
-    return std::string(rank == 1 ? 0 : 70000 * static_cast<std::size_t>(rank) + 5, static_cast<char>('a' + rank));
+    return std::string(rank == 1 ? 0 : 70000 * static_cast<std::size_t>(rank) + 5,
+                       static_cast<char>('a' + rank));
   };
   const auto all = comm.gather(text_of(comm.rank()));
   if (!comm.root()) {
     EXPECT_TRUE(all.empty());
   } else {
     EXPECT_EQ(all.size(), static_cast<std::size_t>(comm.size()));
-    for (std::size_t rank = 0; rank < all.size(); ++rank) EXPECT_EQ(all[rank], text_of(static_cast<int>(rank)));
+    for (std::size_t rank = 0; rank < all.size(); ++rank)
+      EXPECT_EQ(all[rank], text_of(static_cast<int>(rank)));
   }
 }
 
@@ -224,14 +246,16 @@ TEST_F(CommHost, AllGatherOfAnyLengths) {
   for (int rank = 0; rank < comm.size(); ++rank)
     for (int i = 0; i < (rank == 0 ? 0 : 3 * rank); ++i) expected.push_back(rank + i * 0.125);
   std::vector<double> mine;
-  for (int i = 0; i < (comm.rank() == 0 ? 0 : 3 * comm.rank()); ++i) mine.push_back(comm.rank() + i * 0.125);
+  for (int i = 0; i < (comm.rank() == 0 ? 0 : 3 * comm.rank()); ++i)
+    mine.push_back(comm.rank() + i * 0.125);
   EXPECT_EQ(comm.all_gather(mine), expected);
 }
 
 TEST_F(CommHost, FirstFailureIsTheLowestRanks) {
   EXPECT_EQ(comm.first_failure(""), "");
   for (int first = 0; first < comm.size(); ++first)
-    EXPECT_EQ(comm.first_failure(comm.rank() >= first ? "fault of rank " + std::to_string(comm.rank()) : ""),
+    EXPECT_EQ(comm.first_failure(
+                  comm.rank() >= first ? "fault of rank " + std::to_string(comm.rank()) : ""),
               "fault of rank " + std::to_string(first));
 }
 
@@ -239,7 +263,8 @@ TEST_F(CommHost, BarrierWaitsForTheLast) {
   const auto begin = std::chrono::steady_clock::now();
   if (comm.rank() == comm.size() - 1) std::this_thread::sleep_for(std::chrono::milliseconds(200));
   comm.barrier();
-  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(comm.size() == 1 ? 200 : 100));
+  EXPECT_GE(std::chrono::steady_clock::now() - begin,
+            std::chrono::milliseconds(comm.size() == 1 ? 200 : 100));
 }
 
 // What goes beyond 1 GiB is cut; here with a small limit.
@@ -253,11 +278,13 @@ TEST_F(CommHost, Pieces) {
   for (std::size_t i = 0; i < bytes.size(); ++i) ASSERT_EQ(bytes[i], byte_of(comm.size() - 1, i));
 
   std::vector<std::int64_t> sums(100);
-  for (std::size_t i = 0; i < sums.size(); ++i) sums[i] = static_cast<std::int64_t>(i) * (comm.rank() + 1);
+  for (std::size_t i = 0; i < sums.size(); ++i)
+    sums[i] = static_cast<std::int64_t>(i) * (comm.rank() + 1);
   start_all_reduce(sums.data(), sums.size(), 8, MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD, requests, 60);
   EXPECT_EQ(requests.size(), 15u);  // pieces of 7
   finish(requests, "test", std::chrono::seconds(60));
-  for (std::size_t i = 0; i < sums.size(); ++i) ASSERT_EQ(sums[i], static_cast<std::int64_t>(i) * comm.size() * (comm.size() + 1) / 2);
+  for (std::size_t i = 0; i < sums.size(); ++i)
+    ASSERT_EQ(sums[i], static_cast<std::int64_t>(i) * comm.size() * (comm.size() + 1) / 2);
 }
 
 TEST_F(CommHost, MpiErrorsAreExceptions) {
@@ -268,7 +295,8 @@ TEST_F(CommHost, MpiErrorsAreExceptions) {
   } catch (const std::runtime_error& error) {
     message = error.what();
   }
-  EXPECT_NE(message.find("rank " + std::to_string(comm.rank()) + " on host "), std::string::npos) << message;
+  EXPECT_NE(message.find("rank " + std::to_string(comm.rank()) + " on host "), std::string::npos)
+      << message;
   EXPECT_NE(message.find("comm_mpi_test.cpp:"), std::string::npos) << message;
 }
 

@@ -9,7 +9,8 @@ namespace {
 TEST(GpuConflict, NamesTheFirstPairAndWhatToDo) {
   EXPECT_EQ(gpu_conflict({}, {}), "");
   EXPECT_EQ(gpu_conflict({"a", "b", "c"}, {"n1", "n1", "n2"}), "");
-  const std::string message = gpu_conflict({"a", "b", "c", "b", "a"}, {"n1", "n2", "n1", "n2", "n1"});
+  const std::string message =
+      gpu_conflict({"a", "b", "c", "b", "a"}, {"n1", "n2", "n1", "n2", "n1"});
   EXPECT_NE(message.find("ranks 1 and 3 "), std::string::npos) << message;
   EXPECT_NE(message.find("host n2"), std::string::npos) << message;
   EXPECT_NE(message.find("parallel.share_gpu = true"), std::string::npos) << message;

@@ -1,5 +1,6 @@
-// Preloaded into qpipe: at the FAIL_AT-th call that changes a file below FAIL_BELOW the process is killed (FAIL_WITH unset), or that call
-// and all later ones fail with the errno FAIL_WITH. With FAIL_COUNT the calls are counted, and their number is written there at the end.
+// Preloaded into qpipe: at the FAIL_AT-th call that changes a file below FAIL_BELOW the process is
+// killed (FAIL_WITH unset), or that call and all later ones fail with the errno FAIL_WITH. With
+// FAIL_COUNT the calls are counted, and their number is written there at the end.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -48,7 +49,8 @@ static int fails_at_file(int file) {
 
 __attribute__((destructor)) static void write_count(void) {
   const char* name = getenv("FAIL_COUNT");
-  FILE* file = name != NULL && atomic_load(&calls) > 0 ? fopen(name, "w") : NULL;  // not in the helpers of MPI
+  FILE* file = name != NULL && atomic_load(&calls) > 0 ? fopen(name, "w")
+                                                       : NULL;  // not in the helpers of MPI
   if (file == NULL) return;
   fprintf(file, "%ld\n", atomic_load(&calls));
   fclose(file);

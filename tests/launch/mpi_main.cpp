@@ -1,4 +1,5 @@
-// main of the *_mpi_test programs: every rank runs every test, rank 0 prints, and every rank fails when one does.
+// main of the *_mpi_test programs: every rank runs every test, rank 0 prints, and every rank fails
+// when one does.
 #include <gtest/gtest.h>
 
 #include <iostream>
@@ -8,8 +9,9 @@
 
 namespace {
 
-// What ranks other than 0 print: their failures. A rank that leaves a test early (ASSERT, exception) is no longer in step with the others,
-// who may wait for it in a collective: it ends the job.
+// What ranks other than 0 print: their failures. A rank that leaves a test early (ASSERT,
+// exception) is no longer in step with the others, who may wait for it in a collective: it ends the
+// job.
 class RankListener : public testing::EmptyTestEventListener {
  public:
   RankListener(int rank, int ranks) : rank_(rank), ranks_(ranks) {}
@@ -17,13 +19,15 @@ class RankListener : public testing::EmptyTestEventListener {
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
     if (rank_ != 0)
-      std::cerr << "rank " << rank_ << ": " << (result.file_name() == nullptr ? "" : result.file_name()) << ":" << result.line_number()
-                << ": " << result.message() << std::endl;
+      std::cerr << "rank " << rank_ << ": "
+                << (result.file_name() == nullptr ? "" : result.file_name()) << ":"
+                << result.line_number() << ": " << result.message() << std::endl;
     if (result.fatally_failed() && ranks_ > 1) left_early_ = true;
   }
   void OnTestEnd(const testing::TestInfo& test) override {
     if (!left_early_) return;
-    std::cerr << "rank " << rank_ << " left " << test.test_suite_name() << "." << test.name() << " early: the job ends" << std::endl;
+    std::cerr << "rank " << rank_ << " left " << test.test_suite_name() << "." << test.name()
+              << " early: the job ends" << std::endl;
     qpipe::abort_all_ranks(1);
   }
 
@@ -45,7 +49,8 @@ int main(int argc, char** argv) {
   if (!comm.root()) delete listeners.Release(listeners.default_result_printer());
   listeners.Append(new RankListener(comm.rank(), comm.size()));
   const int result = RUN_ALL_TESTS();
-  const std::string failure = comm.first_failure(result == 0 ? "" : "rank " + std::to_string(comm.rank()) + " failed");
+  const std::string failure =
+      comm.first_failure(result == 0 ? "" : "rank " + std::to_string(comm.rank()) + " failed");
   if (comm.root() && !failure.empty()) std::cerr << failure << std::endl;
   return failure.empty() ? 0 : 1;
 }

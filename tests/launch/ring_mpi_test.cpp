@@ -20,7 +20,8 @@ class RingDevice : public BackendTest {
 std::vector<std::uint32_t> block_of(int rank, int block, std::size_t words) {
   std::vector<std::uint32_t> values(words);
   for (std::size_t i = 0; i < words; ++i)
-    values[i] = static_cast<std::uint32_t>(i * 2654435761u) ^ static_cast<std::uint32_t>(rank << 20 | block);
+    values[i] = static_cast<std::uint32_t>(i * 2654435761u) ^
+                static_cast<std::uint32_t>(rank << 20 | block);
   return values;
 }
 
@@ -29,9 +30,12 @@ TEST_P(RingDevice, BlocksArriveWholeAndInOrder) {
     if (comm.size() % count != 0) continue;
     const Teams teams{count, comm.size() / count};
     Ring ring(comm, teams, stream);
-    const int previous = teams.rank_at(teams.previous(teams.team_of_rank(comm.rank())), teams.position_of_rank(comm.rank()));
+    const int previous = teams.rank_at(teams.previous(teams.team_of_rank(comm.rank())),
+                                       teams.position_of_rank(comm.rank()));
     constexpr int blocks = 7;
-    const auto words = [](int block) { return block == 3 ? std::size_t{1} : std::size_t{70000} + static_cast<std::size_t>(block); };
+    const auto words = [](int block) {
+      return block == 3 ? std::size_t{1} : std::size_t{70000} + static_cast<std::size_t>(block);
+    };
     // Ranks differ in speed, and a receiver may be early or late.
     std::vector<Buffer> sent;
     std::vector<Buffer> received;
@@ -43,14 +47,16 @@ TEST_P(RingDevice, BlocksArriveWholeAndInOrder) {
       if ((comm.rank() + b) % 3 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
       received.emplace_back(sent.back().bytes(), stream);
       fill_zero(received.back().data(), received.back().bytes(), stream);
-      ring.exchange({sent.back().data(), sent.back().bytes()}, {received.back().data(), received.back().bytes()}, stream);
+      ring.exchange({sent.back().data(), sent.back().bytes()},
+                    {received.back().data(), received.back().bytes()}, stream);
       bytes += 2 * static_cast<std::int64_t>(sent.back().bytes());
     }
     for (int b = 0; b < blocks; ++b) {
       ring.wait(static_cast<std::size_t>(blocks - 1 - b));
       EXPECT_LE(ring.under_way(), static_cast<std::size_t>(blocks - 1 - b));
       std::vector<std::uint32_t> values(words(b));
-      copy_to_host(values.data(), received[static_cast<std::size_t>(b)].data(), received[static_cast<std::size_t>(b)].bytes(), stream);
+      copy_to_host(values.data(), received[static_cast<std::size_t>(b)].data(),
+                   received[static_cast<std::size_t>(b)].bytes(), stream);
       EXPECT_EQ(values, block_of(previous, b, words(b))) << "block " << b;
     }
     EXPECT_EQ(ring.bytes(), bytes);
@@ -58,7 +64,8 @@ TEST_P(RingDevice, BlocksArriveWholeAndInOrder) {
   }
 }
 
-// As the stages of a pipeline: the first step has only a sender, the last only a receiver, and a block may go on from where it arrived.
+// As the stages of a pipeline: the first step has only a sender, the last only a receiver, and a
+// block may go on from where it arrived.
 TEST_P(RingDevice, StepsMayGoOneWayOrNowhere) {
   if (comm.size() < 2) return;
   Ring ring(comm, {comm.size(), 1}, stream);
@@ -110,7 +117,8 @@ TEST_P(RingDevice, AStepWaitsForTheStreamsEarlierWork) {
   const auto values = block_of(comm.rank(), 1, words);
   copy_to_device(first.data(), old_values.data(), words * 4, stream);
   copy_to_device(second.data(), values.data(), words * 4, stream);
-  for (int i = 0; i < 50; ++i) copy_on_device(first.data(), second.data(), words * 4, stream);  // queued, not done
+  for (int i = 0; i < 50; ++i)
+    copy_on_device(first.data(), second.data(), words * 4, stream);  // queued, not done
   ring.exchange({first.data(), words * 4}, {arrived.data(), words * 4}, stream);
   ring.wait(0);
   std::vector<std::uint32_t> got(words);
@@ -118,7 +126,9 @@ TEST_P(RingDevice, AStepWaitsForTheStreamsEarlierWork) {
   EXPECT_EQ(got, block_of((comm.rank() + comm.size() - 1) % comm.size(), 1, words));
 }
 
-TEST_P(RingDevice, OneTeamIsNoRing) { EXPECT_THROW(Ring(comm, Teams{1, comm.size()}, stream), std::invalid_argument); }
+TEST_P(RingDevice, OneTeamIsNoRing) {
+  EXPECT_THROW(Ring(comm, Teams{1, comm.size()}, stream), std::invalid_argument);
+}
 
 TEST_P(RingDevice, TeamsAreCommunicatorsOfTheirOwn) {
   for (int count = 1; count <= comm.size(); ++count) {
@@ -135,9 +145,11 @@ TEST_P(RingDevice, TeamsAreCommunicatorsOfTheirOwn) {
     std::int64_t sum = 0;
     copy_to_host(&sum, x.view.data, sizeof sum, stream);
     std::int64_t expected = 0;
-    for (int p = 0; p < teams.ranks_of_team; ++p) expected += teams.rank_at(teams.team_of_rank(comm.rank()), p) + 1;
+    for (int p = 0; p < teams.ranks_of_team; ++p)
+      expected += teams.rank_at(teams.team_of_rank(comm.rank()), p) + 1;
     EXPECT_EQ(sum, expected);
-    EXPECT_EQ(team.broadcast(std::to_string(comm.rank()), 0), std::to_string(teams.rank_at(teams.team_of_rank(comm.rank()), 0)));
+    EXPECT_EQ(team.broadcast(std::to_string(comm.rank()), 0),
+              std::to_string(teams.rank_at(teams.team_of_rank(comm.rank()), 0)));
     comm.barrier();
   }
 }

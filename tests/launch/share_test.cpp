@@ -46,7 +46,8 @@ TEST(ContiguousShare, RefusesWhatCannotBe) {
   EXPECT_THROW(contiguous_share(-1, 0, 1), std::invalid_argument);
 }
 
-// Every row has one owner; owners begin and end at block boundaries; ranks own runs of blocks in the order of all linears' blocks.
+// Every row has one owner; owners begin and end at block boundaries; ranks own runs of blocks in
+// the order of all linears' blocks.
 void expect_partition(const std::vector<std::int64_t>& rows, std::int64_t block, int ranks) {
   const auto shares = share_rows(rows, block, ranks);
   ASSERT_EQ(shares.size(), rows.size());
@@ -92,15 +93,18 @@ TEST(ShareRows, PartitionsRaggedAndEmptyLinears) {
   for (const auto& rows : cases)
     for (const std::int64_t block : {1, 7, 64, 1000})
       for (int ranks = 1; ranks <= 9; ++ranks) {
-        SCOPED_TRACE(testing::PrintToString(rows) + " block " + std::to_string(block) + " ranks " + std::to_string(ranks));
+        SCOPED_TRACE(testing::PrintToString(rows) + " block " + std::to_string(block) + " ranks " +
+                     std::to_string(ranks));
         expect_partition(rows, block, ranks);
       }
 }
 
 TEST(ShareRows, KnownShares) {
-  // Blocks of 10: linear 0 has 0‥3 (the last with 5 rows), linear 1 has 4 and 5. Three ranks: blocks 0-1, 2-3, 4-5.
+  // Blocks of 10: linear 0 has 0‥3 (the last with 5 rows), linear 1 has 4 and 5. Three ranks:
+  // blocks 0-1, 2-3, 4-5.
   const auto shares = share_rows({35, 20}, 10, 3);
-  const auto expect_run = [&](std::size_t linear, std::size_t rank, std::int64_t begin, std::int64_t count) {
+  const auto expect_run = [&](std::size_t linear, std::size_t rank, std::int64_t begin,
+                              std::int64_t count) {
     EXPECT_EQ(shares[linear][rank].count, count);
     if (count > 0) {
       EXPECT_EQ(shares[linear][rank].begin, begin);
@@ -122,7 +126,8 @@ TEST(ShareRows, RefusesWhatCannotBe) {
 
 double largest_load(const std::vector<double>& costs, const std::vector<int>& owners, int ranks) {
   std::vector<double> load(static_cast<std::size_t>(ranks), 0.0);
-  for (std::size_t task = 0; task < costs.size(); ++task) load[static_cast<std::size_t>(owners[task])] += costs[task];
+  for (std::size_t task = 0; task < costs.size(); ++task)
+    load[static_cast<std::size_t>(owners[task])] += costs[task];
   return *std::max_element(load.begin(), load.end());
 }
 
@@ -139,7 +144,8 @@ double best_load(const std::vector<double>& costs, int ranks) {
 }
 
 TEST(ShareByCost, WithinFourThirdsOfTheBest) {
-  // Graham's bound of longest-first: (4/3 − 1/(3·ranks)) of the best largest load. The list `worst` reaches it.
+  // Graham's bound of longest-first: (4/3 − 1/(3·ranks)) of the best largest load. The list `worst`
+  // reaches it.
   std::mt19937 generator(3);
   std::uniform_int_distribution<int> cost(1, 30);
   for (int round = 0; round < 60; ++round) {
@@ -165,7 +171,8 @@ TEST(ShareByCost, TiesGoToTheLowerRankAndTask) {
 }
 
 TEST(ShareByCost, RefusesCostsWithoutOrder) {
-  EXPECT_THROW(share_by_cost({1.0, std::numeric_limits<double>::quiet_NaN()}, 2), std::invalid_argument);
+  EXPECT_THROW(share_by_cost({1.0, std::numeric_limits<double>::quiet_NaN()}, 2),
+               std::invalid_argument);
   EXPECT_THROW(share_by_cost({std::numeric_limits<double>::infinity()}, 2), std::invalid_argument);
   EXPECT_THROW(share_by_cost({-1.0}, 2), std::invalid_argument);
   EXPECT_THROW(share_by_cost({1.0}, 0), std::invalid_argument);

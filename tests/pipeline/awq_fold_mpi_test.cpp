@@ -1,4 +1,5 @@
-// AWQ's scaling pairs: any factors folded into a layer leave what it computes unchanged, for every family.
+// AWQ's scaling pairs: any factors folded into a layer leave what it computes unchanged, for every
+// family.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -7,8 +8,8 @@
 #include <random>
 
 #include "launch/comm.h"
-#include "pipeline/layer_source.h"
-#include "pipeline/model.h"
+#include "pipeline/layers/layer_source.h"
+#include "pipeline/model/model.h"
 #include "stages/clip.h"
 #include "stages/fold.h"
 
@@ -69,7 +70,8 @@ TEST_P(AwqFold, LeavesTheLayerUnchanged) {
   std::uniform_real_distribution<float> exponent(-2.0f, 2.0f);
   for (const ScalingPair& pair : scaling_pairs(a)) {
     pairs.push_back({pair, {}, 0.0, 0.0});
-    for (std::int64_t c = 0; c < input_width(a, pair.step); ++c) pairs.back().scale.push_back(std::exp2(exponent(generator)));
+    for (std::int64_t c = 0; c < input_width(a, pair.step); ++c)
+      pairs.back().scale.push_back(std::exp2(exponent(generator)));
     names.push_back(source_name(a, pair) + " > " + all_linears(a)[pair.linears.front()].name);
   }
   EXPECT_EQ(names, GetParam().pairs);
@@ -81,13 +83,15 @@ TEST_P(AwqFold, LeavesTheLayerUnchanged) {
     folded.linears[i].weight = memory.back().view;
   }
   std::map<std::string, std::vector<float>> changed;
-  for (const ChangedTensor& tensor : divided_vectors(a, original, pairs, stream)) changed[tensor.name] = tensor.values;
+  for (const ChangedTensor& tensor : divided_vectors(a, original, pairs, stream))
+    changed[tensor.name] = tensor.values;
   std::size_t used = 0;
   const auto replace = [&](const std::string& name, ConstTensor& tensor) {
     const auto found = changed.find(name);
     if (found == changed.end()) return;
     ++used;
-    tensor = Matrix<const float>(found->second.data(), 1, static_cast<std::int64_t>(found->second.size()));
+    tensor = Matrix<const float>(found->second.data(), 1,
+                                 static_cast<std::int64_t>(found->second.size()));
   };
   const std::string prefix = layer_prefix(a, 1);
   replace(prefix + a.names.attention_norm + ".weight", folded.attention_norm.weight);
@@ -104,7 +108,8 @@ TEST_P(AwqFold, LeavesTheLayerUnchanged) {
   EXPECT_GT(relative_error(forward(a, folded), expected), 1e-3);
 }
 
-// In the layer as it was, the weights that stand for 8-bit ones of the scaled layer err about as much as 8-bit ones of the layer itself.
+// In the layer as it was, the weights that stand for 8-bit ones of the scaled layer err about as
+// much as 8-bit ones of the layer itself.
 TEST_P(AwqFold, UnscaledWeightsStandForTheQuantizedOnes) {
   const fs::path folder = fs::path(QPIPE_SHARED) / "oracles/models" / GetParam().model;
   if (!fs::exists(folder)) GTEST_SKIP() << "no oracle: " << folder;
@@ -132,19 +137,23 @@ TEST_P(AwqFold, UnscaledWeightsStandForTheQuantizedOnes) {
   std::vector<ScaledPair> pairs;
   for (const ScalingPair& pair : scaling_pairs(a)) {
     pairs.push_back({pair, {}, 0.0, 0.0});
-    for (std::int64_t c = 0; c < input_width(a, pair.step); ++c) pairs.back().scale.push_back(c % 2 == 0 ? 0.7f : 1.6f);
+    for (std::int64_t c = 0; c < input_width(a, pair.step); ++c)
+      pairs.back().scale.push_back(c % 2 == 0 ? 0.7f : 1.6f);
   }
   const double plain = error({});
-  EXPECT_LT(error(pairs), 2.3 * plain);  // a group's range, and with it the error of the small columns, grows by 1.6 / 0.7 at most
+  EXPECT_LT(error(pairs), 2.3 * plain);  // a group's range, and with it the error of the small
+                                         // columns, grows by 1.6 / 0.7 at most
   EXPECT_NE(error(pairs), plain);
 }
 
 std::vector<Case> cases() {
   const std::string q = "self_attn.q_proj";
-  const std::vector<std::string> grouped = {"input_layernorm > " + q, "post_attention_layernorm > mlp.gate_proj",
+  const std::vector<std::string> grouped = {"input_layernorm > " + q,
+                                            "post_attention_layernorm > mlp.gate_proj",
                                             "mlp.up_proj > mlp.down_proj"};
-  const std::vector<std::string> whole = {"input_layernorm > " + q, "self_attn.v_proj > self_attn.o_proj",
-                                          "post_attention_layernorm > mlp.gate_proj", "mlp.up_proj > mlp.down_proj"};
+  const std::vector<std::string> whole = {
+      "input_layernorm > " + q, "self_attn.v_proj > self_attn.o_proj",
+      "post_attention_layernorm > mlp.gate_proj", "mlp.up_proj > mlp.down_proj"};
   const std::string fused = "self_attention.query_key_value";
   return {{"llama", grouped},
           {"llama-mha", whole},
@@ -154,14 +163,16 @@ std::vector<Case> cases() {
           {"qwen3", grouped},
           {"falcon-7b-style", {"input_layernorm > " + fused}},
           {"falcon-40b-style", {"ln_attn > " + fused, "ln_mlp > mlp.dense_h_to_4h"}},
-          {"falcon-rw-alibi", {"input_layernorm > " + fused, "post_attention_layernorm > mlp.dense_h_to_4h"}}};
+          {"falcon-rw-alibi",
+           {"input_layernorm > " + fused, "post_attention_layernorm > mlp.dense_h_to_4h"}}};
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, AwqFold, testing::ValuesIn(cases()), [](const testing::TestParamInfo<Case>& tested) {
-  std::string name = tested.param.model;
-  std::replace(name.begin(), name.end(), '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Families, AwqFold, testing::ValuesIn(cases()),
+                         [](const testing::TestParamInfo<Case>& tested) {
+                           std::string name = tested.param.model;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
 
 TEST(AwqPairs, OnlyReluAndGatedMlpsPassAFactorOn) {
   Architecture a;
@@ -184,10 +195,11 @@ TEST(AwqPairs, OnlyReluAndGatedMlpsPassAFactorOn) {
 }
 
 TEST(AwqClip, QueriesAndKeysAreLeftAlone) {
-  for (const char* kept :
-       {"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj", "h.0.self_attention.query_key_value", "Wqkv"})
+  for (const char* kept : {"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj",
+                           "h.0.self_attention.query_key_value", "Wqkv"})
     EXPECT_FALSE(may_clip(kept)) << kept;
-  for (const char* cut : {"model.layers.0.self_attn.v_proj", "model.layers.0.mlp.down_proj", "block_q_0.mlp.up_proj"})
+  for (const char* cut :
+       {"model.layers.0.self_attn.v_proj", "model.layers.0.mlp.down_proj", "block_q_0.mlp.up_proj"})
     EXPECT_TRUE(may_clip(cut)) << cut;
 }
 

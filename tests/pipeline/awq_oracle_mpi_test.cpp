@@ -1,4 +1,5 @@
-// AWQ's search against AutoAWQ's on the same model and tokens (tests/python/make_awq_golden.py), layer by layer.
+// AWQ's search against AutoAWQ's on the same model and tokens (tests/python/make_awq_golden.py),
+// layer by layer.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -7,9 +8,9 @@
 
 #include "kernels/clip_search.h"
 #include "launch/comm.h"
-#include "pipeline/layer_source.h"
-#include "pipeline/model.h"
-#include "pipeline/safetensors.h"
+#include "pipeline/layers/layer_source.h"
+#include "pipeline/model/model.h"
+#include "pipeline/model/safetensors.h"
 #include "stages/activations.h"
 #include "stages/clip.h"
 #include "stages/fold.h"
@@ -21,7 +22,8 @@ namespace fs = std::filesystem;
 
 const fs::path golden = fs::path(QPIPE_TESTS) / "golden";
 
-// Losses that differ by less are ties: scales that are float16 here and float32 there, and sums in another order.
+// Losses that differ by less are ties: scales that are float16 here and float32 there, and sums in
+// another order.
 constexpr double rounding = 1.0001;
 
 template <class T>
@@ -31,7 +33,8 @@ std::vector<T> read_all(const SafetensorsFile& file, const std::string& name) {
   return values;
 }
 
-// AutoAWQ's factors of the n-th search, and its clipping limits by search number; modules as its metadata names them.
+// AutoAWQ's factors of the n-th search, and its clipping limits by search number; modules as its
+// metadata names them.
 struct Peer {
   explicit Peer(const fs::path& path) : file(path) {
     std::ifstream stream(path, std::ios::binary);
@@ -42,11 +45,13 @@ struct Peer {
     metadata = nlohmann::json::parse(text).at("__metadata__");
   }
   // The k-th entry of a kind that is about `module`.
-  std::vector<float> find(const std::string& kind, const std::string& module, std::int64_t layer) const {
+  std::vector<float> find(const std::string& kind, const std::string& module,
+                          std::int64_t layer) const {
     for (int i = 0; metadata.contains(kind + "." + std::to_string(i)); ++i) {
       const std::string name = kind + "." + std::to_string(i);
       const std::string about = metadata.at(name);
-      const bool same = kind == "scale" ? nlohmann::json::parse(about).at(0) == module : about == module;
+      const bool same =
+          kind == "scale" ? nlohmann::json::parse(about).at(0) == module : about == module;
       if (same && layer-- == 0) return read_all<float>(file, name);
     }
     throw std::runtime_error("no " + kind + " of " + module);
@@ -64,9 +69,11 @@ struct TinyModel {
         source(checkpoint, architecture, comm, stream) {
     const SafetensorsFile calibration(golden / "calib_tiny.safetensors");
     const auto ids = read_all<std::int32_t>(calibration, "calib");
-    activations = make_activations(architecture, cut_samples(64, 48, 1024), comm.rank(), comm.size(), Places{}, stream);
+    activations = make_activations(architecture, cut_samples(64, 48, 1024), comm.rank(),
+                                   comm.size(), Places{}, stream);
     tables = make_tables(architecture, 48, stream);
-    embed_tokens(architecture, ids, source.load_tensor(architecture.embedding), activations, stream);
+    embed_tokens(architecture, ids, source.load_tensor(architecture.embedding), activations,
+                 stream);
     settings.method = Method::rtn;
     settings.symmetric = false;
     settings.group_size = 32;
@@ -91,8 +98,10 @@ double distance(const std::vector<float>& a, const std::vector<float>& b) {
   return std::sqrt(difference / norm);
 }
 
-// w [out, in] float32 scaled, limited and rounded: error of its outputs on the tokens of h (of the divided input).
-double rounded_error(TinyModel& s, const Linear& linear, const LinearFactors& factors, Matrix<float> clipped, const Hessian& h) {
+// w [out, in] float32 scaled, limited and rounded: error of its outputs on the tokens of h (of the
+// divided input).
+double rounded_error(TinyModel& s, const Linear& linear, const LinearFactors& factors,
+                     Matrix<float> clipped, const Hessian& h) {
   Linear scaled = linear;
   scaled.stored = clipped;
   const auto solved = solve(nullptr, {&scaled}, {s.settings}, s.comm, s.stream);
@@ -129,23 +138,27 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
       SCOPED_TRACE("layer " + std::to_string(index) + " " + source);
       hessians.push_back(calibrate(s.activations, "test", 0, Places{}, s.comm, s.stream));
       const std::vector<LinearSettings> settings(pairs[i].linears.size(), s.settings);
-      ours.push_back(
-          search_scale(s.architecture, s.tables, layer, pairs[i], settings, s.activations, hessians[i], search, s.comm, s.stream));
+      ours.push_back(search_scale(s.architecture, s.tables, layer, pairs[i], settings,
+                                  s.activations, hessians[i], search, s.comm, s.stream));
       peers.push_back({pairs[i], peer.find("scale", source, index), 0.0, 0.0});
-      const auto candidates = candidate_scales(mean_magnitude(s.activations, "test", s.comm, s.stream),
-                                               mean_relative_magnitude(layer, pairs[i], settings, s.stream), search);
+      const auto candidates =
+          candidate_scales(mean_magnitude(s.activations, "test", s.comm, s.stream),
+                           mean_relative_magnitude(layer, pairs[i], settings, s.stream), search);
       std::size_t nearest = 0;
       for (std::size_t c = 0; c < candidates.size(); ++c)
-        if (distance(candidates[c], peers[i].scale) < distance(candidates[nearest], peers[i].scale)) nearest = c;
-      EXPECT_LT(distance(candidates[nearest], peers[i].scale), 1e-6) << "the peer's factors are none of the candidates";
+        if (distance(candidates[c], peers[i].scale) < distance(candidates[nearest], peers[i].scale))
+          nearest = c;
+      EXPECT_LT(distance(candidates[nearest], peers[i].scale), 1e-6)
+          << "the peer's factors are none of the candidates";
       peers[i].ratio = static_cast<double>(nearest) / static_cast<double>(search.grid);
       if (GetParam().first_candidate_only)
         EXPECT_EQ(nearest, 0u);
       else
         EXPECT_LE(std::abs(ours[i].ratio - peers[i].ratio), 0.0501);
       equal += ours[i].ratio == peers[i].ratio ? 1 : 0;
-      const std::vector<double> losses = scale_losses(s.architecture, s.tables, layer, pairs[i], settings, s.activations, hessians[i],
-                                                      {ours[i].scale, peers[i].scale}, ScaleSearch{}, s.comm, s.stream);
+      const std::vector<double> losses = scale_losses(
+          s.architecture, s.tables, layer, pairs[i], settings, s.activations, hessians[i],
+          {ours[i].scale, peers[i].scale}, ScaleSearch{}, s.comm, s.stream);
       EXPECT_EQ(losses[0], ours[i].loss);
       EXPECT_LE(losses[0], losses[1] * rounding);
       advance(s.architecture, s.tables, layer, steps[i].kind, s.activations, s.stream);
@@ -153,8 +166,12 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
     const std::vector<LinearFactors> our_factors = linear_factors(layer, ours);
     const std::vector<LinearFactors> peer_factors = linear_factors(layer, peers);
     for (std::size_t i = 0; i < steps.size(); ++i) {
-      Hessian peer_hessian{Array<float>(hessians[i].matrix.view.rows, hessians[i].matrix.view.cols, s.stream), {}, hessians[i].diagonal};
-      copy_on_device(peer_hessian.matrix.view.data, hessians[i].matrix.view.data, hessians[i].matrix.memory.bytes(), s.stream);
+      Hessian peer_hessian{
+          Array<float>(hessians[i].matrix.view.rows, hessians[i].matrix.view.cols, s.stream),
+          {},
+          hessians[i].diagonal};
+      copy_on_device(peer_hessian.matrix.view.data, hessians[i].matrix.view.data,
+                     hessians[i].matrix.memory.bytes(), s.stream);
       divide_input(hessians[i], ours[i].scale, s.stream);
       divide_input(peer_hessian, peers[i].scale, s.stream);
       for (const std::size_t l : steps[i].linears) {
@@ -164,10 +181,14 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
         if (may_clip(linear.name)) {
           clip_weight(our_weight, hessians[i], s.settings, s.stream);
           std::vector<float> limit = peer.find("clip", all_linears(s.architecture)[l].name, index);
-          clamp_groups(peer_weight, Matrix<const float>(limit.data(), peer_weight.view.rows, peer_weight.view.cols / 32), s.stream);
+          clamp_groups(
+              peer_weight,
+              Matrix<const float>(limit.data(), peer_weight.view.rows, peer_weight.view.cols / 32),
+              s.stream);
         }
         const double our_error = rounded_error(s, linear, our_factors[l], our_weight, hessians[i]);
-        const double peer_error = rounded_error(s, linear, peer_factors[l], peer_weight, peer_hessian);
+        const double peer_error =
+            rounded_error(s, linear, peer_factors[l], peer_weight, peer_hessian);
         EXPECT_LE(our_error, peer_error * rounding) << linear.name;
         our_total += our_error;
         peer_total += peer_error;
@@ -178,15 +199,19 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
   EXPECT_GE(equal, GetParam().first_candidate_only ? 1 : 11);
   EXPECT_LT(our_total, peer_total);
   if (s.comm.root())
-    std::printf("%d of 12 scale vectors equal; output error of all linears %.6e, AutoAWQ's %.6e\n", equal, our_total, peer_total);
+    std::printf("%d of 12 scale vectors equal; output error of all linears %.6e, AutoAWQ's %.6e\n",
+                equal, our_total, peer_total);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Peers, AwqOracle,
     testing::Values(
         Case{"repaired", fs::path(QPIPE_TESTS) / "golden/autoawq_search.safetensors", false},
-        // As released, AutoAWQ 0.2.9 on a CPU restores weights that alias those it scales, so that its first candidate always wins.
-        Case{"as_released", fs::path(QPIPE_SHARED) / "oracles/checkpoints/awq-gemm-g32/autoawq_search.safetensors", true}),
+        // As released, AutoAWQ 0.2.9 on a CPU restores weights that alias those it scales, so that
+        // its first candidate always wins.
+        Case{"as_released",
+             fs::path(QPIPE_SHARED) / "oracles/checkpoints/awq-gemm-g32/autoawq_search.safetensors",
+             true}),
     [](const testing::TestParamInfo<Case>& tested) { return std::string(tested.param.name); });
 
 }  // namespace

@@ -1,5 +1,6 @@
-// A checkpoint written by AWQ computes what the original does: with 8 bits the logits differ by rounding only, so that norms, biases and
-// unquantized weights must have been written with the factors of their pairs.
+// A checkpoint written by AWQ computes what the original does: with 8 bits the logits differ by
+// rounding only, so that norms, biases and unquantized weights must have been written with the
+// factors of their pairs.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -9,7 +10,7 @@
 
 #include "launch/comm.h"
 #include "pipeline/evaluate.h"
-#include "pipeline/model.h"
+#include "pipeline/model/model.h"
 #include "pipeline/quantize.h"
 #include "tests/pipeline/oracle_options.h"
 
@@ -42,7 +43,9 @@ class AwqRun : public testing::TestWithParam<Case> {
     for (std::int32_t i = 0; i < 80; ++i) tokens.ids.push_back((i * i * 7 + 13 * i + 5) % 320);
     std::vector<float> logits;
     evaluate(checkpoint, architecture, tokens, 16384, Places{}, comm, stream,
-             [&](std::int64_t, const std::vector<float>& block) { logits.insert(logits.end(), block.begin(), block.end()); });
+             [&](std::int64_t, const std::vector<float>& block) {
+               logits.insert(logits.end(), block.begin(), block.end());
+             });
     return logits;
   }
 
@@ -70,7 +73,8 @@ class AwqRun : public testing::TestWithParam<Case> {
 
   Stream stream{Backend::cpu, 0};
   Comm comm{stream, {std::chrono::seconds(60), true}};
-  fs::path folder = fs::temp_directory_path() / ("qpipe-awq-run-" + std::to_string(std::random_device{}()));
+  fs::path folder =
+      fs::temp_directory_path() / ("qpipe-awq-run-" + std::to_string(std::random_device{}()));
 };
 
 TEST_P(AwqRun, LogitsAreTheOriginals) {
@@ -81,23 +85,27 @@ TEST_P(AwqRun, LogitsAreTheOriginals) {
   const auto [skip_error, skip_pairs] = quantize("awq", GetParam().skip);
   EXPECT_LT(skip_error, 1.5 * rtn);
   EXPECT_EQ(skip_pairs, GetParam().pairs_with_skip);
-  if (comm.root()) std::printf("%s: awq %.2e, with skipped linears %.2e, rtn %.2e\n", GetParam().model, error, skip_error, rtn);
+  if (comm.root())
+    std::printf("%s: awq %.2e, with skipped linears %.2e, rtn %.2e\n", GetParam().model, error,
+                skip_error, rtn);
 }
 
 constexpr const char* llama_skip = "(v_proj|up_proj|layers.1.self_attn.q_proj)$";
 constexpr const char* falcon_skip = "h.1.mlp.dense_h_to_4h$";
 
-INSTANTIATE_TEST_SUITE_P(Families, AwqRun,
-                         testing::Values(Case{"llama", 9, llama_skip, 9}, Case{"llama-mha", 12, llama_skip, 12},
-                                         Case{"llama-mha-tied-bias", 12, llama_skip, 12}, Case{"mistral", 9, llama_skip, 9},
-                                         Case{"qwen2", 9, llama_skip, 9}, Case{"qwen3", 9, llama_skip, 9},
-                                         Case{"falcon-7b-style", 3, falcon_skip, 3}, Case{"falcon-40b-style", 6, falcon_skip, 5},
-                                         Case{"falcon-rw-alibi", 6, falcon_skip, 5}),
-                         [](const testing::TestParamInfo<Case>& tested) {
-                           std::string name = tested.param.model;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Families, AwqRun,
+    testing::Values(Case{"llama", 9, llama_skip, 9}, Case{"llama-mha", 12, llama_skip, 12},
+                    Case{"llama-mha-tied-bias", 12, llama_skip, 12},
+                    Case{"mistral", 9, llama_skip, 9}, Case{"qwen2", 9, llama_skip, 9},
+                    Case{"qwen3", 9, llama_skip, 9}, Case{"falcon-7b-style", 3, falcon_skip, 3},
+                    Case{"falcon-40b-style", 6, falcon_skip, 5},
+                    Case{"falcon-rw-alibi", 6, falcon_skip, 5}),
+    [](const testing::TestParamInfo<Case>& tested) {
+      std::string name = tested.param.model;
+      std::replace(name.begin(), name.end(), '-', '_');
+      return name;
+    });
 
 }  // namespace
 }  // namespace qpipe

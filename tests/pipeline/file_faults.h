@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "pipeline/error.h"
+#include "pipeline/files/error.h"
 
 namespace qpipe {
 
@@ -61,7 +61,8 @@ void expect_fault(Action&& action, ExitCode code, const std::vector<std::string>
   } catch (const UserError& error) {
     const std::string message = error.what();
     EXPECT_EQ(static_cast<int>(error.code), static_cast<int>(code)) << message;
-    for (const std::string& part : parts) EXPECT_NE(message.find(part), std::string::npos) << message << "\nexpected part: " << part;
+    for (const std::string& part : parts)
+      EXPECT_NE(message.find(part), std::string::npos) << message << "\nexpected part: " << part;
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
     EXPECT_NE(message.find("; "), std::string::npos) << message << "\nlacks what to do";
     EXPECT_LT(message.size(), 1200u) << message;

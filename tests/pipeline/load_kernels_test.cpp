@@ -7,7 +7,7 @@
 #include <fstream>
 
 #include "kernels/stream.h"
-#include "pipeline/model.h"
+#include "pipeline/model/model.h"
 
 namespace qpipe {
 namespace {
@@ -21,9 +21,11 @@ TEST(LoadKernels, RunsALayerOfEachFamily) {
     const fs::path config = entry.path() / "config.json";
     if (!fs::exists(config)) continue;
     std::ifstream file(config);
-    const Architecture architecture = read_architecture(nlohmann::json::parse(file), config.string());
+    const Architecture architecture =
+        read_architecture(nlohmann::json::parse(file), config.string());
     const Blocking blocking = cut_samples(5, 48, 100);
-    EXPECT_NO_THROW(load_kernels(architecture, blocking, cuda ? Backend::cuda : Backend::cpu, 0)) << config;
+    EXPECT_NO_THROW(load_kernels(architecture, blocking, cuda ? Backend::cuda : Backend::cpu, 0))
+        << config;
     EXPECT_GT(load_kernels_bytes(architecture, blocking), 0);
     ++families;
   }

@@ -1,5 +1,6 @@
-// The generic decoder against the reference implementation's hidden states and logits (shared/oracles/models) and the peers' quantized
-// checkpoints read back (shared/oracles/checkpoints).
+// The generic decoder against the reference implementation's hidden states and logits
+// (shared/oracles/models) and the peers' quantized checkpoints read back
+// (shared/oracles/checkpoints).
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -9,8 +10,8 @@
 #include "kernels/activation.h"
 #include "launch/comm.h"
 #include "pipeline/evaluate.h"
-#include "pipeline/layer_source.h"
-#include "pipeline/model.h"
+#include "pipeline/layers/layer_source.h"
+#include "pipeline/model/model.h"
 #include "stages/activations.h"
 
 namespace qpipe {
@@ -77,15 +78,19 @@ class Engine : public testing::TestWithParam<Case> {
     if (!fs::exists(oracles)) GTEST_SKIP() << "no oracles at " << oracles;
   }
 
-  std::vector<float> logits_of(const Checkpoint& checkpoint, const Architecture& architecture, const Tokens& tokens) {
+  std::vector<float> logits_of(const Checkpoint& checkpoint, const Architecture& architecture,
+                               const Tokens& tokens) {
     std::vector<float> logits;
     evaluate(checkpoint, architecture, tokens, 16384, Places{}, comm, stream,
-             [&](std::int64_t, const std::vector<float>& block) { logits.insert(logits.end(), block.begin(), block.end()); });
+             [&](std::int64_t, const std::vector<float>& block) {
+               logits.insert(logits.end(), block.begin(), block.end());
+             });
     return logits;
   }
 
   std::vector<float> hidden_of(const Activations& activations) {
-    const TensorArray hidden(stream.compute_dtype(), activations.hidden.rows(0), activations.hidden.width(), stream);
+    const TensorArray hidden(stream.compute_dtype(), activations.hidden.rows(0),
+                             activations.hidden.width(), stream);
     read_block(activations.hidden, 0, hidden, stream);
     const Array<float> wide(hidden.view.rows, hidden.view.cols, stream);
     convert(hidden, wide.view, stream);
@@ -100,41 +105,47 @@ class Engine : public testing::TestWithParam<Case> {
 
 class Models : public Engine {};
 
-// CPU: float32 against float32, rounding only. CUDA: bf16 has unit roundoff 2^-8 and three layers of about ten roundings each; a plain bf16
-// run of the reference implementation errs by 1.0-1.6% on these models, and twice that is the bound.
+// CPU: float32 against float32, rounding only. CUDA: bf16 has unit roundoff 2^-8 and three layers
+// of about ten roundings each; a plain bf16 run of the reference implementation errs by 1.0-1.6% on
+// these models, and twice that is the bound.
 double bound(Backend backend) { return backend == Backend::cuda ? 0.03 : 2e-4; }
 
 TEST_P(Models, HiddenStatesAndLogitsMatchTheReference) {
   if (comm.size() > 1) GTEST_SKIP() << "one rank holds all samples";
   const Checkpoint checkpoint(oracles / "models" / GetParam().name);
-  Architecture architecture = read_architecture(checkpoint.config(), "config.json");
+  const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
   check_tensors(architecture, checkpoint);
-  // The oracle was made with eager attention, which adds Falcon's ALiBi twice: to the scores and in the mask. The reference's default
-  // (sdpa) and the model's own training add it once.
-  for (float& slope : architecture.key_bias_slopes) slope *= 2.0f;
   const SafetensorsFile reference(oracles / "models" / GetParam().name / "reference.safetensors");
   const Tokens tokens = reference_tokens(reference);
 
   LayerSource source(checkpoint, architecture, comm, stream);
-  Activations activations = make_activations(architecture, cut_samples(tokens.samples, tokens.seqlen, 16384), 0, 1, Places{}, stream);
+  Activations activations = make_activations(
+      architecture, cut_samples(tokens.samples, tokens.seqlen, 16384), 0, 1, Places{}, stream);
   ASSERT_EQ(activations.blocks(), 1u);
-  embed_tokens(architecture, tokens.ids, source.load_tensor(architecture.embedding), activations, stream);
-  EXPECT_LT(relative_error(hidden_of(activations), read_floats(reference, "hidden.0")), bound(GetParam().backend)) << "embedding";
+  embed_tokens(architecture, tokens.ids, source.load_tensor(architecture.embedding), activations,
+               stream);
+  EXPECT_LT(relative_error(hidden_of(activations), read_floats(reference, "hidden.0")),
+            bound(GetParam().backend))
+      << "embedding";
   const DecoderTables tables = make_tables(architecture, tokens.seqlen, stream);
   for (std::int64_t index = 0; index < architecture.layers; ++index) {
     const Layer layer = source.load_layer(index);
     forward_layer(architecture, tables, layer, activations, stream);
-    const double error = relative_error(hidden_of(activations), read_floats(reference, "hidden." + std::to_string(index + 1)));
+    const double error = relative_error(
+        hidden_of(activations), read_floats(reference, "hidden." + std::to_string(index + 1)));
     EXPECT_LT(error, bound(GetParam().backend)) << "output of layer " << index;
   }
-  const double error = relative_error(logits_of(checkpoint, architecture, tokens), read_floats(reference, "logits"));
+  const double error =
+      relative_error(logits_of(checkpoint, architecture, tokens), read_floats(reference, "logits"));
   EXPECT_LT(error, bound(GetParam().backend));
   RecordProperty("relative_error", std::to_string(error));
 }
 
 INSTANTIATE_TEST_SUITE_P(Oracles, Models,
-                         testing::ValuesIn(on_backends({"llama", "llama-mha", "llama-mha-tied-bias", "llama3-rope", "llama-linear-rope",
-                                                        "llama-yarn", "mistral", "mistral-window", "qwen2", "qwen3", "falcon-7b-style",
+                         testing::ValuesIn(on_backends({"llama", "llama-mha", "llama-mha-tied-bias",
+                                                        "llama3-rope", "llama-linear-rope",
+                                                        "llama-yarn", "mistral", "mistral-window",
+                                                        "qwen2", "qwen3", "falcon-7b-style",
                                                         "falcon-40b-style", "falcon-rw-alibi"})),
                          case_name);
 
@@ -142,12 +153,15 @@ class PeerCheckpoints : public Engine {};
 
 // ‖logits − the peer's own‖ / ‖theirs‖ on the CPU, where we run in float32.
 double peer_bound(const std::string& name) {
-  // The peer ran in bfloat16: 1.0-1.6% as for the models above, and twice that. bitsandbytes' 4-bit matmul for CPUs does whatever the
-  // compute dtype: its logits for bnb-nf4 (float32) and bnb-nf4-bf16storage (bfloat16) are the same bits.
-  if (name.starts_with("gptq") || name.starts_with("bnb-nf4") || name == "bnb-fp4" || name == "ct-nvfp4a16" || name == "ct-mxfp4a16")
+  // The peer ran in bfloat16: 1.0-1.6% as for the models above, and twice that. bitsandbytes' 4-bit
+  // matmul for CPUs does whatever the compute dtype: its logits for bnb-nf4 (float32) and
+  // bnb-nf4-bf16storage (bfloat16) are the same bits.
+  if (name.starts_with("gptq") || name.starts_with("bnb-nf4") || name == "bnb-fp4" ||
+      name == "ct-nvfp4a16" || name == "ct-mxfp4a16")
     return 0.03;
-  // LLM.int8 rounds activations to int8, each row with its maximum a: an error of a/127/√12 an element where elements are a/3 or so,
-  // 0.7%. 21 linears in sequence: 0.7% · √21 = 3.1%, and half as much again.
+  // LLM.int8 rounds activations to int8, each row with its maximum a: an error of a/127/√12 an
+  // element where elements are a/3 or so, 0.7%. 21 linears in sequence: 0.7% · √21 = 3.1%, and half
+  // as much again.
   if (name == "bnb-int8") return 0.05;
   // e4m3 activations: 2.6% an element (3 bits of mantissa), · √21 = 12%, and half as much again.
   if (name == "ct-fp8-dynamic") return 0.18;
@@ -165,7 +179,8 @@ TEST_P(PeerCheckpoints, ReadBackGivesThePeersLogits) {
   const std::vector<float> logits = logits_of(checkpoint, architecture, tokens);
   const bool cuda = GetParam().backend == Backend::cuda;  // bfloat16
   int answers = 0;
-  const auto expect_close = [&](const std::vector<float>& ours, const std::vector<float>& theirs, double limit, const char* whose) {
+  const auto expect_close = [&](const std::vector<float>& ours, const std::vector<float>& theirs,
+                                double limit, const char* whose) {
     const double error = relative_error(ours, theirs);
     EXPECT_LT(error, limit) << whose;
     RecordProperty(whose, std::to_string(error));
@@ -173,16 +188,20 @@ TEST_P(PeerCheckpoints, ReadBackGivesThePeersLogits) {
   };
   if (reference.contains("logits")) {
     const double limit = peer_bound(name);
-    expect_close(logits, read_floats(reference, "logits"), cuda ? std::max(limit, 0.04) : limit, "logits");
+    expect_close(logits, read_floats(reference, "logits"), cuda ? std::max(limit, 0.04) : limit,
+                 "logits");
   }
   if (reference.contains("logits_float32"))
-    expect_close(logits, read_floats(reference, "logits_float32"), cuda ? 0.03 : 1e-3, "logits_float32");
-  // The weights that the peer dequantizes, in float32: made by tests/python/make_read_back_golden.py, each sample's last position.
+    expect_close(logits, read_floats(reference, "logits_float32"), cuda ? 0.03 : 1e-3,
+                 "logits_float32");
+  // The weights that the peer dequantizes, in float32: made by
+  // tests/python/make_read_back_golden.py, each sample's last position.
   const SafetensorsFile golden(fs::path(QPIPE_TESTS) / "golden" / "read_back_logits.safetensors");
   if (golden.contains(name)) {
     std::vector<float> last;
     for (std::int64_t sample = 1; sample <= tokens.samples; ++sample) {
-      const auto end = logits.begin() + static_cast<std::ptrdiff_t>(sample * tokens.seqlen * architecture.vocab);
+      const auto end =
+          logits.begin() + static_cast<std::ptrdiff_t>(sample * tokens.seqlen * architecture.vocab);
       last.insert(last.end(), end - static_cast<std::ptrdiff_t>(architecture.vocab), end);
     }
     expect_close(last, read_floats(golden, name), cuda ? 0.03 : 1e-4, "golden");
@@ -190,21 +209,26 @@ TEST_P(PeerCheckpoints, ReadBackGivesThePeersLogits) {
   EXPECT_GT(answers, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Oracles, PeerCheckpoints,
-                         testing::ValuesIn(on_backends({"awq-gemm-g32", "bnb-fp4", "bnb-int8", "bnb-nf4", "bnb-nf4-bf16storage",
-                                                        "bnb-nf4-double", "ct-awq-w4-asym", "ct-fp8-dynamic", "ct-gptq-w4-asym-static",
-                                                        "ct-gptq-w4-sym", "ct-mxfp4a16", "ct-nvfp4a16", "ct-rtn-w8", "gptq-sym2-g32",
-                                                        "gptq-sym3-g32", "gptq-sym4-g32", "gptq-sym4-g32-desc", "gptq-sym8-col",
-                                                        "gptqv2-asym4-g32"})),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(
+    Oracles, PeerCheckpoints,
+    testing::ValuesIn(on_backends(
+        {"awq-gemm-g32", "bnb-fp4", "bnb-int8", "bnb-nf4", "bnb-nf4-bf16storage", "bnb-nf4-double",
+         "ct-awq-w4-asym", "ct-fp8-dynamic", "ct-gptq-w4-asym-static", "ct-gptq-w4-sym",
+         "ct-mxfp4a16", "ct-nvfp4a16", "ct-rtn-w8", "gptq-sym2-g32", "gptq-sym3-g32",
+         "gptq-sym4-g32", "gptq-sym4-g32-desc", "gptq-sym8-col", "gptqv2-asym4-g32"})),
+    case_name);
 
-// Each window alone, whatever the blocks: the perplexity does not depend on the micro-batch or on the number of ranks.
+// Each window alone, whatever the blocks: the perplexity does not depend on the micro-batch or on
+// the number of ranks.
 TEST_P(PeerCheckpoints, PerplexityDoesNotDependOnTheBlocks) {
   const Checkpoint checkpoint(oracles / "checkpoints" / GetParam().name);
   const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
-  const Tokens tokens = reference_tokens(SafetensorsFile(oracles / "checkpoints" / GetParam().name / "reference.safetensors"));
-  const double one_block = evaluate(checkpoint, architecture, tokens, 16384, Places{}, comm, stream).value;
-  const double two_blocks = evaluate(checkpoint, architecture, tokens, 40, Places{}, comm, stream).value;
+  const Tokens tokens = reference_tokens(
+      SafetensorsFile(oracles / "checkpoints" / GetParam().name / "reference.safetensors"));
+  const double one_block =
+      evaluate(checkpoint, architecture, tokens, 16384, Places{}, comm, stream).value;
+  const double two_blocks =
+      evaluate(checkpoint, architecture, tokens, 40, Places{}, comm, stream).value;
   EXPECT_TRUE(std::isfinite(one_block));
   EXPECT_NEAR(one_block, two_blocks, 2e-3 * one_block);
 }

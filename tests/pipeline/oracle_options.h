@@ -1,16 +1,18 @@
-// A whole run of one of the reference implementation's tiny models (shared/oracles): 64 samples of 48 tokens.
+// A whole run of one of the reference implementation's tiny models (shared/oracles): 64 samples of
+// 48 tokens.
 #pragma once
 
 #include <filesystem>
 #include <string>
 
-#include "pipeline/options.h"
+#include "pipeline/options/options.h"
 
 namespace qpipe {
 
 inline const std::filesystem::path oracles = std::filesystem::path(QPIPE_SHARED) / "oracles";
 
-inline Options oracle_options(const std::string& model, const std::string& method, const std::filesystem::path& output) {
+inline Options oracle_options(const std::string& model, const std::string& method,
+                              const std::filesystem::path& output) {
   Options options;
   options.model.path = (oracles / "models" / model).string();
   options.calibration.data = (oracles / "calib_tiny.safetensors").string();

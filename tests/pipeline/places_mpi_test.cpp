@@ -1,5 +1,5 @@
-// Whole runs write the same bytes wherever activations, weights and Hessians are kept, and in a ring whether step inputs are kept or made
-// anew.
+// Whole runs write the same bytes wherever activations, weights and Hessians are kept, and in a
+// ring whether step inputs are kept or made anew.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -30,7 +30,8 @@ Files read_folder(const fs::path& folder) {
   return files;
 }
 
-Places elsewhere(Place hidden, Place input, bool weights_by_step, std::int64_t panel, bool hessian_on_host) {
+Places elsewhere(Place hidden, Place input, bool weights_by_step, std::int64_t panel,
+                 bool hessian_on_host) {
   return {hidden, input, false, weights_by_step, panel, hessian_on_host, {}};
 }
 
@@ -44,7 +45,9 @@ class PlacesRun : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     if (!fs::exists(oracles)) GTEST_SKIP() << "no oracles at " << oracles;
-    const std::string name = "qpipe-places-" + comm.broadcast(comm.root() ? std::to_string(std::random_device{}()) : "", 0);
+    const std::string name =
+        "qpipe-places-" +
+        comm.broadcast(comm.root() ? std::to_string(std::random_device{}()) : "", 0);
     folder = fs::temp_directory_path() / name;
     fs::create_directories(folder);
   }
@@ -88,40 +91,45 @@ TEST_P(PlacesRun, WriteTheSameBytes) {
     EXPECT_TRUE(expected.contains("config.json"));
   }
   const std::int64_t panel = hessian_panel(cuda_device_count() > 0 ? Backend::cuda : Backend::cpu);
-  for (const Places& places :
-       {Places{}, elsewhere(Place::host, Place::device, false, 0, false), elsewhere(Place::device, Place::host, false, panel, true),
-        elsewhere(Place::disk, Place::host, true, 0, true), elsewhere(Place::disk, Place::disk, true, panel, false)}) {
+  for (const Places& places : {Places{}, elsewhere(Place::host, Place::device, false, 0, false),
+                               elsewhere(Place::device, Place::host, false, panel, true),
+                               elsewhere(Place::disk, Place::host, true, 0, true),
+                               elsewhere(Place::disk, Place::disk, true, panel, false)}) {
     const Files got = quantized(places);
     ASSERT_EQ(got.size(), expected.size());
-    for (const auto& [name, content] : expected) EXPECT_TRUE(got.at(name) == content) << name << " differs";
+    for (const auto& [name, content] : expected)
+      EXPECT_TRUE(got.at(name) == content) << name << " differs";
   }
-  if (comm.root() && peak > 0) std::printf("peak %zu KiB, all on the device %zu KiB\n", peak >> 10, all_on_device >> 10);
+  if (comm.root() && peak > 0)
+    std::printf("peak %zu KiB, all on the device %zu KiB\n", peak >> 10, all_on_device >> 10);
 }
 
-INSTANTIATE_TEST_SUITE_P(Settings, PlacesRun,
-                         testing::Values(Case{"gptq", "llama", [](Options&) {}},
-                                         Case{"gptq_at_once", "llama", [](Options& o) { o.quantize.true_sequential = false; }},
-                                         Case{"gptq_original", "qwen3", [](Options& o) { o.quantize.propagate = "original"; }},
-                                         Case{"gptq_shared_norm", "falcon-7b-style", [](Options& o) { o.quantize.desc_act = true; }},
-                                         Case{"gptq_skip", "qwen2",
-                                              [](Options& o) {
-                                                o.quantize.overrides.push_back({"(v_proj|layers.1.mlp.down_proj)$", true, 0, 0, ""});
-                                              }},
-                                         Case{"awq", "llama-mha", [](Options& o) { o.quantize.method = "awq"; }},
-                                         Case{"awq_gptq", "llama",
-                                              [](Options& o) {
-                                                o.quantize.method = "awq";
-                                                o.awq.rounding = "gptq";
-                                                o.quantize.propagate = "quantized";
-                                              }},
-                                         Case{"awq_shared_norm_skip", "falcon-7b-style",
-                                              [](Options& o) {
-                                                o.quantize.method = "awq";
-                                                o.quantize.propagate = "quantized";
-                                                o.quantize.overrides.push_back({"h.1.mlp.dense_h_to_4h$", true, 0, 0, ""});
-                                              }},
-                                         Case{"rtn", "llama", [](Options& o) { o.quantize.method = "rtn"; }}),
-                         [](const testing::TestParamInfo<Case>& tested) { return tested.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Settings, PlacesRun,
+    testing::Values(
+        Case{"gptq", "llama", [](Options&) {}},
+        Case{"gptq_at_once", "llama", [](Options& o) { o.quantize.true_sequential = false; }},
+        Case{"gptq_original", "qwen3", [](Options& o) { o.quantize.propagate = "original"; }},
+        Case{"gptq_shared_norm", "falcon-7b-style", [](Options& o) { o.quantize.desc_act = true; }},
+        Case{"gptq_skip", "qwen2",
+             [](Options& o) {
+               o.quantize.overrides.push_back({"(v_proj|layers.1.mlp.down_proj)$", true, 0, 0, ""});
+             }},
+        Case{"awq", "llama-mha", [](Options& o) { o.quantize.method = "awq"; }},
+        Case{"awq_gptq", "llama",
+             [](Options& o) {
+               o.quantize.method = "awq";
+               o.awq.rounding = "gptq";
+               o.quantize.propagate = "quantized";
+             }},
+        Case{"awq_shared_norm_skip", "falcon-7b-style",
+             [](Options& o) {
+               o.quantize.method = "awq";
+               o.quantize.propagate = "quantized";
+               o.quantize.overrides.push_back({"h.1.mlp.dense_h_to_4h$", true, 0, 0, ""});
+             }},
+        Case{"rtn", "llama", [](Options& o) { o.quantize.method = "rtn"; }}),
+    [](const testing::TestParamInfo<Case>& tested) { return tested.param.name; });
 
 }  // namespace
 }  // namespace qpipe

@@ -9,13 +9,18 @@ namespace qpipe::reference {
 
 namespace {
 
-std::size_t at(std::int64_t row, std::int64_t col, std::int64_t cols) { return static_cast<std::size_t>(row * cols + col); }
+std::size_t at(std::int64_t row, std::int64_t col, std::int64_t cols) {
+  return static_cast<std::size_t>(row * cols + col);
+}
 
-double read(const Values& values, std::int64_t row, std::int64_t col, std::int64_t cols) { return values[at(row, col, cols)]; }
+double read(const Values& values, std::int64_t row, std::int64_t col, std::int64_t cols) {
+  return values[at(row, col, cols)];
+}
 
 }  // namespace
 
-Exact linear(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens, std::int64_t in, std::int64_t out) {
+Exact linear(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
+             std::int64_t in, std::int64_t out) {
   Exact y(static_cast<std::size_t>(tokens * out));
   for (std::int64_t t = 0; t < tokens; ++t)
     for (std::int64_t o = 0; o < out; ++o) {
@@ -26,24 +31,28 @@ Exact linear(const Values& x, const Values& weight, const Values& bias, std::int
   return y;
 }
 
-Exact rms_norm(const Values& x, const Values& weight, std::int64_t tokens, std::int64_t d, double eps, double offset) {
+Exact rms_norm(const Values& x, const Values& weight, std::int64_t tokens, std::int64_t d,
+               double eps, double offset) {
   Exact y(x.size());
   for (std::int64_t t = 0; t < tokens; ++t) {
     double squares = 0.0;
     for (std::int64_t i = 0; i < d; ++i) squares += read(x, t, i, d) * read(x, t, i, d);
     const double rms = std::sqrt(squares / static_cast<double>(d) + eps);
-    for (std::int64_t i = 0; i < d; ++i) y[at(t, i, d)] = read(x, t, i, d) / rms * (offset + read(weight, 0, i, d));
+    for (std::int64_t i = 0; i < d; ++i)
+      y[at(t, i, d)] = read(x, t, i, d) / rms * (offset + read(weight, 0, i, d));
   }
   return y;
 }
 
-Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens, std::int64_t d, double eps) {
+Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
+                 std::int64_t d, double eps) {
   Exact y(x.size());
   for (std::int64_t t = 0; t < tokens; ++t) {
     double mean = 0.0;
     for (std::int64_t i = 0; i < d; ++i) mean += read(x, t, i, d) / static_cast<double>(d);
     double variance = 0.0;
-    for (std::int64_t i = 0; i < d; ++i) variance += std::pow(read(x, t, i, d) - mean, 2) / static_cast<double>(d);
+    for (std::int64_t i = 0; i < d; ++i)
+      variance += std::pow(read(x, t, i, d) - mean, 2) / static_cast<double>(d);
     for (std::int64_t i = 0; i < d; ++i) {
       const double normal = (read(x, t, i, d) - mean) / std::sqrt(variance + eps);
       y[at(t, i, d)] = normal * read(weight, 0, i, d) + (bias.empty() ? 0.0 : read(bias, 0, i, d));
@@ -56,14 +65,16 @@ double activation(Activation f, double x) {
   switch (f) {
     case Activation::silu: return x / (1.0 + std::exp(-x));
     case Activation::gelu: return 0.5 * x * std::erfc(-x / std::numbers::sqrt2);
-    case Activation::gelu_tanh: return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
+    case Activation::gelu_tanh:
+      return 0.5 * x *
+             (1.0 + std::tanh(std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
     case Activation::relu: return std::max(x, 0.0);
   }
   return 0.0;
 }
 
-Exact rope(const Values& qkv, const HeadLayout& layout, const Values& inverse_frequencies, double amplitude, bool interleaved,
-           std::int64_t seqlen) {
+Exact rope(const Values& qkv, const HeadLayout& layout, const Values& inverse_frequencies,
+           double amplitude, bool interleaved, std::int64_t seqlen) {
   const std::int64_t width = layout.width();
   const auto pairs = static_cast<std::int64_t>(inverse_frequencies.size());
   Exact y(qkv.begin(), qkv.end());
@@ -73,7 +84,8 @@ Exact rope(const Values& qkv, const HeadLayout& layout, const Values& inverse_fr
   for (std::int64_t t = 0; t < static_cast<std::int64_t>(qkv.size()) / width; ++t)
     for (const std::int64_t column : columns)
       for (std::int64_t i = 0; i < pairs; ++i) {
-        const float angle = static_cast<float>(t % seqlen) * inverse_frequencies[static_cast<std::size_t>(i)];
+        const float angle =
+            static_cast<float>(t % seqlen) * inverse_frequencies[static_cast<std::size_t>(i)];
         const double c = amplitude * std::cos(static_cast<double>(angle));
         const double s = amplitude * std::sin(static_cast<double>(angle));
         const std::int64_t first = column + (interleaved ? 2 * i : i);
@@ -108,7 +120,8 @@ AttentionResult attention(const Values& qkv, const AttentionCase& c) {
         double dot = 0.0;
         double absolute = 0.0;
         for (std::int64_t e = 0; e < d; ++e) {
-          const double product = read(qkv, t, layout.q_column(h) + e, width) * read(qkv, sample + j, layout.k_column(g) + e, width);
+          const double product = read(qkv, t, layout.q_column(h) + e, width) *
+                                 read(qkv, sample + j, layout.k_column(g) + e, width);
           dot += product;
           absolute += std::abs(product);
         }
@@ -132,7 +145,8 @@ AttentionResult attention(const Values& qkv, const AttentionCase& c) {
   return result;
 }
 
-Exact cross_entropy(const Values& logits, const std::vector<std::int32_t>& target, std::int64_t tokens, std::int64_t vocab) {
+Exact cross_entropy(const Values& logits, const std::vector<std::int32_t>& target,
+                    std::int64_t tokens, std::int64_t vocab) {
   Exact nll(static_cast<std::size_t>(tokens), 0.0);
   for (std::int64_t t = 0; t < tokens; ++t) {
     const std::int32_t chosen = target[static_cast<std::size_t>(t)];

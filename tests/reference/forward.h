@@ -1,5 +1,5 @@
-// The forward-pass kernels in double precision, written from their contracts (kernels/*.h) one element at a time.
-// Matrices are contiguous, row-major; an empty vector is an absent bias.
+// The forward-pass kernels in double precision, written from their contracts (kernels/*.h) one
+// element at a time. Matrices are contiguous, row-major; an empty vector is an absent bias.
 #pragma once
 
 #include <cstdint>
@@ -14,16 +14,19 @@ using Values = std::vector<float>;
 using Exact = std::vector<double>;
 
 // x Wᵀ + b.   x [tokens, in], weight [out, in], bias [out].
-Exact linear(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens, std::int64_t in, std::int64_t out);
+Exact linear(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
+             std::int64_t in, std::int64_t out);
 
-Exact rms_norm(const Values& x, const Values& weight, std::int64_t tokens, std::int64_t d, double eps, double offset);
-Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens, std::int64_t d, double eps);
+Exact rms_norm(const Values& x, const Values& weight, std::int64_t tokens, std::int64_t d,
+               double eps, double offset);
+Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
+                 std::int64_t d, double eps);
 
 double activation(Activation f, double x);
 
 // Rotates q and k of the whole matrix; the angle is rounded to float32, as the contract says.
-Exact rope(const Values& qkv, const HeadLayout& layout, const Values& inverse_frequencies, double amplitude, bool interleaved,
-           std::int64_t seqlen);
+Exact rope(const Values& qkv, const HeadLayout& layout, const Values& inverse_frequencies,
+           double amplitude, bool interleaved, std::int64_t seqlen);
 
 struct AttentionCase {
   HeadLayout layout;
@@ -38,11 +41,13 @@ struct AttentionCase {
 struct AttentionResult {
   Exact out;        // [tokens, heads · head_dim]
   Exact magnitude;  // Σ_j p_j |v_j|, same shape: what errors of p are multiplied by
-  Exact score;      // [tokens, heads]: max_j (scale Σ|q||k| + |bias|): what rounding errors of a score are relative to
+  Exact score;  // [tokens, heads]: max_j (scale Σ|q||k| + |bias|): what rounding errors of a score
+                // are relative to
 };
 AttentionResult attention(const Values& qkv, const AttentionCase& c);
 
 // 0 where target = −1.
-Exact cross_entropy(const Values& logits, const std::vector<std::int32_t>& target, std::int64_t tokens, std::int64_t vocab);
+Exact cross_entropy(const Values& logits, const std::vector<std::int32_t>& target,
+                    std::int64_t tokens, std::int64_t vocab);
 
 }  // namespace qpipe::reference

@@ -11,11 +11,13 @@ double round_to_half(double x) {
   const int exponent = std::max(static_cast<int>(std::floor(std::log2(std::fabs(x)))), -14);
   const double unit = std::ldexp(1.0, exponent - 10);
   const double rounded = std::nearbyint(x / unit) * unit;
-  return std::fabs(rounded) > 65504.0 ? std::copysign(std::numeric_limits<double>::infinity(), x) : rounded;
+  return std::fabs(rounded) > 65504.0 ? std::copysign(std::numeric_limits<double>::infinity(), x)
+                                      : rounded;
 }
 
 int nearest_code(double w, Grid grid, int bits) {
-  return static_cast<int>(std::clamp(std::nearbyint(w / grid.scale) + grid.zero, 0.0, static_cast<double>((1 << bits) - 1)));
+  return static_cast<int>(std::clamp(std::nearbyint(w / grid.scale) + grid.zero, 0.0,
+                                     static_cast<double>((1 << bits) - 1)));
 }
 
 double value(int code, Grid grid) { return grid.scale * (code - grid.zero); }
@@ -40,8 +42,9 @@ Grid find_grid(const std::vector<double>& w, int bits, bool symmetric, double p)
   const int levels = (1 << bits) - 1;
   Grid grid;
   grid.scale = std::max(round_to_half((hi - lo) / levels), 0x1p-24);
-  grid.zero =
-      symmetric ? 1 << (bits - 1) : static_cast<int>(std::clamp(std::nearbyint(-lo / grid.scale), 0.0, static_cast<double>(levels)));
+  grid.zero = symmetric ? 1 << (bits - 1)
+                        : static_cast<int>(std::clamp(std::nearbyint(-lo / grid.scale), 0.0,
+                                                      static_cast<double>(levels)));
   return grid;
 }
 
@@ -53,7 +56,8 @@ std::optional<std::vector<double>> cholesky(std::vector<double> a, std::int64_t 
       if (i == j && !(sum > 0.0)) return std::nullopt;
       a[i * d + j] = i == j ? std::sqrt(sum) : sum / a[j * d + j];
     }
-  for (std::int64_t i = 0; i < d; ++i) std::fill(a.begin() + i * d + i + 1, a.begin() + (i + 1) * d, 0.0);
+  for (std::int64_t i = 0; i < d; ++i)
+    std::fill(a.begin() + i * d + i + 1, a.begin() + (i + 1) * d, 0.0);
   return a;
 }
 
@@ -71,21 +75,26 @@ std::vector<double> inverse_from_cholesky(const std::vector<double>& l, std::int
   std::vector<double> inverse(static_cast<std::size_t>(d * d), 0.0);
   for (std::int64_t k = 0; k < d; ++k)
     for (std::int64_t i = 0; i <= k; ++i)
-      for (std::int64_t j = 0; j <= k; ++j) inverse[i * d + j] += inverse_l[k * d + i] * inverse_l[k * d + j];
+      for (std::int64_t j = 0; j <= k; ++j)
+        inverse[i * d + j] += inverse_l[k * d + i] * inverse_l[k * d + j];
   return inverse;
 }
 
-std::int64_t unit_of(std::int64_t group_size) { return group_size < 128 ? 128 / group_size * group_size : group_size; }
+std::int64_t unit_of(std::int64_t group_size) {
+  return group_size < 128 ? 128 / group_size * group_size : group_size;
+}
 
 // Grids of the groups of the columns [begin, end) of a row.
-void set_grids(const double* row, std::int64_t begin, std::int64_t end, std::int64_t group_size, int bits, bool symmetric, Grid* grid) {
-  for (std::int64_t k = begin; k < end; k += group_size) grid[k / group_size] = find_grid({row + k, row + k + group_size}, bits, symmetric);
+void set_grids(const double* row, std::int64_t begin, std::int64_t end, std::int64_t group_size,
+               int bits, bool symmetric, Grid* grid) {
+  for (std::int64_t k = begin; k < end; k += group_size)
+    grid[k / group_size] = find_grid({row + k, row + k + group_size}, bits, symmetric);
 }
 
 }  // namespace
 
-std::optional<Gptq> gptq(std::vector<double> w, std::int64_t rows, const std::vector<double>& h, std::int64_t d, int bits, bool symmetric,
-                         std::int64_t group_size) {
+std::optional<Gptq> gptq(std::vector<double> w, std::int64_t rows, const std::vector<double>& h,
+                         std::int64_t d, int bits, bool symmetric, std::int64_t group_size) {
   const auto l = cholesky(h, d);
   if (!l) return std::nullopt;
   const auto lower = cholesky(inverse_from_cholesky(*l, d), d);  // H⁻¹ = Uᵀ U with U = lowerᵀ
@@ -93,13 +102,15 @@ std::optional<Gptq> gptq(std::vector<double> w, std::int64_t rows, const std::ve
   const auto u = [&](std::int64_t i, std::int64_t j) { return (*lower)[j * d + i]; };
   const std::int64_t groups = d / group_size;
   const std::int64_t unit = unit_of(group_size);
-  Gptq result{std::vector<int>(w.size()), std::vector<Grid>(static_cast<std::size_t>(rows * groups)),
+  Gptq result{std::vector<int>(w.size()),
+              std::vector<Grid>(static_cast<std::size_t>(rows * groups)),
               std::vector<double>(static_cast<std::size_t>(rows))};
   for (std::int64_t r = 0; r < rows; ++r) {
     double* row = w.data() + r * d;
     Grid* grids = result.grid.data() + r * groups;
     for (std::int64_t k = 0; k < d; ++k) {
-      if (k % unit == 0) set_grids(row, k, std::min(d, k + unit), group_size, bits, symmetric, grids);
+      if (k % unit == 0)
+        set_grids(row, k, std::min(d, k + unit), group_size, bits, symmetric, grids);
       const Grid grid = grids[k / group_size];
       const int code = nearest_code(row[k], grid, bits);
       const double error = (row[k] - value(code, grid)) / u(k, k);
@@ -111,26 +122,30 @@ std::optional<Gptq> gptq(std::vector<double> w, std::int64_t rows, const std::ve
   return result;
 }
 
-Gptq gptq_by_factor(const std::vector<double>& w, std::int64_t rows, const std::vector<double>& n, const std::vector<double>& pivot,
-                    std::int64_t d, int bits, bool symmetric, std::int64_t group_size, const std::vector<Grid>& static_grid,
+Gptq gptq_by_factor(const std::vector<double>& w, std::int64_t rows, const std::vector<double>& n,
+                    const std::vector<double>& pivot, std::int64_t d, int bits, bool symmetric,
+                    std::int64_t group_size, const std::vector<Grid>& static_grid,
                     const std::vector<std::int32_t>& group_of) {
   const std::int64_t groups = d / group_size;
   const std::int64_t unit = unit_of(group_size);
-  Gptq result{std::vector<int>(w.size()), std::vector<Grid>(static_cast<std::size_t>(rows * groups)),
+  Gptq result{std::vector<int>(w.size()),
+              std::vector<Grid>(static_cast<std::size_t>(rows * groups)),
               std::vector<double>(static_cast<std::size_t>(rows))};
   if (!static_grid.empty()) result.grid = static_grid;
   for (std::int64_t r = 0; r < rows; ++r) {
     std::vector<double> v(w.begin() + r * d, w.begin() + (r + 1) * d);
     for (std::int64_t k = 0; k < d; ++k) {
       if (static_grid.empty() && k % unit == 0) {
-        // v counts the errors of earlier columns only; u also lets the columns of the unit follow, as the updated weights do.
+        // v counts the errors of earlier columns only; u also lets the columns of the unit follow,
+        // as the updated weights do.
         std::vector<double> u = v;
         const std::int64_t end = std::min(d, k + unit);
         for (std::int64_t i = k; i < end; ++i)
           for (std::int64_t j = i + 1; j < end; ++j) u[j] += (w[r * d + i] - u[i]) * n[i * d + j];
         set_grids(u.data(), k, end, group_size, bits, symmetric, result.grid.data() + r * groups);
       }
-      const Grid grid = result.grid[r * groups + (static_grid.empty() ? k / group_size : group_of[k])];
+      const Grid grid =
+          result.grid[r * groups + (static_grid.empty() ? k / group_size : group_of[k])];
       const int code = nearest_code(v[k], grid, bits);
       result.code[r * d + k] = code;
       const double q = value(code, grid);

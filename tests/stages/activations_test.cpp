@@ -12,9 +12,11 @@ std::vector<std::int64_t> sampled(const Blocking& blocking, std::int64_t tokens)
   std::vector<std::int64_t> blocks;
   for (std::int64_t b = 0; b < blocking.blocks(); ++b)
     if (is_sampled(blocking, b, tokens)) blocks.push_back(b);
-  EXPECT_EQ(sampled_tokens(blocking, tokens), std::accumulate(blocks.begin(), blocks.end(), std::int64_t{0}, [&](std::int64_t sum, auto b) {
-              return sum + blocking.block_size(b) * blocking.seqlen;
-            }));
+  EXPECT_EQ(
+      sampled_tokens(blocking, tokens),
+      std::accumulate(blocks.begin(), blocks.end(), std::int64_t{0}, [&](std::int64_t sum, auto b) {
+        return sum + blocking.block_size(b) * blocking.seqlen;
+      }));
   return blocks;
 }
 

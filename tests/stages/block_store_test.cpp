@@ -20,7 +20,8 @@ struct Case {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const Backend backend : backends())
-    for (const Place place : {Place::device, Place::host, Place::disk}) all.push_back({backend, place});
+    for (const Place place : {Place::device, Place::host, Place::disk})
+      all.push_back({backend, place});
   return all;
 }
 
@@ -36,11 +37,13 @@ class BlockStoreTest : public testing::TestWithParam<Case> {
   // Small integers, exact in every compute type.
   static std::vector<float> values(std::int64_t rows, std::int64_t cols, int seed) {
     std::vector<float> result;
-    for (std::int64_t i = 0; i < rows * cols; ++i) result.push_back(static_cast<float>((i * 7 + seed * 31) % 251));
+    for (std::int64_t i = 0; i < rows * cols; ++i)
+      result.push_back(static_cast<float>((i * 7 + seed * 31) % 251));
     return result;
   }
   void put(Tensor to, const std::vector<float>& from) {
-    if (to.dtype == DType::f32) return copy_to_device(to.data, from.data(), from.size() * sizeof(float), stream);
+    if (to.dtype == DType::f32)
+      return copy_to_device(to.data, from.data(), from.size() * sizeof(float), stream);
     std::vector<bf16> narrow;
     for (const float value : from) narrow.push_back(to_bf16(value));
     copy_to_device(to.data, narrow.data(), narrow.size() * sizeof(bf16), stream);
@@ -56,7 +59,9 @@ class BlockStoreTest : public testing::TestWithParam<Case> {
     for (std::size_t i = 0; i < narrow.size(); ++i) result[i] = to_float(narrow[i]);
     return result;
   }
-  BlockStore make(const std::vector<std::int64_t>& rows) { return {rows, width, GetParam().place, folder, stream}; }
+  BlockStore make(const std::vector<std::int64_t>& rows) {
+    return {rows, width, GetParam().place, folder, stream};
+  }
   void fill(BlockStore& store, std::int64_t cols, int seed) {
     BlockPass pass(store, Access::write, all_blocks(store.blocks()), cols, stream);
     for (std::size_t b = 0; b < store.blocks(); ++b) {
@@ -89,7 +94,8 @@ TEST_P(BlockStoreTest, PassesReadWhatPassesWrote) {
   pass.finish();
 }
 
-// Work that is queued only, so that copies overlap with it: each block is made of what it was, and gets wider.
+// Work that is queued only, so that copies overlap with it: each block is made of what it was, and
+// gets wider.
 TEST_P(BlockStoreTest, UpdatesMayChangeTheWidth) {
   BlockStore store = make(ragged);
   fill(store, 16, 0);
@@ -121,7 +127,8 @@ TEST_P(BlockStoreTest, SingleBlocksInAnyOrder) {
     put(block, values(ragged[b], width, static_cast<int>(b)));
     write_block(store, b, block, stream);
   }
-  for (const std::size_t b : {3, 6, 0, 5, 4, 1, 2}) EXPECT_EQ(block_of(store, b, width), values(ragged[b], width, static_cast<int>(b)));
+  for (const std::size_t b : {3, 6, 0, 5, 4, 1, 2})
+    EXPECT_EQ(block_of(store, b, width), values(ragged[b], width, static_cast<int>(b)));
   const TensorArray wrong(stream.compute_dtype(), 24, width, stream);
   EXPECT_THROW(write_block(store, 6, wrong, stream), std::invalid_argument);
 }
@@ -181,7 +188,8 @@ TEST_P(BlockStoreTest, DeviceMemoryIsThatOfTheWindows) {
 
 TEST(BlockStore, FilesHaveNoNamesAndFaultsNameTheFolder) {
   Stream stream(Backend::cpu, 0);
-  const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / "qpipe-block-store";
+  const std::filesystem::path folder =
+      std::filesystem::path(testing::TempDir()) / "qpipe-block-store";
   std::filesystem::create_directories(folder);
   const BlockStore store({8, 8}, 8, Place::disk, folder.string(), stream);
   EXPECT_TRUE(std::filesystem::is_empty(folder));
@@ -190,7 +198,8 @@ TEST(BlockStore, FilesHaveNoNamesAndFaultsNameTheFolder) {
     const BlockStore nowhere({8}, 8, Place::disk, (folder / "absent").string(), stream);
     FAIL() << "made a file in a folder that is not there";
   } catch (const std::system_error& error) {
-    EXPECT_NE(std::string(error.what()).find("absent: cannot make a file"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("absent: cannot make a file"), std::string::npos)
+        << error.what();
   }
 }
 

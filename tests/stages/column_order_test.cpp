@@ -16,7 +16,8 @@ TEST(ColumnOrder, ActOrderIsDescendingAndStable) {
 
 TEST(ColumnOrder, GroupAwareKeepsGroupsTogether) {
   // Largest elements of the groups: 4, 9, 4; sums 8, 9, 5.
-  EXPECT_EQ(group_aware_order({4, 1, 2, 1, 0, 9, 0, 0, 1, 0, 4, 0}, 4), (Perm{5, 4, 6, 7, 0, 2, 1, 3, 10, 8, 9, 11}));
+  EXPECT_EQ(group_aware_order({4, 1, 2, 1, 0, 9, 0, 0, 1, 0, 4, 0}, 4),
+            (Perm{5, 4, 6, 7, 0, 2, 1, 3, 10, 8, 9, 11}));
   EXPECT_EQ(group_aware_order({1, 2, 3}, 3), (Perm{2, 1, 0}));
   EXPECT_EQ(group_aware_order({1, 2, 3}, 1), (Perm{2, 1, 0}));
 }

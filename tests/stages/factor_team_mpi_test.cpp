@@ -1,5 +1,6 @@
-// Factors that all ranks of a team compute together: the bytes of a single rank, and its faults, on every rank. Sizes on CUDA are beyond
-// largest_factor_of_one_rank, with a last unit and a last panel that are whole, ragged, and one column wide.
+// Factors that all ranks of a team compute together: the bytes of a single rank, and its faults, on
+// every rank. Sizes on CUDA are beyond largest_factor_of_one_rank, with a last unit and a last
+// panel that are whole, ragged, and one column wide.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -37,7 +38,8 @@ class FactorTeamTest : public testing::TestWithParam<Backend> {
   }
 
   // in_place: h lies in n's memory.
-  FactorResult run(const std::vector<float>& h, const std::vector<std::int32_t>& perm, bool in_place, const FactorTeam& team) {
+  FactorResult run(const std::vector<float>& h, const std::vector<std::int32_t>& perm,
+                   bool in_place, const FactorTeam& team) {
     const auto d = static_cast<std::int64_t>(perm.size());
     const Array<std::int32_t> perm_device = upload(perm, 1, d);
     const Array<float> given = upload(h, d, d);
@@ -49,7 +51,9 @@ class FactorTeamTest : public testing::TestWithParam<Backend> {
     const bool success = factor(given, perm_device, 0.01, result, pivot, team, stream);
     EXPECT_EQ(stream.bytes_in_use(), in_use);
     if (stream.on_cuda() && stream.bytes_peak() > peak) {
-      EXPECT_LE(static_cast<std::int64_t>(stream.bytes_peak() - in_use), factor_workspace_bytes(d, team.ranks)) << d;
+      EXPECT_LE(static_cast<std::int64_t>(stream.bytes_peak() - in_use),
+                factor_workspace_bytes(d, team.ranks))
+          << d;
     }
     return {success, download(result), download(pivot.view)};
   }
@@ -63,7 +67,9 @@ class FactorTeamTest : public testing::TestWithParam<Backend> {
 };
 
 TEST_P(FactorTeamTest, GivesTheBytesOfOneRank) {
-  const std::vector<std::int64_t> sizes = stream.on_cuda() ? std::vector<std::int64_t>{8193, 9000, 12288} : std::vector<std::int64_t>{300};
+  const std::vector<std::int64_t> sizes = stream.on_cuda()
+                                              ? std::vector<std::int64_t>{8193, 9000, 12288}
+                                              : std::vector<std::int64_t>{300};
   for (const std::int64_t d : sizes)
     for (const bool in_place : {false, true}) {
       const std::string what = std::to_string(d) + (in_place ? ", in place" : "");
@@ -95,8 +101,8 @@ TEST_P(FactorTeamTest, IsAsExactAsSinglePrecision) {
   }
 }
 
-// An entry of the diagonal that is too small makes some pivot fail: in the first unit, in the midst, in the last column. The ranks stay in
-// step.
+// An entry of the diagonal that is too small makes some pivot fail: in the first unit, in the
+// midst, in the last column. The ranks stay in step.
 TEST_P(FactorTeamTest, AllRanksRefuseTheSame) {
   const std::int64_t d = stream.on_cuda() ? 9000 : 300;
   const auto good = low_rank_hessian(d, 23);
@@ -111,16 +117,20 @@ TEST_P(FactorTeamTest, AllRanksRefuseTheSame) {
   }
 }
 
-// One factor, and two: of a team of three or more each is of all ranks, two ranks take one each. damp: the first tries fail.
+// One factor, and two: of a team of three or more each is of all ranks, two ranks take one each.
+// damp: the first tries fail.
 TEST_P(FactorTeamTest, SolveGivesTheCodesOfOneRank) {
   const std::int64_t d = stream.on_cuda() ? 9216 : 320;
   const std::int64_t rows = 64;
   auto h = low_rank_hessian(d, 24, 0.5f);
-  // What is left of entry k of the diagonal when all others are eliminated is S² D of low_rank_hessian: a tenth of the mean is missing.
+  // What is left of entry k of the diagonal when all others are eliminated is S² D of
+  // low_rank_hessian: a tenth of the mean is missing.
   const std::int64_t k = d / 3 / 7 * 7 + 6;
   double mean = 0.0;
-  for (std::int64_t i = 0; i < d; ++i) mean += h[static_cast<std::size_t>(i * (d + 1))] / static_cast<double>(d);
-  h[static_cast<std::size_t>(k * (d + 1))] -= static_cast<float>(49.0 * (0.5 + 0.1 * static_cast<double>(k % 5)) + 0.1 * mean);
+  for (std::int64_t i = 0; i < d; ++i)
+    mean += h[static_cast<std::size_t>(i * (d + 1))] / static_cast<double>(d);
+  h[static_cast<std::size_t>(k * (d + 1))] -=
+      static_cast<float>(49.0 * (0.5 + 0.1 * static_cast<double>(k % 5)) + 0.1 * mean);
   std::mt19937 generator(25);
   std::normal_distribution<float> normal(0.0f, 0.05f);
   std::vector<float> w(static_cast<std::size_t>(rows * d));
@@ -128,7 +138,8 @@ TEST_P(FactorTeamTest, SolveGivesTheCodesOfOneRank) {
 
   Hessian hessian;
   hessian.matrix = upload(h, d, d);
-  for (std::int64_t i = 0; i < d; ++i) hessian.diagonal.push_back(h[static_cast<std::size_t>(i * (d + 1))]);
+  for (std::int64_t i = 0; i < d; ++i)
+    hessian.diagonal.push_back(h[static_cast<std::size_t>(i * (d + 1))]);
   const Array<float> weight = upload(w, rows, d);
   Linear linear;
   linear.name = "layer.linear";
@@ -145,13 +156,17 @@ TEST_P(FactorTeamTest, SolveGivesTheCodesOfOneRank) {
   ASSERT_EQ(alone.size(), 1);
   for (const std::size_t factors : {std::size_t{1}, std::size_t{2}}) {
     const std::vector<const Linear*> linears(factors, &linear);
-    const std::vector<LinearSettings> wanted(settings.begin(), settings.begin() + static_cast<std::ptrdiff_t>(factors));
+    const std::vector<LinearSettings> wanted(
+        settings.begin(), settings.begin() + static_cast<std::ptrdiff_t>(factors));
     const auto one = solve(&hessian, linears, wanted, alone, stream);
     const auto all = solve(&hessian, linears, wanted, comm, stream);
     for (std::size_t i = 0; i < factors; ++i) {
-      EXPECT_TRUE(same_bytes(download(all[i].code.view), download(one[i].code.view))) << factors << ", " << i;
-      EXPECT_TRUE(same_bytes(download(all[i].scale.view), download(one[i].scale.view))) << factors << ", " << i;
-      EXPECT_TRUE(same_bytes(download(all[i].zero.view), download(one[i].zero.view))) << factors << ", " << i;
+      EXPECT_TRUE(same_bytes(download(all[i].code.view), download(one[i].code.view)))
+          << factors << ", " << i;
+      EXPECT_TRUE(same_bytes(download(all[i].scale.view), download(one[i].scale.view)))
+          << factors << ", " << i;
+      EXPECT_TRUE(same_bytes(download(all[i].zero.view), download(one[i].zero.view)))
+          << factors << ", " << i;
       EXPECT_EQ(all[i].mean_squared_error, one[i].mean_squared_error);
       EXPECT_EQ(all[i].damp, one[i].damp);
       EXPECT_GT(one[i].damp, 0.1);

@@ -1,4 +1,5 @@
-// solve(): column orders, groups and what is stored, on any number of ranks; and the packed tensors read back.
+// solve(): column orders, groups and what is stored, on any number of ranks; and the packed tensors
+// read back.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -7,7 +8,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/diagonal.h"
-#include "stages/gptq_format.h"
+#include "stages/formats/gptq_format.h"
 #include "stages/solve.h"
 
 namespace qpipe {
@@ -31,13 +32,15 @@ Problem make_problem() {
   for (float& v : p.w) v = normal(generator) * 0.05f;
   for (std::int64_t t = 0; t < tokens; ++t) {
     float shared = normal(generator);
-    for (std::int64_t k = 0; k < in_features; ++k) p.x[t * in_features + k] = (normal(generator) + shared) * (k % 37 == 0 ? 6.0f : 1.0f);
+    for (std::int64_t k = 0; k < in_features; ++k)
+      p.x[t * in_features + k] = (normal(generator) + shared) * (k % 37 == 0 ? 6.0f : 1.0f);
   }
   for (std::int64_t t = 0; t < tokens; ++t) p.x[t * in_features + 5] = 0.0f;  // a dead column
   for (std::int64_t i = 0; i < in_features; ++i)
     for (std::int64_t j = 0; j < in_features; ++j) {
       double sum = 0.0;
-      for (std::int64_t t = 0; t < tokens; ++t) sum += static_cast<double>(p.x[t * in_features + i]) * p.x[t * in_features + j];
+      for (std::int64_t t = 0; t < tokens; ++t)
+        sum += static_cast<double>(p.x[t * in_features + i]) * p.x[t * in_features + j];
       p.h[i * in_features + j] = static_cast<float>(sum / tokens);
     }
   return p;
@@ -49,7 +52,8 @@ double output_error(const Problem& p, const std::vector<float>& q) {
   for (std::int64_t n = 0; n < out_features; ++n)
     for (std::int64_t i = 0; i < in_features; ++i)
       for (std::int64_t j = 0; j < in_features; ++j)
-        total += (static_cast<double>(q[n * in_features + i]) - p.w[n * in_features + i]) * p.h[i * in_features + j] *
+        total += (static_cast<double>(q[n * in_features + i]) - p.w[n * in_features + i]) *
+                 p.h[i * in_features + j] *
                  (static_cast<double>(q[n * in_features + j]) - p.w[n * in_features + j]);
   return total / out_features;
 }
@@ -58,15 +62,19 @@ class Solve : public testing::TestWithParam<Backend> {
  protected:
   Solve() : stream(GetParam(), 0), comm(stream, {std::chrono::seconds(60), true}) {
     hessian.matrix = Array<float>(in_features, in_features, stream);
-    copy_to_device(hessian.matrix.view.data, problem.h.data(), problem.h.size() * sizeof(float), stream);
-    for (std::int64_t i = 0; i < in_features; ++i) hessian.diagonal.push_back(problem.h[i * in_features + i]);
+    copy_to_device(hessian.matrix.view.data, problem.h.data(), problem.h.size() * sizeof(float),
+                   stream);
+    for (std::int64_t i = 0; i < in_features; ++i)
+      hessian.diagonal.push_back(problem.h[i * in_features + i]);
     weight = Array<float>(out_features, in_features, stream);
     copy_to_device(weight.view.data, problem.w.data(), problem.w.size() * sizeof(float), stream);
     linear.name = "layer.linear";
     linear.stored = weight.view;
   }
 
-  QuantizedLinear solved(const LinearSettings& settings) { return std::move(solve(&hessian, {&linear}, {settings}, comm, stream).at(0)); }
+  QuantizedLinear solved(const LinearSettings& settings) {
+    return std::move(solve(&hessian, {&linear}, {settings}, comm, stream).at(0));
+  }
 
   std::vector<float> dequantized(const QuantizedLinear& q) {
     Array<float> result(out_features, in_features, stream);
@@ -89,11 +97,13 @@ class Solve : public testing::TestWithParam<Backend> {
       copy_to_device(memory.back().data(), tensor.data.data(), tensor.data.bytes(), stream);
     }
     const auto words = [&](std::size_t i) {
-      return Matrix<const std::uint32_t>(static_cast<const std::uint32_t*>(memory[i].data()), packed[i].info.shape[0],
-                                         packed[i].info.shape[1]);
+      return Matrix<const std::uint32_t>(static_cast<const std::uint32_t*>(memory[i].data()),
+                                         packed[i].info.shape[0], packed[i].info.shape[1]);
     };
-    const ConstTensor scales(memory[2].data(), DType::f16, packed[2].info.shape[0], packed[2].info.shape[1]);
-    const Matrix<const std::int32_t> g_idx(static_cast<const std::int32_t*>(memory[3].data()), 1, packed[3].info.shape[0]);
+    const ConstTensor scales(memory[2].data(), DType::f16, packed[2].info.shape[0],
+                             packed[2].info.shape[1]);
+    const Matrix<const std::int32_t> g_idx(static_cast<const std::int32_t*>(memory[3].data()), 1,
+                                           packed[3].info.shape[0]);
     Array<float> result(out_features, in_features, stream);
     unpack_gptq({words(0), words(1), scales, g_idx}, format, result.view, stream);
     return download(result.view);
@@ -139,7 +149,8 @@ TEST_P(Solve, ReadBackIsWhatWasSolved) {
   }
 }
 
-// The sweep's own loss is the error of the codes that it leaves: it includes damping, hence the small excess.
+// The sweep's own loss is the error of the codes that it leaves: it includes damping, hence the
+// small excess.
 TEST_P(Solve, ReportedErrorIsTheErrorOfTheWeights) {
   for (const LinearSettings& settings : variants()) {
     const QuantizedLinear q = solved(settings);
@@ -158,12 +169,13 @@ TEST_P(Solve, HessianThatWaitsOnTheHostGivesTheSameCodes) {
   for (std::int64_t begin = 0; begin < in_features; begin += 48) {
     const std::int64_t cols = std::min<std::int64_t>(48, in_features - begin);
     const std::int64_t rows = in_features - begin;
-    HessianPanel& panel =
-        waiting.panels.emplace_back(HessianPanel{begin, cols, HostBuffer(static_cast<std::size_t>(rows * cols) * sizeof(float), stream)});
+    HessianPanel& panel = waiting.panels.emplace_back(HessianPanel{
+        begin, cols, HostBuffer(static_cast<std::size_t>(rows * cols) * sizeof(float), stream)});
     auto* values = reinterpret_cast<float*>(panel.memory.data());
     for (std::int64_t r = 0; r < rows; ++r)
       for (std::int64_t c = 0; c < cols; ++c)
-        values[r * cols + c] = r >= c ? problem.h[(begin + r) * in_features + begin + c] : std::numeric_limits<float>::quiet_NaN();
+        values[r * cols + c] = r >= c ? problem.h[(begin + r) * in_features + begin + c]
+                                      : std::numeric_limits<float>::quiet_NaN();
   }
   for (const LinearSettings& settings : variants()) {
     const QuantizedLinear expected = solved(settings);
@@ -179,7 +191,8 @@ TEST_P(Solve, HessianThatWaitsOnTheHostGivesTheSameCodes) {
 
 // Linears of one input are swept together where their settings agree; each gets what it gets alone.
 TEST_P(Solve, LinearsTogetherAreAsEachAlone) {
-  const std::vector<std::int64_t> rows{33, 7, 40, 16};  // runs of the weight's rows, ends of row blocks inside
+  const std::vector<std::int64_t> rows{33, 7, 40,
+                                       16};  // runs of the weight's rows, ends of row blocks inside
   std::vector<Linear> parts;
   std::int64_t begin = 0;
   for (const std::int64_t count : rows) {
@@ -197,7 +210,8 @@ TEST_P(Solve, LinearsTogetherAreAsEachAlone) {
       if (other == 1) all[1].method = Method::rtn;
       const std::vector<QuantizedLinear> together = solve(&hessian, linears, all, comm, stream);
       for (std::size_t i = 0; i < parts.size(); ++i) {
-        const QuantizedLinear alone = std::move(solve(&hessian, {linears[i]}, {all[i]}, comm, stream).at(0));
+        const QuantizedLinear alone =
+            std::move(solve(&hessian, {linears[i]}, {all[i]}, comm, stream).at(0));
         const auto values = [&](const QuantizedLinear& q) {
           Array<float> result(rows[i], in_features, stream);
           dequantize_into(q, result.view, stream);
@@ -230,7 +244,8 @@ TEST_P(Solve, GroupAwareAndStaticOrdersKeepTheTrivialGroupIndex) {
     const PackedTensor g_idx = pack_gptq("m", solved(settings), GptqFormat::v1, stream).at(3);
     std::vector<std::int32_t> groups(in_features);
     std::memcpy(groups.data(), g_idx.data.data(), g_idx.data.bytes());
-    for (std::int64_t k = 0; k < in_features; ++k) EXPECT_EQ(groups[static_cast<std::size_t>(k)], k / 64);
+    for (std::int64_t k = 0; k < in_features; ++k)
+      EXPECT_EQ(groups[static_cast<std::size_t>(k)], k / 64);
   }
 }
 
@@ -290,7 +305,9 @@ std::vector<Backend> solve_backends() {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Solve, testing::ValuesIn(solve_backends()),
-                         [](const testing::TestParamInfo<Backend>& tested) { return tested.param == Backend::cuda ? "cuda" : "cpu"; });
+                         [](const testing::TestParamInfo<Backend>& tested) {
+                           return tested.param == Backend::cuda ? "cuda" : "cpu";
+                         });
 
 }  // namespace
 }  // namespace qpipe

@@ -1,0 +1,375 @@
+#include "pipeline/commands/cli.h"
+
+#include <fmt/format.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <vector>
+
+#include "kernels/stream.h"
+#include "launch/leave.h"
+#include "pipeline/files/error.h"
+#include "pipeline/model/checkpoint.h"
+#include "pipeline/model/model.h"
+#include "pipeline/quantize.h"
+
+namespace qpipe {
+
+namespace {
+
+constexpr const char* usage =
+    R"(qpipe quantizes a Hugging Face checkpoint into one that loads as it is.
+
+  qpipe CONFIG.toml [--set section.key=value ...] [--resume] [--dry-run]
+        quantize; the last --set of a key wins over the file. --dry-run checks the configuration,
+        the model and the plan, prints the effective configuration, and writes nothing. The same
+        command goes on with a run that was stopped; --resume (run.resume = "require") does only
+        that. Runs on many GPUs under mpirun or srun: mpirun -np 8 qpipe CONFIG.toml
+  qpipe compare CONFIG.toml --methods gptq,awq,bnb-nf4,rtn [--set section.key=value ...]
+             [--out FILE-STEM] [--dry-run]
+        quantize with each method into OUTPUT-METHOD and print one table: perplexity, size, time,
+        who loads it; also under mpirun
+  qpipe plan CONFIG.toml [--ranks N] [--teams P] [--ranks-per-node N] [--gpu-memory SIZE]
+             [--host-memory SIZE] [--tflops X] [--rate NAME=X ...] [--set section.key=value ...]
+             [--json FILE]
+        whether it fits: memory, disk, traffic and time of a run; needs no GPU, and of the model
+        config.json alone
+  qpipe eval --model DIR --data FILE [--samples N] [--seqlen N] [--dataset NAME]
+             [--text-field FIELD] [--backend auto|cpu|cuda] [--logits OUT.safetensors]
+        perplexity of an original or a quantized checkpoint; also under mpirun
+  qpipe tokenize --model DIR --data FILE --out FILE.h5 [--samples N] [--seqlen N] [--seed N]
+             [--mode windows|documents|sequential] [--text-field FIELD]
+        text to token ids, for calibration.data and evaluate.data
+  qpipe verify DIR [--original DIR] [--json FILE]
+        a quantized checkpoint against its format, and, given the original, the error of every
+        weight; needs no GPU
+  qpipe --help | --version
+        `qpipe COMMAND --help` tells a command's options and defaults
+
+Exit codes: 0 done, 64 wrong arguments, 65 damaged data, 66 missing input, 69 unsupported here,
+70 defect of qpipe, 73 or 74 output cannot be written, 75 stopped by a signal (the same command
+goes on), 78 wrong configuration.
+
+Options of CONFIG.toml:
+
+)";
+
+std::string version_text() {
+  return fmt::format("qpipe {} (backends: {})\n", QPIPE_VERSION, has_cuda ? "cpu, cuda" : "cpu");
+}
+
+[[noreturn]] void usage_fault(const std::string& message) {
+  throw UserError(ExitCode::usage, message + "; `qpipe --help` lists the commands and options");
+}
+
+struct Environment {
+  bool found = false;
+  int rank = 0;
+};
+
+// Open MPI, PMIx, MPICH and Intel MPI, Slurm: the innermost launcher first, as mpirun may run
+// inside a Slurm allocation.
+Environment read_environment() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"})
+    if (const char* text = std::getenv(name)) return {true, std::atoi(text)};
+  return {};
+}
+
+// Logs go to stderr: stdout is for results.
+void set_log_level(const std::string& level) {
+  if (spdlog::get("qpipe") == nullptr) spdlog::set_default_logger(spdlog::stderr_color_mt("qpipe"));
+  spdlog::set_level(spdlog::level::from_str(level));
+}
+
+int run(const ShowText& command) {
+  fmt::print("{}", command.text);
+  return static_cast<int>(ExitCode::ok);
+}
+
+int run(const QuantizeRequest& command) {
+  set_log_level(command.options.run.log_level);
+  if (command.dry_run && environment_rank() == 0) {
+    fmt::print("{}", options_as_toml(command.options));
+    std::fflush(stdout);
+  }
+  quantize(command.options, command.dry_run, {}, {}, command.begin,
+           [] { leave_at_once(static_cast<int>(ExitCode::ok)); });
+  return static_cast<int>(ExitCode::ok);
+}
+
+int run(const CompareRequest& command) {
+  set_log_level(command.options.front().run.log_level);
+  return run_compare(command);
+}
+
+int run(const EvalRequest& command) { return run_eval(command); }
+
+int run(const VerifyRequest& command) { return run_verify(command); }
+
+int run(const PlanRequest& command) { return run_plan(command); }
+
+int run(const TokenizeRequest& command) {
+  const Checkpoint checkpoint(command.model);
+  DatasetRequest request = command.dataset;
+  request.tokenizer = command.model;
+  request.vocab =
+      read_architecture(checkpoint.config(), (checkpoint.folder() / "config.json").string()).vocab;
+  const Tokens tokens = load_tokens(request);
+  write_tokens_hdf5(tokens, command.out, request.dataset);
+  fmt::print("{}: /{} [{}, {}], from {}\n", command.out.string(), request.dataset, tokens.samples,
+             tokens.seqlen, tokens.source);
+  return static_cast<int>(ExitCode::ok);
+}
+
+// What the parser is told and where it puts the answers.
+struct Arguments {
+  CLI::App app{"qpipe", "qpipe"};
+  CLI::App* compare = nullptr;
+  CLI::App* eval = nullptr;
+  CLI::App* plan = nullptr;
+  CLI::App* tokenize = nullptr;
+  CLI::App* verify = nullptr;
+  std::string config;
+  std::vector<std::string> sets;
+  bool dry_run = false;
+  bool resume = false;
+  bool help = false;
+  bool version = false;
+  std::string compare_config;
+  std::string compare_methods;
+  std::vector<std::string> compare_sets;
+  std::string compare_out;
+  bool compare_dry_run = false;
+  std::string plan_config;
+  std::vector<std::string> plan_sets;
+  PlanRequest plan_request;
+  EvalRequest eval_request;
+  TokenizeRequest tokenize_request;
+  VerifyRequest verify_request;
+  std::string tokenize_data;
+  std::string tokenize_out;
+
+  Arguments() {
+    app.set_help_flag();
+    app.add_flag("-h,--help", help);
+    app.add_flag("--version", version);
+    app.add_option("config", config);
+    app.add_option("--set", sets)->allow_extra_args(false);
+    app.add_flag("--dry-run", dry_run);
+    app.add_flag("--resume", resume);
+
+    compare = app.add_subcommand(
+        "compare",
+        "Quantizes one model with several methods; one table of quality, size, time and loaders.");
+    compare->set_help_flag("-h,--help", "this text");
+    compare->add_option("config", compare_config, "configuration file; needs evaluate.data")
+        ->required();
+    compare
+        ->add_option("--methods", compare_methods,
+                     "names of quantize.method divided by commas, each with settings of "
+                     "[quantize], [awq] or [bnb] after a colon: "
+                     "gptq,gptq:act_group_aware=true,mse=2.4,bnb-nf4")
+        ->required();
+    compare->add_option("--set", compare_sets, "section.key=value, for all methods")
+        ->allow_extra_args(false);
+    compare->add_option("--out", compare_out,
+                        "stem of the files STEM.json and STEM.md; without: OUTPUT.compare");
+    compare->add_flag("--dry-run", compare_dry_run,
+                      "check every method against the model; write nothing");
+
+    plan = app.add_subcommand("plan",
+                              "Whether a run fits: memory by purpose, disk, traffic and time. Exit "
+                              "code 78 when it does not.");
+    plan->set_help_flag("-h,--help", "this text");
+    plan->add_option("config", plan_config,
+                     "configuration file; of model.path, config.json is enough")
+        ->required();
+    plan->add_option("--ranks", plan_request.ranks, "how many GPUs")
+        ->check(CLI::Range(1, 1 << 20))
+        ->capture_default_str();
+    plan->add_option("--teams", plan_request.teams,
+                     "teams that the ranks form, each with a layer of its own; 0: parallel.teams, "
+                     "which is automatic by itself")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    plan->add_option("--ranks-per-node", plan_request.ranks_per_node,
+                     "ranks on one machine; 0: all")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    plan->add_option("--gpu-memory", plan_request.gpu_memory,
+                     "of each card, such as 22GiB; without: memory.gpu, if it is a size");
+    plan->add_option(
+        "--host-memory", plan_request.host_memory,
+        "of each machine, such as 200GiB; without: memory.host of each rank, if it is a size");
+    plan->add_option("--tflops", plan_request.tflops,
+                     "of the card in dense bfloat16, to scale the H100's rates; an H100 has 989")
+        ->check(CLI::PositiveNumber);
+    plan->add_option("--rate", plan_request.rates,
+                     "a rate that times are estimated with: " + rates_help())
+        ->allow_extra_args(false);
+    plan->add_option("--set", plan_sets, "section.key=value; the last one of a key wins")
+        ->allow_extra_args(false);
+    plan->add_option("--json", plan_request.json, "file to write all figures to");
+
+    eval = app.add_subcommand("eval",
+                              "Perplexity of a checkpoint, original or quantized, on consecutive "
+                              "windows of tokens or text.");
+    add_input(*eval, eval_request.model, eval_request.data, eval_request.text_field);
+    eval->add_option("--dataset", eval_request.dataset,
+                     "name of the token ids in an .h5 or .safetensors file")
+        ->capture_default_str();
+    eval->add_option("--samples", eval_request.samples, "how many windows; 0: all")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    eval->add_option("--seqlen", eval_request.seqlen, "tokens of each window")
+        ->check(CLI::Range(2, 1 << 24))
+        ->capture_default_str();
+    eval->add_option("--backend", eval_request.backend, "where to compute")
+        ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+        ->capture_default_str();
+    eval->add_option("--logits", eval_request.logits,
+                     "safetensors file to write all logits to, float32 [samples, seqlen, vocab]");
+
+    DatasetRequest& dataset = tokenize_request.dataset;
+    dataset.samples = 128;
+    dataset.seqlen = 2048;
+    tokenize = app.add_subcommand("tokenize",
+                                  "Text to token ids: int32 [samples, seqlen] in an HDF5 file.");
+    add_input(*tokenize, tokenize_request.model, tokenize_data, dataset.text_field);
+    tokenize->add_option("--out", tokenize_out, "HDF5 file to write")->required();
+    tokenize
+        ->add_option("--samples", dataset.samples,
+                     "how many samples; 0: all there are (not for windows)")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    tokenize->add_option("--seqlen", dataset.seqlen, "tokens of each sample")
+        ->check(CLI::Range(1, 1 << 24))
+        ->capture_default_str();
+    tokenize->add_option("--seed", dataset.seed, "of the random choice")
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
+    tokenize
+        ->add_option("--mode", dataset.mode,
+                     "random windows of the concatenated text, the start of each document, or "
+                     "consecutive windows from the start")
+        ->check(CLI::IsMember({"windows", "documents", "sequential"}))
+        ->capture_default_str();
+
+    verify = app.add_subcommand("verify",
+                                "Checks a quantized checkpoint against its format. Exit code 65, "
+                                "and a line for each fault.");
+    verify->set_help_flag("-h,--help", "this text");
+    verify->add_option("folder", verify_request.folder, "folder of the quantized checkpoint")
+        ->required();
+    verify->add_option("--original", verify_request.original,
+                       "folder of the model that was quantized: tells the error of every weight");
+    verify->add_option("--json", verify_request.json, "file to write the report to");
+  }
+
+ private:
+  static void add_input(CLI::App& command, std::string& model, std::string& data,
+                        std::string& text_field) {
+    command.set_help_flag("-h,--help", "this text");
+    command.add_option("--model", model, "folder of the checkpoint")->required();
+    command
+        .add_option("--data", data,
+                    "token ids (.h5, .safetensors) or text (.txt, .jsonl, also with .gz)")
+        ->required();
+    command.add_option("--text-field", text_field, "field of each .jsonl line that holds the text")
+        ->capture_default_str();
+  }
+};
+
+void require_input(const std::string& option, const std::string& path, bool folder) {
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  const auto fault = [&](const std::string& message) {
+    throw UserError(ExitCode::no_input, option + " " + path + ": " + message);
+  };
+  if (!std::filesystem::exists(status)) fault(folder ? "no such folder" : "no such file");
+  if (folder && !std::filesystem::is_directory(status))
+    fault("is a file; give the folder that holds config.json and the safetensors");
+  if (!folder && std::filesystem::is_directory(status)) fault("is a folder; give a file");
+}
+
+}  // namespace
+
+int environment_rank() { return read_environment().rank; }
+
+bool has_launcher() { return read_environment().found; }
+
+bool is_collective(const Command& command) {
+  return std::holds_alternative<QuantizeRequest>(command) ||
+         std::holds_alternative<CompareRequest>(command) ||
+         std::holds_alternative<EvalRequest>(command);
+}
+
+int run_command(const Command& command) {
+  return std::visit([](const auto& request) { return run(request); }, command);
+}
+
+Command read_command(int argc, const char* const* argv) {
+  const auto begin = std::chrono::steady_clock::now();
+  Arguments arguments;
+  try {
+    arguments.app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    return ShowText{arguments.app.get_subcommands().front()->help()};
+  } catch (const CLI::ParseError& error) {
+    usage_fault(error.what());
+  }
+  if (arguments.help) return ShowText{usage + options_help()};
+  if (arguments.version) return ShowText{version_text()};
+  const bool subcommand = *arguments.compare || *arguments.plan || *arguments.eval ||
+                          *arguments.tokenize || *arguments.verify;
+  if (subcommand && (!arguments.config.empty() || !arguments.sets.empty() || arguments.dry_run ||
+                     arguments.resume))
+    usage_fault(
+        "a configuration file and --set stand behind `compare` and `plan`, --dry-run behind "
+        "`compare`; they do not go with eval, tokenize "
+        "and verify; --resume goes with a configuration file alone");
+
+  if (*arguments.compare) {
+    CompareRequest request = read_compare(arguments.compare_config, arguments.compare_methods,
+                                          arguments.compare_sets, arguments.compare_out);
+    request.dry_run = arguments.compare_dry_run;
+    return request;
+  }
+  if (*arguments.plan) {
+    PlanRequest request = arguments.plan_request;
+    request.options = load_options(arguments.plan_config, arguments.plan_sets, Inputs::unchecked);
+    require_input("model.path", request.options.model.path, true);
+    return request;
+  }
+  if (*arguments.eval) {
+    require_input("--model", arguments.eval_request.model, true);
+    require_input("--data", arguments.eval_request.data, false);
+    return arguments.eval_request;
+  }
+  if (*arguments.tokenize) {
+    TokenizeRequest request = arguments.tokenize_request;
+    request.dataset.data = arguments.tokenize_data;
+    request.out = arguments.tokenize_out;
+    require_input("--model", request.model, true);
+    require_input("--data", arguments.tokenize_data, false);
+    if (request.out.extension() != ".h5" && request.out.extension() != ".hdf5")
+      usage_fault("--out must end in .h5 or .hdf5");
+    return request;
+  }
+  if (*arguments.verify) {
+    const VerifyRequest& request = arguments.verify_request;
+    require_input("verify", request.folder.string(), true);
+    if (!request.original.empty()) require_input("--original", request.original.string(), true);
+    return request;
+  }
+  if (arguments.config.empty())
+    usage_fault(
+        "give a configuration file (qpipe CONFIG.toml) or a command (compare, plan, eval, "
+        "tokenize, verify)");
+  if (arguments.resume) arguments.sets.emplace_back("run.resume=require");
+  return QuantizeRequest{load_options(arguments.config, arguments.sets), arguments.dry_run, begin};
+}
+
+}  // namespace qpipe

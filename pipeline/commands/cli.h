@@ -1,0 +1,53 @@
+// The command line: what the user asks for, and who carries it out.
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <string>
+#include <variant>
+
+#include "pipeline/commands/compare.h"
+#include "pipeline/commands/evaluate_command.h"
+#include "pipeline/commands/plan_command.h"
+#include "pipeline/commands/verify.h"
+#include "pipeline/data/dataset.h"
+#include "pipeline/options/options.h"
+
+namespace qpipe {
+
+// --help, --version: a text for stdout.
+struct ShowText {
+  std::string text;
+};
+
+struct QuantizeRequest {
+  Options options;
+  bool dry_run = false;
+  std::chrono::steady_clock::time_point begin;  // of the process, as near as it is known
+};
+
+struct TokenizeRequest {
+  std::string model;
+  DatasetRequest dataset;
+  std::filesystem::path out;  // .h5
+};
+
+using Command = std::variant<ShowText, QuantizeRequest, CompareRequest, PlanRequest, EvalRequest,
+                             TokenizeRequest, VerifyRequest>;
+
+// Reads the arguments, and the configuration file if there is one. Needs no MPI, so that faults are
+// told at once. Throws UserError: ExitCode::usage for the arguments, else as load_options.
+Command read_command(int argc, const char* const* argv);
+
+// Whether the command works on all ranks together, and needs MPI; the others are for rank 0 alone.
+bool is_collective(const Command& command);
+
+// Returns the exit code. Collective commands need an MpiSession.
+int run_command(const Command& command);
+
+// This process's rank as the launcher's environment tells it before MPI_Init: 0 without a launcher.
+int environment_rank();
+// Whether a launcher's environment is there at all; only MPI knows how many ranks there are.
+bool has_launcher();
+
+}  // namespace qpipe

@@ -1,0 +1,722 @@
+#include "pipeline/commands/verify.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <regex>
+#include <set>
+
+#include "kernels/activation.h"
+#include "kernels/pack.h"
+#include "pipeline/files/error.h"
+#include "pipeline/files/json_text.h"
+#include "pipeline/model/model.h"
+#include "pipeline/output/output.h"
+#include "stages/architecture.h"
+#include "stages/layer.h"
+
+namespace qpipe {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+using Json = nlohmann::json;
+using Faults = std::vector<std::string>;
+
+constexpr std::size_t most_faults = 100;  // of one kind
+
+std::vector<unsigned char> bytes_of(const Checkpoint& checkpoint, const std::string& name) {
+  std::vector<unsigned char> bytes(static_cast<std::size_t>(checkpoint.info(name).bytes()));
+  checkpoint.read(name, bytes.data());
+  return bytes;
+}
+
+// --- config.json
+
+bool is_gptq(StoredFormat format) {
+  return format == StoredFormat::gptq_v1 || format == StoredFormat::gptq_v2;
+}
+
+// The keys that loaders need, of the right kind (formats.md, Config of each section).
+Faults config_faults(StoredFormat format, const Json& quantization, const std::string& where) {
+  Faults faults;
+  const auto need = [&](const Json& object, const std::string& path, const char* key,
+                        bool (*fits)(const Json&), const char* must) {
+    const auto found = object.find(key);
+    if (found == object.end())
+      faults.push_back(fmt::format("{}: {}.{} is missing: it must be {}", where, path, key, must));
+    else if (!fits(*found))
+      faults.push_back(
+          fmt::format("{}: {}.{} = {}: it must be {}", where, path, key, found->dump(), must));
+  };
+  const auto key = [&](const char* name, bool (*fits)(const Json&), const char* must) {
+    need(quantization, "quantization_config", name, fits, must);
+  };
+  const auto flag = [](const Json& x) { return x.is_boolean(); };
+  const auto text = [](const Json& x) { return x.is_string(); };
+  const auto array = [](const Json& x) { return x.is_array(); };
+  const auto bits = [](const Json& x) { return x == 2 || x == 3 || x == 4 || x == 8; };
+  const auto group = [](const Json& x) { return x.is_number_integer() && (x == -1 || x > 0); };
+  switch (format) {
+    case StoredFormat::unquantized:
+      faults.push_back(where + ": quantization_config is missing: the folder is not quantized");
+      break;
+    case StoredFormat::gptq_v1:
+    case StoredFormat::gptq_v2:
+      key("bits", bits, "2, 3, 4 or 8");
+      key("group_size", group, "-1 or positive");
+      key("desc_act", flag, "true or false");
+      key("sym", flag, "true or false");
+      key("checkpoint_format", text, "gptq or gptq_v2");
+      break;
+    case StoredFormat::awq:
+      key("version", text, "gemm");
+      key("bits", bits, "4");
+      key("group_size", group, "-1 or positive");
+      key("zero_point", flag, "true or false");
+      break;
+    case StoredFormat::ct_integer:
+    case StoredFormat::ct_float8:
+    case StoredFormat::ct_nvfp4:
+    case StoredFormat::ct_mxfp4: {
+      key("quantization_status", text, "compressed");
+      key("ignore", array, "an array of names");
+      key(
+          "config_groups", [](const Json& x) { return x.is_object() && !x.empty(); },
+          "an object of one group or more");
+      const Json groups = quantization.value("config_groups", Json::object());
+      if (!groups.is_object()) break;
+      for (const auto& [name, one] : groups.items()) {
+        const std::string path = "quantization_config.config_groups." + name;
+        need(one, path, "targets", array, "an array of names");
+        need(
+            one, path, "weights", [](const Json& x) { return x.is_object(); }, "an object");
+        const auto weights = one.find("weights");
+        if (weights == one.end() || !weights->is_object()) continue;
+        need(*weights, path + ".weights", "num_bits", bits, "2, 3, 4 or 8");
+        need(*weights, path + ".weights", "type", text, "int or float");
+        need(*weights, path + ".weights", "symmetric", flag, "true or false");
+        need(*weights, path + ".weights", "strategy", text,
+             "channel, group, tensor or tensor_group");
+      }
+      break;
+    }
+    case StoredFormat::bnb_four_bit:
+      key(
+          "bnb_4bit_quant_type", [](const Json& x) { return x == "nf4" || x == "fp4"; },
+          "nf4 or fp4");
+      key("bnb_4bit_use_double_quant", flag, "true or false");
+      key("bnb_4bit_compute_dtype", text, "the name of a dtype");
+      key("bnb_4bit_quant_storage", text, "the name of a dtype");
+      [[fallthrough]];
+    case StoredFormat::bnb_int8: {
+      if (quantization.contains("llm_int8_threshold") || format == StoredFormat::bnb_int8)
+        key(
+            "llm_int8_threshold", [](const Json& x) { return x.is_number_float(); },
+            "a float, 6.0");
+      const auto skip = quantization.find("llm_int8_skip_modules");
+      if (skip != quantization.end() && skip->is_array() &&
+          std::find(skip->begin(), skip->end(), "lm_head") == skip->end())
+        faults.push_back(where +
+                         ": quantization_config.llm_int8_skip_modules does not name lm_head: a "
+                         "list replaces the loader's own choice");
+      break;
+    }
+    case StoredFormat::fp8:
+      key("activation_scheme", text, "dynamic");
+      key(
+          "modules_to_not_convert",
+          [](const Json& x) {
+            return x.is_array() && std::find(x.begin(), x.end(), "lm_head") != x.end();
+          },
+          "an array that names lm_head");
+      break;
+  }
+  return faults;
+}
+
+bool matches(const std::string& pattern, const std::string& name) {
+  try {
+    return std::regex_search(name, std::regex(pattern), std::regex_constants::match_continuous);
+  } catch (const std::regex_error&) {
+    return false;
+  }
+}
+
+// Whether quantization_config says that a linear is left unquantized, as the format's loaders match
+// names.
+bool is_skipped(StoredFormat format, const Json& quantization, const std::string& module) {
+  const auto any = [](const Json& object, const char* key, auto&& predicate) {
+    const Json list = object.value(key, Json());
+    return list.is_array() && std::any_of(list.begin(), list.end(), [&](const Json& x) {
+             return x.is_string() && predicate(x.get<std::string>());
+           });
+  };
+  const auto inside = [&](const std::string& name) {
+    return module.find(name) != std::string::npos;
+  };
+  const auto named = [&](const std::string& name) {
+    return name.starts_with("re:") ? matches(name.substr(3), module) : name == module;
+  };
+  const auto is_targeted = [&] {  // by a group of compressed-tensors
+    const Json groups = quantization.value("config_groups", Json());
+    if (!groups.is_object()) return false;
+    return std::any_of(groups.begin(), groups.end(), [&](const Json& group) {
+      return group.is_object() && any(group, "targets", [&](const std::string& name) {
+               return name == "Linear" || named(name);
+             });
+    });
+  };
+  switch (format) {
+    case StoredFormat::unquantized: return true;
+    case StoredFormat::gptq_v1:
+    case StoredFormat::gptq_v2: {
+      const Json dynamic = quantization.value("dynamic", Json());
+      if (dynamic.is_object())
+        for (const auto& [rule, value] : dynamic.items())
+          if (matches(rule.starts_with("-:") || rule.starts_with("+:") ? rule.substr(2) : rule,
+                      module))
+            return rule.starts_with("-:");
+      const Json chosen = quantization.value("modules_in_block_to_quantize", Json());
+      if (!chosen.is_array() || chosen.empty()) return false;
+      for (const Json& group : chosen)
+        for (const Json& name : group.is_array() ? group : Json::array({group}))
+          if (name.is_string() && inside(name.get<std::string>())) return false;
+      return true;
+    }
+    case StoredFormat::awq:
+    case StoredFormat::fp8: return any(quantization, "modules_to_not_convert", inside);
+    case StoredFormat::ct_integer:
+    case StoredFormat::ct_float8:
+    case StoredFormat::ct_nvfp4:
+    case StoredFormat::ct_mxfp4: return any(quantization, "ignore", named) || !is_targeted();
+    case StoredFormat::bnb_four_bit:
+    case StoredFormat::bnb_int8: return any(quantization, "llm_int8_skip_modules", inside);
+  }
+  throw std::logic_error("is_skipped: " + name_of(format));
+}
+
+const char* torch_name(DType dtype) {
+  switch (dtype) {
+    case DType::u8: return "uint8";
+    case DType::bf16: return "bfloat16";
+    case DType::f16: return "float16";
+    case DType::f32: return "float32";
+    default: return "?";
+  }
+}
+
+// One linear against what quantization_config says of all.
+Faults linear_faults(StoredFormat format, const Json& quantization, const Checkpoint& checkpoint,
+                     const LinearReport& linear, std::int64_t in_features) {
+  Faults faults;
+  const auto differs = [&](const std::string& what, const std::string& stored,
+                           const Json& configured) {
+    faults.push_back(fmt::format("{}: linear '{}' has {} {}, but quantization_config says {}",
+                                 checkpoint.folder().string(), linear.name, what, stored,
+                                 configured.dump()));
+  };
+  const bool skipped = is_skipped(format, quantization, linear.name);
+  if (!linear.packed && !skipped)
+    faults.push_back(
+        fmt::format("{}: linear '{}' is not packed, but quantization_config does not say so: "
+                    "loaders look for its parts",
+                    checkpoint.folder().string(), linear.name));
+  if (!linear.packed) return faults;
+  if (skipped)
+    faults.push_back(
+        fmt::format("{}: linear '{}' is packed, but quantization_config says that it is not",
+                    checkpoint.folder().string(), linear.name));
+
+  const PackedLinear& packed = *linear.packed;
+  const auto compare = [&](const Json& settings, const char* bits_key) {
+    const Json bits = settings.value(bits_key, Json());
+    if (bits.is_number_integer() && bits != packed.bits)
+      differs("bits", std::to_string(packed.bits), bits);
+    const Json group = settings.value("group_size", Json());
+    if (group.is_number_integer() &&
+        group > 0) {  // ⌈in/g⌉ groups; the width follows from their number
+      const auto groups = [&](std::int64_t size) { return (in_features + size - 1) / size; };
+      if (groups(group.get<std::int64_t>()) != groups(packed.group_size))
+        differs("groups of", std::to_string(packed.group_size), group);
+    } else if ((group == -1 || group.is_null()) && packed.group_size != in_features) {
+      differs("groups of", std::to_string(packed.group_size), group);
+    }
+  };
+  switch (format) {
+    case StoredFormat::unquantized:
+    case StoredFormat::ct_float8:
+    case StoredFormat::ct_nvfp4:
+    case StoredFormat::ct_mxfp4:
+    case StoredFormat::bnb_int8:
+    case StoredFormat::fp8: break;  // one layout only
+    case StoredFormat::gptq_v1:
+    case StoredFormat::gptq_v2: {
+      const Json dynamic = quantization.value("dynamic", Json());
+      if (!dynamic.is_object() || dynamic.empty()) compare(quantization, "bits");
+      break;
+    }
+    case StoredFormat::awq: compare(quantization, "bits"); break;
+    case StoredFormat::ct_integer: {
+      const Json groups = quantization.value("config_groups", Json());
+      if (!groups.is_object() || groups.size() != 1)
+        break;  // which group a linear belongs to is the loader's to match
+      const Json weights =
+          groups.begin()->is_object() ? groups.begin()->value("weights", Json()) : Json();
+      if (!weights.is_object()) break;
+      compare(weights, "num_bits");
+      const Json symmetric = weights.value("symmetric", Json());
+      if (symmetric == packed.zeros)
+        differs("zero points:", packed.zeros ? "stored" : "none", Json{{"symmetric", symmetric}});
+      break;
+    }
+    case StoredFormat::bnb_four_bit: {
+      const std::string weight = linear.name + ".weight";
+      const char* kind =
+          checkpoint.contains(weight + ".quant_state.bitsandbytes__nf4") ? "nf4" : "fp4";
+      const Json kind_said = quantization.value("bnb_4bit_quant_type", Json());
+      if (kind_said != kind) differs("the type", kind, kind_said);
+      const Json storage = quantization.value("bnb_4bit_quant_storage", Json());
+      if (storage != torch_name(checkpoint.info(weight).dtype))
+        differs("storage", torch_name(checkpoint.info(weight).dtype), storage);
+      const bool nested = checkpoint.contains(weight + ".nested_absmax");
+      if (quantization.value("bnb_4bit_use_double_quant", Json()) != nested)
+        differs("double quantization:", nested ? "yes" : "no",
+                quantization.value("bnb_4bit_use_double_quant", Json()));
+      break;
+    }
+  }
+  return faults;
+}
+
+// --- files
+
+Faults file_faults(const Checkpoint& checkpoint) {
+  Faults faults;
+  const fs::path& folder = checkpoint.folder();
+  const fs::path index_path = folder / "model.safetensors.index.json";
+  std::set<std::string> shards{"model.safetensors"};
+  if (fs::exists(index_path)) {
+    const Json index =
+        read_json_object(index_path);  // weight_map has been checked with the checkpoint
+    shards.clear();
+    for (const Json& shard : index.at("weight_map")) shards.insert(shard.get<std::string>());
+    const auto metadata = index.find("metadata");
+    if (metadata == index.end() || !metadata->is_object() || !metadata->contains("total_size"))
+      faults.push_back(index_path.string() + ": metadata.total_size is missing");
+    else if (metadata->at("total_size") != checkpoint.total_bytes())
+      faults.push_back(fmt::format("{}: metadata.total_size = {}, but the tensors have {} bytes",
+                                   index_path.string(), metadata->at("total_size").dump(),
+                                   checkpoint.total_bytes()));
+  }
+  const bool one_set = !fs::exists(folder / "model.safetensors") &&
+                       !fs::exists(index_path);  // shards without an index
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (!one_set && name.starts_with("model") && name.ends_with(".safetensors") &&
+        shards.count(name) == 0)
+      faults.push_back(
+          fmt::format("{}: shard {} is stale: the checkpoint does not use it; remove it",
+                      folder.string(), in_quotes(name)));
+  }
+
+  const fs::path settings = folder / "quantize_config.json";
+  if (fs::exists(settings)) {
+    const Json other = read_json_object(settings);
+    const Json& ours = checkpoint.config().at("quantization_config");
+    if (other != ours) {
+      std::string keys;
+      for (const Json* object : {&ours, &other})
+        for (const auto& [key, value] : object->items()) {
+          const bool differs =
+              !ours.contains(key) || !other.contains(key) || ours[key] != other[key];
+          if (differs && keys.find("'" + key + "'") == std::string::npos)
+            keys += (keys.empty() ? "'" : ", '") + key + "'";
+        }
+      faults.push_back(
+          fmt::format("{}: differs from quantization_config of config.json in {}; GPTQModel reads "
+                      "this one, others that one",
+                      settings.string(), keys));
+    }
+  }
+  return faults;
+}
+
+// --- contents
+
+// The first element that is NaN or infinite, if any.
+template <class T>
+std::optional<std::size_t> first_not_finite(const std::vector<unsigned char>& bytes) {
+  const auto* values = reinterpret_cast<const T*>(bytes.data());
+  for (std::size_t i = 0; i < bytes.size() / sizeof(T); ++i)
+    if (!std::isfinite(to_float(values[i]))) return i;
+  return std::nullopt;
+}
+
+std::optional<std::size_t> first_not_finite(DType dtype, const std::vector<unsigned char>& bytes) {
+  switch (dtype) {
+    case DType::f32: return first_not_finite<float>(bytes);
+    case DType::f16: return first_not_finite<f16>(bytes);
+    case DType::bf16: return first_not_finite<bf16>(bytes);
+    case DType::f8_e4m3:
+      for (std::size_t i = 0; i < bytes.size(); ++i)
+        if ((bytes[i] & 0x7f) == 0x7f) return i;
+      return std::nullopt;
+    case DType::f64:
+    case DType::i64:
+    case DType::i32:
+    case DType::i16:
+    case DType::i8:
+    case DType::u8:
+    case DType::boolean: return std::nullopt;
+  }
+  return std::nullopt;
+}
+
+Faults finite_faults(StoredFormat format, const Checkpoint& checkpoint) {
+  Faults faults;
+  for (const std::string& name : checkpoint.names()) {
+    const DType dtype = checkpoint.info(name).dtype;
+    const bool is_codes = format == StoredFormat::bnb_four_bit &&
+                          checkpoint.contains(name + ".absmax");  // bytes under a float's name
+    const bool is_power =
+        format == StoredFormat::ct_mxfp4 && dtype == DType::u8 && name.ends_with(".weight_scale");
+    if (is_codes || (dtype == DType::u8 && !is_power)) continue;
+    const auto bytes = bytes_of(checkpoint, name);
+    std::optional<std::size_t> first = first_not_finite(dtype, bytes);
+    if (is_power) {
+      const auto nan = std::find(bytes.begin(), bytes.end(), 255);
+      if (nan != bytes.end()) first = static_cast<std::size_t>(nan - bytes.begin());
+    }
+    if (first && faults.size() < most_faults)
+      faults.push_back(
+          fmt::format("{}: tensor '{}' has an element that is not finite (the first is number {})",
+                      checkpoint.folder().string(), name, *first));
+  }
+  return faults;
+}
+
+Faults zero_faults(StoredFormat format, const Json& quantization, const Checkpoint& checkpoint,
+                   const LinearReport& linear, Stream& stream) {
+  if (!is_gptq(format) || !linear.packed) return {};
+  const std::string name = linear.name + ".qzeros";
+  const TensorInfo& info = checkpoint.info(name);
+  const int bits = linear.packed->bits;
+  const auto bytes = bytes_of(checkpoint, name);
+  const Array<std::uint8_t> zero(info.cols() * 32 / bits, info.rows(), stream);
+  unpack_zeros({reinterpret_cast<const std::uint32_t*>(bytes.data()), info.rows(), info.cols()},
+               bits, format == StoredFormat::gptq_v1 ? -1 : 0, zero, stream);
+  const std::uint8_t* begin = zero.view.data;
+  const std::uint8_t* end = begin + zero.view.size();
+  Faults faults;
+  if (format == StoredFormat::gptq_v1 && std::find(begin, end, 0) != end)
+    faults.push_back(
+        fmt::format("{}: tensor '{}' has a zero point of 0, stored as -1: loaders disagree about "
+                    "it; store gptq_v2",
+                    checkpoint.folder().string(), name));
+  const int middle = 1 << (bits - 1);
+  if (quantization.value("sym", Json()) == true &&
+      std::any_of(begin, end, [&](std::uint8_t z) { return z != middle; }))
+    faults.push_back(fmt::format(
+        "{}: tensor '{}' has zero points other than {}, but sym is true: vLLM ignores them",
+        checkpoint.folder().string(), name, middle));
+  return faults;
+}
+
+// Linears that vLLM runs as one.
+std::vector<std::vector<std::string>> fused_linears(const Architecture& architecture,
+                                                    std::int64_t layer) {
+  std::vector<std::vector<std::string>> fused;
+  for (const std::vector<LinearSpec>* group : {&architecture.qkv, &architecture.mlp_in}) {
+    if (group->size() < 2) continue;
+    fused.emplace_back();
+    for (const LinearSpec& linear : *group)
+      fused.back().push_back(layer_prefix(architecture, layer) + linear.name);
+  }
+  return fused;
+}
+
+std::string kind_of(const LinearReport& linear) {
+  if (!linear.packed) return "unpacked";
+  return fmt::format("{} bits in groups of {}{}", linear.packed->bits, linear.packed->group_size,
+                     linear.packed->zeros ? " with zeros" : "");
+}
+
+Faults fused_faults(StoredFormat format, const Architecture& architecture,
+                    const Checkpoint& checkpoint,
+                    const std::map<std::string, const LinearReport*>& linears) {
+  Faults faults;
+  for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
+    for (const std::vector<std::string>& group : fused_linears(architecture, layer)) {
+      if (!std::all_of(group.begin(), group.end(),
+                       [&](const std::string& name) { return linears.count(name) != 0; }))
+        continue;
+      const LinearReport& first = *linears.at(group.front());
+      for (const std::string& name : group) {
+        const LinearReport& linear = *linears.at(name);
+        if (kind_of(linear) != kind_of(first)) {
+          faults.push_back(fmt::format(
+              "{}: linear '{}' is {}, but '{}' is {}: vLLM runs them as one",
+              checkpoint.folder().string(), name, kind_of(linear), group.front(), kind_of(first)));
+        } else if (format == StoredFormat::ct_nvfp4 && linear.packed &&
+                   bytes_of(checkpoint, name + ".weight_global_scale") !=
+                       bytes_of(checkpoint, group.front() + ".weight_global_scale")) {
+          faults.push_back(
+              fmt::format("{}: tensor '{}.weight_global_scale' differs from that of '{}': vLLM "
+                          "takes the larger for both",
+                          checkpoint.folder().string(), name, group.front()));
+        }
+      }
+    }
+  return faults;
+}
+
+// --- weights
+
+Array<float> as_floats(const Checkpoint& checkpoint, const std::string& name, Stream& stream) {
+  const auto bytes = bytes_of(checkpoint, name);
+  const ConstTensor stored = view_of(checkpoint.info(name), bytes.data());
+  Array<float> values(stored.rows, stored.cols, stream);
+  convert(stored, values.view, stream);
+  return values;
+}
+
+double relative_error(Matrix<const float> approximate, Matrix<const float> exact) {
+  double difference = 0.0;
+  double norm = 0.0;
+  for (std::int64_t i = 0; i < exact.size(); ++i) {
+    difference += std::pow(double{approximate.data[i]} - double{exact.data[i]}, 2);
+    norm += std::pow(double{exact.data[i]}, 2);
+  }
+  return norm > 0.0 ? std::sqrt(difference / norm) : std::sqrt(difference);
+}
+
+Array<float> read_linear(StoredFormat format, const Checkpoint& checkpoint,
+                         const std::string& module, const LinearSpec& spec,
+                         const PackedLinear& packed, Stream& stream) {
+  std::vector<Buffer> memory;
+  PackedParts parts;
+  for (const std::string& name : packed.names) {
+    const auto bytes = bytes_of(checkpoint, name);
+    memory.emplace_back(bytes.size(), stream);
+    copy_to_device(memory.back().data(), bytes.data(), bytes.size(), stream);
+    parts[name.substr(module.size())] = view_of(checkpoint.info(name), memory.back().data());
+  }
+  Array<float> weight(spec.out_features, spec.in_features, stream);
+  read_back(format, module, parts, weight.view, stream);
+  return weight;
+}
+
+// AWQ moves scales from a norm into the linears that read it, so that the norms tell: the weights
+// are then those of another, equal model.
+std::optional<std::string> rescaled_norm(const Architecture& architecture,
+                                         const Checkpoint& checkpoint, const Checkpoint& original,
+                                         Stream& stream) {
+  constexpr double most_rounding = 0.01;  // bfloat16 rounds by 2^-9
+  for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
+    for (const std::string& norm :
+         {architecture.names.attention_norm, architecture.names.mlp_norm}) {
+      const std::string name = layer_prefix(architecture, layer) + norm + ".weight";
+      if (norm.empty() || !original.contains(name) ||
+          original.info(name).shape != checkpoint.info(name).shape)
+        continue;
+      if (relative_error(as_floats(checkpoint, name, stream).view,
+                         as_floats(original, name, stream).view) > most_rounding)
+        return name;
+    }
+  return std::nullopt;
+}
+
+void measure_weights(const fs::path& original_folder, const Architecture& architecture,
+                     const Checkpoint& checkpoint, Verification& result, Stream& stream) {
+  const Checkpoint original(original_folder);
+  const std::string where = (original_folder / "config.json").string();
+  if (read_stored_format(original.config(), where) != StoredFormat::unquantized)
+    throw UserError(
+        ExitCode::data,
+        where + ": has a quantization_config; --original must be the unquantized model");
+  check_tensors(read_architecture(original.config(), where), original);
+  if (const auto norm = rescaled_norm(architecture, checkpoint, original, stream)) {
+    result.notes.push_back(
+        fmt::format("'{}' differs from the original: scales have moved between weights (as AWQ "
+                    "does), so that errors "
+                    "of single weights say nothing and are left out; compare perplexities",
+                    *norm));
+    return;
+  }
+  const std::vector<LinearSpec> specs = all_linears(architecture);
+  for (std::size_t i = 0; i < result.linears.size(); ++i) {
+    LinearReport& linear = result.linears[i];
+    const LinearSpec& spec = specs[i % specs.size()];
+    if (!linear.packed) continue;
+    const std::string name = linear.name + ".weight";
+    if (!original.contains(name) ||
+        original.info(name).shape != std::vector<std::int64_t>{spec.out_features, spec.in_features})
+      throw UserError(
+          ExitCode::data,
+          fmt::format(
+              "{}: has no tensor '{}' [{}, {}]; --original must be the model that was quantized",
+              original_folder.string(), name, spec.out_features, spec.in_features));
+    const Array<float> weight =
+        read_linear(result.format, checkpoint, linear.name, spec, *linear.packed, stream);
+    linear.relative_error = relative_error(weight.view, as_floats(original, name, stream).view);
+  }
+}
+
+void append(Faults& faults, const Faults& more) {
+  faults.insert(faults.end(), more.begin(), more.end());
+}
+
+}  // namespace
+
+Verification verify_checkpoint(const fs::path& folder, const fs::path& original) {
+  Verification result;
+  std::optional<Checkpoint> opened;
+  try {
+    opened.emplace(folder);
+  } catch (const UserError& error) {
+    result.faults.emplace_back(error.what());
+    return result;
+  }
+  const Checkpoint& checkpoint = *opened;
+  const std::string where = (folder / "config.json").string();
+  const Architecture architecture = read_architecture(checkpoint.config(), where);
+  result.format = read_stored_format(checkpoint.config(), where);
+  const Json quantization = checkpoint.config().value("quantization_config", Json::object());
+  append(result.faults, config_faults(result.format, quantization, where));
+  if (result.format == StoredFormat::unquantized) return result;
+  append(result.faults, file_faults(checkpoint));
+  append(result.faults, tensor_faults(architecture, checkpoint, most_faults));
+  append(result.faults, finite_faults(result.format, checkpoint));
+
+  // Linears whose tensors are in order; the others have their fault above.
+  Stream stream(Backend::cpu, 0);
+  std::map<std::string, const LinearReport*> by_name;
+  std::int64_t bytes = 0;
+  std::int64_t weights = 0;
+  bool complete = true;
+  for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
+    for (const LinearSpec& spec : all_linears(architecture)) {
+      LinearReport linear;
+      linear.name = layer_prefix(architecture, layer) + spec.name;
+      std::vector<std::string> names{linear.name + ".weight"};
+      try {
+        if (is_packed(checkpoint, linear.name)) {
+          linear.packed = check_packed_linear(result.format, checkpoint, linear.name,
+                                              spec.out_features, spec.in_features);
+          names = linear.packed->names;
+        }
+        std::int64_t linear_bytes = 0;
+        for (const std::string& name : names) linear_bytes += checkpoint.info(name).bytes();
+        const std::int64_t size = spec.out_features * spec.in_features;
+        linear.bits_per_weight =
+            8.0 * static_cast<double>(linear_bytes) / static_cast<double>(size);
+        bytes += linear_bytes;
+        weights += size;
+      } catch (const UserError&) {
+        complete = false;
+        continue;
+      }
+      append(result.faults,
+             linear_faults(result.format, quantization, checkpoint, linear, spec.in_features));
+      append(result.faults, zero_faults(result.format, quantization, checkpoint, linear, stream));
+      result.linears.push_back(std::move(linear));
+    }
+  for (const LinearReport& linear : result.linears) by_name[linear.name] = &linear;
+  append(result.faults, fused_faults(result.format, architecture, checkpoint, by_name));
+  if (std::none_of(result.linears.begin(), result.linears.end(),
+                   [](const LinearReport& linear) { return linear.packed.has_value(); }))
+    result.faults.push_back(folder.string() +
+                            ": no linear is packed, but config.json has a quantization_config");
+  if (weights > 0)
+    result.bits_per_weight = 8.0 * static_cast<double>(bytes) / static_cast<double>(weights);
+
+  const std::string head = architecture.lm_head + ".weight";
+  if (architecture.tied_embeddings && checkpoint.contains(head))
+    result.notes.push_back("tie_word_embeddings is true, and '" + head +
+                           "' is stored all the same; it can be left out");
+  if (!original.empty() && complete)
+    measure_weights(original, architecture, checkpoint, result, stream);
+  if (!original.empty() && !complete)
+    result.notes.emplace_back("weight errors are left out until all tensors are in order");
+  result.loaders = loaders_of(result.format, quantization, bits_of(result.linears));
+  return result;
+}
+
+namespace {
+
+// NaN is the worst of all.
+const LinearReport* worst_of(const Verification& result) {
+  const LinearReport* worst = nullptr;
+  double largest = -1.0;
+  for (const LinearReport& linear : result.linears) {
+    if (!linear.relative_error) continue;
+    const double error = std::isnan(*linear.relative_error) ? HUGE_VAL : *linear.relative_error;
+    if (error > largest) {
+      largest = error;
+      worst = &linear;
+    }
+  }
+  return worst;
+}
+
+Json as_json(const Verification& result) {
+  Json linears = Json::array();
+  for (const LinearReport& linear : result.linears) {
+    Json one{{"name", linear.name},
+             {"packed", linear.packed.has_value()},
+             {"bits_per_weight", linear.bits_per_weight}};
+    if (linear.packed) {
+      one["bits"] = linear.packed->bits;
+      one["group_size"] = linear.packed->group_size;
+      one["zeros"] = linear.packed->zeros;
+    }
+    if (linear.relative_error) one["relative_error"] = *linear.relative_error;
+    linears.push_back(one);
+  }
+  Json loaders = Json::array();
+  for (const Loader& loader : result.loaders)
+    loaders.push_back({{"name", loader.name}, {"loads", loader.loads}, {"why", loader.why}});
+  Json json{{"format", name_of(result.format)},
+            {"faults", result.faults},
+            {"notes", result.notes},
+            {"linears", linears},
+            {"loaders", loaders},
+            {"bits_per_weight", result.bits_per_weight}};
+  if (const LinearReport* worst = worst_of(result))
+    json["worst"] = {{"name", worst->name}, {"relative_error", *worst->relative_error}};
+  return json;
+}
+
+}  // namespace
+
+int run_verify(const VerifyRequest& request) {
+  const Verification result = verify_checkpoint(request.folder, request.original);
+  if (!request.json.empty()) write_text_file(request.json, as_json(result).dump(2) + "\n");
+
+  const auto packed = std::count_if(result.linears.begin(), result.linears.end(),
+                                    [](const auto& linear) { return linear.packed.has_value(); });
+  fmt::print("{}: {}, {} of {} linears packed, {:.3f} bits per weight\n", request.folder.string(),
+             name_of(result.format), packed, result.linears.size(), result.bits_per_weight);
+  for (const LinearReport& linear : result.linears) {
+    const std::string error =
+        linear.relative_error ? fmt::format(", error {:.5f}", *linear.relative_error) : "";
+    fmt::print("  {}: {}, {:.3f} bits per weight{}\n", linear.name, kind_of(linear),
+               linear.bits_per_weight, error);
+  }
+  if (const LinearReport* worst = worst_of(result))
+    fmt::print("largest error |W - Q| / |W|: {:.5f}, {}\n", *worst->relative_error, worst->name);
+  for (const std::string& note : result.notes) fmt::print("note: {}\n", note);
+  for (const Loader& loader : result.loaders)
+    fmt::print("{} {}{}\n", loader.name, loader.loads ? "loads it" : "does not load it",
+               loader.why.empty() ? "" : ": " + loader.why);
+  std::fflush(stdout);
+  for (const std::string& fault : result.faults) fmt::print(stderr, "qpipe: fault: {}\n", fault);
+  fmt::print("{}\n", result.faults.empty() ? "no faults"
+                                           : fmt::format("{} fault(s)", result.faults.size()));
+  return static_cast<int>(result.faults.empty() ? ExitCode::ok : ExitCode::data);
+}
+
+}  // namespace qpipe

@@ -1,0 +1,116 @@
+#include "pipeline/data/token_cache.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+#include "pipeline/data/text_file.h"
+#include "pipeline/files/input_file.h"
+#include "pipeline/files/xxh3.h"
+
+namespace qpipe {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::size_t hash_digits = 32;
+
+// Lengths go before contents, so that two lists of parts never give the same bytes.
+void add_part(Xxh3& hash, const std::string& part) {
+  const std::uint64_t bytes = part.size();
+  hash.add(&bytes, sizeof bytes);
+  hash.add(part.data(), part.size());
+}
+
+void add_file(Xxh3& hash, const fs::path& path) {
+  const InputFile file(path);
+  const std::int64_t bytes = file.bytes();
+  hash.add(&bytes, sizeof bytes);
+  std::string block(1 << 20, '\0');
+  for (std::int64_t at = 0; at < bytes;) {
+    const std::int64_t count = std::min(bytes - at, static_cast<std::int64_t>(block.size()));
+    file.read(block.data(), count, at, "contents");
+    hash.add(block.data(), static_cast<std::size_t>(count));
+    at += count;
+  }
+}
+
+std::string hash_of(const std::string& bytes) {
+  Xxh3 hash;
+  hash.add(bytes.data(), bytes.size());
+  return hash.hexadecimal();
+}
+
+std::string cache_key(const fs::path& path, const std::string& text_field,
+                      const fs::path& tokenizer_json) {
+  Xxh3 hash;
+  // .jsonl.gz and .txt.gz of the same bytes are different documents.
+  add_part(hash, path.stem().extension().string() + path.extension().string());
+  add_part(hash, text_field);
+  add_file(hash, path);
+  add_file(hash, tokenizer_json);
+  add_file(hash, tokenizer_helper());
+  return hash.hexadecimal();
+}
+
+fs::path user_cache_folder() {
+  if (const char* cache = std::getenv("XDG_CACHE_HOME"); cache != nullptr && *cache == '/')
+    return fs::path(cache) / "qpipe";
+  if (const char* home = std::getenv("HOME"); home != nullptr && *home == '/')
+    return fs::path(home) / ".cache/qpipe";
+  return {};
+}
+
+// A cache entry: the hash of the rest in hexadecimal, then to_bytes(text).
+std::optional<TokenizedText> read_entry(const fs::path& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return std::nullopt;
+  std::ostringstream contents;
+  contents << std::ifstream(path, std::ios::binary).rdbuf();
+  const std::string bytes = contents.str();
+  if (bytes.size() > hash_digits) {
+    const std::string payload = bytes.substr(hash_digits);
+    if (bytes.compare(0, hash_digits, hash_of(payload)) == 0)
+      if (std::optional<TokenizedText> text = from_bytes(payload)) return text;
+  }
+  spdlog::warn("{}: the cached token ids are damaged; making them again", path.string());
+  return std::nullopt;
+}
+
+void write_entry(const fs::path& path, const TokenizedText& text) {
+  std::error_code error;
+  fs::create_directories(path.parent_path(), error);
+  const std::string payload = to_bytes(text);
+  const fs::path temporary = path.string() + fmt::format(".{}.tmp", getpid());
+  std::ofstream file(temporary, std::ios::binary);
+  file << hash_of(payload) << payload;
+  file.close();
+  if (file) fs::rename(temporary, path, error);
+  if (!file || error) {
+    spdlog::warn("{}: cannot keep the token ids here; they will be made again next time",
+                 path.parent_path().string());
+    fs::remove(temporary, error);
+  }
+}
+
+}  // namespace
+
+TokenizedText tokenize_once(const fs::path& path, const std::string& text_field,
+                            const fs::path& tokenizer_json, fs::path folder) {
+  const std::string key = cache_key(path, text_field, tokenizer_json);
+  if (folder.empty()) folder = user_cache_folder();
+  const fs::path entry = folder / (key + ".tokens");
+  if (!folder.empty())
+    if (std::optional<TokenizedText> text = read_entry(entry)) return std::move(*text);
+  TokenizedText text = tokenize(read_documents(path, text_field), tokenizer_json, path.string());
+  if (!folder.empty()) write_entry(entry, text);
+  return text;
+}
+
+}  // namespace qpipe

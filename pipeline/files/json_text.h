@@ -1,0 +1,28 @@
+// JSON from files that are not trusted.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "pipeline/files/input_file.h"
+
+namespace qpipe {
+
+inline constexpr std::int64_t most_json_bytes =
+    100'000'000;  // the safetensors format's limit of a header
+
+// RFC 8259 strictly: UTF-8, no NaN or infinity, no number beyond double, no key twice in an object
+// (parsers differ in which one they keep), at most 64 levels. Throws UserError(data) "WHERE FAULT;
+// ADVICE".
+nlohmann::json parse_json(std::string_view text, const std::string& where,
+                          const std::string& advice);
+
+// The object that a file of at most most_json_bytes holds. Throws UserError.
+nlohmann::json read_json_object(const std::filesystem::path& path);
+
+// A name from a file as it may stand in a one-line message: in quotes, control characters escaped,
+// cut to 200 characters.
+std::string in_quotes(const std::string& name);
+
+}  // namespace qpipe

@@ -1,0 +1,36 @@
+// One run at a time in a run folder, on one host or several.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <filesystem>
+#include <mutex>
+#include <thread>
+
+namespace qpipe {
+
+// Holds the lock from construction to destruction: flock() against runs that the kernel can see,
+// and a line "HOST PID COUNT" that is written anew every 5 s against runs on other hosts where
+// flock() does not reach. A run that was killed leaves a line that stands still: on another host
+// this costs a wait of 12 s.
+class RunLock {
+ public:
+  // Throws UserError(cannot_create): another run has the lock (names host and process), or the file
+  // cannot be made.
+  explicit RunLock(const std::filesystem::path& path);
+  ~RunLock();
+  RunLock(const RunLock&) = delete;
+  RunLock& operator=(const RunLock&) = delete;
+
+ private:
+  void beat();
+
+  std::filesystem::path path_;
+  int descriptor_ = -1;
+  std::mutex mutex_;
+  std::condition_variable stopping_;
+  bool stop_ = false;
+  std::thread heart_;
+};
+
+}  // namespace qpipe

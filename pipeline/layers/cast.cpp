@@ -1,0 +1,212 @@
+#include "pipeline/layers/cast.h"
+
+#include <omp.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <future>
+#include <memory>
+#include <mutex>
+
+#include "launch/signals.h"
+#include "stages/architecture.h"
+
+namespace qpipe {
+
+namespace {
+
+constexpr std::size_t alignment = 256;
+constexpr std::int64_t piece_bytes = std::int64_t{8}
+                                     << 20;  // read and copied to the device at once
+constexpr int fewest_workers = 4;  // on one core, too: most of the time they wait for the disk
+constexpr std::size_t most_workers = 8;
+constexpr std::size_t most_device_bytes = std::size_t{4} << 30;
+
+// Linears that are quantized together, at most those of one step.
+struct Unit {
+  std::size_t layer = 0;  // index into Work::layers
+  std::vector<TensorInfo> weights;
+  std::vector<std::size_t> offsets;  // of the weights on the device
+  std::size_t bytes = 0;
+};
+
+struct LayerWork {
+  std::int64_t index = 0;
+  std::size_t first_unit = 0;
+  std::atomic<std::size_t> units_left = 0;
+};
+
+struct Work {
+  std::vector<Unit> units;
+  std::vector<std::unique_ptr<LayerWork>> layers;
+  std::size_t largest_unit = 0;
+};
+
+void add_weight(Unit& unit, const TensorInfo& weight) {
+  unit.weights.push_back(weight);
+  unit.offsets.push_back(unit.bytes);
+  unit.bytes += (static_cast<std::size_t>(weight.bytes()) + alignment - 1) / alignment * alignment;
+}
+
+Work work_of_rank(const Checkpoint& checkpoint, const Architecture& architecture,
+                  const QuantizePlan& plan, const FinishedLayers& finished, const Comm& comm) {
+  const std::vector<LinearSpec> linears = all_linears(architecture);
+  const bool steps_share_a_scale = plan.storage.codec == Codec::nvfp4;
+  Work work;
+  for (std::int64_t index = comm.rank(); index < architecture.layers; index += comm.size()) {
+    if (finished.contains(index)) continue;
+    auto layer = std::make_unique<LayerWork>();
+    layer->index = index;
+    layer->first_unit = work.units.size();
+    const auto new_unit = [&]() -> Unit& {
+      work.units.emplace_back().layer = work.layers.size();
+      return work.units.back();
+    };
+    const std::string prefix = layer_prefix(architecture, index);
+    for (const Step& step : layer_steps(architecture)) {
+      Unit* unit = nullptr;
+      for (const std::size_t i : step.linears) {
+        const std::string module = prefix + linears[i].name;
+        if (plan.modules.at(module).skip) continue;
+        if (unit == nullptr || !steps_share_a_scale) unit = &new_unit();
+        add_weight(*unit, checkpoint.info(module + ".weight"));
+      }
+    }
+    if (work.units.size() == layer->first_unit)
+      new_unit();  // all are skipped: there is the record to write
+    layer->units_left = work.units.size() - layer->first_unit;
+    work.layers.push_back(std::move(layer));
+  }
+  for (const Unit& unit : work.units) work.largest_unit = std::max(work.largest_unit, unit.bytes);
+  return work;
+}
+
+// Adds the time since the lap before to one phase after another.
+class LapClock {
+ public:
+  void lap(double& phase) {
+    const auto now = std::chrono::steady_clock::now();
+    phase += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+// Has its own queue on the device, so that workers wait for nothing but their own copies.
+struct Worker {
+  Worker(const Stream& main, std::size_t largest_unit)
+      : stream(main.backend(), main.device()),
+        staging(static_cast<std::size_t>(piece_bytes), stream),
+        on_device(largest_unit, stream) {}
+
+  ConstTensor load(const Checkpoint& checkpoint, const TensorInfo& weight, std::size_t offset) {
+    auto* place = static_cast<unsigned char*>(on_device.data()) + offset;
+    for (std::int64_t begin = 0; begin < weight.bytes(); begin += piece_bytes) {
+      const std::int64_t count = std::min(piece_bytes, weight.bytes() - begin);
+      checkpoint.read(weight.name, begin, count, staging.data());
+      copy_to_device(place + begin, staging.data(), static_cast<std::size_t>(count), stream);
+    }
+    return {place, weight.dtype, weight.rows(), weight.cols()};
+  }
+
+  void run(const Unit& unit, std::int64_t layer, const Checkpoint& checkpoint,
+           const StorageSettings& storage, Store& store) {
+    LapClock clock;
+    std::vector<Linear> linears;
+    std::vector<const Linear*> pointers;
+    for (std::size_t i = 0; i < unit.weights.size(); ++i) {
+      Linear& linear = linears.emplace_back();
+      linear.name = unit.weights[i].name.substr(
+          0, unit.weights[i].name.size() - std::string(".weight").size());
+      linear.stored = load(checkpoint, unit.weights[i], unit.offsets[i]);
+    }
+    for (const Linear& linear : linears) pointers.push_back(&linear);
+    clock.lap(seconds.read);
+    const std::vector<PackedTensor> tensors =
+        linears.empty() ? std::vector<PackedTensor>{} : cast_linears(pointers, storage, stream);
+    clock.lap(seconds.solve);
+    store.write(layer, tensors);
+    clock.lap(seconds.write);
+    spdlog::debug("{}: cast and written",
+                  unit.weights.empty() ? "nothing" : unit.weights.front().name);
+  }
+
+  Stream stream;
+  HostBuffer staging;
+  Buffer on_device;
+  PhaseSeconds seconds;
+};
+
+}  // namespace
+
+std::size_t cast_workers(int cores, std::size_t bytes_of_a_worker) {
+  const std::size_t in_memory = most_device_bytes / std::max<std::size_t>(bytes_of_a_worker, 1);
+  return std::max<std::size_t>(
+      1, std::min(
+             {most_workers, in_memory, static_cast<std::size_t>(std::max(cores, fewest_workers))}));
+}
+
+std::size_t cast_layers(const Checkpoint& checkpoint, const Architecture& architecture,
+                        const QuantizePlan& plan, Store& store, const Comm& comm,
+                        const Stream& stream, const std::function<void(std::int64_t)>& progress,
+                        PhaseSeconds& seconds) {
+  const Work work = work_of_rank(checkpoint, architecture, plan, store.finished(), comm);
+  const int cores = omp_get_max_threads();
+  const std::size_t count = std::min(work.units.size(), cast_workers(cores, 2 * work.largest_unit));
+  std::atomic<std::size_t> next{0};
+  std::atomic<std::size_t> end{work.units.size()};
+
+  spdlog::debug("{} workers for {} units of at most {} bytes", count, work.units.size(),
+                work.largest_unit);
+  const auto take_units = [&](Worker& worker) {
+    for (;;) {
+      const std::size_t at = next++;
+      if (at >= end) return;
+      const Unit& unit = work.units[at];
+      LayerWork& layer = *work.layers[unit.layer];
+      if (store.fault()) end = 0;
+      if (signals_received() > 0 && at == layer.first_unit) end = at;
+      if (at >= end) return;
+      worker.run(unit, layer.index, checkpoint, plan.storage, store);
+      if (--layer.units_left == 0)
+        store.commit_written(layer.index, [&progress, index = layer.index] { progress(index); });
+    }
+  };
+  struct Used {
+    PhaseSeconds seconds;
+    std::size_t device_bytes = 0;
+  };
+  std::vector<std::future<Used>> workers;
+  for (std::size_t i = 0; i < count; ++i)
+    workers.push_back(std::async(std::launch::async, [&] {
+      stream.adopt_thread();
+      omp_set_num_threads(
+          std::max(1, cores / static_cast<int>(count)));  // of the kernels on the CPU backend
+      try {
+        Worker worker(stream, work.largest_unit);
+        take_units(worker);
+        return Used{worker.seconds, worker.stream.bytes_peak()};
+      } catch (...) {
+        end = 0;
+        throw;
+      }
+    }));
+  for (const std::future<Used>& worker : workers) worker.wait();
+  store.wait_for_commits();  // they use `progress`
+
+  std::size_t device_bytes = 0;
+  for (std::future<Used>& worker : workers) {
+    const Used used = worker.get();
+    device_bytes += used.device_bytes;
+    seconds.read += used.seconds.read / static_cast<double>(count);
+    seconds.solve += used.seconds.solve / static_cast<double>(count);
+    seconds.write += used.seconds.write / static_cast<double>(count);
+  }
+  return device_bytes;
+}
+
+}  // namespace qpipe

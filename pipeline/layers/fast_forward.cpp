@@ -1,0 +1,97 @@
+#include "pipeline/layers/fast_forward.h"
+
+#include <stdexcept>
+
+#include "pipeline/files/error.h"
+#include "pipeline/model/read_back.h"
+
+namespace qpipe {
+
+namespace {
+
+constexpr std::size_t alignment = 256;
+
+// Integer codes only: the other formats need no activations. Zeros kept back for gptq are held as
+// v1 has them.
+StoredFormat written_format(Format format) {
+  switch (format) {
+    case Format::gptq: return StoredFormat::gptq_v1;
+    case Format::gptq_v2: return StoredFormat::gptq_v2;
+    case Format::awq: return StoredFormat::awq;
+    case Format::compressed_tensors: return StoredFormat::ct_integer;
+    case Format::bitsandbytes:
+    case Format::fp8: break;
+  }
+  throw std::logic_error("restore_propagated_weights: the format holds no integer codes");
+}
+
+void read_tensor(const std::string& name, const FinishedLayer& finished, const Journal& journal,
+                 const ShardSet& shards, void* to) {
+  for (const LayerRecord& part : finished.parts)
+    if (part.held.contains(name))
+      return SafetensorsFile(journal.folder() / (part.stem() + ".safetensors")).read(name, to);
+  if (!shards.read(name, to))
+    throw UserError(ExitCode::io, name + ": the shard that holds it is too short");
+}
+
+std::vector<float> floats(const nlohmann::json& factors, std::size_t linear, const char* key) {
+  return factors.is_null() ? std::vector<float>{}
+                           : factors.at(linear).at(key).get<std::vector<float>>();
+}
+
+}  // namespace
+
+nlohmann::json factors_json(const std::vector<LinearFactors>& factors) {
+  nlohmann::json json;
+  for (const LinearFactors& f : factors) json.push_back({{"column", f.column}, {"row", f.row}});
+  return json;
+}
+
+void restore_propagated_weights(const QuantizePlan& plan, const FinishedLayer& finished,
+                                const Journal& journal, const ShardSet& shards, const Layer& layer,
+                                Comm& comm, Stream& stream) {
+  const nlohmann::json factors = finished.findings().value("factors", nlohmann::json());
+  for (std::size_t i = 0; i < layer.linears.size(); ++i) {
+    const Linear& linear = layer.linears[i];
+    const LinearSettings& settings = plan.modules.at(linear.name);
+    if (settings.skip) continue;
+    std::vector<TensorInfo> infos;
+    std::vector<std::size_t> offsets;
+    std::size_t bytes = 0;
+    for (const NamedTensor& tensor : stored_tensors(linear.name, linear.weight.rows,
+                                                    linear.weight.cols, settings, plan.storage)) {
+      infos.push_back({tensor.name, tensor.dtype, tensor.shape});
+      offsets.push_back(bytes);
+      bytes +=
+          (static_cast<std::size_t>(infos.back().bytes()) + alignment - 1) / alignment * alignment;
+    }
+    const int owner = static_cast<int>(layer.index % comm.size());
+    const Buffer blob(bytes, stream);
+    std::string fault;
+    if (comm.rank() == owner) try {
+        std::vector<unsigned char> data(bytes);
+        for (std::size_t t = 0; t < infos.size(); ++t)
+          read_tensor(infos[t].name, finished, journal, shards, data.data() + offsets[t]);
+        copy_to_device(blob.data(), data.data(), bytes, stream);
+      } catch (const std::exception& error) {
+        fault = error.what();
+      }
+    if (fault = comm.first_failure(fault); !fault.empty()) throw UserError(ExitCode::io, fault);
+    comm.broadcast(blob.data(), bytes, owner, stream);
+
+    PackedParts parts;
+    for (std::size_t t = 0; t < infos.size(); ++t)
+      parts[infos[t].name.substr(linear.name.size())] =
+          view_of(infos[t], static_cast<const unsigned char*>(blob.data()) + offsets[t]);
+    const LinearFactors own{floats(factors, i, "column"), floats(factors, i, "row")};
+    if (!plan.awq) {
+      read_back(written_format(plan.storage.format), linear.name, parts, linear.weight, stream);
+      continue;
+    }
+    const Array<float> scaled(linear.weight.rows, linear.weight.cols, stream);
+    read_back(written_format(plan.storage.format), linear.name, parts, scaled.view, stream);
+    unscale_into(scaled, own, linear.weight, stream);
+  }
+}
+
+}  // namespace qpipe

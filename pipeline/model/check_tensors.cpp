@@ -1,0 +1,175 @@
+#include <algorithm>
+#include <array>
+#include <set>
+
+#include "pipeline/files/error.h"
+#include "pipeline/files/suggest.h"
+#include "pipeline/model/model.h"
+#include "pipeline/model/read_back.h"
+#include "stages/architecture.h"
+
+namespace qpipe {
+
+namespace {
+
+// Constants that older transformers versions stored with the weights; every reader recomputes them.
+constexpr std::array stored_constants = {
+    ".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached", ".masked_bias",
+    ".attn.bias",           ".attention.bias"};
+
+using Shape = std::vector<std::int64_t>;
+
+std::string text_of(const Shape& shape) {
+  std::string text;
+  for (const std::int64_t n : shape) text += (text.empty() ? "" : ", ") + std::to_string(n);
+  return "[" + text + "]";
+}
+
+struct Check {
+  const Checkpoint& checkpoint;
+  StoredFormat format;
+  std::size_t most;
+  std::set<std::string> known;
+  std::vector<std::string> faults;
+
+  bool done() const { return faults.size() >= most; }
+
+  void fail(const std::string& message) {
+    if (!done()) faults.push_back(checkpoint.folder().string() + ": " + message);
+  }
+
+  void weights(const std::string& name, const Shape& shape) {
+    known.insert(name);
+    if (done()) return;
+    if (!checkpoint.contains(name)) {
+      const std::string near = nearest_name(name, checkpoint.names());
+      return fail("tensor '" + name + "' is missing, and config.json asks for it" +
+                  (near.empty() ? "" : "; the nearest name is '" + near + "'"));
+    }
+    const TensorInfo& info = checkpoint.info(name);
+    if (info.shape != shape)
+      return fail("tensor '" + name + "' has shape " + text_of(info.shape) +
+                  ", but config.json makes it " + text_of(shape));
+    if (info.dtype != DType::f32 && info.dtype != DType::f16 && info.dtype != DType::bf16)
+      fail("tensor '" + name + "' has dtype " + std::string(name_of(info.dtype)) +
+           "; F32, F16 or BF16 is needed");
+  }
+
+  void packed(const std::string& module, const LinearSpec& spec) {
+    try {
+      for (const std::string& name :
+           check_packed_linear(format, checkpoint, module, spec.out_features, spec.in_features)
+               .names)
+        known.insert(name);
+    } catch (const UserError& error) {
+      if (!done()) faults.emplace_back(error.what());
+      for (const std::string& name : checkpoint.names_of(module))
+        known.insert(name);  // one fault a linear
+    }
+  }
+
+  void linear(const std::string& module, const LinearSpec& spec) {
+    if (format == StoredFormat::unquantized && !checkpoint.contains(module + ".weight") &&
+        is_packed(checkpoint, module)) {
+      fail("linear '" + module + "' is packed ('" + checkpoint.names_of(module).front() +
+           "'), but config.json has no quantization_config");
+      for (const std::string& name : checkpoint.names_of(module)) known.insert(name);
+    } else if (format != StoredFormat::unquantized && is_packed(checkpoint, module)) {
+      packed(module, spec);
+    } else {
+      weights(module + ".weight", {spec.out_features, spec.in_features});
+    }
+    if (spec.bias) weights(module + ".bias", {spec.out_features});
+  }
+
+  void norm(const std::string& module, std::int64_t width, bool bias) {
+    if (module.empty()) return;
+    weights(module + ".weight", {width});
+    if (bias) weights(module + ".bias", {width});
+  }
+};
+
+std::vector<unsigned char> bytes_of(const Checkpoint& checkpoint, const std::string& name) {
+  std::vector<unsigned char> bytes(static_cast<std::size_t>(checkpoint.info(name).bytes()));
+  checkpoint.read(name, bytes.data());
+  return bytes;
+}
+
+}  // namespace
+
+std::vector<TensorInfo> expected_tensors(const Architecture& a, DType dtype) {
+  std::vector<TensorInfo> tensors{{a.embedding, dtype, {a.vocab, a.hidden}}};
+  const auto norm = [&](const std::string& module, std::int64_t width, bool bias) {
+    tensors.push_back({module + ".weight", dtype, {width}});
+    if (bias) tensors.push_back({module + ".bias", dtype, {width}});
+  };
+  for (std::int64_t layer = 0; layer < a.layers; ++layer) {
+    const std::string prefix = layer_prefix(a, layer);
+    for (const std::string& name : {a.names.attention_norm, a.names.mlp_norm})
+      if (!name.empty()) norm(prefix + name, a.hidden, a.norm_bias);
+    for (const std::string& name : {a.names.q_norm, a.names.k_norm})
+      if (!name.empty()) norm(prefix + name, a.heads.head_dim, false);
+    for (const LinearSpec& linear : all_linears(a)) {
+      tensors.push_back(
+          {prefix + linear.name + ".weight", dtype, {linear.out_features, linear.in_features}});
+      if (linear.bias)
+        tensors.push_back({prefix + linear.name + ".bias", dtype, {linear.out_features}});
+    }
+  }
+  norm(a.final_norm, a.hidden, a.norm_bias);
+  if (!a.tied_embeddings) tensors.push_back({a.lm_head + ".weight", dtype, {a.vocab, a.hidden}});
+  if (a.lm_head_bias) tensors.push_back({a.lm_head + ".bias", dtype, {a.vocab}});
+  return tensors;
+}
+
+std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& checkpoint,
+                                       std::size_t most) {
+  Check check{
+      checkpoint,
+      read_stored_format(checkpoint.config(), (checkpoint.folder() / "config.json").string()),
+      most,
+      {},
+      {}};
+  check.weights(a.embedding, {a.vocab, a.hidden});
+  for (std::int64_t layer = 0; layer < a.layers; ++layer) {
+    const std::string prefix = layer_prefix(a, layer);
+    const auto norm = [&](const std::string& name, std::int64_t width, bool bias) {
+      if (!name.empty()) check.norm(prefix + name, width, bias);
+    };
+    norm(a.names.attention_norm, a.hidden, a.norm_bias);
+    norm(a.names.mlp_norm, a.hidden, a.norm_bias);
+    norm(a.names.q_norm, a.heads.head_dim, false);
+    norm(a.names.k_norm, a.heads.head_dim, false);
+    for (const LinearSpec& linear : all_linears(a)) check.linear(prefix + linear.name, linear);
+  }
+  check.norm(a.final_norm, a.hidden, a.norm_bias);
+
+  const std::string head = a.lm_head + ".weight";
+  if (!a.tied_embeddings || checkpoint.contains(head)) check.weights(head, {a.vocab, a.hidden});
+  if (a.lm_head_bias) check.weights(a.lm_head + ".bias", {a.vocab});
+
+  for (const std::string& name : checkpoint.names()) {
+    const bool constant = std::any_of(stored_constants.begin(), stored_constants.end(),
+                                      [&](const char* end) { return name.ends_with(end); });
+    if (!constant && check.known.count(name) == 0)
+      check.fail("tensor '" + name + "' is unknown to family " + a.model_type + " of " +
+                 std::to_string(a.layers) + " layers as config.json describes it");
+  }
+
+  // transformers ties only equal tensors when a checkpoint holds both.
+  if (check.faults.empty() && a.tied_embeddings && checkpoint.contains(head)) {
+    const bool equal = checkpoint.info(head).dtype == checkpoint.info(a.embedding).dtype &&
+                       bytes_of(checkpoint, head) == bytes_of(checkpoint, a.embedding);
+    if (!equal)
+      check.fail("tie_word_embeddings is true, but '" + head + "' differs from '" + a.embedding +
+                 "'; set tie_word_embeddings to false in config.json to keep both");
+  }
+  return check.faults;
+}
+
+void check_tensors(const Architecture& architecture, const Checkpoint& checkpoint) {
+  const std::vector<std::string> faults = tensor_faults(architecture, checkpoint, 1);
+  if (!faults.empty()) throw UserError(ExitCode::data, faults.front());
+}
+
+}  // namespace qpipe

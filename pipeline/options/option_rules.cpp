@@ -1,0 +1,93 @@
+#include "pipeline/options/option_rules.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <regex>
+
+#include "pipeline/files/suggest.h"
+
+namespace qpipe {
+
+namespace {
+
+std::string must_be(const std::string& text) { return "must be " + text; }
+
+}  // namespace
+
+std::string OneOf::text() const { return fmt::format("one of {}", fmt::join(values, ", ")); }
+
+std::string OneOf::fault(const std::string& value) const {
+  if (std::find(values.begin(), values.end(), value) != values.end()) return {};
+  const std::string near = nearest_name(value, values);
+  return must_be(text()) + (near.empty() ? "" : "; did you mean \"" + near + "\"?");
+}
+
+std::string OneOfNumbers::text() const { return fmt::format("one of {}", fmt::join(values, ", ")); }
+
+std::string OneOfNumbers::fault(std::int64_t value) const {
+  return std::find(values.begin(), values.end(), value) != values.end() ? "" : must_be(text());
+}
+
+std::string AtLeast::text() const { return fmt::format("at least {}", minimum); }
+
+std::string AtLeast::fault(std::int64_t value) const {
+  return value >= minimum ? "" : must_be(text());
+}
+
+std::string AtLeast::fault(double value) const {
+  return std::isfinite(value) && value >= static_cast<double>(minimum) ? "" : must_be(text());
+}
+
+std::string Inside::text() const { return fmt::format("above {} and below {}", low, high); }
+
+std::string Inside::fault(double value) const {
+  return value > low && value < high ? "" : must_be(text());
+}
+
+std::string GroupSize::text() const { return "-1 or a multiple of 32"; }
+
+std::string GroupSize::fault(std::int64_t value) const {
+  if (value == -1 || (value > 0 && value % 32 == 0)) return {};
+  return must_be(text()) +
+         (value > 0 ? fmt::format("; the next one is {}", (value / 32 + 1) * 32) : "");
+}
+
+std::string Required::text() const { return "required"; }
+
+std::string Required::fault(const std::string& value) const {
+  return value.empty() ? "must not be empty" : "";
+}
+
+std::string RegularExpression::text() const { return "required, an ECMAScript regular expression"; }
+
+std::string RegularExpression::fault(const std::string& value) const {
+  if (value.empty()) return "must not be empty";
+  try {
+    const std::regex compiled(value);
+  } catch (const std::regex_error& error) {
+    return std::string("is no regular expression: ") + error.what();
+  }
+  return {};
+}
+
+std::string ByteSize::text() const { return "a size such as \"500MB\" or \"5GB\""; }
+
+std::string ByteSize::fault(const std::string& value) const {
+  static const std::regex size("[0-9]+(\\.[0-9]+)? ?([KMGT]i?B|B)?");
+  return std::regex_match(value, size) ? "" : must_be(text());
+}
+
+std::string SizeOrAuto::text() const { return "auto, or a size such as \"22GiB\""; }
+
+std::string SizeOrAuto::fault(const std::string& value) const {
+  return value == "auto" || ByteSize{}.fault(value).empty() ? "" : must_be(text());
+}
+
+std::string OptionalBoolean::fault(const std::string& value) const {
+  return value.empty() || value == "true" || value == "false" ? "" : must_be("true or false");
+}
+
+}  // namespace qpipe

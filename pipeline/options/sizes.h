@@ -1,0 +1,16 @@
+// Sizes as people write and read them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace qpipe {
+
+// "5GB" → 5·10⁹, "500 MiB" → 500·2²⁰, "4096" and "4096B" bytes. Throws UserError(ExitCode::config)
+// for other texts, zero and overflow.
+std::int64_t parse_size(const std::string& text);
+
+// "4.35 GiB", "12.0 MiB"
+std::string size_text(std::int64_t bytes);
+
+}  // namespace qpipe

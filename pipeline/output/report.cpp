@@ -1,0 +1,173 @@
+#include "pipeline/output/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <functional>
+
+namespace qpipe {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModuleReport, name, bits, group_size, mean_squared_error, damp,
+                                   fell_back, skipped)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ScaleReport, source, linears, ratio, loss)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Communication, team_bytes, team_seconds, hidden_bytes)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseSeconds, start, read, hessian, search, solve, forward,
+                                   write, commit, wait, evaluate, total)
+
+nlohmann::json findings_since(const RunReport& report, std::size_t modules_begin,
+                              std::size_t scales_begin) {
+  nlohmann::json json{{"modules", nlohmann::json::array()}, {"scales", nlohmann::json::array()}};
+  for (std::size_t i = modules_begin; i < report.modules.size(); ++i)
+    json["modules"].push_back(report.modules[i]);
+  for (std::size_t i = scales_begin; i < report.scales.size(); ++i)
+    json["scales"].push_back(report.scales[i]);
+  return json;
+}
+
+void take_up_findings(const nlohmann::json& findings, RunReport& report) {
+  for (const nlohmann::json& module : findings.at("modules"))
+    report.modules.push_back(module.get<ModuleReport>());
+  for (const nlohmann::json& scale : findings.at("scales"))
+    report.scales.push_back(scale.get<ScaleReport>());
+}
+
+std::vector<PhaseSeconds> gather_seconds(const PhaseSeconds& seconds, Comm& comm) {
+  std::vector<PhaseSeconds> all;
+  for (const std::string& text : comm.gather(nlohmann::json(seconds).dump()))
+    all.push_back(nlohmann::json::parse(text).get<PhaseSeconds>());
+  return all;
+}
+
+nlohmann::json report_json(const RunReport& r) {
+  nlohmann::json modules = nlohmann::json::array();
+  for (const ModuleReport& m : r.modules) {
+    nlohmann::json entry{{"name", m.name}};
+    if (m.skipped) {
+      entry["skipped"] = true;
+    } else {
+      entry.update({{"bits", m.bits},
+                    {"group_size", m.group_size},
+                    {"mean_squared_error", m.mean_squared_error},
+                    {"damp_percent", m.damp}});
+      if (m.fell_back) entry["fell_back_to_rtn"] = true;
+    }
+    modules.push_back(entry);
+  }
+  nlohmann::json json{
+      {"qpipe", r.version},
+      {"model", r.model},
+      {"method", r.method},
+      {"format", r.format},
+      {"options", r.options},
+      {"calibration",
+       {{"source", r.calibration}, {"tokens", r.calibration_tokens}, {"xxh3", r.calibration_hash}}},
+      {"bits_per_weight", r.bits_per_weight},
+      {"bytes", r.bytes},
+      {"ranks", r.ranks},
+      {"device", r.device},
+      {"device_peak_bytes", r.device_peak_bytes},
+      {"seconds", r.seconds},
+      {"seconds_of_ranks", r.seconds_of_ranks},
+      {"communication", r.communication},
+      {"fell_back_to_rtn", std::count_if(r.modules.begin(), r.modules.end(),
+                                         [](const auto& m) { return m.fell_back; })},
+      {"modules", modules}};
+  for (const ScaleReport& s : r.scales)
+    json["scales"].push_back(
+        {{"source", s.source}, {"linears", s.linears}, {"ratio", s.ratio}, {"loss", s.loss}});
+  if (r.perplexity_before) json["perplexity"]["before"] = *r.perplexity_before;
+  if (r.perplexity_after) json["perplexity"]["after"] = *r.perplexity_after;
+  if (!r.evaluation.empty()) json["perplexity"]["data"] = r.evaluation;
+  return json;
+}
+
+namespace {
+
+// "4-bit", or the name of a format that is not counted in bits alone.
+std::string width_text(const QuantizePlan& plan) {
+  switch (plan.storage.codec) {
+    case Codec::nf4: return "NF4";
+    case Codec::fp4: return "FP4";
+    case Codec::int8_rows: return "LLM.int8";
+    case Codec::float8_rows:
+    case Codec::float8_blocks: return "FP8";
+    case Codec::nvfp4: return "NVFP4";
+    case Codec::mxfp4: return "MXFP4";
+    case Codec::integer: break;
+  }
+  return fmt::format("{}-bit", plan.defaults.bits);
+}
+
+std::string use_section(const std::vector<Loader>& loaders) {
+  std::string text = "\n## Use\n\n| program | loads it | |\n| --- | --- | --- |\n";
+  for (const Loader& loader : loaders)
+    text += fmt::format("| {} | {} | {} |\n", loader.name, loader.loads ? "yes" : "no", loader.why);
+  for (const Loader& loader : loaders) {
+    if (!loader.loads) continue;
+    if (loader.name == "transformers")
+      text +=
+          "\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+          "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\", device_map=\"auto\")\n"
+          "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n";
+    if (loader.name == "vLLM") text += "\n`vllm serve THIS_FOLDER` serves it as it is.\n";
+  }
+  return text;
+}
+
+void add_integer_rows(const QuantizePlan& plan,
+                      const std::function<void(const std::string&, const std::string&)>& row) {
+  const LinearSettings& s = plan.defaults;
+  row("bits", std::to_string(s.bits));
+  row("group size", s.group_size > 0 ? std::to_string(s.group_size) : "one group per output");
+  row("grid", s.symmetric ? "symmetric" : "asymmetric");
+  if (s.method == Method::gptq) {
+    row("column order", s.desc_act          ? "activation order (desc_act)"
+                        : s.act_group_aware ? "activation order within and among groups"
+                                            : "as stored");
+    row("static groups", s.static_groups ? "yes" : "no");
+    row("damping", fmt::format("{} of the mean diagonal", s.damp_percent));
+  }
+  if (s.mse_norm > 0.0f) row("scale search", fmt::format("exponent {}", s.mse_norm));
+}
+
+}  // namespace
+
+std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::string& license,
+                       const std::vector<Loader>& loaders) {
+  const std::string base = std::filesystem::path(r.model).filename().string();
+  const std::string width = width_text(plan);
+  std::string tags = "- " + r.method + "\n";
+  if (plan.storage.codec == Codec::integer) tags += "- " + width + "\n";
+  std::string card = fmt::format(
+      "---\nbase_model: {}\nbase_model_relation: quantized\nlibrary_name: "
+      "transformers\npipeline_tag: text-generation\n{}tags:\n{}- qpipe\n"
+      "---\n\n# {} in {} ({})\n\n",
+      r.model, license.empty() ? "" : "license: " + license + "\n", tags, base, width, r.method);
+  card += fmt::format("Made with qpipe {} from `{}`.\n\n| setting | value |\n| --- | --- |\n",
+                      r.version, r.model);
+  const auto row = [&](const std::string& name, const std::string& value) {
+    card += fmt::format("| {} | {} |\n", name, value);
+  };
+  row("method", r.method);
+  row("checkpoint format", r.format);
+  if (plan.storage.codec == Codec::integer) add_integer_rows(plan, row);
+  if (plan.storage.codec == Codec::nf4 || plan.storage.codec == Codec::fp4) {
+    row("block size", std::to_string(plan.storage.four_bit.block_size));
+    row("double quantization", plan.storage.four_bit.double_quant ? "yes" : "no");
+  }
+  row("bits per quantized weight", fmt::format("{:.3f}", r.bits_per_weight));
+  if (!r.calibration.empty())
+    row("calibration", fmt::format("{} ({} tokens)", r.calibration, r.calibration_tokens));
+  if (r.perplexity_before || r.perplexity_after) {
+    card += fmt::format(
+        "\n## Perplexity\n\nMeasured on {}, each window alone.\n\n| | perplexity |\n| --- | --- "
+        "|\n",
+        r.evaluation);
+    if (r.perplexity_before) card += fmt::format("| original | {:.3f} |\n", *r.perplexity_before);
+    if (r.perplexity_after) card += fmt::format("| quantized | {:.3f} |\n", *r.perplexity_after);
+  }
+  return card + use_section(loaders);
+}
+
+}  // namespace qpipe

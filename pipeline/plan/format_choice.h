@@ -1,0 +1,33 @@
+// Which container and codes the method, [output] and the target ask for, and what will load the
+// result (formats.md §0).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "pipeline/options/options.h"
+#include "stages/formats/format.h"
+
+namespace qpipe {
+
+struct FormatChoice {
+  StorageSettings storage;
+  std::vector<std::string>
+      notes;  // for the user: who will not load the result, and the setting to change
+};
+
+// settings: of the modules without an override. source: the type of the checkpoint's weights.
+// Throws UserError(ExitCode::config) when output.format or output.target cannot hold the method's
+// result.
+FormatChoice choose_format(const Options& options, const LinearSettings& settings, DType source);
+
+// What the override changes in a module's settings.
+void apply_override(const ModuleOverride& o, LinearSettings& settings);
+
+// quantization_config of config.json. skipped: full names of the decoder's linears that stay as
+// they are.
+nlohmann::json quantization_config(const Options& options, const LinearSettings& settings,
+                                   const StorageSettings& storage,
+                                   const std::vector<std::string>& skipped);
+
+}  // namespace qpipe

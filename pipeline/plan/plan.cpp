@@ -1,0 +1,185 @@
+#include "pipeline/plan/plan.h"
+
+#include <fmt/format.h>
+
+#include <regex>
+
+#include "kernels/clip_search.h"
+#include "pipeline/files/error.h"
+#include "pipeline/options/sizes.h"
+#include "pipeline/plan/format_choice.h"
+#include "stages/architecture.h"
+#include "stages/clip.h"
+
+namespace qpipe {
+
+namespace {
+
+LinearSettings default_settings(const Options& options) {
+  const Options::Quantize& o = options.quantize;
+  const bool awq = o.method == "awq";
+  LinearSettings s;
+  s.method = (awq ? options.awq.rounding : o.method) == "rtn" ? Method::rtn : Method::gptq;
+  s.bits = static_cast<int>(o.bits);
+  s.group_size = o.group_size;
+  s.symmetric = awq ? !options.awq.zero_point : o.symmetric;
+  s.desc_act = s.method == Method::gptq && o.desc_act;
+  s.static_groups = s.method == Method::gptq && o.static_groups;
+  s.act_group_aware = s.method == Method::gptq && o.act_group_aware;
+  s.mse_norm = o.mse >= 0.0 ? static_cast<float>(o.mse) : o.method == "gptq" ? 2.4f : 0.0f;
+  s.damp_percent = o.damp_percent;
+  s.damp_increment = o.damp_auto_increment;
+  return s;
+}
+
+// A codec's own condition on the sizes; "" when it is met.
+std::string size_fault(const LinearSpec& linear, const LinearSettings& s,
+                       const StorageSettings& storage) {
+  const auto multiple = [&](std::int64_t of) {
+    return linear.in_features % of == 0 ? ""
+                                        : fmt::format(
+                                              "its groups of {} inputs do not divide {}; add an "
+                                              "entry to quantize.overrides with skip = true for it",
+                                              of, linear.in_features);
+  };
+  switch (storage.codec) {
+    case Codec::nvfp4: return multiple(16);
+    case Codec::mxfp4: return multiple(32);
+    case Codec::nf4:
+    case Codec::fp4:
+    case Codec::int8_rows:
+    case Codec::float8_rows:
+    case Codec::float8_blocks: return {};
+    case Codec::integer: break;
+  }
+  if (s.group_size > 0 && linear.in_features % s.group_size != 0) {
+    std::string sizes;
+    for (const std::int64_t g : {32, 64, 96, 128, 192, 256, 512, 1024})
+      if (linear.in_features % g == 0) sizes += fmt::format("{}, ", g);
+    return fmt::format("quantize.group_size = {} does not divide the {} inputs; use {}or -1",
+                       s.group_size, linear.in_features, sizes);
+  }
+  if (linear.in_features % 32 != 0 || linear.out_features % 32 != 0)
+    return fmt::format(
+        "{} packs 32 values at a time, and a size is no multiple of 32; add an entry to "
+        "quantize.overrides with skip = true for it",
+        name_of(storage.format));
+  if (storage.format == Format::awq && s.bits != 4)
+    return "awq holds 4 bits only; remove bits from the entry of quantize.overrides";
+  return {};
+}
+
+void check_clip(const std::string& module, const LinearSpec& linear, const LinearSettings& s) {
+  if (s.group_columns(linear.in_features) > largest_clip_group)
+    throw UserError(ExitCode::config, fmt::format("{}: awq.clip needs groups of at most {} inputs, "
+                                                  "and quantize.group_size = {}; choose a smaller "
+                                                  "group or set awq.clip = false",
+                                                  module, largest_clip_group, s.group_size));
+}
+
+// The type of the decoder's first linear.
+DType source_dtype(const Architecture& architecture, const Checkpoint& checkpoint) {
+  return checkpoint
+      .info(layer_prefix(architecture, 0) + all_linears(architecture).front().name + ".weight")
+      .dtype;
+}
+
+}  // namespace
+
+QuantizePlan plan_quantization(const Options& options, const Architecture& architecture,
+                               const Checkpoint& checkpoint) {
+  QuantizePlan plan;
+  plan.defaults = default_settings(options);
+  const FormatChoice choice =
+      choose_format(options, plan.defaults, source_dtype(architecture, checkpoint));
+  plan.storage = choice.storage;
+  plan.notes = choice.notes;
+  plan.layer_prefix = architecture.layer_prefix;
+  plan.awq = options.quantize.method == "awq";
+  plan.quantized_propagation =
+      options.quantize.propagate == "auto" ? !plan.awq : options.quantize.propagate == "quantized";
+  plan.max_shard_bytes = parse_size(options.output.max_shard_size);
+  plan.calibrated = !plan.casts() && (plan.awq || plan.defaults.method == Method::gptq);
+  if (plan.awq && options.awq.search == "gram") {
+    plan.search_rows = options.awq.search_rows;
+    if (options.awq.rounding == "rtn") plan.hessian_tokens = options.awq.search_tokens;
+  }
+
+  std::vector<std::regex> patterns;
+  for (const ModuleOverride& o : options.quantize.overrides) patterns.emplace_back(o.match);
+  std::vector<bool> used(patterns.size(), false);
+
+  const auto keep = [&](const std::string& name) {
+    const TensorInfo& info = checkpoint.info(name);
+    plan.kept.push_back({name, plan.storage.dtype, info.shape});
+    plan.tensors.push_back(plan.kept.back());
+  };
+  keep(architecture.embedding);
+  double packed_bits = 0.0;
+  double packed_weights = 0.0;
+  for (std::int64_t layer = 0; layer < architecture.layers; ++layer) {
+    const std::string prefix = layer_prefix(architecture, layer);
+    for (const LinearSpec& linear : all_linears(architecture)) {
+      const std::string module = prefix + linear.name;
+      LinearSettings settings = plan.defaults;
+      for (std::size_t i = 0; i < patterns.size(); ++i) {
+        if (!std::regex_search(module, patterns[i])) continue;
+        apply_override(options.quantize.overrides[i], settings);
+        used[i] = true;
+        break;
+      }
+      plan.modules[module] = settings;
+      if (settings.skip) {
+        keep(module + ".weight");
+      } else {
+        const std::string fault = size_fault(linear, settings, plan.storage);
+        if (!fault.empty())
+          throw UserError(ExitCode::config,
+                          fmt::format("{} (out {}, in {}): {}", module, linear.out_features,
+                                      linear.in_features, fault));
+        if (plan.awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
+        if (!settings.symmetric && plan.storage.format == Format::gptq) plan.may_need_v2 = true;
+        for (const NamedTensor& tensor : stored_tensors(
+                 module, linear.out_features, linear.in_features, settings, plan.storage)) {
+          plan.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+          packed_bits += 8.0 * static_cast<double>(plan.tensors.back().bytes());
+        }
+        packed_weights +=
+            static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
+      }
+      if (linear.bias) keep(module + ".bias");
+    }
+    const LayerNames& names = architecture.names;
+    for (const std::string& norm :
+         {names.attention_norm, names.mlp_norm, names.q_norm, names.k_norm}) {
+      if (norm.empty()) continue;
+      keep(prefix + norm + ".weight");
+      if (checkpoint.contains(prefix + norm + ".bias")) keep(prefix + norm + ".bias");
+    }
+  }
+  for (std::size_t i = 0; i < used.size(); ++i)
+    if (!used[i])
+      throw UserError(
+          ExitCode::config,
+          fmt::format(
+              "quantize.overrides[{}]: match = \"{}\" matches no module; modules are named like {}",
+              i, options.quantize.overrides[i].match, plan.modules.begin()->first));
+  keep(architecture.final_norm + ".weight");
+  if (checkpoint.contains(architecture.final_norm + ".bias"))
+    keep(architecture.final_norm + ".bias");
+  if (!architecture.tied_embeddings) {
+    keep(architecture.lm_head + ".weight");
+    if (architecture.lm_head_bias) keep(architecture.lm_head + ".bias");
+  }
+  plan.bits_per_weight = packed_weights > 0.0 ? packed_bits / packed_weights : 0.0;
+  return plan;
+}
+
+std::vector<std::string> QuantizePlan::skipped() const {
+  std::vector<std::string> names;
+  for (const auto& [module, settings] : modules)
+    if (settings.skip) names.push_back(module);
+  return names;
+}
+
+}  // namespace qpipe

@@ -1,0 +1,54 @@
+// What a run will do, decided before any GPU work: the settings of every module and the tensors of
+// the output.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "pipeline/model/checkpoint.h"
+#include "pipeline/options/options.h"
+#include "stages/architecture.h"
+#include "stages/formats/format.h"
+#include "stages/places.h"
+
+namespace qpipe {
+
+// Elements of a tensor that are copied to the output at once.
+inline constexpr std::int64_t copied_elements = std::int64_t{1} << 22;
+
+struct QuantizePlan {
+  LinearSettings defaults;
+  // Full module name → settings (skip included), for every linear of every decoder layer.
+  std::map<std::string, LinearSettings> modules;
+  StorageSettings storage;
+  std::vector<TensorInfo> tensors;  // of the output, in order: embedding, layers, final norm, head
+  std::vector<TensorInfo>
+      kept;                  // those of them that are copied from the source, in the output's type
+  std::string layer_prefix;  // of the names of the layers' tensors
+  std::vector<std::string> notes;  // for the user
+  bool may_need_v2 =
+      false;  // gptq was asked for an asymmetric grid: gptq_v2 if a zero of 0 turns up
+  bool quantized_propagation = true;
+  bool awq = false;         // modules' settings say how the scaled weights are rounded
+  bool calibrated = false;  // the method needs calibration data
+  std::int64_t hessian_tokens =
+      0;  // that Hessians are of, evenly spaced; 0: all. Some where they only measure errors
+  std::int64_t search_rows = 0;  // of each linear, that AWQ's Gram losses are of; 0: all
+  std::int64_t max_shard_bytes = 0;
+  Places places;
+  double bits_per_weight = 0.0;  // of the quantized linears, with scales, zeros and indices
+
+  bool casts() const {
+    return storage.codec != Codec::integer;
+  }                                          // codes follow from the weights alone
+  std::vector<std::string> skipped() const;  // the modules that stay as they are
+};
+
+// Throws UserError(ExitCode::config) when a group size does not divide a module's inputs (names the
+// sizes that do), when sizes cannot be packed, when an override matches nothing, and as
+// choose_format does.
+QuantizePlan plan_quantization(const Options& options, const Architecture& architecture,
+                               const Checkpoint& checkpoint);
+
+}  // namespace qpipe

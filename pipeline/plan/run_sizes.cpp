@@ -1,0 +1,192 @@
+#include "pipeline/plan/run_sizes.h"
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "stages/architecture.h"
+#include "stages/layer.h"
+
+namespace qpipe {
+
+namespace {
+
+// Every tensor of a layer begins at such a boundary (pipeline/layers/layer_source.cpp).
+std::int64_t aligned(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+std::int64_t in_type(const TensorInfo& info, std::int64_t element) {
+  return info.bytes() / static_cast<std::int64_t>(size_of(info.dtype)) * element;
+}
+
+struct Source {
+  const Architecture& architecture;
+  const Checkpoint& checkpoint;
+  const QuantizePlan& plan;
+  std::map<std::string, std::int64_t> packed;  // module → bytes
+  DType compute;
+  std::int64_t element;
+};
+
+LinearSizes linear_sizes(const Source& s, const std::string& module) {
+  const TensorInfo& info = s.checkpoint.info(module + ".weight");
+  const LinearSettings& settings = s.plan.modules.at(module);
+  LinearSizes sizes;
+  sizes.rows = info.rows();
+  sizes.columns = info.cols();
+  sizes.stored_bytes = aligned(info.bytes());
+  sizes.copy_bytes = info.dtype == s.compute ? 0 : in_type(info, s.element);
+  sizes.quantized = !settings.skip;
+  sizes.packed_bytes = sizes.quantized ? s.packed.at(module) : 0;
+  sizes.gptq = sizes.quantized && settings.method == Method::gptq;
+  sizes.static_groups = settings.static_groups;
+  sizes.group_columns = settings.group_columns(sizes.columns);
+  return sizes;
+}
+
+LayerSizes layer_sizes(const Source& s, std::int64_t index) {
+  const Architecture& a = s.architecture;
+  const std::string prefix = layer_prefix(a, index);
+  const std::vector<LinearSpec> linears = all_linears(a);
+  LayerSizes layer;
+  layer.count = 1;
+  const auto add_small = [&](const std::string& name) {
+    if (!s.checkpoint.contains(name)) return;
+    const TensorInfo& info = s.checkpoint.info(name);
+    layer.small_bytes += aligned(info.bytes());
+    if (info.dtype != s.compute) layer.small_copy_bytes += in_type(info, s.element);
+  };
+  for (const std::string& norm :
+       {a.names.attention_norm, a.names.mlp_norm, a.names.q_norm, a.names.k_norm})
+    for (const char* part : {".weight", ".bias"})
+      if (!norm.empty()) add_small(prefix + norm + part);
+  for (const Step& step : layer_steps(a)) {
+    if (step.linears.empty()) continue;
+    StepSizes& sizes = layer.steps.emplace_back();
+    const std::string& first = linears[step.linears.front()].name;
+    sizes.kind = step.kind;
+    sizes.name = first.substr(first.rfind('.') + 1);
+    sizes.columns = input_width(a, step.kind);
+    std::set<std::pair<bool, std::int64_t>>
+        orders;  // stages/solve.cpp: linears of one order share a factor
+    for (const std::size_t i : step.linears) {
+      const std::string module = prefix + linears[i].name;
+      const LinearSizes& linear = sizes.linears.emplace_back(linear_sizes(s, module));
+      const LinearSettings& settings = s.plan.modules.at(module);
+      if (linear.gptq)
+        orders.emplace(settings.desc_act,
+                       settings.act_group_aware && !settings.desc_act ? linear.group_columns : 0);
+      if (linears[i].bias) add_small(module + ".bias");
+    }
+    sizes.factors = static_cast<std::int64_t>(orders.size());
+    if (!s.plan.awq || !sizes.solves()) continue;
+    for (const ScalingPair& pair : scaling_pairs(a))
+      if (pair.step == step.kind) sizes.search = pair.inspected;
+  }
+  return layer;
+}
+
+bool equal_layers(const LayerSizes& a, const LayerSizes& b) {
+  return a.small_bytes == b.small_bytes && a.small_copy_bytes == b.small_copy_bytes &&
+         a.steps == b.steps;
+}
+
+std::int64_t sum_of(const LayerSizes& layer, std::int64_t LinearSizes::*bytes) {
+  std::int64_t sum = 0;
+  for (const StepSizes& step : layer.steps)
+    for (const LinearSizes& linear : step.linears) sum += linear.*bytes;
+  return sum;
+}
+
+}  // namespace
+
+bool StepSizes::solves() const {
+  return std::any_of(linears.begin(), linears.end(),
+                     [](const LinearSizes& linear) { return linear.quantized; });
+}
+
+std::int64_t LayerSizes::stored_bytes() const {
+  return small_bytes + sum_of(*this, &LinearSizes::stored_bytes);
+}
+std::int64_t LayerSizes::copy_bytes() const { return sum_of(*this, &LinearSizes::copy_bytes); }
+std::int64_t LayerSizes::packed_bytes() const { return sum_of(*this, &LinearSizes::packed_bytes); }
+
+RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoint& checkpoint,
+                   const QuantizePlan& plan, Backend backend) {
+  Source source{a,
+                checkpoint,
+                plan,
+                {},
+                backend == Backend::cuda ? DType::bf16 : DType::f32,
+                backend == Backend::cuda ? 2 : 4};
+  RunSizes r;
+  r.backend = backend;
+  r.compute_element = source.element;
+  r.hidden = a.hidden;
+  r.vocab = a.vocab;
+  r.widest_input = widest_input(a);
+  for (const StepKind kind : step_kinds) r.input_widths.push_back(input_width(a, kind));
+  r.scratch_width = scratch_width(a);
+  r.attention_width = a.heads.heads * a.heads.head_dim;
+  r.layers = a.layers;
+  r.casts = plan.casts();
+  r.casts_steps = plan.storage.codec == Codec::nvfp4;
+  r.calibrated = plan.calibrated;
+  r.awq = plan.awq;
+  r.at_once = plan.awq || !options.quantize.true_sequential || !plan.quantized_propagation;
+  r.quantized_propagation = plan.quantized_propagation;
+  r.runs_again = r.at_once && plan.quantized_propagation;
+  r.exact_search = plan.awq && options.awq.search == "exact";
+  r.grid = options.awq.grid;
+  r.search_tokens = options.awq.search_tokens;
+  r.search_rows = plan.search_rows;
+  r.hessian_tokens = plan.hessian_tokens;
+  r.samples = plan.calibrated ? options.calibration.samples : 0;
+  r.seqlen = options.calibration.seqlen;
+  r.micro_batch = options.memory.micro_batch;
+  if (!options.evaluate.data.empty() && (options.evaluate.before || options.evaluate.after))
+    r.evaluate_samples = options.evaluate.samples;
+  r.evaluate_seqlen = options.evaluate.seqlen;
+  r.table_bytes =
+      (a.rope.enabled ? static_cast<std::int64_t>(a.rope.inverse_frequencies.size()) * 4 : 0) +
+      static_cast<std::int64_t>(a.key_bias_slopes.size()) * r.seqlen * 4;
+
+  const TensorInfo& embedding = checkpoint.info(a.embedding);
+  const TensorInfo& head = a.tied_embeddings ? embedding : checkpoint.info(a.lm_head + ".weight");
+  r.embedding_bytes = embedding.bytes();
+  r.head_bytes = head.bytes();
+  if (head.dtype != source.compute) r.head_compute_bytes = in_type(head, source.element);
+  for (const TensorInfo& info : plan.kept)
+    if (!info.name.starts_with(plan.layer_prefix)) {
+      const TensorInfo& stored = checkpoint.info(info.name);
+      const std::int64_t piece = std::min(copied_elements, in_type(stored, 1));
+      const std::size_t element = size_of(stored.dtype) + sizeof(float) +
+                                  (stored.dtype == info.dtype ? 0 : size_of(info.dtype));
+      r.kept_host_bytes.push_back(piece * static_cast<std::int64_t>(element));
+    }
+  for (const TensorInfo& info : plan.tensors) {
+    r.output_bytes += info.bytes();
+    if (plan.may_need_v2 && info.name.ends_with(".qzeros")) r.kept_back_bytes += info.bytes();
+    // "MODULE.part", or "MODULE.weight.part" as bitsandbytes names its own.
+    for (std::size_t dot = info.name.rfind('.'); dot != std::string::npos && dot > 0;
+         dot = info.name.rfind('.', dot - 1))
+      if (const auto module = plan.modules.find(info.name.substr(0, dot));
+          module != plan.modules.end()) {
+        source.packed[module->first] += info.bytes();
+        break;
+      }
+  }
+  for (std::int64_t index = 0; index < a.layers; ++index) {
+    LayerSizes layer = layer_sizes(source, index);
+    const auto same =
+        std::find_if(r.layer_kinds.begin(), r.layer_kinds.end(),
+                     [&](const LayerSizes& kind) { return equal_layers(kind, layer); });
+    if (same == r.layer_kinds.end())
+      r.layer_kinds.push_back(std::move(layer));
+    else
+      ++same->count;
+  }
+  return r;
+}
+
+}  // namespace qpipe

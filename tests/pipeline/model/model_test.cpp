@@ -1,0 +1,504 @@
+// config.json → architecture: the tiny models of every family, older and newer spellings of the
+// same model, rope values of the reference implementation, tensors of a checkpoint, faults.
+#include "pipeline/model/model.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "pipeline/files/error.h"
+#include "pipeline/model/config_json.h"
+#include "pipeline/model/rope_config.h"
+
+namespace qpipe {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::json;
+
+const fs::path golden = fs::path(QPIPE_TESTS) / "golden";
+
+Json golden_json(const std::string& name) {
+  std::ifstream file(golden / name);
+  EXPECT_TRUE(file.good()) << golden / name;
+  return Json::parse(file);
+}
+
+Json config_of(const std::string& model) { return golden_json("models/" + model + "/config.json"); }
+
+Architecture architecture_of(const std::string& model) {
+  return read_architecture(config_of(model), "config.json");
+}
+
+Json without(Json config, std::initializer_list<const char*> keys) {
+  for (const char* key : keys) config.erase(key);
+  return config;
+}
+
+Json with(Json config, const Json& changes) {
+  config.update(changes);
+  return config;
+}
+
+// The one line that the user reads.
+std::string fault(const Json& config) {
+  try {
+    read_architecture(config, "m/config.json");
+  } catch (const UserError& error) {
+    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
+    return error.what();
+  }
+  return "no fault";
+}
+
+void expect_fault(const Json& config, std::initializer_list<const char*> parts) {
+  const std::string message = fault(config);
+  EXPECT_NE(message.find("m/config.json: "), std::string::npos) << message;
+  for (const char* part : parts)
+    EXPECT_NE(message.find(part), std::string::npos) << "'" << part << "' is not in: " << message;
+}
+
+void expect_linear(const LinearSpec& linear, const char* name, std::int64_t out, std::int64_t in,
+                   bool bias) {
+  EXPECT_EQ(linear, (LinearSpec{name, out, in, bias}))
+      << linear.name << " " << linear.out_features << " " << linear.in_features;
+}
+
+void expect_common(const Architecture& a) {
+  EXPECT_EQ(a.layers, 3);
+  EXPECT_EQ(a.hidden, 64);
+  EXPECT_EQ(a.vocab, 320);
+  EXPECT_EQ(a.max_positions, 128);
+  EXPECT_EQ(a.heads.heads, 4);
+  EXPECT_EQ(a.embedding_multiplier, 1.0f);
+  EXPECT_EQ(a.window.size(), 3u);
+  EXPECT_FALSE(a.lm_head_bias);
+}
+
+TEST(Model, Llama) {
+  const Architecture a = architecture_of("llama");
+  expect_common(a);
+  EXPECT_EQ(a.model_type, "llama");
+  EXPECT_EQ(a.norm, NormKind::rms);
+  EXPECT_FALSE(a.norm_bias);
+  EXPECT_EQ(a.norm_eps, 1e-6f);
+  EXPECT_EQ(a.residual, Residual::sequential);
+  EXPECT_EQ(a.heads, (HeadLayout{4, 2, 16, 32, 16, 64, 96}));
+  EXPECT_EQ(a.attention_scale, 0.25f);
+  EXPECT_EQ(a.window, std::vector<std::int64_t>(3, 0));
+  EXPECT_TRUE(a.gated_mlp);
+  EXPECT_EQ(a.activation, Activation::silu);
+  EXPECT_EQ(a.ffn, 128);
+  EXPECT_FALSE(a.tied_embeddings);
+  ASSERT_EQ(a.qkv.size(), 3u);
+  expect_linear(a.qkv[0], "self_attn.q_proj", 64, 64, false);
+  expect_linear(a.qkv[1], "self_attn.k_proj", 32, 64, false);
+  expect_linear(a.qkv[2], "self_attn.v_proj", 32, 64, false);
+  expect_linear(a.attention_out, "self_attn.o_proj", 64, 64, false);
+  ASSERT_EQ(a.mlp_in.size(), 2u);
+  expect_linear(a.mlp_in[0], "mlp.gate_proj", 128, 64, false);
+  expect_linear(a.mlp_in[1], "mlp.up_proj", 128, 64, false);
+  expect_linear(a.mlp_out, "mlp.down_proj", 64, 128, false);
+  EXPECT_EQ(a.names, (LayerNames{"input_layernorm", "post_attention_layernorm", "", ""}));
+  EXPECT_EQ(a.layer_prefix, "model.layers.");
+  EXPECT_EQ(a.embedding, "model.embed_tokens.weight");
+  EXPECT_EQ(a.final_norm, "model.norm");
+  EXPECT_EQ(a.lm_head, "lm_head");
+  EXPECT_TRUE(a.rope.enabled);
+  EXPECT_FALSE(a.rope.interleaved);
+  EXPECT_EQ(a.rope.inverse_frequencies.size(), 8u);
+}
+
+TEST(Model, LlamaForms) {
+  const Architecture mha = architecture_of("llama-mha");
+  expect_common(mha);
+  EXPECT_EQ(mha.heads, (HeadLayout{4, 4, 16, 16, 16, 64, 128}));
+  const Architecture tied = architecture_of("llama-mha-tied-bias");
+  expect_common(tied);
+  EXPECT_TRUE(tied.tied_embeddings);
+  for (const LinearSpec& linear : {tied.qkv[0], tied.qkv[1], tied.qkv[2], tied.attention_out,
+                                   tied.mlp_in[0], tied.mlp_in[1], tied.mlp_out})
+    EXPECT_TRUE(linear.bias) << linear.name;
+  EXPECT_EQ(architecture_of("llama-yarn").rope.amplitude,
+            static_cast<float>(0.1 * std::log(4.0) + 1.0));
+  // The rope kinds change rope alone.
+  for (const char* name : {"llama3-rope", "llama-linear-rope", "llama-yarn"}) {
+    Architecture a = architecture_of(name);
+    const Architecture plain = architecture_of("llama");
+    EXPECT_NE(a.rope, plain.rope) << name;
+    a.rope = plain.rope;
+    EXPECT_EQ(a, plain) << name;
+  }
+}
+
+TEST(Model, Mistral) {
+  Architecture a = architecture_of("mistral");
+  EXPECT_EQ(a.model_type, "mistral");
+  EXPECT_EQ(a.window, std::vector<std::int64_t>(3, 0));
+  a.model_type = "llama";
+  EXPECT_EQ(a, architecture_of("llama"));
+
+  const Architecture windowed = architecture_of("mistral-window");
+  expect_common(windowed);
+  EXPECT_EQ(windowed.window, std::vector<std::int64_t>(3, 16));
+  EXPECT_EQ(windowed.heads,
+            (HeadLayout{4, 2, 32, 64, 32, 128, 192}));  // head_dim is not hidden / heads
+  expect_linear(windowed.qkv[0], "self_attn.q_proj", 128, 64, false);
+  expect_linear(windowed.attention_out, "self_attn.o_proj", 64, 128, false);
+  EXPECT_EQ(windowed.attention_scale, 1.0f / std::sqrt(32.0f));
+}
+
+TEST(Model, Qwen) {
+  const Architecture qwen2 = architecture_of("qwen2");
+  expect_common(qwen2);
+  for (const LinearSpec& linear : qwen2.qkv) EXPECT_TRUE(linear.bias);
+  EXPECT_FALSE(qwen2.attention_out.bias);
+  EXPECT_FALSE(qwen2.mlp_out.bias);
+  EXPECT_EQ(qwen2.window, std::vector<std::int64_t>(3, 0));
+  EXPECT_TRUE(qwen2.names.q_norm.empty());
+
+  const Architecture qwen3 = architecture_of("qwen3");
+  expect_common(qwen3);
+  EXPECT_EQ(qwen3.names.q_norm, "self_attn.q_norm");
+  EXPECT_EQ(qwen3.names.k_norm, "self_attn.k_norm");
+  EXPECT_EQ(qwen3.heads.head_dim, 32);
+  for (const LinearSpec& linear : qwen3.qkv) EXPECT_FALSE(linear.bias);
+}
+
+TEST(Model, Falcon) {
+  const Architecture seven = architecture_of("falcon-7b-style");
+  expect_common(seven);
+  EXPECT_EQ(seven.norm, NormKind::layer);
+  EXPECT_TRUE(seven.norm_bias);
+  EXPECT_EQ(seven.norm_eps, 1e-5f);
+  EXPECT_EQ(seven.residual, Residual::parallel);
+  EXPECT_TRUE(seven.shared_norm);
+  EXPECT_EQ(seven.names, (LayerNames{"input_layernorm", "", "", ""}));
+  EXPECT_EQ(seven.heads, (HeadLayout{4, 1, 16, 64, 16, 64, 80}));
+  ASSERT_EQ(seven.qkv.size(), 1u);
+  expect_linear(seven.qkv[0], "self_attention.query_key_value", 96, 64, false);
+  expect_linear(seven.attention_out, "self_attention.dense", 64, 64, false);
+  ASSERT_EQ(seven.mlp_in.size(), 1u);
+  expect_linear(seven.mlp_in[0], "mlp.dense_h_to_4h", 256, 64, false);
+  expect_linear(seven.mlp_out, "mlp.dense_4h_to_h", 64, 256, false);
+  EXPECT_FALSE(seven.gated_mlp);
+  EXPECT_EQ(seven.activation, Activation::gelu);
+  EXPECT_TRUE(seven.tied_embeddings);
+  EXPECT_EQ(seven.layer_prefix, "transformer.h.");
+  EXPECT_EQ(seven.embedding, "transformer.word_embeddings.weight");
+  EXPECT_EQ(seven.final_norm, "transformer.ln_f");
+  EXPECT_TRUE(seven.rope.enabled);
+
+  const Architecture forty = architecture_of("falcon-40b-style");
+  EXPECT_EQ(forty.residual, Residual::parallel);
+  EXPECT_FALSE(forty.shared_norm);
+  EXPECT_EQ(forty.names, (LayerNames{"ln_attn", "ln_mlp", "", ""}));
+  EXPECT_EQ(forty.heads,
+            (HeadLayout{4, 2, 16, 64, 64, 32, 48}));  // q q k v of group 0, then of group 1
+  expect_linear(forty.qkv[0], "self_attention.query_key_value", 128, 64, false);
+
+  const Architecture eleven = read_architecture(
+      with(config_of("falcon-40b-style"), {{"num_ln_in_parallel_attn", 1}}), "config.json");
+  EXPECT_TRUE(eleven.shared_norm);
+  EXPECT_EQ(eleven.names, (LayerNames{"input_layernorm", "", "", ""}));
+  EXPECT_EQ(eleven.heads, forty.heads);
+
+  const Architecture rw = architecture_of("falcon-rw-alibi");
+  EXPECT_EQ(rw.residual, Residual::sequential);
+  EXPECT_FALSE(rw.shared_norm);
+  EXPECT_EQ(rw.names, (LayerNames{"input_layernorm", "post_attention_layernorm", "", ""}));
+  EXPECT_EQ(rw.heads, (HeadLayout{4, 4, 16, 48, 48, 16, 32}));  // q k v of each head
+  expect_linear(rw.qkv[0], "self_attention.query_key_value", 192, 64, true);
+  EXPECT_TRUE(rw.mlp_out.bias);
+  EXPECT_FALSE(rw.rope.enabled);
+  EXPECT_TRUE(rw.key_bias_in_bf16);
+  EXPECT_EQ(rw.key_bias_slopes,
+            (std::vector<float>{0.25f, 0.0625f, 0.015625f,
+                                0.00390625f}));  // the ALiBi paper: 2^(-8 i / heads)
+}
+
+// The ALiBi paper's code for 12 heads: those of 8, then every other one of 16.
+TEST(Model, AlibiSlopesOfHeadsThatAreNoPowerOfTwo) {
+  const Architecture a = read_architecture(
+      with(config_of("falcon-rw-alibi"),
+           {{"hidden_size", 96}, {"num_attention_heads", 12}, {"num_kv_heads", 12}}),
+      "config.json");
+  ASSERT_EQ(a.key_bias_slopes.size(), 12u);
+  for (int i = 0; i < 8; ++i)
+    EXPECT_FLOAT_EQ(a.key_bias_slopes[static_cast<std::size_t>(i)],
+                    std::exp2(-static_cast<float>(i + 1)));
+  for (int i = 0; i < 4; ++i)
+    EXPECT_FLOAT_EQ(a.key_bias_slopes[static_cast<std::size_t>(8 + i)],
+                    std::exp2(-0.5f * static_cast<float>(2 * i + 1)));
+}
+
+// What transformers before 5 wrote for the same models.
+Json older(Json config) {
+  const Json rope = config.at("rope_parameters");
+  config.erase("rope_parameters");
+  config["torch_dtype"] = config.at("dtype");
+  config.erase("dtype");
+  config["rope_theta"] = rope.at("rope_theta");
+  Json scaling = without(rope, {"rope_theta"});
+  config["rope_scaling"] = scaling.at("rope_type") == "default" ? Json() : scaling;
+  return config;
+}
+
+Json oldest(const Json& config) {
+  Json result = older(config);
+  Json& scaling = result["rope_scaling"];
+  if (!scaling.is_null()) {
+    scaling["type"] = scaling.at("rope_type");
+    scaling.erase("rope_type");
+  }
+  return result;
+}
+
+TEST(Model, OlderSpellingsGiveTheSameArchitecture) {
+  int models = 0;
+  for (const fs::directory_entry& folder : fs::directory_iterator(golden / "models")) {
+    const Json config = config_of(folder.path().filename().string());
+    const Architecture a = read_architecture(config, "config.json");
+    EXPECT_EQ(read_architecture(older(config), "config.json"), a) << folder;
+    EXPECT_EQ(read_architecture(oldest(config), "config.json"), a) << folder;
+    ++models;
+  }
+  EXPECT_GE(models, 13);
+}
+
+TEST(Model, RefinedWebIsFalcon) {
+  // The keys of tiiuae/falcon-7b's and falcon-40b's first config.json, at the tiny models' sizes.
+  const Json common = {{"alibi", false},
+                       {"apply_residual_connection_post_layernorm", false},
+                       {"bias", false},
+                       {"hidden_size", 64},
+                       {"layer_norm_epsilon", 1e-5},
+                       {"max_position_embeddings", 128},
+                       {"n_head", 4},
+                       {"n_layer", 3},
+                       {"parallel_attn", true},
+                       {"torch_dtype", "bfloat16"},
+                       {"vocab_size", 320}};
+  const Json seven = with(common, {{"model_type", "RefinedWebModel"}, {"multi_query", true}});
+  EXPECT_EQ(read_architecture(seven, "config.json"), architecture_of("falcon-7b-style"));
+  const Json forty = with(common, {{"model_type", "RefinedWeb"}, {"n_head_kv", 2}});
+  EXPECT_EQ(read_architecture(forty, "config.json"), architecture_of("falcon-40b-style"));
+  expect_fault(without(seven, {"multi_query"}), {"multi_query is missing"});
+}
+
+TEST(Model, DefaultsAreThoseOfTheReference) {
+  const Json llama =
+      without(config_of("llama"), {"num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps",
+                                   "max_position_embeddings", "attention_bias", "mlp_bias",
+                                   "tie_word_embeddings", "rope_parameters"});
+  const Architecture a = read_architecture(llama, "config.json");
+  EXPECT_EQ(a.heads.kv_heads, 4);
+  EXPECT_EQ(a.heads.head_dim, 16);
+  EXPECT_EQ(a.activation, Activation::silu);
+  EXPECT_EQ(a.norm_eps, 1e-6f);
+  EXPECT_EQ(a.max_positions, 2048);
+  EXPECT_FALSE(a.tied_embeddings);
+  EXPECT_EQ(a.rope, architecture_of("llama").rope);  // theta 10000
+
+  const Json sizes = {{"hidden_size", 4096},
+                      {"num_attention_heads", 32},
+                      {"num_hidden_layers", 30},
+                      {"vocab_size", 100},
+                      {"intermediate_size", 64}};
+  const Architecture mistral =
+      read_architecture(with(sizes, {{"model_type", "mistral"}}), "config.json");
+  EXPECT_EQ(mistral.window, std::vector<std::int64_t>(30, 4096));
+  EXPECT_EQ(mistral.heads.kv_heads, 8);
+  EXPECT_EQ(mistral.max_positions, 131072);
+  EXPECT_EQ(read_architecture(
+                with(sizes, {{"model_type", "mistral"}, {"num_key_value_heads", nullptr}}), "c")
+                .heads.kv_heads,
+            32);
+  const Architecture qwen3 = read_architecture(
+      with(sizes, {{"model_type", "qwen3"}, {"use_sliding_window", true}}), "config.json");
+  EXPECT_EQ(qwen3.heads.head_dim, 128);
+  EXPECT_EQ(qwen3.heads.kv_heads, 32);
+  EXPECT_EQ(qwen3.max_positions, 32768);
+  std::vector<std::int64_t> last_two(30, 0);
+  last_two[28] = last_two[29] = 4096;  // max_window_layers is 28
+  EXPECT_EQ(qwen3.window, last_two);
+  const Architecture falcon = read_architecture(
+      without(with(sizes, {{"model_type", "falcon"}}), {"intermediate_size"}), "config.json");
+  EXPECT_EQ(falcon.ffn, 4 * 4096);
+  EXPECT_EQ(falcon.max_positions, 2048);
+  EXPECT_TRUE(falcon.tied_embeddings);
+  EXPECT_EQ(falcon.heads.kv_heads, 1);
+}
+
+TEST(Model, WindowsByLayer) {
+  const Json base = with(without(config_of("qwen2"), {"layer_types"}),
+                         {{"use_sliding_window", true}, {"sliding_window", 16}});
+  using Window = std::vector<std::int64_t>;
+  EXPECT_EQ(read_architecture(with(base, {{"max_window_layers", 1}}), "c").window,
+            (Window{0, 16, 16}));
+  EXPECT_EQ(
+      read_architecture(with(base, {{"max_window_layers", 1}, {"use_sliding_window", false}}), "c")
+          .window,
+      (Window{0, 0, 0}));
+  EXPECT_EQ(
+      read_architecture(with(base, {{"max_window_layers", 1}, {"sliding_window", nullptr}}), "c")
+          .window,
+      (Window{0, 0, 0}));
+  const Json types = {"sliding_attention", "full_attention", "sliding_attention"};
+  EXPECT_EQ(read_architecture(with(base, {{"layer_types", types}}), "c").window,
+            (Window{16, 0, 16}));
+  expect_fault(with(base, {{"layer_types", types}, {"use_sliding_window", false}}),
+               {"layer_types", "layer 0", "no window"});
+  expect_fault(with(base, {{"layer_types", {"sliding_attention"}}}), {"layer_types", "3 layers"});
+  expect_fault(
+      with(base, {{"layer_types", {"full_attention", "chunked_attention", "full_attention"}}}),
+      {"layer_types", "must hold only"});
+  expect_fault(with(base, {{"sliding_window", 0}, {"max_window_layers", 1}}),
+               {"sliding_window = 0"});
+  expect_fault(with(config_of("llama"), {{"layer_types", types}}), {"layer_types", "no window"});
+  expect_fault(with(config_of("mistral-window"), {{"layer_types", types}}),
+               {"layer_types", "layer 1 full"});
+}
+
+// tests/golden/rope.json: the values of transformers 5.24's own functions, run on numpy float32
+// arrays. Powers differ by a unit in the last place between libraries, and the ramps of yarn and
+// llama3 (differences of such values) by a few: 8 units.
+TEST(Rope, MatchesTheReference) {
+  const Json cases = golden_json("rope.json");
+  ASSERT_GE(cases.size(), 15u);
+  for (const Json& one : cases) {
+    const std::string name = one.at("name");
+    const std::int64_t max_positions = one.at("config").at("max_position_embeddings");
+    const Rope rope =
+        read_rope({one.at("config"), name}, {one.at("head_dim"), max_positions, false, true});
+    EXPECT_TRUE(rope.enabled);
+    EXPECT_EQ(rope.longest, name == "dynamic" ? max_positions : 0) << name;
+    EXPECT_FLOAT_EQ(rope.amplitude, one.at("amplitude").get<float>()) << name;
+    const auto expected = one.at("inverse_frequencies").get<std::vector<float>>();
+    ASSERT_EQ(rope.inverse_frequencies.size(), expected.size()) << name;
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      EXPECT_NEAR(rope.inverse_frequencies[i], expected[i], 8 * std::exp2(-24.0) * expected[i])
+          << name << " " << i;
+  }
+}
+
+TEST(Rope, RopeScalingAndItsThetaComeFirst) {
+  const Json config = {
+      {"rope_theta", 10.0},
+      {"rope_scaling", {{"rope_type", "linear"}, {"factor", 2.0}, {"rope_theta", 100.0}}},
+      {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 7.0}}}};
+  EXPECT_EQ(read_rope({config, "c"}, {4, 128}).inverse_frequencies,
+            (std::vector<float>{0.5f, 0.05f}));
+  const Json empty = {
+      {"rope_theta", 100.0}, {"rope_scaling", nullptr}, {"rope_parameters", Json::object()}};
+  EXPECT_EQ(read_rope({empty, "c"}, {4, 128}).inverse_frequencies,
+            (std::vector<float>{1.0f, 0.1f}));
+}
+
+TEST(Rope, DynamicScalingHoldsUpToItsContext) {
+  const Json config =
+      with(config_of("llama"), {{"rope_parameters", {{"rope_type", "dynamic"}, {"factor", 2.0}}}});
+  const Architecture a = read_architecture(config, "config.json");
+  EXPECT_EQ(a.rope.inverse_frequencies, architecture_of("llama").rope.inverse_frequencies);
+  EXPECT_NO_THROW(check_sequence_length(a, 128));
+  EXPECT_THROW(check_sequence_length(a, 129), UserError);
+  EXPECT_NO_THROW(check_sequence_length(architecture_of("llama"), 100000));
+}
+
+TEST(RopeFaults, NameTheKey) {
+  const auto rope = [](const Json& parameters) {
+    return with(config_of("llama"), {{"rope_parameters", parameters}});
+  };
+  expect_fault(rope({{"rope_type", "longrope"}}),
+               {"rope_parameters: rope_type = \"longrope\"", "llama3, yarn"});
+  expect_fault(rope({{"rope_type", 3}}), {"rope_type = 3", "string"});
+  expect_fault(rope({{"rope_type", "linear"}}), {"rope_parameters: factor is missing"});
+  expect_fault(rope({{"rope_type", "linear"}, {"factor", -2}}), {"factor = -2", "above 0"});
+  expect_fault(rope({{"rope_type", "yarn"}}), {"factor is missing"});
+  expect_fault(rope({{"rope_type", "llama3"}, {"factor", 8}}), {"low_freq_factor is missing"});
+  expect_fault(rope({{"rope_type", "llama3"},
+                     {"factor", 8},
+                     {"low_freq_factor", 4},
+                     {"high_freq_factor", 4}}),
+               {"high_freq_factor = 4"});
+  expect_fault(rope({{"rope_theta", "10000"}}), {"rope_theta = \"10000\""});
+  expect_fault(rope({{"rope_theta", 0}}), {"rope_theta = 0"});
+  expect_fault(rope({{"partial_rotary_factor", 0.5}}),
+               {"partial_rotary_factor = 0.5", "whole heads"});
+  expect_fault(rope({{"partial_rotary_factor", 1.5}}), {"at most 1"});
+  EXPECT_EQ(fault(rope({{"partial_rotary_factor", 1.0}})), "no fault");
+  expect_fault(rope({{"full_attention", {{"rope_type", "default"}}}}),
+               {"full_attention", "every layer"});
+  expect_fault(with(config_of("llama"), {{"rope_scaling", "linear"}}),
+               {"rope_scaling = \"linear\"", "object"});
+  expect_fault(with(config_of("llama"), {{"head_dim", 15}}), {"head_dim 15", "even"});
+}
+
+TEST(ModelFaults, UnknownFamilyNamesTheNearest) {
+  EXPECT_EQ(supported_families(),
+            (std::vector<std::string>{"RefinedWeb", "RefinedWebModel", "falcon", "llama", "mistral",
+                                      "qwen2", "qwen3"}));
+  expect_fault(with(config_of("llama"), {{"model_type", "lama"}}),
+               {"'lama'", "did you mean 'llama'?", "falcon, llama, mistral"});
+  expect_fault(with(config_of("llama"), {{"model_type", "zzz"}}),
+               {"'zzz' is not supported. Supported:"});
+  expect_fault(without(config_of("llama"), {"model_type"}), {"model_type is missing", "falcon"});
+  expect_fault(with(config_of("llama"), {{"model_type", 7}}), {"model_type = 7", "string"});
+  expect_fault(Json::array(), {"object"});
+  try {
+    read_architecture(with(config_of("llama"), {{"model_type", "mamba"}}), "c");
+    FAIL();
+  } catch (const UserError& error) {
+    EXPECT_EQ(error.code, ExitCode::unavailable);
+  }
+}
+
+TEST(ModelFaults, NameTheKey) {
+  const Json llama = config_of("llama");
+  for (const char* key :
+       {"hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "intermediate_size", "vocab_size", "max_position_embeddings"}) {
+    for (const Json& wrong : std::vector<Json>{0, -1, 2.5, "64", true, std::int64_t{1} << 50,
+                                               ~std::uint64_t{0}, Json::array({64})}) {
+      const std::string expected = std::string(key) + " = " + wrong.dump();
+      expect_fault(with(llama, {{key, wrong}}), {expected.c_str(), "an integer from 1 to"});
+    }
+  }
+  for (const char* key : {"hidden_size", "num_hidden_layers", "num_attention_heads",
+                          "intermediate_size", "vocab_size"})
+    expect_fault(without(llama, {key}), {key, "is missing"});
+  expect_fault(with(llama, {{"num_key_value_heads", 3}}),
+               {"num_attention_heads = 4", "not a multiple", "= 3"});
+  expect_fault(without(with(llama, {{"hidden_size", 66}}), {"head_dim"}),
+               {"hidden_size = 66", "num_attention_heads = 4", "head_dim"});
+  expect_fault(with(config_of("falcon-rw-alibi"), {{"hidden_size", 66}}),
+               {"hidden_size = 66", "num_attention_heads = 4"});
+  expect_fault(with(llama, {{"num_attention_heads", 1 << 20}, {"head_dim", 1 << 20}}),
+               {"wider than"});
+  expect_fault(with(llama, {{"hidden_act", "mish"}}), {"hidden_act = \"mish\"", "silu"});
+  expect_fault(with(llama, {{"hidden_act", nullptr}}), {"hidden_act = null"});
+  expect_fault(with(llama, {{"rms_norm_eps", "1e-6"}}), {"rms_norm_eps = \"1e-6\""});
+  expect_fault(with(llama, {{"rms_norm_eps", 0.0}}), {"rms_norm_eps = 0.0"});
+  expect_fault(with(llama, {{"attention_bias", "yes"}}),
+               {"attention_bias = \"yes\"", "true or false"});
+  expect_fault(with(llama, {{"tie_word_embeddings", 1}}), {"tie_word_embeddings = 1"});
+  expect_fault(with(config_of("qwen2"), {{"use_mrope", true}}), {"use_mrope = true", "false"});
+  expect_fault(with(config_of("qwen3"), {{"head_dim", nullptr}}), {"head_dim = null"});
+  const Json falcon = config_of("falcon-40b-style");
+  expect_fault(with(falcon, {{"parallel_attn", false}}),
+               {"parallel_attn = false", "always parallel"});
+  expect_fault(with(falcon, {{"num_ln_in_parallel_attn", 3}}),
+               {"num_ln_in_parallel_attn = 3", "1, 2"});
+  expect_fault(with(falcon, {{"multi_query", "no"}}), {"multi_query = \"no\"", "true, false"});
+  expect_fault(with(falcon, {{"apply_residual_connection_post_layernorm", true}}),
+               {"apply_residual_connection_post_layernorm = true"});
+  expect_fault(with(config_of("falcon-7b-style"), {{"num_ln_in_parallel_attn", 2}}), {"two norms"});
+  // A long value is cut, invalid UTF-8 is escaped.
+  EXPECT_LT(fault(with(llama, {{"hidden_act", std::string(100000, 'x')}})).size(), 300u);
+  expect_fault(with(llama, {{"hidden_act", "\xff\n"}}), {"hidden_act"});
+}
+
+}  // namespace
+}  // namespace qpipe
