@@ -25,12 +25,19 @@ void refuse(const ConfigJson& config, const std::string& key, const std::string&
   throw UserError(code, config.where + ": " + key + value + must);
 }
 
+bool has_key(const ConfigJson& config, const std::string& key) {
+  if (config.asked) config.asked->insert(key);
+  return config.object.contains(key);
+}
+
 const Json* find_value(const ConfigJson& config, const std::string& key) {
+  if (config.asked) config.asked->insert(key);
   const auto found = config.object.find(key);
   return found == config.object.end() || found->is_null() ? nullptr : &*found;
 }
 
 bool is_null(const ConfigJson& config, const std::string& key) {
+  if (config.asked) config.asked->insert(key);
   const auto found = config.object.find(key);
   return found != config.object.end() && found->is_null();
 }
@@ -57,11 +64,11 @@ double read_positive(const ConfigJson& config, const std::string& key) {
 }
 
 double read_positive(const ConfigJson& config, const std::string& key, double when_absent) {
-  return config.object.contains(key) ? read_positive(config, key) : when_absent;
+  return has_key(config, key) ? read_positive(config, key) : when_absent;
 }
 
 bool read_flag(const ConfigJson& config, const std::string& key, bool when_absent) {
-  if (!config.object.contains(key)) return when_absent;
+  if (!has_key(config, key)) return when_absent;
   const Json* value = find_value(config, key);
   if (value == nullptr) return false;
   if (!value->is_boolean()) refuse(config, key, "must be true or false");
@@ -76,7 +83,7 @@ std::string read_text(const ConfigJson& config, const std::string& key) {
 
 std::string read_text(const ConfigJson& config, const std::string& key,
                       const std::string& when_absent) {
-  return config.object.contains(key) ? read_text(config, key) : when_absent;
+  return has_key(config, key) ? read_text(config, key) : when_absent;
 }
 
 std::string joined(const std::vector<std::string>& names) {

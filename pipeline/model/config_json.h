@@ -2,7 +2,9 @@
 // what it must be.
 #pragma once
 
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -13,7 +15,11 @@ namespace qpipe {
 struct ConfigJson {
   const nlohmann::json& object;
   std::string where;  // "DIR/config.json", or "DIR/config.json: rope_scaling" for an object inside
+  // The keys that were asked for, where somebody keeps count.
+  std::shared_ptr<std::set<std::string>> asked = nullptr;
 };
+
+bool has_key(const ConfigJson& config, const std::string& key);
 
 [[noreturn]] void refuse(const ConfigJson& config, const std::string& key, const std::string& must,
                          ExitCode code = ExitCode::data);
