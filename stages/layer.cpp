@@ -131,7 +131,7 @@ DecoderTables make_tables(const Architecture& a, std::int64_t seqlen, Stream& st
 void apply_norm(const Architecture& a, const Norm& norm, ConstTensor x, Tensor y, Stream& stream) {
   switch (a.norm) {
     case NormKind::rms: return rms_norm(x, norm.weight, a.norm_eps, a.norm_offset, y, stream);
-    case NormKind::layer: return layer_norm(x, norm.weight, norm.bias, a.norm_eps, y, stream);
+    case NormKind::layer: return layer_norm(x, norm.weight, norm.bias, a.norm_eps, 0.0f, y, stream);
   }
 }
 

@@ -17,6 +17,16 @@ double read(const Values& values, std::int64_t row, std::int64_t col, std::int64
   return values[at(row, col, cols)];
 }
 
+// Row t mod n of values [n, cols].
+double read_cyclic(const Values& values, std::int64_t row, std::int64_t col, std::int64_t cols) {
+  return read(values, row % (static_cast<std::int64_t>(values.size()) / cols), col, cols);
+}
+
+double factor(const Values& weight, std::int64_t row, std::int64_t col, std::int64_t cols,
+              double offset) {
+  return weight.empty() ? 1.0 : offset + read_cyclic(weight, row, col, cols);
+}
+
 }  // namespace
 
 Exact linear(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
@@ -31,23 +41,23 @@ Exact linear(const Values& x, const Values& weight, const Values& bias, std::int
   return y;
 }
 
-Exact rms_norm(const Values& x, const Values& weight, std::int64_t tokens, std::int64_t d,
-               double eps, double offset) {
+Exact rms_norm(const Values& x, const Values& weight, std::int64_t rows, std::int64_t d, double eps,
+               double offset) {
   Exact y(x.size());
-  for (std::int64_t t = 0; t < tokens; ++t) {
+  for (std::int64_t t = 0; t < rows; ++t) {
     double squares = 0.0;
     for (std::int64_t i = 0; i < d; ++i) squares += read(x, t, i, d) * read(x, t, i, d);
     const double rms = std::sqrt(squares / static_cast<double>(d) + eps);
     for (std::int64_t i = 0; i < d; ++i)
-      y[at(t, i, d)] = read(x, t, i, d) / rms * (offset + read(weight, 0, i, d));
+      y[at(t, i, d)] = read(x, t, i, d) / rms * factor(weight, t, i, d, offset);
   }
   return y;
 }
 
-Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
-                 std::int64_t d, double eps) {
+Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t rows,
+                 std::int64_t d, double eps, double offset) {
   Exact y(x.size());
-  for (std::int64_t t = 0; t < tokens; ++t) {
+  for (std::int64_t t = 0; t < rows; ++t) {
     double mean = 0.0;
     for (std::int64_t i = 0; i < d; ++i) mean += read(x, t, i, d) / static_cast<double>(d);
     double variance = 0.0;
@@ -55,7 +65,8 @@ Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std:
       variance += std::pow(read(x, t, i, d) - mean, 2) / static_cast<double>(d);
     for (std::int64_t i = 0; i < d; ++i) {
       const double normal = (read(x, t, i, d) - mean) / std::sqrt(variance + eps);
-      y[at(t, i, d)] = normal * read(weight, 0, i, d) + (bias.empty() ? 0.0 : read(bias, 0, i, d));
+      y[at(t, i, d)] = normal * factor(weight, t, i, d, offset) +
+                       (bias.empty() ? 0.0 : read_cyclic(bias, t, i, d));
     }
   }
   return y;

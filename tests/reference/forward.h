@@ -17,10 +17,12 @@ using Exact = std::vector<double>;
 Exact linear(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
              std::int64_t in, std::int64_t out);
 
-Exact rms_norm(const Values& x, const Values& weight, std::int64_t tokens, std::int64_t d,
-               double eps, double offset);
-Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
-                 std::int64_t d, double eps);
+// Row t of x [rows, d] is scaled by row t mod n of weight [n, d], or not at all where weight is
+// empty; bias likewise.
+Exact rms_norm(const Values& x, const Values& weight, std::int64_t rows, std::int64_t d, double eps,
+               double offset);
+Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t rows,
+                 std::int64_t d, double eps, double offset);
 
 double activation(Activation f, double x);
 
