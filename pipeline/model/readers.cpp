@@ -291,6 +291,7 @@ void set_layers(Architecture& a, const std::function<LayerSpec(std::int64_t)>& l
   a.kind_of_layer.clear();
   for (std::int64_t index = 0; index < a.layers; ++index) {
     LayerSpec spec = layer(index);
+    spec.hidden = a.hidden;
     const auto same = std::find(a.kinds.begin(), a.kinds.end(), spec);
     a.kind_of_layer.push_back(static_cast<std::uint16_t>(same - a.kinds.begin()));
     if (same == a.kinds.end()) a.kinds.push_back(std::move(spec));
