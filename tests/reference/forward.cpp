@@ -80,8 +80,16 @@ double activation(Activation f, double x) {
       return 0.5 * x *
              (1.0 + std::tanh(std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
     case Activation::relu: return std::max(x, 0.0);
+    case Activation::relu2: return std::pow(std::max(x, 0.0), 2);
+    case Activation::quick_gelu: return x / (1.0 + std::exp(-1.702 * x));
   }
   return 0.0;
+}
+
+double xielu(double x, double alpha_p, double alpha_n, double beta, double eps) {
+  const auto softplus = [](double value) { return std::log1p(std::exp(value)); };
+  if (x > 0.0) return softplus(alpha_p) * x * x + beta * x;
+  return (std::expm1(std::min(x, eps)) - x) * (beta + softplus(alpha_n)) + beta * x;
 }
 
 Exact rope(const Values& qkv, const HeadLayout& layout, const Values& inverse_frequencies,

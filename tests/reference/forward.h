@@ -25,6 +25,7 @@ Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std:
                  std::int64_t d, double eps, double offset);
 
 double activation(Activation f, double x);
+double xielu(double x, double alpha_p, double alpha_n, double beta, double eps);
 
 // Rotates q and k of the whole matrix; the angle is rounded to float32, as the contract says.
 Exact rope(const Values& qkv, const HeadLayout& layout, const Values& inverse_frequencies,
