@@ -227,6 +227,29 @@ __device__ void copy_tile(unsigned to, const __nv_bfloat16* from, std::int64_t s
   }
 }
 
+// The first token of the chunk of a query; 0 without chunks.
+__device__ int chunk_begin(const AttentionArguments& p, int query) {
+  return p.chunk > 0 ? query - query % p.chunk : 0;
+}
+
+// Element i of s[m][n] is the score of key lane_key + 8 n + i % 2, query lane_query + 16 m + i / 2
+// · 8.
+template <int m_tiles, int key_tiles>
+__device__ void hide_earlier_chunks(const AttentionArguments& p, float (&s)[m_tiles][key_tiles][4],
+                                    int lane_query, int lane_key) {
+#pragma unroll
+  for (int m = 0; m < m_tiles; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int first_key = chunk_begin(p, lane_query + 16 * m + 8 * h);
+#pragma unroll
+      for (int n = 0; n < key_tiles; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (lane_key + 8 * n + j < first_key) s[m][n][2 * h + j] = -INFINITY;
+    }
+}
+
 // modified: scale, soft cap and key bias are applied to the scores before the softmax, and chunks
 // are regarded; else the scale alone, in the exponent.
 template <int d, int dv, bool modified>
@@ -267,12 +290,6 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
   const int warp_row = static_cast<int>(threadIdx.x) / warp * warp_rows;  // in the query tile
   const int first_query = query_begin + warp_row;  // this warp's rows, in the sample
   const int last_query = min(first_query + warp_rows, p.seqlen) - 1;
-  const auto first_key_of = [&p](int query) {
-    int first = query - p.window + 1;
-    if constexpr (modified)
-      if (p.chunk > 0) first = max(first, query - query % p.chunk);
-    return first;
-  };
 
   // Lane addresses of ldmatrix: Q and Vᵀ by (row = lane % 16, 8 columns = lane / 16), K by (8 rows
   // = lane / 16, 8 columns = lane / 8 % 2).
@@ -300,7 +317,9 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
 
   const int block_last_query = min(query_begin + query_rows<d>, p.seqlen) - 1;
   const int last_tile = block_last_query / key_rows<d>;
-  const int first_tile = max(0, first_key_of(query_begin)) / key_rows<d>;
+  int first_key = max(0, query_begin - p.window + 1);
+  if constexpr (modified) first_key = max(first_key, chunk_begin(p, query_begin));
+  const int first_tile = first_key / key_rows<d>;
   copy_tile<d, query_rows<d>>(q_shared, q + query_begin * p.stride, p.stride,
                               p.seqlen - query_begin, p.head_dim);
   copy_tile<d, key_rows<d>>(k_shared, k + last_tile * key_rows<d> * p.stride, p.stride,
@@ -310,7 +329,7 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
     const int key_begin = tile * key_rows<d>;
     // Some row of this warp sees some key of the tile.
     const bool active = key_begin <= last_query && first_query < p.seqlen &&
-                        key_begin + key_rows<d> - 1 >= first_key_of(first_query);
+                        key_begin + key_rows<d> - 1 > first_query - p.window;
 
     wait_for_copies();
     __syncthreads();  // K (and Q) are here for all; all are done with V of the tile before
@@ -367,7 +386,7 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
             }
         }
     }
-    if (key_begin + key_rows<d> - 1 > first_query || key_begin < first_key_of(last_query)) {
+    if (key_begin + key_rows<d> - 1 > first_query || key_begin <= last_query - p.window) {
 #pragma unroll
       for (int m = 0; m < m_tiles; ++m)
 #pragma unroll
@@ -376,9 +395,13 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
           for (int i = 0; i < 4; ++i) {
             const int key = lane_key + 8 * n + i % 2;
             const int query = lane_query + 16 * m + i / 2 * 8;
-            if (key > query || key < first_key_of(query)) s[m][n][i] = -INFINITY;
+            if (key > query || key <= query - p.window) s[m][n][i] = -INFINITY;
           }
     }
+
+    if constexpr (modified)
+      if (p.chunk > 0 && key_begin < chunk_begin(p, last_query))
+        hide_earlier_chunks(p, s, lane_query, lane_key);
 
     float correction[m_tiles][2];
     bool changed = false;
