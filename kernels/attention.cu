@@ -232,8 +232,8 @@ __device__ int chunk_begin(const AttentionArguments& p, int query) {
   return p.chunk > 0 ? query - query % p.chunk : 0;
 }
 
-// Element i of s[m][n] is the score of key lane_key + 8 n + i % 2, query lane_query + 16 m + i / 2
-// · 8.
+// Element i of s[m][n] is the score of query lane_query + 16 m + i / 2 · 8 with key lane_key + 8 n
+// + i % 2.
 template <int m_tiles, int key_tiles>
 __device__ void hide_earlier_chunks(const AttentionArguments& p, float (&s)[m_tiles][key_tiles][4],
                                     int lane_query, int lane_key) {
@@ -257,14 +257,15 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
   static_assert(dv <= d);  // O leaves through the Q tile
   constexpr bool split = d > 256;
   constexpr int m_tiles = row_tiles<d>;
-  constexpr int key_tiles = key_rows<d> / 8;  // n-tiles of S
+  constexpr int keys = key_rows<d>;    // of a tile
+  constexpr int key_tiles = keys / 8;  // n-tiles of S
   constexpr int dv_tiles = dv / 8;
   constexpr int warp_rows = 16 * m_tiles;
   extern __shared__ __align__(16) unsigned char memory[];
   auto* const q_tile = reinterpret_cast<__nv_bfloat16*>(memory);
   const unsigned q_shared = shared_address(memory);
   const unsigned k_shared = q_shared + query_rows<d> * pitch<d> * 2;
-  const unsigned v_shared = k_shared + key_rows<d> * pitch<d> * 2;
+  const unsigned v_shared = k_shared + keys * pitch<d> * 2;
 
   const int query_blocks = (p.seqlen + query_rows<d> - 1) / query_rows<d>;
   const int pairs = p.samples * p.columns.heads;  // (sample, head)
@@ -316,25 +317,25 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
   const float to_exponent = modified ? 1.0f : p.scale * log2_e;  // score → exponent of 2
 
   const int block_last_query = min(query_begin + query_rows<d>, p.seqlen) - 1;
-  const int last_tile = block_last_query / key_rows<d>;
+  const int last_tile = block_last_query / keys;
   int first_key = max(0, query_begin - p.window + 1);
   if constexpr (modified) first_key = max(first_key, chunk_begin(p, query_begin));
-  const int first_tile = first_key / key_rows<d>;
+  const int first_tile = first_key / keys;
   copy_tile<d, query_rows<d>>(q_shared, q + query_begin * p.stride, p.stride,
                               p.seqlen - query_begin, p.head_dim);
-  copy_tile<d, key_rows<d>>(k_shared, k + last_tile * key_rows<d> * p.stride, p.stride,
-                            p.seqlen - last_tile * key_rows<d>, p.head_dim);
+  copy_tile<d, keys>(k_shared, k + last_tile * keys * p.stride, p.stride,
+                     p.seqlen - last_tile * keys, p.head_dim);
 
   for (int tile = last_tile; tile >= first_tile; --tile) {
-    const int key_begin = tile * key_rows<d>;
+    const int key_begin = tile * keys;
     // Some row of this warp sees some key of the tile.
     const bool active = key_begin <= last_query && first_query < p.seqlen &&
-                        key_begin + key_rows<d> - 1 > first_query - p.window;
+                        key_begin + keys - 1 > first_query - p.window;
 
     wait_for_copies();
     __syncthreads();  // K (and Q) are here for all; all are done with V of the tile before
-    copy_tile<dv, key_rows<d>>(v_shared, v + key_begin * p.stride, p.stride, p.seqlen - key_begin,
-                               v_columns);
+    copy_tile<dv, keys>(v_shared, v + key_begin * p.stride, p.stride, p.seqlen - key_begin,
+                        v_columns);
 
     float s[m_tiles][key_tiles][4] = {};
     if (active) {
@@ -360,8 +361,8 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
     wait_for_copies();
     __syncthreads();  // V is here for all; all are done with K
     if (tile > first_tile)
-      copy_tile<d, key_rows<d>>(k_shared, k + (key_begin - key_rows<d>)*p.stride, p.stride,
-                                p.seqlen - key_begin + key_rows<d>, p.head_dim);
+      copy_tile<d, keys>(k_shared, k + (key_begin - keys) * p.stride, p.stride,
+                         p.seqlen - key_begin + keys, p.head_dim);
     if (!active) continue;
 
     const int lane_key =
@@ -386,7 +387,7 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
             }
         }
     }
-    if (key_begin + key_rows<d> - 1 > first_query || key_begin <= last_query - p.window) {
+    if (key_begin + keys - 1 > first_query || key_begin <= last_query - p.window) {
 #pragma unroll
       for (int m = 0; m < m_tiles; ++m)
 #pragma unroll
@@ -443,7 +444,7 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
     }
 
 #pragma unroll
-    for (int step = 0; step < key_rows<d> / 16; ++step) {
+    for (int step = 0; step < keys / 16; ++step) {
       unsigned a[m_tiles][4];  // two n-tiles of S side by side are one k-tile of P
 #pragma unroll
       for (int m = 0; m < m_tiles; ++m)

@@ -422,9 +422,11 @@ TEST_P(AttentionTest, HeadsAnywhereInARow) {
         for (std::size_t h = 0; h < at.size(); ++h)
           std::copy_n(qkv.begin() + t * from_width + static_cast<std::int64_t>(h) * d, d,
                       moved.begin() + t * width + at[h] * d);
-      const auto frequencies = upload_as<float>({1.0f, 0.3f, 0.1f, 0.01f}, 1, 4);
-      const auto side_by_side = upload_padded(stream.compute_dtype(), qkv, tokens(c), from_width);
-      const auto device = upload_padded(stream.compute_dtype(), moved, tokens(c), width);
+      const auto frequencies =
+          upload_as<float>({1.0f, 0.6f, 0.3f, 0.1f, 0.06f, 0.03f, 0.01f, 0.001f}, 1, 8);
+      const auto side_by_side =
+          upload_padded(stream.compute_dtype(), qkv, tokens(c), from_width, 8, 8);
+      const auto device = upload_padded(stream.compute_dtype(), moved, tokens(c), width, 8, 8);
       rope(side_by_side.view, c.layout, frequencies, 1.0f, false, c.seqlen, stream);
       rope(device.view, layout, frequencies, 1.0f, false, c.seqlen, stream);
       const auto turned = download_inside(side_by_side);
