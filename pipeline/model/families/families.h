@@ -18,6 +18,29 @@ Architecture read_qwen3(const ConfigJson& config);
 Architecture read_falcon(const ConfigJson& config);
 Architecture read_refined_web(const ConfigJson& config);
 Architecture read_refined_web_model(const ConfigJson& config);
+Architecture read_baichuan(const ConfigJson& config);
+Architecture read_bloom(const ConfigJson& config);
+Architecture read_codegen(const ConfigJson& config);
+Architecture read_deci(const ConfigJson& config);
+Architecture read_ernie4_5(const ConfigJson& config);
+Architecture read_exaone(const ConfigJson& config);
+Architecture read_glm(const ConfigJson& config);
+Architecture read_glm4(const ConfigJson& config);
+Architecture read_gpt2(const ConfigJson& config);
+Architecture read_gpt_bigcode(const ConfigJson& config);
+Architecture read_gpt_neo(const ConfigJson& config);
+Architecture read_gpt_neox(const ConfigJson& config);
+Architecture read_gptj(const ConfigJson& config);
+Architecture read_internlm2(const ConfigJson& config);
+Architecture read_mpt(const ConfigJson& config);
+Architecture read_nemotron(const ConfigJson& config);
+Architecture read_nemotron_nas(const ConfigJson& config);
+Architecture read_olmo(const ConfigJson& config);
+Architecture read_opt(const ConfigJson& config);
+Architecture read_persimmon(const ConfigJson& config);
+Architecture read_phi(const ConfigJson& config);
+Architecture read_stablelm(const ConfigJson& config);
+Architecture read_starcoder2(const ConfigJson& config);
 
 struct Family {
   std::string model_type;  // of the text model where config.json has a text_config
