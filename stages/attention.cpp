@@ -138,6 +138,7 @@ void attention_heads(const Attention& a, const Layer& layer, const KindTables& t
   AttentionOptions options;
   options.scale = a.scale;
   options.window = a.window;
+  options.chunk = a.chunk;
   options.soft_cap = a.soft_cap;
   options.key_bias = tables.key_bias;
   attention(qkv, heads, seqlen, options, y, stream);
