@@ -9,10 +9,10 @@
 #include "launch/signals.h"
 #include "pipeline/files/error.h"
 #include "pipeline/layers/fast_forward.h"
-#include "stages/architecture.h"
 #include "stages/calibrate.h"
 #include "stages/clip.h"
 #include "stages/fold.h"
+#include "stages/layer.h"
 #include "stages/rescale.h"
 #include "stages/waiting_weights.h"
 

@@ -18,7 +18,7 @@
 #include "pipeline/options/options_visit.h"
 #include "pipeline/output/output.h"
 #include "pipeline/quantize.h"
-#include "stages/architecture.h"
+#include "stages/layer.h"
 
 namespace qpipe {
 

@@ -11,7 +11,7 @@
 #include <mutex>
 
 #include "launch/signals.h"
-#include "stages/architecture.h"
+#include "stages/layer.h"
 
 namespace qpipe {
 

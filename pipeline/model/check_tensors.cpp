@@ -6,7 +6,7 @@
 #include "pipeline/files/suggest.h"
 #include "pipeline/model/model.h"
 #include "pipeline/model/read_back.h"
-#include "stages/architecture.h"
+#include "stages/layer.h"
 
 namespace qpipe {
 

@@ -8,8 +8,8 @@
 #include "pipeline/files/error.h"
 #include "pipeline/options/sizes.h"
 #include "pipeline/plan/format_choice.h"
-#include "stages/architecture.h"
 #include "stages/clip.h"
+#include "stages/layer.h"
 
 namespace qpipe {
 

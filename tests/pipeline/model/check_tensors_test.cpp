@@ -8,7 +8,7 @@
 
 #include "pipeline/files/error.h"
 #include "pipeline/model/model.h"
-#include "stages/architecture.h"
+#include "stages/layer.h"
 
 namespace qpipe {
 namespace {
