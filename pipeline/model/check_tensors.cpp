@@ -1,21 +1,15 @@
-#include <algorithm>
-#include <array>
 #include <set>
 
 #include "pipeline/files/error.h"
 #include "pipeline/files/suggest.h"
 #include "pipeline/model/model.h"
+#include "pipeline/model/passed_through.h"
 #include "pipeline/model/read_back.h"
 #include "stages/layer.h"
 
 namespace qpipe {
 
 namespace {
-
-// Constants that older transformers versions stored with the weights; every reader recomputes them.
-constexpr std::array stored_constants = {
-    ".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached", ".masked_bias",
-    ".attn.bias",           ".attention.bias"};
 
 using Shape = std::vector<std::int64_t>;
 
@@ -87,6 +81,20 @@ struct Check {
     weights(module + ".weight", {width});
     if (bias) weights(module + ".bias", {width});
   }
+
+  // Of a quantized checkpoint: parts that the format doesn't have, or beside an unpacked weight.
+  // Loaders would take the linear for something else. Other tensors that the decoder doesn't need
+  // are no faults.
+  void stray_parts(const std::set<std::string>& decoder) {
+    if (format == StoredFormat::unquantized) return;
+    for (const std::string& name : checkpoint.names()) {
+      if (known.contains(name)) continue;
+      const std::string module = linear_of(name, decoder);
+      if (!module.empty())
+        fail("tensor '" + name + "' is unknown: quantization_config gives '" + module +
+             "' no such part beside its others");
+    }
+  }
 };
 
 std::vector<unsigned char> bytes_of(const Checkpoint& checkpoint, const std::string& name) {
@@ -148,13 +156,7 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
   if (!a.tied_embeddings || checkpoint.contains(head)) check.weights(head, {a.vocab, a.hidden});
   if (a.lm_head_bias) check.weights(a.lm_head + ".bias", {a.vocab});
 
-  for (const std::string& name : checkpoint.names()) {
-    const bool constant = std::any_of(stored_constants.begin(), stored_constants.end(),
-                                      [&](const char* end) { return name.ends_with(end); });
-    if (!constant && check.known.count(name) == 0)
-      check.fail("tensor '" + name + "' is unknown to family " + a.model_type + " of " +
-                 std::to_string(a.layers) + " layers as config.json describes it");
-  }
+  check.stray_parts(decoder_tensors(a));
 
   // transformers ties only equal tensors when a checkpoint holds both.
   if (check.faults.empty() && a.tied_embeddings && checkpoint.contains(head)) {
