@@ -25,6 +25,7 @@ struct Check {
   std::size_t most;
   std::set<std::string> known;
   std::vector<std::string> faults;
+  std::vector<std::string> unread{};  // tensors that the decoder doesn't need
 
   bool done() const { return faults.size() >= most; }
 
@@ -36,7 +37,8 @@ struct Check {
     known.insert(name);
     if (done()) return;
     if (!checkpoint.contains(name)) {
-      const std::string near = nearest_name(name, checkpoint.names());
+      std::string near = nearest_name(name, unread);
+      if (near.empty()) near = nearest_name(name, checkpoint.names());
       return fail("tensor '" + name + "' is missing, and config.json asks for it" +
                   (near.empty() ? "" : "; the nearest name is '" + near + "'"));
     }
@@ -138,6 +140,7 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
       most,
       {},
       {}};
+  check.unread = passed_through(a, checkpoint);
   check.weights(a.embedding, {a.vocab, a.hidden});
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     const std::string prefix = layer_prefix(a, layer);

@@ -41,7 +41,8 @@ class PassedThrough : public testing::TestWithParam<const char*> {
 
   Stream stream{Backend::cpu, 0};
   Comm comm{stream, {std::chrono::seconds(60), true}};
-  const fs::path folder = fs::temp_directory_path() / "qpipe_passed_through";
+  const fs::path folder =
+      fs::temp_directory_path() / ("qpipe_passed_through_" + std::to_string(comm.size()));
 };
 
 TEST_P(PassedThrough, IsThereByteForByte) {
@@ -72,12 +73,13 @@ TEST_P(PassedThrough, IsThereByteForByte) {
   EXPECT_EQ(config["vision_config"], (nlohmann::json{{"torch_dtype", "bfloat16"}}));
 }
 
+std::string method_name(const testing::TestParamInfo<const char*>& method) {
+  std::string name = method.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
 INSTANTIATE_TEST_SUITE_P(Methods, PassedThrough, testing::Values("gptq", "awq", "bnb-nf4", "fp8"),
-                         [](const auto& info) {
-                           std::string name = info.param;
-                           std::replace(name.begin(), name.end(), '-', '_');
-                           return name;
-                         });
+                         method_name);
 
 }  // namespace
 }  // namespace qpipe
