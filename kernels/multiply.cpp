@@ -48,4 +48,20 @@ void gate_sigmoid(ConstTensor gate, Tensor x, Stream& stream) {
   }
 }
 
+void multiply(ConstTensor factor, Tensor x, Stream& stream) {
+  require(x.dtype == stream.compute_dtype() && factor.dtype == x.dtype,
+          "multiply: factor and x must have the compute type");
+  const bool one = factor.rows == 1 && factor.cols == 1;
+  require(one || (factor.rows == x.rows && factor.cols == x.cols),
+          "multiply: factor must be as x, or [1, 1]");
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::multiply(factor, x, stream);
+  const auto factors = factor.as<const float>();
+  const auto values = x.as<float>();
+#pragma omp parallel for schedule(static)
+  for (std::int64_t t = 0; t < values.rows; ++t)
+    for (std::int64_t c = 0; c < values.cols; ++c)
+      values(t, c) *= one ? factors(0, 0) : factors(t, c);
+}
+
 }  // namespace qpipe

@@ -49,6 +49,40 @@ __global__ __launch_bounds__(row_threads) void gate_kernel(const __nv_bfloat16* 
   }
 }
 
+template <int count, bool one>
+__global__ __launch_bounds__(row_threads) void multiply_kernel(
+    const __nv_bfloat16* factor, std::int64_t factor_stride, __nv_bfloat16* x,
+    std::int64_t x_stride, std::int64_t rows, std::int64_t cols) {
+  const std::int64_t c = first_column(count);
+  if (c >= cols) return;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    float value[count];
+    load(x + r * x_stride + c, value);
+    if constexpr (one) {
+      const float all = widen(*factor);
+#pragma unroll
+      for (int i = 0; i < count; ++i) value[i] *= all;
+    } else {
+      float f[count];
+      load(factor + r * factor_stride + c, f);
+#pragma unroll
+      for (int i = 0; i < count; ++i) value[i] *= f[i];
+    }
+    store(value, x + r * x_stride + c);
+  }
+}
+
+template <bool one>
+void launch_multiply(ConstTensor factor, bool vectors, Tensor x, Stream& stream) {
+  with_count(vectors, [&](auto count) {
+    multiply_kernel<decltype(count)::value, one>
+        <<<row_grid(x.rows, x.cols, count), row_threads, 0, stream.cuda().stream>>>(
+            static_cast<const __nv_bfloat16*>(factor.data), factor.stride,
+            static_cast<__nv_bfloat16*>(x.data), x.stride, x.rows, x.cols);
+  });
+  check_launch();
+}
+
 template <bool shared>
 void launch_gate(ConstTensor gate, bool vectors, Tensor x, Stream& stream) {
   with_count(vectors, [&](auto count) {
@@ -79,6 +113,12 @@ void gate_sigmoid(ConstTensor gate, Tensor x, Stream& stream) {
     return launch_gate<false>(gate, vectorizable(x) && vectorizable(gate), x, stream);
   const bool heads_in_vectors = x.cols / gate.cols % vector_elements == 0;
   launch_gate<true>(gate, vectorizable(x) && heads_in_vectors, x, stream);
+}
+
+void multiply(ConstTensor factor, Tensor x, Stream& stream) {
+  if (x.size() == 0) return;
+  if (factor.size() == 1) return launch_multiply<true>(factor, vectorizable(x), x, stream);
+  launch_multiply<false>(factor, vectorizable(x) && vectorizable(factor), x, stream);
 }
 
 }  // namespace qpipe::cuda

@@ -13,9 +13,13 @@ void scale_rows(Tensor x, Matrix<const float> factor, Stream& stream);
 // or [tokens, heads] with one gate for the d / heads columns of each head; compute type.
 void gate_sigmoid(ConstTensor gate, Tensor x, Stream& stream);
 
+// x[t, c] ← x[t, c] · factor[t, c].   factor as x, or [1, 1]: one for all; compute type.
+void multiply(ConstTensor factor, Tensor x, Stream& stream);
+
 namespace cuda {
 decltype(qpipe::scale_rows) scale_rows;
 decltype(qpipe::gate_sigmoid) gate_sigmoid;
+decltype(qpipe::multiply) multiply;
 }  // namespace cuda
 
 }  // namespace qpipe

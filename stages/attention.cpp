@@ -3,8 +3,9 @@
 #include <cmath>
 
 #include "kernels/activation.h"
-#include "kernels/elementwise.h"
+#include "kernels/limit.h"
 #include "kernels/linear.h"
+#include "kernels/multiply.h"
 #include "kernels/norm.h"
 
 namespace qpipe {
@@ -93,8 +94,8 @@ KindTables make_attention_tables(const Attention& a, std::int64_t seqlen, Stream
   if (a.query_scale_beta != 0.0f) {
     std::vector<float> scale;
     for (std::int64_t position = 0; position < seqlen; ++position)
-      scale.push_back(1.0f + a.query_scale_beta *
-                                 std::log1p(static_cast<float>(position / a.query_scale_positions)));
+      scale.push_back(1.0f + a.query_scale_beta * std::log1p(static_cast<float>(
+                                                      position / a.query_scale_positions)));
     tables.query_scale = upload(scale, 1, stream);
   }
   return tables;

@@ -5,8 +5,9 @@
 #include <stdexcept>
 
 #include "kernels/activation.h"
-#include "kernels/elementwise.h"
+#include "kernels/add.h"
 #include "kernels/linear.h"
+#include "kernels/multiply.h"
 #include "kernels/norm.h"
 #include "stages/attention.h"
 
@@ -59,28 +60,49 @@ std::int64_t outputs(const Linears& linears) {
   return width;
 }
 
-// Norms of heads as they are stored: one tensor, or one for each head.
-void add_head_norm(const std::optional<HeadNorm>& head_norm, std::int64_t heads,
-                   std::vector<TensorSpec>& tensors) {
+void add_norm(const std::optional<NormSpec>& norm, std::vector<NormTensors>& norms) {
+  if (!norm) return;
+  NormTensors& tensors = norms.emplace_back(NormTensors{norm->name, 1, norm->width, {}, {}});
+  if (norm->weight) tensors.weights = {norm->name + ".weight"};
+  if (norm->bias) tensors.biases = {norm->name + ".bias"};
+}
+
+void add_norm(const std::optional<HeadNorm>& head_norm, std::int64_t heads,
+              std::vector<NormTensors>& norms) {
   if (!head_norm) return;
   const NormSpec& norm = head_norm->norm;
-  const auto add = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
-    if (norm.weight) tensors.push_back({name + ".weight", shape, TensorRole::norm});
-    if (norm.bias) tensors.push_back({name + ".bias", shape, TensorRole::norm});
-  };
-  switch (head_norm->layout) {
-    case HeadNorm::Weight::shared:
-    case HeadNorm::Weight::whole: return add(norm.name, {norm.width});
-    case HeadNorm::Weight::per_head: return add(norm.name, {heads, norm.width});
-    case HeadNorm::Weight::modules:
-      for (std::int64_t h = 0; h < heads; ++h)
-        add(norm.name + ".norms." + std::to_string(h), {norm.width});
-      return;
+  add_norm(std::optional(norm), norms);
+  NormTensors& tensors = norms.back();
+  const bool rows = head_norm->layout == HeadNorm::Weight::per_head ||
+                    head_norm->layout == HeadNorm::Weight::modules;
+  if (rows) tensors.rows = heads;
+  if (head_norm->layout != HeadNorm::Weight::modules) return;
+  tensors.weights.clear();
+  tensors.biases.clear();
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const std::string module = norm.name + ".norms." + std::to_string(h);
+    if (norm.weight) tensors.weights.push_back(module + ".weight");
+    if (norm.bias) tensors.biases.push_back(module + ".bias");
   }
 }
 
-void add_norm(const std::optional<NormSpec>& norm, std::vector<TensorSpec>& tensors) {
-  if (norm) add_head_norm(HeadNorm{*norm}, 1, tensors);
+// The tensors of norms: a weight, its bias, the next.
+void add_tensors(const std::vector<NormTensors>& norms, std::vector<TensorSpec>& tensors) {
+  for (const NormTensors& norm : norms) {
+    const std::size_t count = std::max(norm.weights.size(), norm.biases.size());
+    std::vector<std::int64_t> shape{norm.width};
+    if (count == 1 && norm.rows > 1) shape.insert(shape.begin(), norm.rows);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (i < norm.weights.size()) tensors.push_back({norm.weights[i], shape, TensorRole::norm});
+      if (i < norm.biases.size()) tensors.push_back({norm.biases[i], shape, TensorRole::norm});
+    }
+  }
+}
+
+void add_norm_tensors(const std::optional<NormSpec>& norm, std::vector<TensorSpec>& tensors) {
+  std::vector<NormTensors> norms;
+  add_norm(norm, norms);
+  add_tensors(norms, tensors);
 }
 
 // Columns [begin, begin + rows · cols) of the scratch memory as a matrix.
@@ -137,14 +159,10 @@ void mlp_activations(const Mlp& mlp, const Layer& layer, ConstTensor x, Tensor y
                      Stream& stream) {
   const Tensor up = scratch_part(scratch, 0, x.rows, outputs(mlp.in));
   project(mlp.in, layer, x, up, stream);
-  if (mlp.xielu) {
-    const auto softplus = [&](const std::string& name) {
-      return static_cast<float>(std::log1p(std::exp(double{layer.constants.at(name).at(0)})));
-    };
-    const float beta = mlp.xielu->beta;
-    return xielu(up, softplus(mlp.xielu->alpha_p), beta + softplus(mlp.xielu->alpha_n), beta,
+  if (mlp.xielu)
+    return xielu(up, layer.constants.at(mlp.xielu->alpha_p).stored_weight,
+                 layer.constants.at(mlp.xielu->alpha_n).stored_weight, mlp.xielu->beta,
                  mlp.xielu->eps, y, stream);
-  }
   if (mlp.gated) return gated_activation(up, mlp.activation, y, stream);
   return activation(up, mlp.activation, y, stream);
 }
@@ -168,6 +186,23 @@ Linears layer_linears(const LayerSpec& spec) {
   return linears;
 }
 
+std::vector<NormTensors> layer_norms(const LayerSpec& spec) {
+  std::vector<NormTensors> norms;
+  add_norm(spec.mixer_norm, norms);
+  add_norm(spec.mlp_norm, norms);
+  if (const auto* a = std::get_if<Attention>(&spec.mixer)) {
+    add_norm(a->q_norm, a->heads.heads, norms);
+    if (a->takes_kv < 0) {
+      add_norm(a->k_norm, a->heads.kv_heads, norms);
+      add_norm(a->v_norm, a->heads.kv_heads, norms);
+    }
+  }
+  add_norm(spec.after_mixer, norms);
+  add_norm(spec.after_mlp, norms);
+  if (spec.per_layer) add_norm(std::optional(spec.per_layer->norm), norms);
+  return norms;
+}
+
 std::vector<TensorSpec> layer_tensors(const LayerSpec& spec) {
   std::vector<TensorSpec> tensors;
   const Linears linears = layer_linears(spec);
@@ -176,19 +211,9 @@ std::vector<TensorSpec> layer_tensors(const LayerSpec& spec) {
     const auto shape = l.transposed ? std::vector{l.in_features, l.out_features}
                                     : std::vector{l.out_features, l.in_features};
     tensors.push_back({l.name + ".weight", shape, TensorRole::weight, i});
-    if (l.bias)
-      tensors.push_back({l.name + ".bias", {l.out_features}, TensorRole::linear_bias, i});
+    if (l.bias) tensors.push_back({l.name + ".bias", {l.out_features}, TensorRole::linear_bias, i});
   }
-  add_norm(spec.mixer_norm, tensors);
-  add_norm(spec.mlp_norm, tensors);
-  if (const auto* a = std::get_if<Attention>(&spec.mixer)) {
-    add_head_norm(a->q_norm, a->heads.heads, tensors);
-    add_head_norm(a->k_norm, a->heads.kv_heads, tensors);
-    add_head_norm(a->v_norm, a->heads.kv_heads, tensors);
-  }
-  add_norm(spec.after_mixer, tensors);
-  add_norm(spec.after_mlp, tensors);
-  if (spec.per_layer) add_norm(spec.per_layer->norm, tensors);
+  add_tensors(layer_norms(spec), tensors);
   const auto add_constant = [&](const std::string& name) {
     tensors.push_back({name, {1}, TensorRole::constant});
   };
@@ -197,6 +222,43 @@ std::vector<TensorSpec> layer_tensors(const LayerSpec& spec) {
     add_constant(m->xielu->alpha_n);
   }
   if (!spec.scalar.empty()) add_constant(spec.scalar);
+  return tensors;
+}
+
+namespace {
+
+void add_linear(const LinearSpec& l, std::vector<TensorSpec>& tensors) {
+  tensors.push_back({l.name + ".weight", {l.out_features, l.in_features}, TensorRole::weight});
+  if (l.bias) tensors.push_back({l.name + ".bias", {l.out_features}, TensorRole::linear_bias});
+}
+
+}  // namespace
+
+std::vector<TensorSpec> embedding_tensors(const Architecture& a) {
+  const Embedding& e = a.embedding;
+  std::vector<TensorSpec> tensors{{e.tokens, {a.vocab, e.width}, TensorRole::weight}};
+  if (!e.positions.empty())
+    tensors.push_back(
+        {e.positions, {a.max_positions + e.first_position, e.width}, TensorRole::weight});
+  add_norm_tensors(e.norm, tensors);
+  if (e.projection) add_linear(*e.projection, tensors);
+  if (a.per_layer) {
+    const LinearSpec& projection = a.per_layer->projection;
+    tensors.push_back(
+        {a.per_layer->tokens, {a.vocab, projection.out_features}, TensorRole::weight});
+    add_linear(projection, tensors);
+    add_norm_tensors(a.per_layer->norm, tensors);
+  }
+  return tensors;
+}
+
+std::vector<TensorSpec> head_tensors(const Architecture& a) {
+  std::vector<TensorSpec> tensors;
+  add_norm_tensors(a.head.norm, tensors);
+  if (a.head.projection) add_linear(*a.head.projection, tensors);
+  if (!a.head.tied)
+    tensors.push_back({a.head.name + ".weight", {a.vocab, a.embedding.width}, TensorRole::weight});
+  if (a.head.bias) tensors.push_back({a.head.name + ".bias", {a.vocab}, TensorRole::linear_bias});
   return tensors;
 }
 
@@ -288,8 +350,8 @@ DecoderTables make_tables(const Architecture& a, std::int64_t seqlen, Stream& st
   DecoderTables tables;
   for (const LayerSpec& kind : a.kinds) {
     const auto* attention = std::get_if<Attention>(&kind.mixer);
-    tables.kinds.push_back(attention == nullptr ? KindTables{}
-                                                : make_attention_tables(*attention, seqlen, stream));
+    tables.kinds.push_back(
+        attention == nullptr ? KindTables{} : make_attention_tables(*attention, seqlen, stream));
   }
   return tables;
 }
@@ -341,8 +403,7 @@ void part_output(const Layer& layer, const DecoderTables& tables, Part part, std
 }
 
 void advance(const Layer& layer, const DecoderTables& tables, const std::vector<Step>& steps,
-             std::size_t index, std::int64_t seqlen, Block& block, Tensor scratch,
-             Stream& stream) {
+             std::size_t index, std::int64_t seqlen, Block& block, Tensor scratch, Stream& stream) {
   const LayerSpec& spec = *layer.spec;
   const Step& step = steps.at(index);
   const Step* next = index + 1 < steps.size() ? &steps[index + 1] : nullptr;
@@ -350,9 +411,9 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
   const ConstTensor x = block.input;
   const auto hidden = [&] { return block.hidden.col_range(0, spec.hidden); };
   const auto carried = [&] {
-    return block.hidden.empty() ? Tensor{}
-                                : block.hidden.col_range(spec.hidden,
-                                                         block.hidden.cols - spec.hidden);
+    return block.hidden.empty()
+               ? Tensor{}
+               : block.hidden.col_range(spec.hidden, block.hidden.cols - spec.hidden);
   };
 
   const bool first_of_two = next != nullptr && next->part == step.part;
@@ -386,7 +447,7 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
   if (parallel) read_stream(layer, next->part, hidden(), before, stream);
   add_output(layer, last_linear(spec, step.part), after, x, hidden(), y, stream);
   if (next == nullptr) {
-    if (!spec.scalar.empty()) scale(hidden(), layer.constants.at(spec.scalar).at(0), stream);
+    if (!spec.scalar.empty()) multiply(layer.constants.at(spec.scalar).weight, hidden(), stream);
     return;
   }
   block.input = input_of_width(block, spec.hidden);

@@ -43,6 +43,21 @@ std::vector<LinearSpec> layer_linears(const LayerSpec& spec);
 // A constant's shape may be [] or [1].
 std::vector<TensorSpec> layer_tensors(const LayerSpec& spec);
 
+// A norm of a layer and the tensors that hold it: [rows, width], in one tensor or in one a row.
+struct NormTensors {
+  std::string name;  // NormSpec::name
+  std::int64_t rows = 1;
+  std::int64_t width = 0;
+  std::vector<std::string> weights;  // empty: none is stored
+  std::vector<std::string> biases;
+};
+std::vector<NormTensors> layer_norms(const LayerSpec& spec);
+
+// Those outside of the layers, with their full names: what makes the first layer's input, and what
+// makes logits of the last layer's output. A tied head has none of its own.
+std::vector<TensorSpec> embedding_tensors(const Architecture& architecture);
+std::vector<TensorSpec> head_tensors(const Architecture& architecture);
+
 // A linear on the device. `stored` is the weight as the checkpoint has it (what is quantized),
 // `weight` is in the compute type, for the forward pass: the same memory where the types are the
 // same. Quantization overwrites `weight` with the dequantized codes; `stored` is not to be used any
@@ -51,8 +66,8 @@ struct Linear {
   std::string name;         // full module name: "model.layers.3.self_attn.q_proj"
   bool transposed = false;  // in the checkpoint; here it is [out, in] as all others
   ConstTensor stored;       // [out, in]; empty when the checkpoint is packed
-  Tensor weight;       // [out, in]; without memory while it waits (stages/waiting_weights.h)
-  ConstTensor bias;    // [1, out] or empty, compute type
+  Tensor weight;            // [out, in]; without memory while it waits (stages/waiting_weights.h)
+  ConstTensor bias;         // [1, out] or empty, compute type
   ConstTensor stored_bias;  // as the checkpoint has it
 };
 
@@ -76,11 +91,11 @@ struct WaitingWeight {
 
 struct Layer {
   std::int64_t index = 0;
-  std::size_t kind = 0;             // as an index into Architecture::kinds
-  const LayerSpec* spec = nullptr;  // of that kind
-  std::vector<Linear> linears;      // in the order of layer_linears()
-  std::map<std::string, Norm> norms;                    // by NormSpec::name
-  std::map<std::string, std::vector<float>> constants;  // by the tensor's name, on the host
+  std::size_t kind = 0;                   // as an index into Architecture::kinds
+  const LayerSpec* spec = nullptr;        // of that kind
+  std::vector<Linear> linears;            // in the order of layer_linears()
+  std::map<std::string, Norm> norms;      // by NormSpec::name
+  std::map<std::string, Norm> constants;  // [1, 1] each, by the tensor's name
   std::vector<Buffer> memory;
   std::vector<WaitingWeight> waiting;  // one for each linear; empty when all weights stay on the
                                        // device
@@ -108,8 +123,8 @@ struct Step {
   std::vector<std::size_t> runs;  // the linears that advance() runs
   Access hidden = Access::none;   // what advance() does to the residual stream,
   Access input = Access::update;  // and to the input: update where the next step's takes its place
-  std::int64_t attention_width = 0;  // heads · head_dim where it runs attention: 2 · tokens · seqlen ·
-                                     // width FLOP
+  std::int64_t attention_width = 0;  // heads · head_dim where it runs attention: 2 · tokens ·
+                                     // seqlen · width FLOP
 };
 
 std::vector<Step> layer_steps(const LayerSpec& spec);

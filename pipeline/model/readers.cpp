@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "pipeline/model/rope_config.h"
+
 namespace qpipe {
 
 namespace {
@@ -105,6 +107,14 @@ Json read_one_of(const ConfigJson& config, const std::string& key,
          "must be " + (values.size() > 1 ? "one of " + joined(texts)
                                          : texts.front() + " for this family here"),
          values.size() > 1 ? ExitCode::data : ExitCode::unavailable);
+}
+
+void leave_unread(const ConfigJson& config, const std::vector<std::string>& keys) {
+  for (const std::string& key : keys) has_key(config, key);
+}
+
+float read_positive_or_zero(const ConfigJson& config, const std::string& key) {
+  return find_value(config, key) == nullptr ? 0.0f : static_cast<float>(read_positive(config, key));
 }
 
 NormSpec rms_norm_of(const ConfigJson& config, const std::string& name, std::int64_t width,
@@ -277,17 +287,32 @@ std::vector<std::int64_t> windows_between(const ConfigJson& config, std::int64_t
                          [&](std::int64_t l) { return (l + 1) % pattern == 0; });
 }
 
-std::vector<float> alibi_slopes(std::int64_t heads) {
+std::vector<float> alibi_slopes(std::int64_t heads, double bias_max) {
   std::int64_t p = 1;
   while (2 * p <= heads) p *= 2;
-  const auto base = [](std::int64_t n) {
-    return static_cast<float>(std::exp2(-8.0 / static_cast<double>(n)));
+  const auto base = [&](std::int64_t n) {
+    return static_cast<float>(std::exp2(-bias_max / static_cast<double>(n)));
   };
   std::vector<float> slopes;
   for (std::int64_t i = 1; i <= p; ++i) slopes.push_back(std::pow(base(p), static_cast<float>(i)));
   for (std::int64_t i = 1; static_cast<std::int64_t>(slopes.size()) < heads; i += 2)
     slopes.push_back(std::pow(base(2 * p), static_cast<float>(i)));
   return slopes;
+}
+
+Rope read_rope_of(const ConfigJson& config, const Sizes& s, const RopeKeys& keys,
+                  bool interleaved) {
+  Json object = config.object;
+  const auto state = [&](const std::string& standard, const std::string& name, double absent) {
+    if (has_key(config, name))
+      object[standard] = config.object.at(name);
+    else if (!object.contains(standard))
+      object[standard] = absent;
+  };
+  state("partial_rotary_factor", keys.share, keys.absent_share);
+  state("rope_theta", keys.theta, keys.absent_theta);
+  return read_rope({object, config.where, config.asked},
+                   {s.head_dim, s.max_positions, interleaved, true});
 }
 
 Architecture decoder(const ConfigJson& config, const Sizes& sizes, const std::string& model_type,
@@ -331,6 +356,25 @@ Architecture llama_like(const ConfigJson& config, const Sizes& s, const std::str
   return a;
 }
 
+LayerSpec sequential_layer(const Attention& attention, const Mlp& mlp, const NormSpec& mixer_norm,
+                           const NormSpec& mlp_norm) {
+  LayerSpec layer;
+  layer.mixer = attention;
+  layer.mlp = mlp;
+  layer.mixer_norm = mixer_norm;
+  layer.mlp_norm = mlp_norm;
+  return layer;
+}
+
+LayerSpec parallel_layer(const Attention& attention, const Mlp& mlp, const NormSpec& norm) {
+  LayerSpec layer;
+  layer.mixer = attention;
+  layer.mlp = mlp;
+  layer.mixer_norm = norm;
+  layer.residual = Residual::parallel;
+  return layer;
+}
+
 void set_layers(Architecture& a, const std::function<LayerSpec(std::int64_t)>& layer) {
   a.kinds.clear();
   a.kind_of_layer.clear();
@@ -341,6 +385,10 @@ void set_layers(Architecture& a, const std::function<LayerSpec(std::int64_t)>& l
     a.kind_of_layer.push_back(static_cast<std::uint16_t>(same - a.kinds.begin()));
     if (same == a.kinds.end()) a.kinds.push_back(std::move(spec));
   }
+}
+
+void set_layers(Architecture& a, const LayerSpec& layer) {
+  set_layers(a, [&](std::int64_t) { return layer; });
 }
 
 }  // namespace qpipe

@@ -66,6 +66,30 @@ TEST_P(MultiplyTest, GateSigmoidMatchesTheReference) {
     }
 }
 
+// One product, rounded once.
+TEST_P(MultiplyTest, MultiplyMatchesTheReference) {
+  constexpr std::int64_t tokens = 5;
+  for (const bool one : {false, true})
+    for (const std::int64_t left : {3, 8})
+      for (const std::int64_t cols : {1, 7, 64, 257, 2056}) {
+        SCOPED_TRACE(testing::Message() << cols << " columns from column " << left);
+        const auto factor = round_to_compute(random_normal(one ? 1 : tokens * cols, 1));
+        const auto x = round_to_compute(random_normal(tokens * cols, 2));
+        const auto factor_device =
+            one ? upload_padded(stream.compute_dtype(), factor, 1, 1, 0, 0)
+                : upload_padded(stream.compute_dtype(), factor, tokens, cols, left, 8);
+        const auto device = upload_padded(stream.compute_dtype(), x, tokens, cols, left, 8);
+        multiply(factor_device.view, device.view, stream);
+        std::vector<double> want;
+        std::vector<double> tolerance;
+        for (std::size_t i = 0; i < x.size(); ++i) {
+          want.push_back(double{x[i]} * factor[one ? 0 : i]);
+          tolerance.push_back((single + epsilon()) * std::abs(want.back()));
+        }
+        expect_close(download_inside(device), want, tolerance);
+      }
+}
+
 TEST_P(MultiplyTest, AcceptsNoTokens) {
   const DType type = stream.compute_dtype();
   const TensorArray x(type, 0, 8, stream), gate(type, 0, 2, stream);

@@ -121,9 +121,10 @@ AttentionResult attention(const Values& qkv, const AttentionCase& c) {
   const HeadLayout& layout = c.layout;
   const std::int64_t width = layout.width();
   const std::int64_t d = layout.head_dim;
+  const std::int64_t dv = layout.value_dim();
   const std::int64_t tokens = c.samples * c.seqlen;
   AttentionResult result;
-  result.out.assign(static_cast<std::size_t>(tokens * layout.heads * d), 0.0);
+  result.out.assign(static_cast<std::size_t>(tokens * layout.heads * dv), 0.0);
   result.magnitude = result.out;
   result.score.assign(static_cast<std::size_t>(tokens * layout.heads), 0.0);
   for (std::int64_t t = 0; t < tokens; ++t)
@@ -136,6 +137,7 @@ AttentionResult attention(const Values& qkv, const AttentionCase& c) {
       std::vector<std::int64_t> rows;
       for (std::int64_t j = 0; j <= i; ++j) {
         if (c.window > 0 && j <= i - c.window) continue;
+        if (c.chunk > 0 && j / c.chunk != i / c.chunk) continue;
         double dot = 0.0;
         double absolute = 0.0;
         for (std::int64_t e = 0; e < d; ++e) {
@@ -155,10 +157,10 @@ AttentionResult attention(const Values& qkv, const AttentionCase& c) {
       double sum = 0.0;
       for (double& value : p) sum += value = std::exp(value - maximum);
       for (std::size_t j = 0; j < p.size(); ++j)
-        for (std::int64_t e = 0; e < d; ++e) {
+        for (std::int64_t e = 0; e < dv; ++e) {
           const double v = read(qkv, rows[j], layout.v_column(g) + e, width);
-          result.out[at(t, h * d + e, layout.heads * d)] += p[j] / sum * v;
-          result.magnitude[at(t, h * d + e, layout.heads * d)] += p[j] / sum * std::abs(v);
+          result.out[at(t, h * dv + e, layout.heads * dv)] += p[j] / sum * v;
+          result.magnitude[at(t, h * dv + e, layout.heads * dv)] += p[j] / sum * std::abs(v);
         }
     }
   return result;

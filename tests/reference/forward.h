@@ -37,12 +37,13 @@ struct AttentionCase {
   std::int64_t seqlen = 1;
   double scale = 1.0;
   std::int64_t window = 0;
+  std::int64_t chunk = 0;
   double soft_cap = 0.0;
   Values key_bias;  // [heads, seqlen] or empty
 };
 
 struct AttentionResult {
-  Exact out;        // [tokens, heads · head_dim]
+  Exact out;        // [tokens, heads · v_dim]
   Exact magnitude;  // Σ_j p_j |v_j|, same shape: what errors of p are multiplied by
   Exact score;  // [tokens, heads]: max_j (scale Σ|q||k| + |bias|): what rounding errors of a score
                 // are relative to
