@@ -177,9 +177,9 @@ void stream_round(Loop& loop, const DecoderTables& tables, Pipeline& pipeline, c
   const bool starts_next_round =
       !task.from_previous && round.first + pipeline.teams.teams < pipeline.end;
   if (starts_next_round && pipeline.next_input.blocks() == 0)
-    pipeline.next_input =
-        BlockStore(block_rows(activations.blocking, activations.owned), loop.architecture.hidden,
-                   loop.plan.places.hidden, loop.plan.places.folder, loop.stream);
+    pipeline.next_input = BlockStore(block_rows(activations.blocking, activations.owned),
+                                     loop.architecture.stream_width(), loop.plan.places.hidden,
+                                     loop.plan.places.folder, loop.stream);
   if (starts_next_round) task.next_input = &pipeline.next_input;
   const StreamSeconds seconds = stream_hidden(loop.architecture, tables, layer, task, activations,
                                               *pipeline.ring, loop.stream);
@@ -309,8 +309,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   count_stop_signals();
   const std::future<void> opening = open_device_early(options.parallel.backend);
   const Checkpoint source(options.model.path);
-  const Architecture architecture =
-      read_architecture(source.config(), (source.folder() / "config.json").string());
+  const Architecture architecture = read_architecture(source);
   if (source.config().contains("quantization_config"))
     throw UserError(ExitCode::data,
                     source.folder().string() +
@@ -450,8 +449,8 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
           make_activations(architecture, blocking, team.rank(), team.size(), plan.places, stream);
       tables = make_tables(architecture, calibration.seqlen, stream);
       if (pipeline.works_on(0)) {
-        const TensorArray embedding = layers->load_tensor(architecture.embedding);
-        embed_tokens(architecture, calibration.ids, embedding, activations, stream);
+        const EmbeddingWeights embedding = layers->load_embedding();
+        embed_tokens(architecture, embedding, calibration.ids, activations, stream);
       }
     }
     report.seconds.start = seconds_since(begin) - report.seconds.evaluate;

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "kernels/transpose.h"
 #include "launch/signals.h"
 #include "pipeline/files/error.h"
 #include "pipeline/layers/fast_forward.h"
@@ -38,15 +39,15 @@ void check_in(Comm& comm, const std::optional<UserError>& fault, int signals,
 
 namespace {
 
-std::string describe(const Layer& layer, const Step& step) {
+std::string describe(const Layer& layer, const Group& group) {
   return fmt::format("layer {}, input of {}", layer.index,
-                     layer.linears[step.linears.front()].name);
+                     layer.linears[group.linears.front()].name);
 }
 
-// The step's linears that are quantized, as indices into Layer::linears.
-std::vector<std::size_t> chosen(const Loop& loop, const Layer& layer, const Step& step) {
+// The group's linears that are quantized, as indices into Layer::linears.
+std::vector<std::size_t> chosen(const Loop& loop, const Layer& layer, const Group& group) {
   std::vector<std::size_t> result;
-  for (const std::size_t i : step.linears)
+  for (const std::size_t i : group.linears)
     if (!loop.plan.modules.at(layer.linears[i].name).skip) result.push_back(i);
   return result;
 }
@@ -89,8 +90,8 @@ void store_solved(Loop& loop, const std::string& name, const QuantizedLinear& q)
                       "Use more calibration samples.");
 }
 
-void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessian) {
-  const std::vector<std::size_t> indices = chosen(loop, layer, step);
+void solve_group(Loop& loop, Layer& layer, const Group& group, const Hessian* hessian) {
+  const std::vector<std::size_t> indices = chosen(loop, layer, group);
   if (indices.empty()) return;
   const WeightsOnDevice weights(layer, indices, loop.stream);
   const std::vector<const Linear*> linears = pointers(layer, indices);
@@ -109,39 +110,41 @@ void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessi
   }
 }
 
-void forward_step(Loop& loop, const DecoderTables& tables, Layer& layer, StepKind kind,
-                  Activations& activations) {
-  if (kind == StepKind::mlp_out && !loop.output_needed) return;
+void forward_step(Loop& loop, const DecoderTables& tables, Layer& layer,
+                  const std::vector<Step>& steps, std::size_t step, Activations& activations) {
+  if (step + 1 == steps.size() && !loop.output_needed) return;
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
-  const WeightsOnDevice weights(layer, run_linears(loop.architecture, kind), loop.stream);
-  advance(loop.architecture, tables, layer, kind, activations, loop.stream);
+  const WeightsOnDevice weights(layer, steps[step].runs, loop.stream);
+  advance(layer, tables, steps, step, activations, loop.stream);
   check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
 }
 
 void start(Loop& loop, const Layer& layer, Activations& activations) {
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
-  start_layer(loop.architecture, layer, activations, loop.stream);
+  start_layer(layer, activations, loop.stream);
 }
 
-Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step,
-                       const Activations& activations) {
+Hessian calibrate_group(Loop& loop, const Layer& layer, const Group& group,
+                        const Activations& activations) {
   Timed timed(loop.report.seconds.hessian, loop.comm, loop.stream);
   return as_user_error([&] {
-    return calibrate(activations, describe(layer, step), loop.plan.hessian_tokens, loop.plan.places,
-                     loop.comm, loop.stream);
+    return calibrate(activations, group, describe(layer, group), loop.plan.hessian_tokens,
+                     loop.plan.places, loop.comm, loop.stream);
   });
 }
 
 // Each linear is solved on the input that the quantized linears before it give.
 void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer& layer,
                                  Activations& activations) {
+  const std::vector<Step> steps = layer_steps(*layer.spec);
   start(loop, layer, activations);
-  for (const Step& step : layer_steps(loop.architecture)) {
-    if (!chosen(loop, layer, step).empty()) {
-      const Hessian hessian = calibrate_step(loop, layer, step, activations);
-      solve_step(loop, layer, step, &hessian);
+  for (std::size_t step = 0; step < steps.size(); ++step) {
+    for (const Group& group : steps[step].groups) {
+      if (chosen(loop, layer, group).empty()) continue;
+      const Hessian hessian = calibrate_group(loop, layer, group, activations);
+      solve_group(loop, layer, group, &hessian);
     }
-    forward_step(loop, tables, layer, step.kind, activations);
+    forward_step(loop, tables, layer, steps, step, activations);
   }
 }
 
@@ -149,13 +152,14 @@ void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer&
 
 void run_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
   if (!layer.waiting.empty()) {
+    const std::vector<Step> steps = layer_steps(*layer.spec);
     start(loop, layer, activations);
-    for (const Step& step : layer_steps(loop.architecture))
-      forward_step(loop, tables, layer, step.kind, activations);
+    for (std::size_t step = 0; step < steps.size(); ++step)
+      forward_step(loop, tables, layer, steps, step, activations);
     return;
   }
   Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
-  forward_layer(loop.architecture, tables, layer, activations, loop.stream);
+  forward_layer(layer, tables, activations, loop.stream);
   check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
 }
 
@@ -177,23 +181,34 @@ void run_again(Loop& loop, const DecoderTables& tables, Layer& layer, Activation
   run_layer(loop, tables, layer, activations);
 }
 
+// Of each group of each step.
+using Hessians = std::vector<std::vector<Hessian>>;
+
+Hessians hessians_of(const std::vector<Step>& steps) {
+  Hessians hessians(steps.size());
+  for (std::size_t i = 0; i < steps.size(); ++i) hessians[i].resize(steps[i].groups.size());
+  return hessians;
+}
+
 // true_sequential = false: all of the layer's Hessians see its original weights; the layer runs
 // again with the quantized ones.
 void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& layer,
                             Activations& activations) {
   save_hidden(loop, activations);
-  const std::vector<Step> steps = layer_steps(loop.architecture);
-  std::vector<Hessian> hessians(steps.size());
+  const std::vector<Step> steps = layer_steps(*layer.spec);
+  Hessians hessians = hessians_of(steps);
   start(loop, layer, activations);
   for (std::size_t i = 0; i < steps.size(); ++i) {
-    if (!chosen(loop, layer, steps[i]).empty())
-      hessians[i] = calibrate_step(loop, layer, steps[i], activations);
-    forward_step(loop, tables, layer, steps[i].kind, activations);
+    for (std::size_t g = 0; g < steps[i].groups.size(); ++g)
+      if (!chosen(loop, layer, steps[i].groups[g]).empty())
+        hessians[i][g] = calibrate_group(loop, layer, steps[i].groups[g], activations);
+    forward_step(loop, tables, layer, steps, i, activations);
   }
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    solve_step(loop, layer, steps[i], &hessians[i]);
-    hessians[i] = Hessian{};
-  }
+  for (std::size_t i = 0; i < steps.size(); ++i)
+    for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
+      solve_group(loop, layer, steps[i].groups[g], &hessians[i][g]);
+      hessians[i][g] = Hessian{};
+    }
   if (loop.plan.quantized_propagation && loop.output_needed)
     run_again(loop, tables, layer, activations);
 }
@@ -207,16 +222,14 @@ ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer,
   const bool by_hessian = needs_hessian(search, pair);
   if (by_hessian) bring_to_device(hessian, loop.stream);
   const WeightsOnDevice weights(
-      layer, by_hessian ? pair.linears : inspected_linears(loop.architecture, pair), loop.stream);
-  ScaledPair found =
-      search_scale(loop.architecture, tables, layer, pair, settings_of(loop, layer, pair.linears),
-                   activations, hessian, search, loop.comm, loop.stream);
+      layer, by_hessian ? pair.linears : inspected_linears(*layer.spec, pair), loop.stream);
+  ScaledPair found = search_scale(tables, layer, pair, settings_of(loop, layer, pair.linears),
+                                  activations, hessian, search, loop.comm, loop.stream);
   leave_device(hessian);
-  ScaleReport report{
-      layer_prefix(loop.architecture, layer.index) + source_name(loop.architecture, pair),
-      {},
-      found.ratio,
-      found.loss};
+  ScaleReport report{layer_prefix(loop.architecture, layer.index) + source_name(*layer.spec, pair),
+                     {},
+                     found.ratio,
+                     found.loss};
   for (const std::size_t i : pair.linears) report.linears.push_back(layer.linears[i].name);
   loop.report.scales.push_back(report);
   return found;
@@ -234,17 +247,23 @@ void store_scaled(Loop& loop, Layer& layer, const std::vector<ScaledPair>& pairs
         !loop.store.owns(name))
       continue;
     const WeightsOnDevice weights(layer, {i}, loop.stream);
-    const Array<float> weight = scaled_weight(layer.linears[i], factors[i], loop.stream);
+    Array<float> weight = scaled_weight(layer.linears[i], factors[i], loop.stream);
+    if (layer.linears[i].transposed) {
+      Array<float> turned(weight.view.cols, weight.view.rows, loop.stream);
+      transpose(weight.view, turned.view, loop.stream);
+      weight = std::move(turned);
+    }
     std::vector<float> values(static_cast<std::size_t>(weight.view.size()));
     copy_to_host(values.data(), weight.view.data, weight.memory.bytes(), loop.stream);
     loop.store.replace(name, values);
   }
 }
 
-// Clips and rounds the scaled weights of one step. hessian: of the input that the scaled layer has.
-void solve_scaled_step(Loop& loop, Layer& layer, const Step& step,
-                       const std::vector<LinearFactors>& factors, const Hessian& hessian) {
-  const std::vector<std::size_t> indices = chosen(loop, layer, step);
+// Clips and rounds the scaled weights of one group. hessian: of the input that the scaled layer
+// has.
+void solve_scaled_group(Loop& loop, Layer& layer, const Group& group,
+                        const std::vector<LinearFactors>& factors, const Hessian& hessian) {
+  const std::vector<std::size_t> indices = chosen(loop, layer, group);
   const std::vector<LinearSettings> settings = settings_of(loop, layer, indices);
   const WeightsOnDevice weights(layer, indices, loop.stream);
   const auto clipped_rows = [&](std::size_t i, const RowRange& rows) {
@@ -279,37 +298,41 @@ void solve_scaled_step(Loop& loop, Layer& layer, const Step& step,
 void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer,
                         Activations& activations) {
   save_hidden(loop, activations);
-  const std::vector<Step> steps = layer_steps(loop.architecture);
-  const std::vector<ScalingPair> candidates = scaling_pairs(loop.architecture);
-  std::vector<Hessian> hessians(steps.size());
+  const std::vector<Step> steps = layer_steps(*layer.spec);
+  const std::vector<ScalingPair> candidates = scaling_pairs(*layer.spec);
+  Hessians hessians = hessians_of(steps);
   std::vector<ScaledPair> pairs;
   start(loop, layer, activations);
   for (std::size_t i = 0; i < steps.size(); ++i) {
-    if (!chosen(loop, layer, steps[i]).empty()) {
-      hessians[i] = calibrate_step(loop, layer, steps[i], activations);
+    for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
+      if (chosen(loop, layer, steps[i].groups[g]).empty()) continue;
+      hessians[i][g] = calibrate_group(loop, layer, steps[i].groups[g], activations);
       for (const ScalingPair& pair : candidates)
-        if (pair.step == steps[i].kind)
-          pairs.push_back(search_pair(loop, tables, layer, pair, activations, hessians[i]));
+        if (pair.step == i && pair.group == g)
+          pairs.push_back(search_pair(loop, tables, layer, pair, activations, hessians[i][g]));
     }
-    forward_step(loop, tables, layer, steps[i].kind, activations);
+    forward_step(loop, tables, layer, steps, i, activations);
   }
   const std::vector<LinearFactors> factors = linear_factors(layer, pairs);
   if (loop.plan.quantized_propagation) loop.factors = factors_json(factors);
   store_scaled(loop, layer, pairs, factors);
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    if (chosen(loop, layer, steps[i]).empty()) continue;
-    for (const ScaledPair& p : pairs)
-      if (p.pair.step == steps[i].kind) divide_input(hessians[i], p.scale, loop.stream);
-    bring_to_device(hessians[i], loop.stream);
-    solve_scaled_step(loop, layer, steps[i], factors, hessians[i]);
-    hessians[i] = Hessian{};
-  }
+  for (std::size_t i = 0; i < steps.size(); ++i)
+    for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
+      if (chosen(loop, layer, steps[i].groups[g]).empty()) continue;
+      Hessian& hessian = hessians[i][g];
+      for (const ScaledPair& p : pairs)
+        if (p.pair.step == i && p.pair.group == g) divide_input(hessian, p.scale, loop.stream);
+      bring_to_device(hessian, loop.stream);
+      solve_scaled_group(loop, layer, steps[i].groups[g], factors, hessian);
+      hessian = Hessian{};
+    }
   if (loop.plan.quantized_propagation && loop.output_needed)
     run_again(loop, tables, layer, activations);
 }
 
 void quantize_without_calibration(Loop& loop, Layer& layer) {
-  for (const Step& step : layer_steps(loop.architecture)) solve_step(loop, layer, step, nullptr);
+  for (const Step& step : layer_steps(*layer.spec))
+    for (const Group& group : step.groups) solve_group(loop, layer, group, nullptr);
 }
 
 }  // namespace

@@ -154,6 +154,7 @@ struct PerLayerInput {
 enum class Residual { sequential, parallel, normed };
 
 struct LayerSpec {
+  std::int64_t hidden = 0;  // columns of the residual stream that the layer reads and adds to
   std::variant<Attention, SingleLinear, Nothing> mixer;
   std::variant<Mlp, SingleLinear, Nothing> mlp;
   std::optional<NormSpec> mixer_norm;

@@ -44,7 +44,7 @@ std::vector<LinearFactors> linear_factors(const Layer& layer,
   std::vector<LinearFactors> factors(layer.linears.size());
   for (const ScaledPair& p : pairs) {
     for (const std::size_t i : p.pair.linears) factors[i].column = p.scale;
-    if (p.pair.source != ScaleSource::linear) continue;
+    if (p.pair.norm) continue;
     std::vector<float>& row = factors[p.pair.source_linear].row;
     row.assign(static_cast<std::size_t>(layer.linears[p.pair.source_linear].weight.rows), 1.0f);
     std::copy(p.scale.begin(), p.scale.end(), row.begin() + p.pair.source_first_row);
@@ -100,15 +100,14 @@ std::vector<ChangedTensor> divided_vectors(const Architecture& a, const Layer& l
   };
   const std::string prefix = layer_prefix(a, layer.index);
   for (const ScaledPair& p : pairs) {
-    if (p.pair.source == ScaleSource::linear) {
+    if (!p.pair.norm) {
       const Linear& source = layer.linears[p.pair.source_linear];
       change(source.name + ".bias", source.stored_bias, p, 0.0f);
       continue;
     }
-    const Norm& norm =
-        p.pair.source == ScaleSource::attention_norm ? layer.attention_norm : layer.mlp_norm;
-    const std::string name = prefix + source_name(a, p.pair);
-    change(name + ".weight", norm.stored_weight, p, a.norm_offset);
+    const Norm& norm = layer.norms.at(p.pair.norm->name);
+    const std::string name = prefix + p.pair.norm->name;
+    change(name + ".weight", norm.stored_weight, p, p.pair.norm->offset);
     change(name + ".bias", norm.stored_bias, p, 0.0f);
   }
   return changed;

@@ -114,8 +114,7 @@ int run(const TokenizeRequest& command) {
   const Checkpoint checkpoint(command.model);
   DatasetRequest request = command.dataset;
   request.tokenizer = command.model;
-  request.vocab =
-      read_architecture(checkpoint.config(), (checkpoint.folder() / "config.json").string()).vocab;
+  request.vocab = read_architecture(checkpoint).vocab;
   const Tokens tokens = load_tokens(request);
   write_tokens_hdf5(tokens, command.out, request.dataset);
   fmt::print("{}: /{} [{}, {}], from {}\n", command.out.string(), request.dataset, tokens.samples,

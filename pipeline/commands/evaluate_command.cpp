@@ -21,8 +21,7 @@ constexpr std::int64_t micro_batch = 16384;  // tokens
 
 int run_eval(const EvalRequest& request) {
   const Checkpoint checkpoint(request.model);
-  const Architecture architecture =
-      read_architecture(checkpoint.config(), (checkpoint.folder() / "config.json").string());
+  const Architecture architecture = read_architecture(checkpoint);
   check_tensors(architecture, checkpoint);
 
   const Placement placement = place_rank(request.backend, false);

@@ -244,8 +244,7 @@ int run_plan(const PlanRequest& request) {
   const Options& options = request.options;
   std::vector<std::string> notes;
   const Checkpoint source = open_checkpoint(options.model.path, notes);
-  const Architecture architecture =
-      read_architecture(source.config(), (source.folder() / "config.json").string());
+  const Architecture architecture = read_architecture(source);
   if (source.config().contains("quantization_config"))
     throw UserError(ExitCode::data,
                     source.folder().string() +

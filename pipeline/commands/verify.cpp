@@ -9,6 +9,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/pack.h"
+#include "kernels/transpose.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
 #include "pipeline/model/model.h"
@@ -429,8 +430,12 @@ Faults zero_faults(StoredFormat format, const Json& quantization, const Checkpoi
 std::vector<std::vector<std::string>> fused_linears(const Architecture& architecture,
                                                     std::int64_t layer) {
   std::vector<std::vector<std::string>> fused;
-  for (const std::vector<LinearSpec>* group : {&architecture.qkv, &architecture.mlp_in}) {
-    if (group->size() < 2) continue;
+  const LayerSpec& spec = architecture.layer(layer);
+  const auto* attention = std::get_if<Attention>(&spec.mixer);
+  const auto* mlp = std::get_if<Mlp>(&spec.mlp);
+  for (const std::vector<LinearSpec>* group :
+       {attention == nullptr ? nullptr : &attention->qkv, mlp == nullptr ? nullptr : &mlp->in}) {
+    if (group == nullptr || group->size() < 2) continue;
     fused.emplace_back();
     for (const LinearSpec& linear : *group)
       fused.back().push_back(layer_prefix(architecture, layer) + linear.name);
@@ -516,11 +521,11 @@ std::optional<std::string> rescaled_norm(const Architecture& architecture,
                                          Stream& stream) {
   constexpr double most_rounding = 0.01;  // bfloat16 rounds by 2^-9
   for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
-    for (const std::string& norm :
-         {architecture.names.attention_norm, architecture.names.mlp_norm}) {
-      const std::string name = layer_prefix(architecture, layer) + norm + ".weight";
-      if (norm.empty() || !original.contains(name) ||
-          original.info(name).shape != checkpoint.info(name).shape)
+    for (const auto& norm :
+         {architecture.layer(layer).mixer_norm, architecture.layer(layer).mlp_norm}) {
+      if (!norm || !norm->weight) continue;
+      const std::string name = layer_prefix(architecture, layer) + norm->name + ".weight";
+      if (!original.contains(name) || original.info(name).shape != checkpoint.info(name).shape)
         continue;
       if (relative_error(as_floats(checkpoint, name, stream).view,
                          as_floats(original, name, stream).view) > most_rounding)
@@ -537,7 +542,7 @@ void measure_weights(const fs::path& original_folder, const Architecture& archit
     throw UserError(
         ExitCode::data,
         where + ": has a quantization_config; --original must be the unquantized model");
-  check_tensors(read_architecture(original.config(), where), original);
+  check_tensors(read_architecture(original), original);
   if (const auto norm = rescaled_norm(architecture, checkpoint, original, stream)) {
     result.notes.push_back(
         fmt::format("'{}' differs from the original: scales have moved between weights (as AWQ "
@@ -546,14 +551,14 @@ void measure_weights(const fs::path& original_folder, const Architecture& archit
                     *norm));
     return;
   }
-  const std::vector<LinearSpec> specs = all_linears(architecture);
-  for (std::size_t i = 0; i < result.linears.size(); ++i) {
-    LinearReport& linear = result.linears[i];
-    const LinearSpec& spec = specs[i % specs.size()];
+  for (LinearReport& linear : result.linears) {
+    const LinearSpec& spec = linear.spec;
     if (!linear.packed) continue;
     const std::string name = linear.name + ".weight";
     if (!original.contains(name) ||
-        original.info(name).shape != std::vector<std::int64_t>{spec.out_features, spec.in_features})
+        original.info(name).shape != (spec.transposed
+                                          ? std::vector{spec.in_features, spec.out_features}
+                                          : std::vector{spec.out_features, spec.in_features}))
       throw UserError(
           ExitCode::data,
           fmt::format(
@@ -561,7 +566,13 @@ void measure_weights(const fs::path& original_folder, const Architecture& archit
               original_folder.string(), name, spec.out_features, spec.in_features));
     const Array<float> weight =
         read_linear(result.format, checkpoint, linear.name, spec, *linear.packed, stream);
-    linear.relative_error = relative_error(weight.view, as_floats(original, name, stream).view);
+    Array<float> exact = as_floats(original, name, stream);
+    if (spec.transposed) {
+      Array<float> turned(spec.out_features, spec.in_features, stream);
+      transpose(exact.view, turned.view, stream);
+      exact = std::move(turned);
+    }
+    linear.relative_error = relative_error(weight.view, exact.view);
   }
 }
 
@@ -582,7 +593,7 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   }
   const Checkpoint& checkpoint = *opened;
   const std::string where = (folder / "config.json").string();
-  const Architecture architecture = read_architecture(checkpoint.config(), where);
+  const Architecture architecture = read_architecture(checkpoint);
   result.format = read_stored_format(checkpoint.config(), where);
   const Json quantization = checkpoint.config().value("quantization_config", Json::object());
   append(result.faults, config_faults(result.format, quantization, where));
@@ -598,8 +609,9 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   std::int64_t weights = 0;
   bool complete = true;
   for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
-    for (const LinearSpec& spec : all_linears(architecture)) {
+    for (const LinearSpec& spec : layer_linears(architecture.layer(layer))) {
       LinearReport linear;
+      linear.spec = spec;
       linear.name = layer_prefix(architecture, layer) + spec.name;
       std::vector<std::string> names{linear.name + ".weight"};
       try {
@@ -633,8 +645,8 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   if (weights > 0)
     result.bits_per_weight = 8.0 * static_cast<double>(bytes) / static_cast<double>(weights);
 
-  const std::string head = architecture.lm_head + ".weight";
-  if (architecture.tied_embeddings && checkpoint.contains(head))
+  const std::string head = architecture.head.name + ".weight";
+  if (architecture.head.tied && checkpoint.contains(head))
     result.notes.push_back("tie_word_embeddings is true, and '" + head +
                            "' is stored all the same; it can be left out");
   if (!original.empty() && complete)

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 
+#include "kernels/transpose.h"
 #include "launch/signals.h"
 #include "stages/layer.h"
 
@@ -29,6 +30,7 @@ struct Unit {
   std::size_t layer = 0;  // index into Work::layers
   std::vector<TensorInfo> weights;
   std::vector<std::size_t> offsets;  // of the weights on the device
+  std::vector<bool> transposed;      // [in, out] in the file: it lies behind its transpose
   std::size_t bytes = 0;
 };
 
@@ -44,15 +46,19 @@ struct Work {
   std::size_t largest_unit = 0;
 };
 
-void add_weight(Unit& unit, const TensorInfo& weight) {
+std::size_t aligned_bytes(const TensorInfo& weight) {
+  return (static_cast<std::size_t>(weight.bytes()) + alignment - 1) / alignment * alignment;
+}
+
+void add_weight(Unit& unit, const TensorInfo& weight, bool transposed) {
   unit.weights.push_back(weight);
   unit.offsets.push_back(unit.bytes);
-  unit.bytes += (static_cast<std::size_t>(weight.bytes()) + alignment - 1) / alignment * alignment;
+  unit.transposed.push_back(transposed);
+  unit.bytes += aligned_bytes(weight) * (transposed ? 2 : 1);
 }
 
 Work work_of_rank(const Checkpoint& checkpoint, const Architecture& architecture,
                   const QuantizePlan& plan, const FinishedLayers& finished, const Comm& comm) {
-  const std::vector<LinearSpec> linears = all_linears(architecture);
   const bool steps_share_a_scale = plan.storage.codec == Codec::nvfp4;
   Work work;
   for (std::int64_t index = comm.rank(); index < architecture.layers; index += comm.size()) {
@@ -65,15 +71,18 @@ Work work_of_rank(const Checkpoint& checkpoint, const Architecture& architecture
       return work.units.back();
     };
     const std::string prefix = layer_prefix(architecture, index);
-    for (const Step& step : layer_steps(architecture)) {
-      Unit* unit = nullptr;
-      for (const std::size_t i : step.linears) {
-        const std::string module = prefix + linears[i].name;
-        if (plan.modules.at(module).skip) continue;
-        if (unit == nullptr || !steps_share_a_scale) unit = &new_unit();
-        add_weight(*unit, checkpoint.info(module + ".weight"));
+    const LayerSpec& spec = architecture.layer(index);
+    const std::vector<LinearSpec> linears = layer_linears(spec);
+    for (const Step& step : layer_steps(spec))
+      for (const Group& group : step.groups) {
+        Unit* unit = nullptr;
+        for (const std::size_t i : group.linears) {
+          const std::string module = prefix + linears[i].name;
+          if (plan.modules.at(module).skip) continue;
+          if (unit == nullptr || !steps_share_a_scale) unit = &new_unit();
+          add_weight(*unit, checkpoint.info(module + ".weight"), linears[i].transposed);
+        }
       }
-    }
     if (work.units.size() == layer->first_unit)
       new_unit();  // all are skipped: there is the record to write
     layer->units_left = work.units.size() - layer->first_unit;
@@ -103,14 +112,19 @@ struct Worker {
         staging(static_cast<std::size_t>(piece_bytes), stream),
         on_device(largest_unit, stream) {}
 
-  ConstTensor load(const Checkpoint& checkpoint, const TensorInfo& weight, std::size_t offset) {
-    auto* place = static_cast<unsigned char*>(on_device.data()) + offset;
+  ConstTensor load(const Checkpoint& checkpoint, const Unit& unit, std::size_t i) {
+    const TensorInfo& weight = unit.weights[i];
+    auto* result = static_cast<unsigned char*>(on_device.data()) + unit.offsets[i];
+    unsigned char* place = unit.transposed[i] ? result + aligned_bytes(weight) : result;
     for (std::int64_t begin = 0; begin < weight.bytes(); begin += piece_bytes) {
       const std::int64_t count = std::min(piece_bytes, weight.bytes() - begin);
       checkpoint.read(weight.name, begin, count, staging.data());
       copy_to_device(place + begin, staging.data(), static_cast<std::size_t>(count), stream);
     }
-    return {place, weight.dtype, weight.rows(), weight.cols()};
+    if (!unit.transposed[i]) return {place, weight.dtype, weight.rows(), weight.cols()};
+    const Tensor turned(result, weight.dtype, weight.cols(), weight.rows());
+    transpose(ConstTensor(place, weight.dtype, weight.rows(), weight.cols()), turned, stream);
+    return turned;
   }
 
   void run(const Unit& unit, std::int64_t layer, const Checkpoint& checkpoint,
@@ -122,7 +136,7 @@ struct Worker {
       Linear& linear = linears.emplace_back();
       linear.name = unit.weights[i].name.substr(
           0, unit.weights[i].name.size() - std::string(".weight").size());
-      linear.stored = load(checkpoint, unit.weights[i], unit.offsets[i]);
+      linear.stored = load(checkpoint, unit, i);
     }
     for (const Linear& linear : linears) pointers.push_back(&linear);
     clock.lap(seconds.read);

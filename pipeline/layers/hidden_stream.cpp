@@ -67,7 +67,7 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
   const auto slot = [&](const Slots& of, std::int64_t block) {
     return of.of(static_cast<std::size_t>(block), hidden.rows(static_cast<std::size_t>(block)));
   };
-  if (task.keep_inputs) begin_keeping(activations, stream);
+  if (task.keep_inputs) begin_keeping(layer, activations, stream);
   const std::int64_t first_step = task.from_previous ? lag * (task.stage - 1) : 0;
   const std::int64_t last_step =
       count - 1 + (task.next_input != nullptr ? lag * task.stages : lag * task.stage);
@@ -88,13 +88,12 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
       if (task.from_previous && !task.keep_inputs) write_block(hidden, local, block, stream);
       if (runs) {
         busy.start();
-        Block work{block, {input.view.data, input.view.dtype, block.rows, architecture.hidden}};
+        Block work{block, {input.view.data, input.view.dtype, block.rows, layer.spec->hidden}};
         if (task.keep_inputs)
-          forward_and_keep(architecture, tables, layer, local, task.to_next, work, activations,
-                           stream);
+          forward_and_keep(layer, tables, local, task.to_next, work, activations, stream);
         else
-          forward_layer(architecture, tables, layer, activations.blocking.seqlen, work,
-                        activations.scratch, stream);
+          forward_layer(layer, tables, activations.blocking.seqlen, work, activations.scratch,
+                        stream);
         busy.stop();
       }
       if (task.to_next) out = outgoing(block);

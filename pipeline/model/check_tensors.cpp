@@ -77,15 +77,15 @@ struct Check {
     } else if (format != StoredFormat::unquantized && is_packed(checkpoint, module)) {
       packed(module, spec);
     } else {
-      weights(module + ".weight", {spec.out_features, spec.in_features});
+      weights(module + ".weight", spec.transposed ? Shape{spec.in_features, spec.out_features}
+                                                  : Shape{spec.out_features, spec.in_features});
     }
-    if (spec.bias) weights(module + ".bias", {spec.out_features});
   }
 
-  void norm(const std::string& module, std::int64_t width, bool bias) {
-    if (module.empty()) return;
-    weights(module + ".weight", {width});
-    if (bias) weights(module + ".bias", {width});
+  // A constant may be stored with one axis or with none.
+  void constant(const std::string& name) {
+    weights(name,
+            checkpoint.contains(name) && checkpoint.info(name).shape.empty() ? Shape{} : Shape{1});
   }
 };
 
@@ -98,27 +98,14 @@ std::vector<unsigned char> bytes_of(const Checkpoint& checkpoint, const std::str
 }  // namespace
 
 std::vector<TensorInfo> expected_tensors(const Architecture& a, DType dtype) {
-  std::vector<TensorInfo> tensors{{a.embedding, dtype, {a.vocab, a.hidden}}};
-  const auto norm = [&](const std::string& module, std::int64_t width, bool bias) {
-    tensors.push_back({module + ".weight", dtype, {width}});
-    if (bias) tensors.push_back({module + ".bias", dtype, {width}});
+  std::vector<TensorInfo> tensors;
+  const auto add = [&](const std::string& prefix, const std::vector<TensorSpec>& specs) {
+    for (const TensorSpec& spec : specs) tensors.push_back({prefix + spec.name, dtype, spec.shape});
   };
-  for (std::int64_t layer = 0; layer < a.layers; ++layer) {
-    const std::string prefix = layer_prefix(a, layer);
-    for (const std::string& name : {a.names.attention_norm, a.names.mlp_norm})
-      if (!name.empty()) norm(prefix + name, a.hidden, a.norm_bias);
-    for (const std::string& name : {a.names.q_norm, a.names.k_norm})
-      if (!name.empty()) norm(prefix + name, a.heads.head_dim, false);
-    for (const LinearSpec& linear : all_linears(a)) {
-      tensors.push_back(
-          {prefix + linear.name + ".weight", dtype, {linear.out_features, linear.in_features}});
-      if (linear.bias)
-        tensors.push_back({prefix + linear.name + ".bias", dtype, {linear.out_features}});
-    }
-  }
-  norm(a.final_norm, a.hidden, a.norm_bias);
-  if (!a.tied_embeddings) tensors.push_back({a.lm_head + ".weight", dtype, {a.vocab, a.hidden}});
-  if (a.lm_head_bias) tensors.push_back({a.lm_head + ".bias", dtype, {a.vocab}});
+  add("", embedding_tensors(a));
+  for (std::int64_t layer = 0; layer < a.layers; ++layer)
+    add(layer_prefix(a, layer), layer_tensors(a.layer(layer)));
+  add("", head_tensors(a));
   return tensors;
 }
 
@@ -130,23 +117,26 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
       most,
       {},
       {}};
-  check.weights(a.embedding, {a.vocab, a.hidden});
+  for (const TensorSpec& tensor : embedding_tensors(a)) check.weights(tensor.name, tensor.shape);
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     const std::string prefix = layer_prefix(a, layer);
-    const auto norm = [&](const std::string& name, std::int64_t width, bool bias) {
-      if (!name.empty()) check.norm(prefix + name, width, bias);
-    };
-    norm(a.names.attention_norm, a.hidden, a.norm_bias);
-    norm(a.names.mlp_norm, a.hidden, a.norm_bias);
-    norm(a.names.q_norm, a.heads.head_dim, false);
-    norm(a.names.k_norm, a.heads.head_dim, false);
-    for (const LinearSpec& linear : all_linears(a)) check.linear(prefix + linear.name, linear);
+    const std::vector<LinearSpec> linears = layer_linears(a.layer(layer));
+    for (const TensorSpec& tensor : layer_tensors(a.layer(layer))) {
+      const std::string name = prefix + tensor.name;
+      switch (tensor.role) {
+        case TensorRole::weight:
+          check.linear(prefix + linears[tensor.linear].name, linears[tensor.linear]);
+          break;
+        case TensorRole::linear_bias:
+        case TensorRole::norm: check.weights(name, tensor.shape); break;
+        case TensorRole::constant: check.constant(name); break;
+      }
+    }
   }
-  check.norm(a.final_norm, a.hidden, a.norm_bias);
+  for (const TensorSpec& tensor : head_tensors(a)) check.weights(tensor.name, tensor.shape);
 
-  const std::string head = a.lm_head + ".weight";
-  if (!a.tied_embeddings || checkpoint.contains(head)) check.weights(head, {a.vocab, a.hidden});
-  if (a.lm_head_bias) check.weights(a.lm_head + ".bias", {a.vocab});
+  const std::string head = a.head.name + ".weight";
+  if (a.head.tied && checkpoint.contains(head)) check.weights(head, {a.vocab, a.hidden});
 
   for (const std::string& name : checkpoint.names()) {
     const bool constant = std::any_of(stored_constants.begin(), stored_constants.end(),
@@ -157,11 +147,12 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
   }
 
   // transformers ties only equal tensors when a checkpoint holds both.
-  if (check.faults.empty() && a.tied_embeddings && checkpoint.contains(head)) {
-    const bool equal = checkpoint.info(head).dtype == checkpoint.info(a.embedding).dtype &&
-                       bytes_of(checkpoint, head) == bytes_of(checkpoint, a.embedding);
+  if (check.faults.empty() && a.head.tied && checkpoint.contains(head)) {
+    const bool equal = checkpoint.info(head).dtype == checkpoint.info(a.embedding.tokens).dtype &&
+                       bytes_of(checkpoint, head) == bytes_of(checkpoint, a.embedding.tokens);
     if (!equal)
-      check.fail("tie_word_embeddings is true, but '" + head + "' differs from '" + a.embedding +
+      check.fail("tie_word_embeddings is true, but '" + head + "' differs from '" +
+                 a.embedding.tokens +
                  "'; set tie_word_embeddings to false in config.json to keep both");
   }
   return check.faults;

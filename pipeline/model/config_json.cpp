@@ -30,6 +30,10 @@ bool has_key(const ConfigJson& config, const std::string& key) {
   return config.object.contains(key);
 }
 
+void skip_keys(const ConfigJson& config, const std::vector<std::string>& keys) {
+  if (config.asked) config.asked->insert(keys.begin(), keys.end());
+}
+
 const Json* find_value(const ConfigJson& config, const std::string& key) {
   if (config.asked) config.asked->insert(key);
   const auto found = config.object.find(key);
@@ -53,6 +57,12 @@ std::int64_t read_integer(const ConfigJson& config, const std::string& key, std:
     refuse(config, key,
            "must be an integer from " + std::to_string(lowest) + " to " + std::to_string(highest));
   return value->get<std::int64_t>();
+}
+
+std::int64_t read_integer_or(const ConfigJson& config, const std::string& key,
+                             std::int64_t when_absent, std::int64_t lowest, std::int64_t highest) {
+  return find_value(config, key) == nullptr ? when_absent
+                                            : read_integer(config, key, lowest, highest);
 }
 
 double read_positive(const ConfigJson& config, const std::string& key) {

@@ -21,6 +21,9 @@ struct ConfigJson {
 
 bool has_key(const ConfigJson& config, const std::string& key);
 
+// Keys that decide nothing here: known to the family, but not read by the reference.
+void skip_keys(const ConfigJson& config, const std::vector<std::string>& keys);
+
 [[noreturn]] void refuse(const ConfigJson& config, const std::string& key, const std::string& must,
                          ExitCode code = ExitCode::data);
 
@@ -30,6 +33,9 @@ bool is_null(const ConfigJson& config, const std::string& key);
 
 std::int64_t read_integer(const ConfigJson& config, const std::string& key, std::int64_t lowest,
                           std::int64_t highest);
+// `when_absent` also where it is null.
+std::int64_t read_integer_or(const ConfigJson& config, const std::string& key,
+                             std::int64_t when_absent, std::int64_t lowest, std::int64_t highest);
 // A finite number above zero.
 double read_positive(const ConfigJson& config, const std::string& key);
 double read_positive(const ConfigJson& config, const std::string& key, double when_absent);

@@ -15,6 +15,10 @@ namespace qpipe {
 // contradictory keys, options this build cannot compute.
 Architecture read_architecture(const nlohmann::json& config, const std::string& where);
 
+// The same with the names that the checkpoint has: the decoder may lie behind another beginning
+// ("model.language_model.", "language_model.model.", none).
+Architecture read_architecture(const Checkpoint& checkpoint);
+
 // The model_types of the table, sorted.
 std::vector<std::string> supported_families();
 

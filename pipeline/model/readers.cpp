@@ -25,6 +25,13 @@ bool is_absent(const ConfigJson& config, const std::vector<std::string>& names) 
   });
 }
 
+// `absent` without the key, unless it is 0.
+std::int64_t size_or(const ConfigJson& config, const std::vector<std::string>& names,
+                     std::int64_t absent) {
+  return absent > 0 && is_absent(config, names) ? absent
+                                                : needed_size(config, names, largest_width);
+}
+
 std::int64_t hidden_over_heads(const ConfigJson& config, const Sizes& s, const SizeKeys& keys) {
   if (s.hidden % s.heads != 0)
     throw UserError(
@@ -55,17 +62,15 @@ Sizes read_sizes(const ConfigJson& config, const SizeKeys& keys) {
   Sizes s;
   s.layers = needed_size(config, keys.layers, most_layers);
   s.hidden = needed_size(config, keys.hidden, largest_width);
-  s.vocab = needed_size(config, keys.vocab, largest_width);
+  s.vocab = size_or(config, keys.vocab, keys.absent_vocab);
   s.max_positions = is_absent(config, keys.max_positions)
                         ? keys.absent_max_positions
                         : needed_size(config, keys.max_positions, most_positions);
-  s.heads = needed_size(config, keys.heads, largest_width);
+  s.heads = size_or(config, keys.heads, keys.absent_heads);
   if (const auto head_dim = find_size(config, keys.head_dim))
     s.head_dim = *head_dim;
   else if (keys.absent_head_dim > 0)
-    s.head_dim = is_absent(config, keys.head_dim)
-                     ? keys.absent_head_dim
-                     : needed_size(config, keys.head_dim, largest_width);
+    s.head_dim = size_or(config, keys.head_dim, keys.absent_head_dim);
   else
     s.head_dim = hidden_over_heads(config, s, keys);
   if (const auto kv_heads = find_size(config, keys.kv_heads))
@@ -262,6 +267,27 @@ std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_
   return windows;
 }
 
+std::vector<std::int64_t> windows_between(const ConfigJson& config, std::int64_t layers,
+                                          std::int64_t absent_window,
+                                          const std::function<bool(std::int64_t)>& full) {
+  const std::vector<std::string> types = read_layer_types(config, layers);
+  const std::int64_t window = read_window(config, absent_window);
+  std::vector<std::int64_t> windows(static_cast<std::size_t>(layers), 0);
+  for (std::size_t l = 0; l < windows.size(); ++l) {
+    if (types.empty() ? full(static_cast<std::int64_t>(l)) : types[l] != "sliding_attention")
+      continue;
+    if (window == 0) refuse(config, "sliding_window", "must be a number: some layers have windows");
+    windows[l] = window;
+  }
+  return windows;
+}
+
+std::vector<std::int64_t> windows_between(const ConfigJson& config, std::int64_t layers,
+                                          std::int64_t absent_window, std::int64_t pattern) {
+  return windows_between(config, layers, absent_window,
+                         [&](std::int64_t l) { return (l + 1) % pattern == 0; });
+}
+
 std::vector<float> alibi_slopes(std::int64_t heads, double bias_max) {
   std::int64_t p = 1;
   while (2 * p <= heads) p *= 2;
@@ -312,6 +338,25 @@ Architecture decoder(const ConfigJson& config, const Sizes& s, const std::string
   return a;
 }
 
+Architecture llama_like(const ConfigJson& config, const Sizes& s, const std::string& model_type,
+                        const Mlp& mlp, const std::function<Attention(std::int64_t)>& attention,
+                        const LlamaForm& form) {
+  const auto norm = [&](const std::string& name) {
+    return rms_norm_of(config, name, s.hidden, "rms_norm_eps", form.absent_eps);
+  };
+  Architecture a = decoder(config, s, model_type, form.tied_when_absent);
+  a.head.norm = norm("model.norm");
+  LayerSpec layer;
+  layer.mixer_norm = norm("input_layernorm");
+  layer.mlp_norm = norm("post_attention_layernorm");
+  layer.mlp = mlp;
+  set_layers(a, [&](std::int64_t l) {
+    layer.mixer = attention(l);
+    return layer;
+  });
+  return a;
+}
+
 LayerSpec sequential_layer(const Attention& attention, const Mlp& mlp, const NormSpec& mixer_norm,
                            const NormSpec& mlp_norm) {
   LayerSpec layer;
@@ -336,6 +381,7 @@ void set_layers(Architecture& a, const std::function<LayerSpec(std::int64_t)>& l
   a.kind_of_layer.clear();
   for (std::int64_t index = 0; index < a.layers; ++index) {
     LayerSpec spec = layer(index);
+    spec.hidden = a.hidden;
     const auto same = std::find(a.kinds.begin(), a.kinds.end(), spec);
     a.kind_of_layer.push_back(static_cast<std::uint16_t>(same - a.kinds.begin()));
     if (same == a.kinds.end()) a.kinds.push_back(std::move(spec));

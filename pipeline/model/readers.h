@@ -38,6 +38,8 @@ struct SizeKeys {
   std::vector<std::string> ffn{"intermediate_size"};
   std::vector<std::string> vocab{"vocab_size"};
   std::vector<std::string> max_positions{"max_position_embeddings"};
+  std::int64_t absent_heads = 0;     // 0: must be there
+  std::int64_t absent_vocab = 0;     // 0: must be there
   std::int64_t absent_kv_heads = 0;  // 0: as many as heads
   std::int64_t absent_head_dim = 0;  // 0: hidden / heads
   bool ffn_is_four_hidden = false;   // without the key
@@ -114,6 +116,15 @@ std::vector<std::int64_t> windows_of_all(const ConfigJson& config, std::int64_t 
 // use_sliding_window, sliding_window, and layer_types or max_window_layers (Qwen).
 std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers);
 
+// A window for the layers that layer_types calls sliding, or without layer_types for those that are
+// not `full`; 0 for the others. sliding_window must then be a number.
+std::vector<std::int64_t> windows_between(const ConfigJson& config, std::int64_t layers,
+                                          std::int64_t absent_window,
+                                          const std::function<bool(std::int64_t layer)>& full);
+// Full attention on every `pattern`th layer.
+std::vector<std::int64_t> windows_between(const ConfigJson& config, std::int64_t layers,
+                                          std::int64_t absent_window, std::int64_t pattern);
+
 // ALiBi. With p the largest power of two up to n, slopes b, b², … of b = 2^(−m/p), m = 8, for the
 // first p heads; for the others every second power of 2^(−m/2p). In float32, as the reference.
 std::vector<float> alibi_slopes(std::int64_t heads, double bias_max = 8.0);
@@ -142,6 +153,17 @@ struct OuterNames {
 };
 Architecture decoder(const ConfigJson& config, const Sizes& sizes, const std::string& model_type,
                      bool tied_when_absent, const OuterNames& names);
+
+// Llama: RMS norms input_layernorm and post_attention_layernorm before attention and MLP, norm at
+// the end.
+struct LlamaForm {
+  double absent_eps = 1e-6;
+  bool tied_when_absent = false;
+};
+Architecture llama_like(const ConfigJson& config, const Sizes& sizes, const std::string& model_type,
+                        const Mlp& mlp,
+                        const std::function<Attention(std::int64_t layer)>& attention,
+                        const LlamaForm& form = {});
 
 // h += attention(norm(h)); h += mlp(norm(h)).
 LayerSpec sequential_layer(const Attention& attention, const Mlp& mlp, const NormSpec& mixer_norm,

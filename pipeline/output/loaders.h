@@ -13,6 +13,7 @@ namespace qpipe {
 // One linear of a decoder layer as it is stored.
 struct LinearReport {
   std::string name;
+  LinearSpec spec;
   std::optional<PackedLinear> packed;    // nothing: stored as floats
   double bits_per_weight = 0.0;          // all its tensors but the bias
   std::optional<double> relative_error;  // ‖W − Q‖ / ‖W‖

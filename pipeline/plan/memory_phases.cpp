@@ -36,28 +36,26 @@ std::int64_t padded(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 std::int64_t ceiling(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// What a phase does to the blocks of a store (stages/block_store.h).
-enum class Pass { none, scratch, read, write, update };
-
+// What a phase does to the blocks of the two stores.
 struct Passes {
-  Pass hidden = Pass::none;
-  Pass input = Pass::none;
+  Access hidden = Access::none;
+  Access input = Access::none;
   std::int64_t input_columns = 0;  // that are read, where nothing is written
 };
 
 // All of a rank's blocks where they are kept; elsewhere than on the device with windows there while
 // they pass by: one to work on, one that comes, one that goes. A file has as much staging memory on
 // the host.
-Use blocks_at(const std::string& purpose, Place place, Pass pass, std::int64_t blocks,
+Use blocks_at(const std::string& purpose, Place place, Access pass, std::int64_t blocks,
               std::int64_t block_bytes, std::int64_t read_bytes, std::int64_t copies = 1) {
   const std::int64_t all = blocks * block_bytes * copies;
   if (place == Place::device) return {purpose, all, 0, 0};
   constexpr std::int64_t most_windows = 3;
-  const std::int64_t window = pass == Pass::read ? read_bytes : block_bytes;
-  const std::int64_t windows = pass == Pass::none      ? 0
-                               : pass == Pass::scratch ? 1
-                               : pass == Pass::update  ? most_windows
-                                                       : 2;
+  const std::int64_t window = pass == Access::read ? read_bytes : block_bytes;
+  const std::int64_t windows = pass == Access::none      ? 0
+                               : pass == Access::scratch ? 1
+                               : pass == Access::update  ? most_windows
+                                                         : 2;
   const std::int64_t device = std::min(blocks, windows) * window;
   if (place == Place::host) return {purpose, device, all, 0};
   return {purpose, device, std::min(blocks, most_windows) * block_bytes, all};
@@ -70,7 +68,7 @@ Uses activations(const RunSizes& r, const Blocking& blocking, std::int64_t block
   const std::int64_t tokens = blocking.block_samples * blocking.seqlen;
   const auto bytes = [&](std::int64_t width) { return tokens * width * r.compute_element; };
   const Use hidden = blocks_at("hidden states", places.hidden, passes.hidden, blocks,
-                               padded(bytes(r.hidden)), bytes(r.hidden), copies);
+                               padded(bytes(r.stream_width)), bytes(r.stream_width), copies);
   const Use scratch = on_device("forward scratch of a block", bytes(r.scratch_width));
   if (!places.inputs_kept) {
     Use input = blocks_at("step inputs", places.input, passes.input, blocks,
@@ -85,15 +83,7 @@ Uses activations(const RunSizes& r, const Blocking& blocking, std::int64_t block
 }
 
 // As advance() of stages/activations.cpp visits them.
-Passes forward_passes(const StepSizes& step) {
-  switch (step.kind) {
-    case StepKind::attention_in:
-    case StepKind::mlp_in: return {Pass::none, Pass::update};
-    case StepKind::attention_out: return {Pass::update, Pass::update};
-    case StepKind::mlp_out: return {Pass::update, Pass::read, step.columns};
-  }
-  return {};
-}
+Passes forward_passes(const StepSizes& step) { return {step.hidden, step.input, step.columns}; }
 
 // A layer on the device, or with weights_by_step the linears of `in_use` alone
 // (pipeline/layers/layer_source.cpp, stages/waiting_weights.cpp).
@@ -276,20 +266,9 @@ std::int64_t search_bytes(const RunSizes& r, const StepSizes& step) {
 std::vector<const StepSizes*> searched_steps(const RunSizes& r, const LayerSizes& layer,
                                              const StepSizes& step) {
   if (searches_by_hessian(r, step)) return {&step};
-  const auto runs = [&](const StepSizes& other) {
-    const bool attention =
-        other.kind == StepKind::attention_in || other.kind == StepKind::attention_out;
-    switch (*step.search) {
-      case Inspected::attention: return attention;
-      case Inspected::mlp: return !attention;
-      case Inspected::attention_and_mlp: return true;
-      case Inspected::linears: return other.kind == step.kind;
-    }
-    return false;
-  };
   std::vector<const StepSizes*> steps;
   for (const StepSizes& other : layer.steps)
-    if (runs(other)) steps.push_back(&other);
+    if (is_inspected(*step.search, other.part)) steps.push_back(&other);
   return steps;
 }
 
@@ -337,21 +316,22 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
         3;  // one block is received, one is computed and one is sent; as many for the next round
     Places whole = places;
     whole.weights_by_step = false;
-    phases.push_back({"blocks from team to team",
-                      rank.always + activations(r, r.blocking(), blocks, places, {}, copies) +
-                          Uses{weights(layer, {}, whole),
-                               on_device("blocks on their way",
-                                         tokens * (copies * slots * r.hidden + r.widest_input) *
-                                             r.compute_element)}});
+    phases.push_back(
+        {"blocks from team to team",
+         rank.always + activations(r, r.blocking(), blocks, places, {}, copies) +
+             Uses{weights(layer, {}, whole),
+                  on_device("blocks on their way",
+                            tokens * (copies * slots * r.stream_width + r.widest_input) *
+                                r.compute_element)}});
   }
   const bool goes_forward =
       r.calibrated && !places.inputs_kept;  // else the blocks' way from team to team was all of it
-  if (goes_forward) add(layer.steps.front(), "its input", {Pass::read, Pass::write}, {}, {});
+  if (goes_forward) add(layer.steps.front(), "its input", {Access::read, Access::write}, {}, {});
   for (const StepSizes& step : layer.steps) {
     if (!r.calibrated) break;
     const Held own = held_of(step);
     held = r.at_once ? Held{held.full + own.full, held.host + own.host} : own;
-    const Passes read{Pass::none, Pass::read, step.columns};
+    const Passes read{Access::none, Access::read, step.columns};
     if (step.solves())
       add(step, "Hessian", read, {},
           {hessians(held, 0, places), hessian_sum(r, step.columns, places)});
@@ -431,15 +411,15 @@ void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
   };
   for (const LayerSizes& layer : r.layer_kinds)
     phases.push_back({"evaluation: layers",
-                      kept({Pass::update, Pass::scratch}) + Uses{weights(layer, {}, places)}});
+                      kept({Access::update, Access::scratch}) + Uses{weights(layer, {}, places)}});
   const std::int64_t logits = f32 * logit_rows * r.vocab;
   const std::int64_t head =
       r.head_compute_bytes == 0
           ? r.head_bytes + logits
           : std::max(r.head_bytes + r.head_compute_bytes, r.head_compute_bytes + logits);
   phases.push_back(
-      {"evaluation: logits",
-       kept({Pass::update, Pass::none}) + Uses{{"output head and logits", head, r.head_bytes, 0}}});
+      {"evaluation: logits", kept({Access::update, Access::none}) +
+                                 Uses{{"output head and logits", head, r.head_bytes, 0}}});
 }
 
 Uses in_every_phase(const RunSizes& r, const Teams& teams) {
@@ -496,7 +476,8 @@ std::vector<Phase> memory_phases(const RunSizes& r, const Teams& teams, std::int
   if (r.calibrated)
     phases.push_back(
         {"embedding",
-         rank.always + activations(r, r.blocking(), blocks, places, {Pass::write, Pass::none}, 1) +
+         rank.always +
+             activations(r, r.blocking(), blocks, places, {Access::write, Access::none}, 1) +
              Uses{{"embedding table", r.embedding_bytes, r.embedding_bytes, 0}}});
   for (const LayerSizes& layer : r.layer_kinds) add_layer(rank, layer, blocks, phases);
   return phases;

@@ -79,9 +79,10 @@ void check_clip(const std::string& module, const LinearSpec& linear, const Linea
 
 // The type of the decoder's first linear.
 DType source_dtype(const Architecture& architecture, const Checkpoint& checkpoint) {
-  return checkpoint
-      .info(layer_prefix(architecture, 0) + all_linears(architecture).front().name + ".weight")
-      .dtype;
+  for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
+    for (const LinearSpec& linear : layer_linears(architecture.layer(layer)))
+      return checkpoint.info(layer_prefix(architecture, layer) + linear.name + ".weight").dtype;
+  return checkpoint.info(architecture.embedding.tokens).dtype;
 }
 
 }  // namespace
@@ -114,12 +115,19 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
     plan.kept.push_back({name, plan.storage.dtype, info.shape});
     plan.tensors.push_back(plan.kept.back());
   };
-  keep(architecture.embedding);
+  for (const TensorSpec& tensor : embedding_tensors(architecture)) keep(tensor.name);
   double packed_bits = 0.0;
   double packed_weights = 0.0;
   for (std::int64_t layer = 0; layer < architecture.layers; ++layer) {
     const std::string prefix = layer_prefix(architecture, layer);
-    for (const LinearSpec& linear : all_linears(architecture)) {
+    const LayerSpec& spec = architecture.layer(layer);
+    const std::vector<LinearSpec> linears = layer_linears(spec);
+    for (const TensorSpec& tensor : layer_tensors(spec)) {
+      if (tensor.role != TensorRole::weight) {
+        keep(prefix + tensor.name);
+        continue;
+      }
+      const LinearSpec& linear = linears[tensor.linear];
       const std::string module = prefix + linear.name;
       LinearSettings settings = plan.defaults;
       for (std::size_t i = 0; i < patterns.size(); ++i) {
@@ -130,31 +138,23 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       }
       plan.modules[module] = settings;
       if (settings.skip) {
-        keep(module + ".weight");
-      } else {
-        const std::string fault = size_fault(linear, settings, plan.storage);
-        if (!fault.empty())
-          throw UserError(ExitCode::config,
-                          fmt::format("{} (out {}, in {}): {}", module, linear.out_features,
-                                      linear.in_features, fault));
-        if (plan.awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
-        if (!settings.symmetric && plan.storage.format == Format::gptq) plan.may_need_v2 = true;
-        for (const NamedTensor& tensor : stored_tensors(
-                 module, linear.out_features, linear.in_features, settings, plan.storage)) {
-          plan.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-          packed_bits += 8.0 * static_cast<double>(plan.tensors.back().bytes());
-        }
-        packed_weights +=
-            static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
+        keep(prefix + tensor.name);
+        continue;
       }
-      if (linear.bias) keep(module + ".bias");
-    }
-    const LayerNames& names = architecture.names;
-    for (const std::string& norm :
-         {names.attention_norm, names.mlp_norm, names.q_norm, names.k_norm}) {
-      if (norm.empty()) continue;
-      keep(prefix + norm + ".weight");
-      if (checkpoint.contains(prefix + norm + ".bias")) keep(prefix + norm + ".bias");
+      const std::string fault = size_fault(linear, settings, plan.storage);
+      if (!fault.empty())
+        throw UserError(ExitCode::config,
+                        fmt::format("{} (out {}, in {}): {}", module, linear.out_features,
+                                    linear.in_features, fault));
+      if (plan.awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
+      if (!settings.symmetric && plan.storage.format == Format::gptq) plan.may_need_v2 = true;
+      for (const NamedTensor& part : stored_tensors(module, linear.out_features, linear.in_features,
+                                                    settings, plan.storage)) {
+        plan.tensors.push_back({part.name, part.dtype, part.shape});
+        packed_bits += 8.0 * static_cast<double>(plan.tensors.back().bytes());
+      }
+      packed_weights +=
+          static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
     }
   }
   for (std::size_t i = 0; i < used.size(); ++i)
@@ -164,13 +164,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
           fmt::format(
               "quantize.overrides[{}]: match = \"{}\" matches no module; modules are named like {}",
               i, options.quantize.overrides[i].match, plan.modules.begin()->first));
-  keep(architecture.final_norm + ".weight");
-  if (checkpoint.contains(architecture.final_norm + ".bias"))
-    keep(architecture.final_norm + ".bias");
-  if (!architecture.tied_embeddings) {
-    keep(architecture.lm_head + ".weight");
-    if (architecture.lm_head_bias) keep(architecture.lm_head + ".bias");
-  }
+  for (const TensorSpec& tensor : head_tensors(architecture)) keep(tensor.name);
   plan.bits_per_weight = packed_weights > 0.0 ? packed_bits / packed_weights : 0.0;
   return plan;
 }

@@ -45,8 +45,8 @@ double linear_flops(const LayerSizes& layer, double tokens) {
 }
 
 // q·k and p·v over half of the square.
-double attention_flops(const RunSizes& r, double tokens) {
-  return 2.0 * tokens * as_double(r.seqlen * r.attention_width);
+double attention_flops(const RunSizes& r, const LayerSizes& layer, double tokens) {
+  return 2.0 * tokens * as_double(r.seqlen * layer.attention_width());
 }
 
 // Of a layer's pass; a round's layers follow one another by two blocks
@@ -58,7 +58,7 @@ double pipeline_passes(const RunSizes& r, const Teams& teams) {
 }
 
 double pass_seconds(const RunSizes& r, const LayerSizes& layer, double tokens, const Rates& rates) {
-  return (linear_flops(layer, tokens) + attention_flops(r, tokens)) / rates.forward;
+  return (linear_flops(layer, tokens) + attention_flops(r, layer, tokens)) / rates.forward;
 }
 
 // Again where the layer runs with quantized weights, or ahead for the teams after it, where its
@@ -93,13 +93,10 @@ double search_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& t
   for (const StepSizes& step : layer.steps) {
     if (!step.search) continue;
     if (r.exact_search && *step.search != Inspected::linears) {
-      const bool attention = *step.search != Inspected::mlp;
-      const bool mlp = *step.search != Inspected::attention;
-      double flops = attention ? attention_flops(r, searched) : 0.0;
+      const bool attention = is_inspected(*step.search, Part::mixer);
+      double flops = attention ? attention_flops(r, layer, searched) : 0.0;
       for (const StepSizes& other : layer.steps) {
-        const bool in_attention =
-            other.kind == StepKind::attention_in || other.kind == StepKind::attention_out;
-        if (!(in_attention ? attention : mlp)) continue;
+        if (!is_inspected(*step.search, other.part)) continue;
         for (const LinearSizes& linear : other.linears)
           flops += 2.0 * searched * as_double(linear.elements());
       }
@@ -187,7 +184,7 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
     add(places.input, bytes * ((step.solves() ? panels : 0.0) + (step.search ? 1.0 : 0.0) + passes),
         bytes * passes);
   }
-  const double hidden = tokens * as_double(r.hidden) * element;
+  const double hidden = tokens * as_double(r.stream_width) * element;
   add(places.hidden, hidden * 3.0 * passes, hidden * 2.0 * passes);
   if (r.runs_again && !places.weights_by_step) add(places.hidden, hidden, hidden);
   if (places.weights_by_step)
@@ -202,7 +199,7 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
 
 // Activations in host memory.
 double locked_bytes(const RunSizes& r, const Places& places, double tokens) {
-  const std::int64_t columns = (places.hidden == Place::host ? r.hidden : 0) +
+  const std::int64_t columns = (places.hidden == Place::host ? r.stream_width : 0) +
                                (places.input == Place::host ? r.widest_input : 0);
   return tokens * as_double(columns * r.compute_element);
 }
@@ -255,7 +252,7 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
                }));
   if (teams.teams > 1 && r.calibrated)
     add(hidden_states,
-        largest_tokens(r, teams) * as_double(r.hidden) * as_double(r.compute_element));
+        largest_tokens(r, teams) * as_double(r.stream_width) * as_double(r.compute_element));
   return result;
 }
 
@@ -294,7 +291,7 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
     add("waiting for offloaded blocks", travel - forward - hessian);
     if (teams.teams > 1) {  // beside the pass through the round, or with nothing beside
       const double hidden =
-          layers * tokens * as_double(r.hidden) * as_double(r.compute_element) / network;
+          layers * tokens * as_double(r.stream_width) * as_double(r.compute_element) / network;
       const double beside =
           per_layer([&](const LayerSizes& layer) { return pass_seconds(r, layer, tokens, rates); });
       add("waiting for hidden states", streams(r, teams) ? hidden - beside : hidden);

@@ -28,12 +28,12 @@ struct Source {
   std::int64_t element;
 };
 
-LinearSizes linear_sizes(const Source& s, const std::string& module) {
+LinearSizes linear_sizes(const Source& s, const std::string& module, const LinearSpec& spec) {
   const TensorInfo& info = s.checkpoint.info(module + ".weight");
   const LinearSettings& settings = s.plan.modules.at(module);
   LinearSizes sizes;
-  sizes.rows = info.rows();
-  sizes.columns = info.cols();
+  sizes.rows = spec.out_features;
+  sizes.columns = spec.in_features;
   sizes.stored_bytes = aligned(info.bytes());
   sizes.copy_bytes = info.dtype == s.compute ? 0 : in_type(info, s.element);
   sizes.quantized = !settings.skip;
@@ -45,43 +45,45 @@ LinearSizes linear_sizes(const Source& s, const std::string& module) {
 }
 
 LayerSizes layer_sizes(const Source& s, std::int64_t index) {
-  const Architecture& a = s.architecture;
-  const std::string prefix = layer_prefix(a, index);
-  const std::vector<LinearSpec> linears = all_linears(a);
+  const std::string prefix = layer_prefix(s.architecture, index);
+  const LayerSpec& spec = s.architecture.layer(index);
+  const std::vector<LinearSpec> linears = layer_linears(spec);
   LayerSizes layer;
   layer.count = 1;
-  const auto add_small = [&](const std::string& name) {
-    if (!s.checkpoint.contains(name)) return;
-    const TensorInfo& info = s.checkpoint.info(name);
+  for (const TensorSpec& tensor : layer_tensors(spec)) {
+    if (tensor.role == TensorRole::weight) continue;
+    const TensorInfo& info = s.checkpoint.info(prefix + tensor.name);
     layer.small_bytes += aligned(info.bytes());
     if (info.dtype != s.compute) layer.small_copy_bytes += in_type(info, s.element);
-  };
-  for (const std::string& norm :
-       {a.names.attention_norm, a.names.mlp_norm, a.names.q_norm, a.names.k_norm})
-    for (const char* part : {".weight", ".bias"})
-      if (!norm.empty()) add_small(prefix + norm + part);
-  for (const Step& step : layer_steps(a)) {
-    if (step.linears.empty()) continue;
-    StepSizes& sizes = layer.steps.emplace_back();
-    const std::string& first = linears[step.linears.front()].name;
-    sizes.kind = step.kind;
-    sizes.name = first.substr(first.rfind('.') + 1);
-    sizes.columns = input_width(a, step.kind);
-    std::set<std::pair<bool, std::int64_t>>
-        orders;  // stages/solve.cpp: linears of one order share a factor
-    for (const std::size_t i : step.linears) {
-      const std::string module = prefix + linears[i].name;
-      const LinearSizes& linear = sizes.linears.emplace_back(linear_sizes(s, module));
-      const LinearSettings& settings = s.plan.modules.at(module);
-      if (linear.gptq)
-        orders.emplace(settings.desc_act,
-                       settings.act_group_aware && !settings.desc_act ? linear.group_columns : 0);
-      if (linears[i].bias) add_small(module + ".bias");
+  }
+  const std::vector<ScalingPair> pairs =
+      s.plan.awq ? scaling_pairs(spec) : std::vector<ScalingPair>{};
+  const std::vector<Step> steps = layer_steps(spec);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    const Step& step = steps[i];
+    for (const Group& group : step.groups) {
+      StepSizes& sizes = layer.steps.emplace_back();
+      const std::string& first = linears[group.linears.front()].name;
+      sizes.part = step.part;
+      sizes.name = first.substr(first.rfind('.') + 1);
+      sizes.columns = group.width;
+      sizes.hidden = step.hidden;
+      sizes.input = step.input;
+      sizes.attention_width = step.attention_width;
+      std::set<std::pair<bool, std::int64_t>> orders;  // linears of one order share a factor
+      for (const std::size_t l : group.linears) {
+        const std::string module = prefix + linears[l].name;
+        const LinearSizes& linear = sizes.linears.emplace_back(linear_sizes(s, module, linears[l]));
+        const LinearSettings& settings = s.plan.modules.at(module);
+        if (linear.gptq)
+          orders.emplace(settings.desc_act,
+                         settings.act_group_aware && !settings.desc_act ? linear.group_columns : 0);
+      }
+      sizes.factors = static_cast<std::int64_t>(orders.size());
+      if (!sizes.solves()) continue;
+      for (const ScalingPair& pair : pairs)
+        if (pair.step == i) sizes.search = pair.inspected;
     }
-    sizes.factors = static_cast<std::int64_t>(orders.size());
-    if (!s.plan.awq || !sizes.solves()) continue;
-    for (const ScalingPair& pair : scaling_pairs(a))
-      if (pair.step == step.kind) sizes.search = pair.inspected;
   }
   return layer;
 }
@@ -99,6 +101,12 @@ std::int64_t sum_of(const LayerSizes& layer, std::int64_t LinearSizes::*bytes) {
 }
 
 }  // namespace
+
+std::int64_t LayerSizes::attention_width() const {
+  std::int64_t width = 0;
+  for (const StepSizes& step : steps) width += step.attention_width;
+  return width;
+}
 
 bool StepSizes::solves() const {
   return std::any_of(linears.begin(), linears.end(),
@@ -123,11 +131,12 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   r.backend = backend;
   r.compute_element = source.element;
   r.hidden = a.hidden;
+  r.stream_width = a.stream_width();
   r.vocab = a.vocab;
   r.widest_input = widest_input(a);
-  for (const StepKind kind : step_kinds) r.input_widths.push_back(input_width(a, kind));
+  for (std::size_t step = 0; step < most_steps(a); ++step)
+    r.input_widths.push_back(widest_input(a, step));
   r.scratch_width = scratch_width(a);
-  r.attention_width = a.heads.heads * a.heads.head_dim;
   r.layers = a.layers;
   r.casts = plan.casts();
   r.casts_steps = plan.storage.codec == Codec::nvfp4;
@@ -147,13 +156,12 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   if (!options.evaluate.data.empty() && (options.evaluate.before || options.evaluate.after))
     r.evaluate_samples = options.evaluate.samples;
   r.evaluate_seqlen = options.evaluate.seqlen;
-  r.table_bytes =
-      (a.rope.enabled ? static_cast<std::int64_t>(a.rope.inverse_frequencies.size()) * 4 : 0) +
-      static_cast<std::int64_t>(a.key_bias_slopes.size()) * r.seqlen * 4;
+  r.table_bytes = table_bytes(a, r.seqlen);
 
-  const TensorInfo& embedding = checkpoint.info(a.embedding);
-  const TensorInfo& head = a.tied_embeddings ? embedding : checkpoint.info(a.lm_head + ".weight");
-  r.embedding_bytes = embedding.bytes();
+  for (const TensorSpec& tensor : embedding_tensors(a))
+    r.embedding_bytes += checkpoint.info(tensor.name).bytes();
+  const TensorInfo& head =
+      checkpoint.info(a.head.tied ? a.embedding.tokens : a.head.name + ".weight");
   r.head_bytes = head.bytes();
   if (head.dtype != source.compute) r.head_compute_bytes = in_type(head, source.element);
   for (const TensorInfo& info : plan.kept)

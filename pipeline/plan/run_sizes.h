@@ -32,12 +32,15 @@ struct LinearSizes {
 };
 
 struct StepSizes {
-  StepKind kind = StepKind::attention_in;
+  Part part = Part::mixer;
   std::string name;                  // "down_proj": the first linear's
   std::int64_t columns = 0;          // width of the input
   std::vector<LinearSizes> linears;  // those that read it
   std::int64_t factors = 0;          // Cholesky factors: one for each order of the columns
   std::optional<Inspected> search;   // AWQ: what the search of the step's pair compares
+  Access hidden = Access::none;      // what its forward pass does to the residual stream
+  Access input = Access::update;     // and to its input
+  std::int64_t attention_width = 0;  // heads · head_dim where it runs attention
 
   bool solves() const;  // some linear is quantized
   bool operator==(const StepSizes&) const = default;
@@ -48,6 +51,7 @@ struct LayerSizes {
   std::int64_t small_bytes = 0;       // norms and biases in the checkpoint's type
   std::int64_t small_copy_bytes = 0;  // their copies in the compute type, where that is another
   std::vector<StepSizes> steps;
+  std::int64_t attention_width() const;  // of its steps
 
   std::int64_t stored_bytes() const;
   std::int64_t copy_bytes() const;  // copies of the linears
@@ -57,12 +61,12 @@ struct LayerSizes {
 struct RunSizes {
   Backend backend = Backend::cuda;
   std::int64_t compute_element = 2;  // bytes: bfloat16 on CUDA, float32 on the CPU
-  std::int64_t hidden = 0;
+  std::int64_t hidden = 0;           // columns that a layer reads
+  std::int64_t stream_width = 0;     // of the residual stream, with what it carries
   std::int64_t vocab = 0;
   std::int64_t widest_input = 0;
   std::vector<std::int64_t> input_widths;  // of all steps, also one without linears of its own
   std::int64_t scratch_width = 0;
-  std::int64_t attention_width = 0;     // heads · head_dim
   std::int64_t table_bytes = 0;         // rotary frequencies or ALiBi
   std::int64_t embedding_bytes = 0;     // as the checkpoint has it
   std::int64_t head_bytes = 0;          // the embedding's when tied

@@ -136,14 +136,15 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
     for (std::size_t i = 0; i < steps.size(); ++i) {
       const std::string source = source_name(s.architecture, pairs[i]);
       SCOPED_TRACE("layer " + std::to_string(index) + " " + source);
-      hessians.push_back(calibrate(s.activations, "test", 0, Places{}, s.comm, s.stream));
+      hessians.push_back(calibrate(s.activations, whole_input(s.activations), "test", 0, Places{},
+                                   s.comm, s.stream));
       const std::vector<LinearSettings> settings(pairs[i].linears.size(), s.settings);
       ours.push_back(search_scale(s.architecture, s.tables, layer, pairs[i], settings,
                                   s.activations, hessians[i], search, s.comm, s.stream));
       peers.push_back({pairs[i], peer.find("scale", source, index), 0.0, 0.0});
-      const auto candidates =
-          candidate_scales(mean_magnitude(s.activations, "test", s.comm, s.stream),
-                           mean_relative_magnitude(layer, pairs[i], settings, s.stream), search);
+      const auto candidates = candidate_scales(
+          mean_magnitude(s.activations, whole_input(s.activations), "test", s.comm, s.stream),
+          mean_relative_magnitude(layer, pairs[i], settings, s.stream), search);
       std::size_t nearest = 0;
       for (std::size_t c = 0; c < candidates.size(); ++c)
         if (distance(candidates[c], peers[i].scale) < distance(candidates[nearest], peers[i].scale))
