@@ -254,6 +254,7 @@ std::vector<std::int64_t> windows_of_all(const ConfigJson& config, std::int64_t 
 std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers) {
   const std::vector<std::string> types = read_layer_types(config, layers);
   std::vector<std::int64_t> windows(static_cast<std::size_t>(layers), 0);
+  leave_unread(config, {"sliding_window"});  // where it is not used
   const std::int64_t width =
       read_flag(config, "use_sliding_window", false) ? read_window(config, 4096) : 0;
   const std::int64_t first = types.empty() && width > 0 && has_key(config, "max_window_layers")

@@ -60,7 +60,11 @@ constexpr std::array harmless{"architectures",
                               "suppress_tokens",
                               "finetuning_task",
                               "prefix",
-                              "sep_token_id"};
+                              "sep_token_id",
+                              "custom_pipelines",
+                              "output_past",
+                              "output_attentions",
+                              "output_hidden_states"};
 constexpr std::array harmless_begins{"_",      "summary_", "vision_",       "image_",     "video_",
                                      "audio_", "unsloth",  "quantization_", "classifier_"};
 constexpr std::array harmless_ends{"_token_id",   "_token_index", "_token",    "_dropout",
@@ -69,8 +73,8 @@ constexpr std::array harmless_ends{"_token_id",   "_token_index", "_token",    "
                                    "_init_range", "_token_ids"};
 
 bool says_nothing(const Json& value) {
-  return value.is_null() || value == false || (value.is_number() && value == 0) ||
-         ((value.is_string() || value.is_array() || value.is_object()) && value.empty());
+  return value.is_null() || value == false || (value.is_number() && value == 0) || value == "" ||
+         ((value.is_array() || value.is_object()) && value.empty());
 }
 
 bool is_harmless(std::string_view key) {

@@ -77,7 +77,7 @@ Architecture read_deci(const ConfigJson& config) {
   Architecture a = deci_decoder(config, s, "deci");
   set_layers(a, [&](std::int64_t l) {
     const Json& count = kv_heads[static_cast<std::size_t>(l)];
-    if (!count.is_number_unsigned() || count == 0 || count > s.heads ||
+    if (!count.is_number_integer() || count < 1 || count > s.heads ||
         s.heads % count.get<std::int64_t>() != 0)
       refuse(config, key, "must hold divisors of num_attention_heads");
     s.kv_heads = count.get<std::int64_t>();

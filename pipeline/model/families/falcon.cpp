@@ -69,10 +69,12 @@ Architecture falcon(const ConfigJson& config, const Form& form) {
   Attention attention =
       fused_gqa(s, (side ? side_by_side : by_group)(s.heads, s.kv_heads, s.head_dim), bias, bias,
                 "self_attention.query_key_value", "self_attention.dense");
-  if (read_flag(config, "alibi", false))
+  if (read_flag(config, "alibi", false)) {
     attention.alibi = {alibi_slopes(s.heads), attention.scale, true};
-  else
+    leave_unread(config, {"rope_theta", "rope_scaling", "rope_parameters"});
+  } else {
     attention.rope = read_rope(config, {s.head_dim, s.max_positions});
+  }
 
   LayerSpec layer;
   layer.mixer = attention;

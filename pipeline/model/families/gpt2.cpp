@@ -55,24 +55,25 @@ std::vector<bool> local_layers(const ConfigJson& config, std::int64_t layers) {
       "must be pairs of names (\"global\" or \"local\") and how often they "
       "follow, together " +
       std::to_string(layers);
-  nlohmann::json types = {{{"global", "local"}, 12}};
+  using Json = nlohmann::json;
+  Json types = Json::array({Json::array({Json::array({"global", "local"}), 12})});
   if (has_key(config, key)) types = config.object.at(key);
-  nlohmann::json names = nlohmann::json::array();
+  Json names = Json::array();
   if (!types.is_array()) refuse(config, key, must);
-  for (const nlohmann::json& pair : types) {
+  for (const Json& pair : types) {
     if (!pair.is_array() || pair.size() != 2 || !pair[0].is_array() ||
-        !pair[1].is_number_unsigned() || pair[1].get<std::uint64_t>() > most_layers)
+        !pair[1].is_number_integer() || pair[1] < 0 || pair[1] > layers)
       refuse(config, key, must);
-    for (std::uint64_t i = 0; i < pair[1].get<std::uint64_t>(); ++i)
+    for (std::int64_t i = 0; i < pair[1].get<std::int64_t>(); ++i)
       names.insert(names.end(), pair[0].begin(), pair[0].end());
   }
   std::vector<bool> local;
-  for (const nlohmann::json& name : names) {
+  for (const Json& name : names) {
     if (name != "global" && name != "local") refuse(config, key, must);
     local.push_back(name == "local");
   }
   if (static_cast<std::int64_t>(local.size()) != layers) refuse(config, key, must);
-  if (const nlohmann::json* stated = find_value(config, "attention_layers");
+  if (const Json* stated = find_value(config, "attention_layers");
       stated != nullptr && *stated != names)
     refuse(config, "attention_layers", "must be the names of attention_types");
   return local;
