@@ -415,8 +415,8 @@ TEST(RopeFaults, NameTheKey) {
   const auto rope = [](const Json& parameters) {
     return with(config_of("llama"), {{"rope_parameters", parameters}});
   };
-  expect_fault(rope({{"rope_type", "longrope"}}),
-               {"rope_parameters: rope_type = \"longrope\"", "llama3, yarn"});
+  expect_fault(rope({{"rope_type", "ntk"}}),
+               {"rope_parameters: rope_type = \"ntk\"", "llama3, longrope"});
   expect_fault(rope({{"rope_type", 3}}), {"rope_type = 3", "string"});
   expect_fault(rope({{"rope_type", "linear"}}), {"rope_parameters: factor is missing"});
   expect_fault(rope({{"rope_type", "linear"}, {"factor", -2}}), {"factor = -2", "above 0"});
@@ -434,7 +434,7 @@ TEST(RopeFaults, NameTheKey) {
   expect_fault(rope({{"partial_rotary_factor", 1.5}}), {"at most 1"});
   EXPECT_EQ(fault(rope({{"partial_rotary_factor", 1.0}})), "no fault");
   expect_fault(rope({{"full_attention", {{"rope_type", "default"}}}}),
-               {"full_attention", "every layer"});
+               {"full_attention", "all layers of this family"});
   expect_fault(with(config_of("llama"), {{"rope_scaling", "linear"}}),
                {"rope_scaling = \"linear\"", "object"});
   expect_fault(with(config_of("llama"), {{"head_dim", 15}}), {"head_dim 15", "even"});
