@@ -170,13 +170,13 @@ struct LayerSpec {
   bool operator==(const LayerSpec&) const = default;
 };
 
-// Tokens → the residual stream of the first layer: norm(multiplier · W[id] + P[position + first]),
-// or a projection of it.
+// Tokens → the residual stream of the first layer: norm(multiplier · W[id]), projected, and
+// P[position + first] added.
 struct Embedding {
   std::string tokens;      // [vocab, width]
   std::int64_t width = 0;  // hidden, but for a projection
   float multiplier = 1.0f;
-  std::string positions;  // [positions, width], learned; empty: none
+  std::string positions;  // [positions, hidden], learned; empty: none
   std::int64_t first_position = 0;
   std::optional<NormSpec> norm;
   std::optional<LinearSpec> projection;

@@ -17,11 +17,10 @@ float in_type(DType dtype, float factor) {
   return dtype == DType::bf16 ? to_float(to_bf16(factor)) : factor;
 }
 
-// y = multiplier · W[id] + P[position], normed.
-void embed_block(const Embedding& e, const EmbeddingWeights& weights,
-                 const Array<std::int32_t>& ids, std::int64_t seqlen, Tensor y, Stream& stream) {
+// y = norm(multiplier · W[id]).
+void embed_ids(const Embedding& e, const EmbeddingWeights& weights, const Array<std::int32_t>& ids,
+               Tensor y, Stream& stream) {
   embed(ids, weights.tokens, in_type(y.dtype, e.multiplier), y, stream);
-  if (!e.positions.empty()) add_rows(weights.positions, e.first_position, seqlen, y, stream);
   if (e.norm) apply_norm(*e.norm, weights.norm, y, y, stream);
 }
 
@@ -54,11 +53,13 @@ void embed_tokens(const Architecture& a, const EmbeddingWeights& weights,
     const Tensor hidden = block.hidden.col_range(0, a.hidden);
     if (a.embedding.projection) {
       const TensorArray narrow(hidden.dtype, tokens, a.embedding.width, stream);
-      embed_block(a.embedding, weights, block_ids, seqlen, narrow, stream);
+      embed_ids(a.embedding, weights, block_ids, narrow, stream);
       linear(narrow, weights.projection.weight, weights.projection.bias, hidden, stream);
     } else {
-      embed_block(a.embedding, weights, block_ids, seqlen, hidden, stream);
+      embed_ids(a.embedding, weights, block_ids, hidden, stream);
     }
+    if (!a.embedding.positions.empty())
+      add_rows(weights.positions, a.embedding.first_position, seqlen, hidden, stream);
     if (a.per_layer) {
       const Tensor columns = block.hidden.col_range(a.hidden + a.per_layer->carried,
                                                     a.per_layer->projection.out_features);

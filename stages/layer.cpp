@@ -239,7 +239,7 @@ std::vector<TensorSpec> embedding_tensors(const Architecture& a) {
   std::vector<TensorSpec> tensors{{e.tokens, {a.vocab, e.width}, TensorRole::weight}};
   if (!e.positions.empty())
     tensors.push_back(
-        {e.positions, {a.max_positions + e.first_position, e.width}, TensorRole::weight});
+        {e.positions, {a.max_positions + e.first_position, a.hidden}, TensorRole::weight});
   add_norm_tensors(e.norm, tensors);
   if (e.projection) add_linear(*e.projection, tensors);
   if (a.per_layer) {

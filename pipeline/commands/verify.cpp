@@ -10,9 +10,11 @@
 #include "kernels/activation.h"
 #include "kernels/pack.h"
 #include "kernels/transpose.h"
+#include "pipeline/commands/verify_original.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
 #include "pipeline/model/model.h"
+#include "pipeline/model/passed_through.h"
 #include "pipeline/output/output.h"
 #include "stages/architecture.h"
 #include "stages/layer.h"
@@ -365,20 +367,17 @@ std::optional<std::size_t> first_not_finite(DType dtype, const std::vector<unsig
       for (std::size_t i = 0; i < bytes.size(); ++i)
         if ((bytes[i] & 0x7f) == 0x7f) return i;
       return std::nullopt;
-    case DType::f64:
-    case DType::i64:
-    case DType::i32:
-    case DType::i16:
-    case DType::i8:
-    case DType::u8:
-    case DType::boolean: return std::nullopt;
+    default: return std::nullopt;
   }
-  return std::nullopt;
 }
 
-Faults finite_faults(StoredFormat format, const Checkpoint& checkpoint) {
+// What passes through may hold anything: a mask has infinities.
+Faults finite_faults(StoredFormat format, const Architecture& architecture,
+                     const Checkpoint& checkpoint) {
   Faults faults;
+  const std::vector<std::string> passed = passed_through(architecture, checkpoint);
   for (const std::string& name : checkpoint.names()) {
+    if (std::binary_search(passed.begin(), passed.end(), name)) continue;
     const DType dtype = checkpoint.info(name).dtype;
     const bool is_codes = format == StoredFormat::bnb_four_bit &&
                           checkpoint.contains(name + ".absmax");  // bytes under a float's name
@@ -534,15 +533,8 @@ std::optional<std::string> rescaled_norm(const Architecture& architecture,
   return std::nullopt;
 }
 
-void measure_weights(const fs::path& original_folder, const Architecture& architecture,
+void measure_weights(const Checkpoint& original, const Architecture& architecture,
                      const Checkpoint& checkpoint, Verification& result, Stream& stream) {
-  const Checkpoint original(original_folder);
-  const std::string where = (original_folder / "config.json").string();
-  if (read_stored_format(original.config(), where) != StoredFormat::unquantized)
-    throw UserError(
-        ExitCode::data,
-        where + ": has a quantization_config; --original must be the unquantized model");
-  check_tensors(read_architecture(original), original);
   if (const auto norm = rescaled_norm(architecture, checkpoint, original, stream)) {
     result.notes.push_back(
         fmt::format("'{}' differs from the original: scales have moved between weights (as AWQ "
@@ -563,7 +555,7 @@ void measure_weights(const fs::path& original_folder, const Architecture& archit
           ExitCode::data,
           fmt::format(
               "{}: has no tensor '{}' [{}, {}]; --original must be the model that was quantized",
-              original_folder.string(), name, spec.out_features, spec.in_features));
+              original.folder().string(), name, spec.out_features, spec.in_features));
     const Array<float> weight =
         read_linear(result.format, checkpoint, linear.name, spec, *linear.packed, stream);
     Array<float> exact = as_floats(original, name, stream);
@@ -578,6 +570,27 @@ void measure_weights(const fs::path& original_folder, const Architecture& archit
 
 void append(Faults& faults, const Faults& more) {
   faults.insert(faults.end(), more.begin(), more.end());
+}
+
+// complete: all tensors are in order.
+void compare_with_original(const fs::path& folder, const Architecture& architecture,
+                           const Checkpoint& checkpoint, bool complete, Verification& result,
+                           Stream& stream) {
+  const Checkpoint original(folder);
+  const std::string where = (folder / "config.json").string();
+  if (read_stored_format(original.config(), where) != StoredFormat::unquantized)
+    throw UserError(
+        ExitCode::data,
+        where + ": has a quantization_config; --original must be the unquantized model");
+  check_tensors(read_architecture(original), original);
+  bool rescaled = true;  // for all that is known of an incomplete one
+  if (complete) {
+    measure_weights(original, architecture, checkpoint, result, stream);
+    rescaled = rescaled_norm(architecture, checkpoint, original, stream).has_value();
+  } else {
+    result.notes.emplace_back("weight errors are left out until all tensors are in order");
+  }
+  append(result.faults, original_faults(architecture, checkpoint, original, rescaled));
 }
 
 }  // namespace
@@ -599,8 +612,9 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   append(result.faults, config_faults(result.format, quantization, where));
   if (result.format == StoredFormat::unquantized) return result;
   append(result.faults, file_faults(checkpoint));
-  append(result.faults, tensor_faults(architecture, checkpoint, most_faults));
-  append(result.faults, finite_faults(result.format, checkpoint));
+  const Faults of_tensors = tensor_faults(architecture, checkpoint, most_faults);
+  append(result.faults, of_tensors);
+  append(result.faults, finite_faults(result.format, architecture, checkpoint));
 
   // Linears whose tensors are in order; the others have their fault above.
   Stream stream(Backend::cpu, 0);
@@ -649,10 +663,9 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   if (architecture.head.tied && checkpoint.contains(head))
     result.notes.push_back("tie_word_embeddings is true, and '" + head +
                            "' is stored all the same; it can be left out");
-  if (!original.empty() && complete)
-    measure_weights(original, architecture, checkpoint, result, stream);
-  if (!original.empty() && !complete)
-    result.notes.emplace_back("weight errors are left out until all tensors are in order");
+  if (!original.empty())
+    compare_with_original(original, architecture, checkpoint, complete && of_tensors.empty(),
+                          result, stream);
   result.loaders = loaders_of(result.format, quantization, bits_of(result.linears));
   return result;
 }

@@ -94,9 +94,29 @@ Store::Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& s
   take_up_finished_layers();
   for (const TensorInfo& info : outside)
     copies_.push_back(start([this, info] { copy_tensor(info); }));
-  if (inside.empty()) return;
-  copies_.push_back(start([this, inside = std::move(inside)] {
-    for (const TensorInfo& info : inside) copy_tensor(info);
+  if (!inside.empty())
+    copies_.push_back(start([this, inside = std::move(inside)] {
+      for (const TensorInfo& info : inside) copy_tensor(info);
+    }));
+  pass_through(next);
+}
+
+// One after the other: there may be thousands.
+void Store::pass_through(int next) {
+  std::vector<TensorInfo> mine;
+  for (const TensorInfo& info : plan_.passed)
+    if (next++ % comm_.size() == comm_.rank()) mine.push_back(info);
+  if (mine.empty()) return;
+  copies_.push_back(start([this, mine = std::move(mine)] {
+    std::vector<unsigned char> data;
+    for (const TensorInfo& info : mine) {
+      data.resize(static_cast<std::size_t>(std::min(copied_bytes, info.bytes())));
+      shards_.write(info.name, copied_bytes, [&](std::int64_t begin, std::int64_t count) {
+        checkpoint_.read(info.name, begin, count, data.data());
+        return data.data();
+      });
+      spdlog::debug("{}: passed through", info.name);
+    }
   }));
 }
 

@@ -26,9 +26,10 @@ namespace qpipe {
 
 class Store {
  public:
-  // Begins to copy the tensors outside of the decoder layers (embedding, head) in the background,
-  // divided over the ranks; where a method has nothing to replace, also those that stay as they are
-  // inside of the layers. Collective. A layer's tensors are written by the ranks of its team.
+  // Begins to copy the tensors outside of the decoder layers (embedding, head) and those that pass
+  // through in the background, divided over the ranks; where a method has nothing to replace, also
+  // those that stay as they are inside of the layers. Collective. A layer's tensors are written by
+  // the ranks of its team.
   Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards,
         const Journal& journal, const Teams& teams, Comm& comm);
   // Waits for the background.
@@ -94,6 +95,7 @@ class Store {
   void write_records(const std::vector<std::shared_ptr<Part>>& parts);
   void write_held(Part& part);
   void copy_tensor(const TensorInfo& info);
+  void pass_through(int next);  // `next`: whose turn it is
   void take_up_finished_layers();
   void write_the_rest(bool zero_of_zero);
 

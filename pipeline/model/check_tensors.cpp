@@ -1,21 +1,15 @@
-#include <algorithm>
-#include <array>
 #include <set>
 
 #include "pipeline/files/error.h"
 #include "pipeline/files/suggest.h"
 #include "pipeline/model/model.h"
+#include "pipeline/model/passed_through.h"
 #include "pipeline/model/read_back.h"
 #include "stages/layer.h"
 
 namespace qpipe {
 
 namespace {
-
-// Constants that older transformers versions stored with the weights; every reader recomputes them.
-constexpr std::array stored_constants = {
-    ".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached", ".masked_bias",
-    ".attn.bias",           ".attention.bias"};
 
 using Shape = std::vector<std::int64_t>;
 
@@ -31,6 +25,7 @@ struct Check {
   std::size_t most;
   std::set<std::string> known;
   std::vector<std::string> faults;
+  std::vector<std::string> unread{};  // tensors that the decoder doesn't need
 
   bool done() const { return faults.size() >= most; }
 
@@ -42,7 +37,8 @@ struct Check {
     known.insert(name);
     if (done()) return;
     if (!checkpoint.contains(name)) {
-      const std::string near = nearest_name(name, checkpoint.names());
+      std::string near = nearest_name(name, unread);
+      if (near.empty()) near = nearest_name(name, checkpoint.names());
       return fail("tensor '" + name + "' is missing, and config.json asks for it" +
                   (near.empty() ? "" : "; the nearest name is '" + near + "'"));
     }
@@ -87,6 +83,20 @@ struct Check {
     weights(name,
             checkpoint.contains(name) && checkpoint.info(name).shape.empty() ? Shape{} : Shape{1});
   }
+
+  // Of a quantized checkpoint: parts that the format doesn't have, or beside an unpacked weight.
+  // Loaders would take the linear for something else. Other tensors that the decoder doesn't need
+  // are no faults.
+  void stray_parts(const std::set<std::string>& decoder) {
+    if (format == StoredFormat::unquantized) return;
+    for (const std::string& name : checkpoint.names()) {
+      if (known.contains(name)) continue;
+      const std::string module = linear_of(name, decoder);
+      if (!module.empty())
+        fail("tensor '" + name + "' is unknown: quantization_config gives '" + module +
+             "' no such part beside its others");
+    }
+  }
 };
 
 std::vector<unsigned char> bytes_of(const Checkpoint& checkpoint, const std::string& name) {
@@ -117,6 +127,7 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
       most,
       {},
       {}};
+  check.unread = passed_through(a, checkpoint);
   for (const TensorSpec& tensor : embedding_tensors(a)) check.weights(tensor.name, tensor.shape);
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     const std::string prefix = layer_prefix(a, layer);
@@ -136,15 +147,9 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
   for (const TensorSpec& tensor : head_tensors(a)) check.weights(tensor.name, tensor.shape);
 
   const std::string head = a.head.name + ".weight";
-  if (a.head.tied && checkpoint.contains(head)) check.weights(head, {a.vocab, a.hidden});
+  if (a.head.tied && checkpoint.contains(head)) check.weights(head, {a.vocab, a.embedding.width});
 
-  for (const std::string& name : checkpoint.names()) {
-    const bool constant = std::any_of(stored_constants.begin(), stored_constants.end(),
-                                      [&](const char* end) { return name.ends_with(end); });
-    if (!constant && check.known.count(name) == 0)
-      check.fail("tensor '" + name + "' is unknown to family " + a.model_type + " of " +
-                 std::to_string(a.layers) + " layers as config.json describes it");
-  }
+  check.stray_parts(decoder_tensors(a));
 
   // transformers ties only equal tensors when a checkpoint holds both.
   if (check.faults.empty() && a.head.tied && checkpoint.contains(head)) {

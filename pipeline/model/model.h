@@ -30,9 +30,10 @@ void check_sequence_length(const Architecture& architecture, std::int64_t seqlen
 std::vector<TensorInfo> expected_tensors(const Architecture& architecture, DType dtype);
 
 // Checks that every tensor the architecture needs is in the checkpoint with the right shape and a
-// float dtype (packed linears of a quantized checkpoint: the parts of its format,
-// pipeline/model/read_back.h), and that no tensor is left over. Throws UserError naming the first
-// tensor that is missing, of the wrong shape, or unknown.
+// float dtype (packed linears of a quantized checkpoint: the parts of its format and no others,
+// pipeline/model/read_back.h). What the decoder doesn't need is no fault
+// (pipeline/model/passed_through.h). Throws UserError naming the first tensor that is missing, of
+// the wrong shape, or a part too many.
 void check_tensors(const Architecture& architecture, const Checkpoint& checkpoint);
 
 // The same, one line for each tensor, or linear, at fault; at most `most`. Throws only for a

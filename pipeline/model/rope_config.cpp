@@ -19,30 +19,6 @@ bool is_by_layer_type(const Json& object) {
                      [&](const char* type) { return object.contains(type); });
 }
 
-// The object with the kind's parameters; an empty one when config.json has none. rope_scaling
-// counts unless it is empty, as in transformers.
-ConfigJson scaling_object(const ConfigJson& config, const RopeRule& rule) {
-  static const Json none = Json::object();
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    const Json* value = find_value(config, key);
-    if (value == nullptr) continue;
-    if (!value->is_object()) refuse(config, key, "must be an object or null");
-    const std::string where = config.where + ": " + key;
-    if (is_by_layer_type(*value)) {
-      if (rule.layer_type.empty())
-        refuse(config, key, "must be one object for all layers of this family",
-               ExitCode::unavailable);
-      const auto found = value->find(rule.layer_type);
-      if (found == value->end() || found->is_null()) return {none, where};
-      if (!found->is_object())
-        refuse({*value, where}, rule.layer_type, "must be an object or null");
-      return {*found, where + ": " + rule.layer_type};
-    }
-    if (!value->empty() && rule.scaled) return {*value, where};
-  }
-  return {none, config.where};
-}
-
 struct Context {
   const ConfigJson& config;
   const ConfigJson& scaling;
@@ -204,8 +180,30 @@ std::string kind_of(const Context& c, const std::string& key) {
 
 }  // namespace
 
+// rope_scaling counts unless it is empty, as in transformers.
+ConfigJson rope_object(const ConfigJson& config, const RopeRule& rule) {
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    const Json* value = find_value(config, key);
+    if (value == nullptr) continue;
+    if (!value->is_object()) refuse(config, key, "must be an object or null");
+    const std::string where = config.where + ": " + key;
+    if (is_by_layer_type(*value)) {
+      if (rule.layer_type.empty())
+        refuse(config, key, "must be one object for all layers of this family",
+               ExitCode::unavailable);
+      const auto found = value->find(rule.layer_type);
+      if (found == value->end() || found->is_null()) return {rule.absent, where};
+      if (!found->is_object())
+        refuse({*value, where}, rule.layer_type, "must be an object or null");
+      return {*found, where + ": " + rule.layer_type};
+    }
+    if (!value->empty() && rule.scaled) return {*value, where};
+  }
+  return {rule.absent, config.where};
+}
+
 Rope read_rope(const ConfigJson& config, const RopeRule& rule) {
-  const ConfigJson scaling = scaling_object(config, rule);
+  const ConfigJson scaling = rope_object(config, rule);
   // They decide nothing where the object has its own, or its kind needs none.
   skip_keys(config, {"rope_theta", rule.theta_key, "partial_rotary_factor", rule.share_key,
                      "original_max_position_embeddings"});

@@ -22,7 +22,12 @@ struct RopeRule {
   std::string layer_type = {};
   bool scaled = true;  // an object that is not by type of layer counts for these layers
   std::int64_t original_positions = 0;  // without a key at the top; 0: what the object says
+  nlohmann::json absent = nlohmann::json::object();  // the object where config.json has none
 };
+
+// The object with the kind's parameters that counts for the rule, as read_rope takes it. The rule
+// must stay.
+ConfigJson rope_object(const ConfigJson& config, const RopeRule& rule);
 
 // Inverse frequencies and amplitude in float32 as the reference computes them (transformers,
 // modeling_rope_utils.py). With d the rotated width, θ = rope_theta and f_i = θ^(−2i/d):

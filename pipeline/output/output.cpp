@@ -1,5 +1,6 @@
 #include "pipeline/output/output.h"
 
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <array>
@@ -143,17 +144,59 @@ void ShardSet::finish(const std::string& fault, Comm& comm) {
   });
 }
 
+namespace {
+
+// Weights of other frameworks that a loader of the output must not find.
+bool is_foreign_weight_file(const fs::path& path) {
+  const std::string name = path.filename().string();
+  for (const char* suffix : {".index.json", ".ckpt", ".npz", ".ot", ".onnx_data", ".tflite",
+                             ".nemo", ".pdparams", ".mlmodel", ".pkl"})
+    if (name.ends_with(suffix)) return true;
+  return false;
+}
+
+// A regular file of the model: in its folder, or behind a link into a hub's cache, whose
+// models--ORG--NAME/ has the files in blobs/ and the links to them in snapshots/REVISION/.
+bool belongs_to_model(const fs::directory_entry& entry, const fs::path& folder) {
+  std::error_code error;
+  if (!entry.is_regular_file(error)) return false;
+  const fs::path target = fs::canonical(entry.path(), error);
+  if (error) return false;
+  const fs::path model = fs::canonical(folder, error);
+  const fs::path inside = target.lexically_relative(model);
+  if (!inside.empty() && *inside.begin() != "..") return true;
+  const fs::path blobs = target.parent_path();
+  if (blobs.filename() == "blobs" && fs::is_directory(blobs.parent_path() / "snapshots", error))
+    return true;
+  spdlog::warn("{} is not copied: it is a link out of the model's folder", entry.path().string());
+  return false;
+}
+
+void copy_over(const fs::path& from, const fs::path& to) {
+  std::error_code error;
+  fs::copy_file(from, to, fs::copy_options::overwrite_existing, error);
+  if (error)
+    throw UserError(ExitCode::io,
+                    to.string() + ": cannot copy " + from.string() + ": " + error.message());
+}
+
+}  // namespace
+
 void copy_auxiliary_files(const fs::path& from, const fs::path& to) {
   for (const auto& entry : fs::directory_iterator(from)) {
     const std::string name = entry.path().filename().string();
-    if (!entry.is_regular_file() || name.starts_with(".") || is_weight_file(entry.path()) ||
-        is_written_here(entry.path()))
+    if (name.starts_with(".") || is_weight_file(entry.path()) ||
+        is_foreign_weight_file(entry.path()) || is_written_here(entry.path()))
       continue;
-    std::error_code error;
-    fs::copy_file(entry.path(), to / name, fs::copy_options::overwrite_existing, error);
-    if (error)
-      throw UserError(ExitCode::io, (to / name).string() + ": cannot copy " +
-                                        entry.path().string() + ": " + error.message());
+    if (belongs_to_model(entry, from)) copy_over(entry.path(), to / name);
+  }
+  const fs::path templates = from / "additional_chat_templates";
+  std::error_code error;
+  if (!fs::is_directory(fs::symlink_status(templates, error))) return;
+  for (const auto& entry : fs::directory_iterator(templates)) {
+    if (entry.path().extension() != ".jinja" || !belongs_to_model(entry, from)) continue;
+    fs::create_directories(to / templates.filename(), error);
+    copy_over(entry.path(), to / templates.filename() / entry.path().filename());
   }
 }
 

@@ -438,8 +438,9 @@ Uses in_every_phase(const RunSizes& r, const Teams& teams) {
       on_device("tables and vectors", r.table_bytes + 8 * f32 * r.widest_input),
       on_host("token ids", r.samples * r.seqlen * 4 + r.evaluate_samples * r.evaluate_seqlen * 4),
       on_host("a layer read ahead", r.casts ? 0 : layer),
-      on_host("tensors on the way to the output",
-              kept + (r.casts ? 0 : 2 * ceiling(packed, teams.ranks_of_team))),
+      on_host(
+          "tensors on the way to the output",
+          kept + r.passed_host_bytes + (r.casts ? 0 : 2 * ceiling(packed, teams.ranks_of_team))),
       {"zeros kept back", 0, ceiling(r.kept_back_bytes, teams.ranks()),
        ceiling(r.kept_back_bytes, teams.ranks())}};
 }

@@ -2,12 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <regex>
+#include <set>
 
 #include "kernels/clip_search.h"
 #include "pipeline/files/error.h"
+#include "pipeline/model/passed_through.h"
 #include "pipeline/options/sizes.h"
 #include "pipeline/plan/format_choice.h"
+#include "pipeline/plan/module_names.h"
 #include "stages/clip.h"
 #include "stages/layer.h"
 
@@ -85,6 +89,44 @@ DType source_dtype(const Architecture& architecture, const Checkpoint& checkpoin
   return checkpoint.info(architecture.embedding.tokens).dtype;
 }
 
+// The tensors that the decoder doesn't read go last; and all modules of floats are named.
+void pass_through_the_rest(const Architecture& architecture, const Checkpoint& checkpoint,
+                           QuantizePlan& plan) {
+  std::set<std::string> written;
+  for (const TensorInfo& tensor : plan.tensors) written.insert(tensor.name);
+  std::vector<std::string> unread;  // inside of the decoder layers
+  for (const std::string& name : passed_through(architecture, checkpoint)) {
+    if (written.contains(name)) {
+      plan.notes.push_back(fmt::format(
+          "'{}' of the original is left out: a part of a quantized linear has its name", name));
+      continue;
+    }
+    plan.passed.push_back(checkpoint.info(name));
+    plan.tensors.push_back(plan.passed.back());
+    for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
+      if (name.starts_with(layer_prefix(architecture, layer))) unread.push_back(name);
+  }
+  if (!unread.empty())
+    plan.notes.push_back(fmt::format(
+        "{} tensor(s) of decoder layers are copied, but config.json gives the decoder no use for "
+        "them; the first is '{}'",
+        unread.size(), unread.front()));
+
+  // Tables and norms of heads have two axes as linears do.
+  std::set<std::string> others{architecture.embedding.tokens, architecture.embedding.positions,
+                               architecture.head.name + ".weight"};
+  if (architecture.per_layer) others.insert(architecture.per_layer->tokens);
+  for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
+    for (const TensorSpec& tensor : layer_tensors(architecture.layer(layer)))
+      if (tensor.role != TensorRole::weight)
+        others.insert(layer_prefix(architecture, layer) + tensor.name);
+  std::vector<TensorInfo> floats = plan.kept;
+  floats.insert(floats.end(), plan.passed.begin(), plan.passed.end());
+  for (std::string& module : float_linears(floats))
+    if (!others.contains(module + ".weight") && !plan.modules.contains(module))
+      plan.unquantized.push_back(std::move(module));
+}
+
 }  // namespace
 
 QuantizePlan plan_quantization(const Options& options, const Architecture& architecture,
@@ -96,6 +138,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
   plan.storage = choice.storage;
   plan.notes = choice.notes;
   plan.layer_prefix = architecture.layer_prefix;
+  plan.lm_head = architecture.head.name;
   plan.awq = options.quantize.method == "awq";
   plan.quantized_propagation =
       options.quantize.propagate == "auto" ? !plan.awq : options.quantize.propagate == "quantized";
@@ -165,6 +208,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
               "quantize.overrides[{}]: match = \"{}\" matches no module; modules are named like {}",
               i, options.quantize.overrides[i].match, plan.modules.begin()->first));
   for (const TensorSpec& tensor : head_tensors(architecture)) keep(tensor.name);
+  pass_through_the_rest(architecture, checkpoint, plan);
   plan.bits_per_weight = packed_weights > 0.0 ? packed_bits / packed_weights : 0.0;
   return plan;
 }

@@ -14,18 +14,26 @@
 
 namespace qpipe {
 
-// Elements of a tensor that are copied to the output at once.
+// Elements of a tensor that are copied to the output at once, or its bytes where it passes through.
 inline constexpr std::int64_t copied_elements = std::int64_t{1} << 22;
+inline constexpr std::int64_t copied_bytes = std::int64_t{1} << 24;
 
 struct QuantizePlan {
   LinearSettings defaults;
   // Full module name → settings (skip included), for every linear of every decoder layer.
   std::map<std::string, LinearSettings> modules;
   StorageSettings storage;
-  std::vector<TensorInfo> tensors;  // of the output, in order: embedding, layers, final norm, head
+  std::vector<TensorInfo> tensors;  // of the output, in order: embedding, layers, final norm, head,
+                                    // and what passes through
   std::vector<TensorInfo>
-      kept;                  // those of them that are copied from the source, in the output's type
-  std::string layer_prefix;  // of the names of the layers' tensors
+      kept;  // those of them that are copied from the source, in the output's type
+  std::vector<TensorInfo> passed;  // the last of them: copied byte for byte, as the decoder doesn't
+                                   // read them (pipeline/model/passed_through.h)
+  // Modules of kept and passed tensors that a loader could take for linears to quantize, but for
+  // the skipped ones among `modules` and the head: towers, projectors, MTP layers, routers.
+  std::vector<std::string> unquantized;
+  std::string layer_prefix;        // of the names of the layers' tensors
+  std::string lm_head;             // the head's module
   std::vector<std::string> notes;  // for the user
   bool may_need_v2 =
       false;  // gptq was asked for an asymmetric grid: gptq_v2 if a zero of 0 turns up

@@ -172,6 +172,8 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
                                   (stored.dtype == info.dtype ? 0 : size_of(info.dtype));
       r.kept_host_bytes.push_back(piece * static_cast<std::int64_t>(element));
     }
+  for (const TensorInfo& info : plan.passed)
+    r.passed_host_bytes = std::max(r.passed_host_bytes, std::min(copied_bytes, info.bytes()));
   for (const TensorInfo& info : plan.tensors) {
     r.output_bytes += info.bytes();
     if (plan.may_need_v2 && info.name.ends_with(".qzeros")) r.kept_back_bytes += info.bytes();

@@ -73,6 +73,7 @@ struct RunSizes {
   std::int64_t head_compute_bytes = 0;  // of a copy; 0 when the type is the compute type
   std::vector<std::int64_t>
       kept_host_bytes;  // of each tensor outside of the layers: to read and to convert it
+  std::int64_t passed_host_bytes = 0;  // to copy the tensors that pass through, one at a time
   std::int64_t layers = 0;
   std::vector<LayerSizes> layer_kinds;  // layers of equal sizes together
   std::int64_t output_bytes = 0;

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Any number of ranks, in any layout of teams, writes the same bytes: usage byte_equality.py QPIPE SHARED MPIEXEC [--share-gpu] [--ranks 1,2,4].
+"""Any number of ranks, in any layout of teams, writes the same bytes:
+
+    byte_equality.py QPIPE SHARED MPIEXEC [--share-gpu] [--ranks 1,2,4] [--families]
 
 Quantizes a tiny model with several settings and compares every file of the output folders with those of one rank. A deeper one, which goes around the ring
-more than once, is quantized in every layout of --layouts, teams x ranks of a team."""
+more than once, is quantized in every layout of --layouts, teams x ranks of a team. --families in place of all this: one variant for each kind of step, few settings."""
 import argparse
 import hashlib
 import json
@@ -13,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from variants import VARIANTS
 
 SETTINGS = {
     "sym4": ["quantize.group_size=32"],
@@ -47,6 +51,28 @@ LAYOUT_SETTINGS = {
     "awq-quantized": ["quantize.method=awq", "quantize.group_size=32", "quantize.propagate=quantized", "awq.rounding=gptq"],
     "rtn": ["quantize.method=rtn", "quantize.group_size=32"],
 }
+
+# One for each kind of step: norms, head layouts, MLPs and blocks that Llama, Falcon and Qwen do not have.
+FAMILIES = [
+    "gemma2",  # four norms, soft caps
+    "gemma3",  # two RoPE bases
+    "olmo2",  # norms after the blocks, q and k norm over the whole width
+    "cohere-qk-norm",  # parallel, interleaved RoPE
+    "gpt2",  # weights stored [in, out]
+    "opt-350m-style",  # project_in and project_out, no final norm
+    "gemma4-small",  # keys and values of other layers, per-layer embeddings
+    "stablelm-2",  # parallel, layer norm per head
+    "phi",  # layer norm, partial RoPE
+    "phi3-longrope",  # fused qkv and gate, up
+    "apertus",  # xIELU
+    "mpt",  # ALiBi
+    "deci",  # another number of kv heads in each layer
+    "nemotron-nas",  # layers without attention or MLP, or with one linear in their place
+    "hunyuan-dense",  # q and k norm after RoPE
+    "mistral3-ministral3",  # inside a vision-language model, queries scaled by position
+]
+FAMILY_SETTINGS = ("sym4", "awq", "bnb-nf4")
+REFUSED = (69, 78)  # exit codes: no pairs for AWQ
 
 
 def make_deep(source, target, deep_layers):
@@ -91,6 +117,7 @@ def main():
     parser.add_argument("--settings", default="", help="only those whose name contains this")
     parser.add_argument("--layouts", default="1x1,1x2,2x1,1x3,3x1,1x4,2x2,4x1,1x8,2x4,4x2,8x1", help="teams x ranks of a team, the first is the reference")
     parser.add_argument("--deep-layers", type=int, default=9)
+    parser.add_argument("--families", action="store_true", help="one variant for each kind of step, in place of the rest")
     args = parser.parse_args()
     if not os.path.isdir(os.path.join(args.shared, "oracles")):
         print("no oracles: skipped")
@@ -122,8 +149,8 @@ seqlen = 48
 samples = 5
 """)
 
-        def runs_equal(what, model, settings, layouts):
-            """Whether every (name, ranks, further settings) of `layouts` gives the first one's bytes."""
+        def runs_equal(what, model, settings, layouts, may_refuse=False):
+            """Whether every (name, ranks, further settings) of `layouts` gives the first one's bytes. may_refuse: the first one may be refused."""
             expected, seconds = None, []
             for name, ranks, more in layouts:
                 output = os.path.join(work, f"out-{ranks}")  # the folder's name must not show in the files
@@ -133,6 +160,9 @@ samples = 5
                     command += ["--set", s]
                 begin = time.time()
                 run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                if may_refuse and expected is None and run.returncode in REFUSED:
+                    print(f"{what}: refused", flush=True)
+                    return True
                 if run.returncode != 0:
                     print(f"{what}, {name}: exit {run.returncode}\n{run.stdout}")
                     return False
@@ -151,6 +181,16 @@ samples = 5
             return True
 
         ranks = [(f"{r} ranks", int(r), []) for r in args.ranks.split(",") if r]
+        models = f"{args.shared}/oracles/models"
+        if args.families:
+            for model, name in ((m, n) for m in FAMILIES for n in FAMILY_SETTINGS):
+                variant = VARIANTS[model]
+                if args.settings in name and not (name == "awq" and variant.awq is False):
+                    may_refuse = name == "awq" and variant.awq is None
+                    settings = SETTINGS[name] + variant.options + ["calibration.samples=30"]
+                    failures += not runs_equal(f"{model} {name}", f"{models}/{model}", settings, ranks, may_refuse)
+            print(f"{failures} failures")
+            return 1 if failures else 0
         for model in args.models.split(","):
             for name, settings in SETTINGS.items():
                 if model != "llama" and name not in ("sym4", "static-groups", "v1-asym", "awq"):

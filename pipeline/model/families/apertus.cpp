@@ -11,7 +11,7 @@ Architecture read_apertus(const ConfigJson& config) {
   keys.absent_max_positions = 65536;
   const Sizes s = read_sizes(config, keys);
   read_one_of(config, "qk_norm", {true});
-  read_one_of(config, "post_norm", {false});
+  skip_keys(config, {"post_norm"});
   read_one_of(config, "mlp_bias", {false});
   const auto norm = [&](const std::string& name, std::int64_t width) {
     return rms_norm_of(config, name, width, "rms_norm_eps", 1e-5);
@@ -22,6 +22,11 @@ Architecture read_apertus(const ConfigJson& config) {
   attention.k_norm = {norm("self_attn.k_norm", s.head_dim)};
   RopeRule rule{.head_dim = s.head_dim, .max_positions = s.max_positions};
   rule.theta = 12e6;
+  rule.absent = {{"rope_type", "llama3"},
+                 {"factor", 8.0},
+                 {"original_max_position_embeddings", 8192},
+                 {"low_freq_factor", 1.0},
+                 {"high_freq_factor", 4.0}};
   attention.rope = read_rope(config, rule);
 
   const bool xielu = read_text(config, "hidden_act", "xielu") == "xielu";

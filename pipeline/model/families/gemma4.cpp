@@ -61,15 +61,11 @@ std::int64_t source_of(const ConfigJson& config, const Form& form, std::int64_t 
 }
 
 Rope read_gemma4_rope(const ConfigJson& config, const Sizes& s, bool full) {
-  const bool stated = find_value(config, "rope_parameters") != nullptr;
   RopeRule rule{.head_dim = s.head_dim, .max_positions = s.max_positions};
   rule.layer_type = full ? "full_attention" : "sliding_attention";
   rule.theta = full ? 1e6 : 1e4;
-  if (stated || !full) return read_rope(config, rule);
-  const nlohmann::json standard = {
-      {"rope_parameters",
-       {{"rope_type", "proportional"}, {"partial_rotary_factor", 0.25}, {"rope_theta", 1e6}}}};
-  return read_rope({standard, config.where}, rule);
+  if (full) rule.absent = {{"rope_type", "proportional"}, {"partial_rotary_factor", 0.25}};
+  return read_rope(config, rule);
 }
 
 Attention gemma4_attention(const ConfigJson& config, const Sizes& s, bool values_are_keys) {
@@ -123,7 +119,8 @@ Architecture read_gemma4(const ConfigJson& config) {
   const Form form = read_form(config);
   const Sizes& s = form.sliding;
   read_one_of(config, "enable_moe_block", {false});
-  skip_keys(config, {"num_experts", "top_k_experts", "moe_intermediate_size", "hidden_act"});
+  skip_keys(config, {"num_experts", "top_k_experts", "moe_intermediate_size", "hidden_act",
+                     "vocab_size_per_layer_input"});
   // "vision" is between the tokens of one image.
   read_one_of(config, "use_bidirectional_attention", {nullptr, false, "vision"});
   const Activation activation = read_activation(config, "hidden_activation", "gelu_pytorch_tanh");

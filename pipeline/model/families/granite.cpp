@@ -42,7 +42,6 @@ Architecture read_granite(const ConfigJson& config) {
 
 // Granite 4 without Mamba layers and experts: its MLP is the shared expert of the others.
 Architecture read_granite_hybrid(const ConfigJson& config) {
-  read_one_of(config, "num_local_experts", {8, 0});
   if (read_integer_or(config, "num_local_experts", 8, 0, most_layers) > 0)
     refuse(config, "num_local_experts", "must be 0: experts of this family are not computed here",
            ExitCode::unavailable);

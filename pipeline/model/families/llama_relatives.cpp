@@ -45,10 +45,14 @@ Architecture read_cwm(const ConfigJson& config) {
   const Sizes s = read_sizes(config, keys);
   read_one_of(config, "attention_bias", {false});
   Attention attention = gqa(s, false, false);
-  attention.rope = plain_rope(config, s, 1e6);
-  if (find_value(config, "rope_scaling") == nullptr &&
-      find_value(config, "rope_parameters") == nullptr)
-    refuse(config, "rope_parameters", "must be there for this family");
+  RopeRule rule{.head_dim = s.head_dim, .max_positions = s.max_positions};
+  rule.theta = 1e6;
+  rule.absent = {{"rope_type", "llama3"},
+                 {"factor", 16.0},
+                 {"original_max_position_embeddings", 8192},
+                 {"low_freq_factor", 1.0},
+                 {"high_freq_factor", 4.0}};
+  attention.rope = read_rope(config, rule);
   const std::vector<std::int64_t> windows =
       windows_between(config, s.layers, 8192, [](std::int64_t l) { return l % 4 == 0; });
   return llama_like(config, s, "cwm", silu_mlp(config, s),

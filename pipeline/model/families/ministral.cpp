@@ -36,12 +36,14 @@ Architecture read_ministral3(const ConfigJson& config) {
   SizeKeys keys = ministral_keys(262144);
   keys.absent_head_dim = 128;
   const Sizes s = read_sizes(config, keys);
-  const auto* parameters = find_value(config, "rope_parameters");
-  if (parameters == nullptr || !parameters->is_object())
-    refuse(config, "rope_parameters", "must be an object for this family");
-  const ConfigJson rope{*parameters, config.where + ": rope_parameters"};
+  RopeRule rule{.head_dim = s.head_dim, .max_positions = s.max_positions};
+  rule.theta = 1e6;
+  rule.absent = {
+      {"rope_type", "yarn"}, {"factor", 16.0},        {"original_max_position_embeddings", 16384},
+      {"mscale", 1.0},       {"mscale_all_dim", 1.0}, {"llama_4_scaling_beta", 0.1}};
   Attention attention = gqa(s, false, false);
-  attention.rope = read_rope(config, {.head_dim = s.head_dim, .max_positions = s.max_positions});
+  attention.rope = read_rope(config, rule);
+  const ConfigJson rope = rope_object(config, rule);
   if (find_value(rope, "llama_4_scaling_beta") != nullptr) {
     attention.query_scale_beta = static_cast<float>(read_positive(rope, "llama_4_scaling_beta"));
     attention.query_scale_positions =

@@ -156,17 +156,37 @@ TEST_F(CheckTensors, EachWrongShapeIsNamed) {
                {"down_proj.weight' has shape [128, 64]", "makes it [64, 128]"});
 }
 
-TEST_F(CheckTensors, UnknownTensorsAndTypes) {
+TEST_F(CheckTensors, WhatTheDecoderDoesNotNeedIsNoFault) {
   Tensors t = llama();
-  put(t, "model.layers.3.input_layernorm.weight", {64});
-  expect_fault(config_of("llama"), t,
-               {"'model.layers.3.input_layernorm.weight' is unknown", "llama of 3 layers"});
-  t = llama();
-  put(t, "model.layers.0.self_attn.q_proj.bias", {64});  // attention_bias is false
-  expect_fault(config_of("llama"), t, {"'model.layers.0.self_attn.q_proj.bias' is unknown"});
-  t = llama();
+  put(t, "model.layers.3.input_layernorm.weight", {64});  // a layer past the last
+  put(t, "model.layers.0.self_attn.q_proj.bias", {64});   // attention_bias is false
+  put(t, "model.layers.0.self_attn.q_proj.qweight", {8, 32}, DType::i32);
   put(t, "score.weight", {2, 64});
-  expect_fault(config_of("llama"), t, {"'score.weight' is unknown"});
+  put(t, "visual.patch_embed.proj.weight", {2, 3, 4, 4, 4}, DType::f8_e5m2);
+  put(t, "step", {}, DType::i64);
+  EXPECT_EQ(fault(config_of("llama"), t), "no fault");
+  t.erase("model.layers.2.mlp.up_proj.weight");
+  put(t, "model.layers.2.mlp.upp_proj.weight", {128, 64});
+  expect_fault(config_of("llama"), t,
+               {"'model.layers.2.mlp.up_proj.weight' is missing",
+                "nearest name is 'model.layers.2.mlp.upp_proj.weight'"});
+}
+
+TEST_F(CheckTensors, StrayPartsOfAQuantizedLinear) {
+  Tensors t = packed();
+  put(t, "model.layers.1.self_attn.k_proj.bias", {32});
+  put(t, "model.layers.3.self_attn.k_proj.qweight", {8, 32}, DType::i32);
+  EXPECT_EQ(fault(gptq(), t), "no fault");
+  t = packed();
+  put(t, "model.layers.0.mlp.up_proj.qweight", {8, 32}, DType::i32);
+  expect_fault(gptq(), t, {"model.layers.0.mlp.up_proj."});
+  t = packed();
+  put(t, "lm_head.weight_scale", {320, 1});
+  expect_fault(gptq(), t, {"'lm_head.weight_scale' is unknown"});
+}
+
+TEST_F(CheckTensors, TypesAndOptions) {
+  Tensors t;
   t = llama();
   put(t, "model.layers.0.mlp.up_proj.weight", {128, 64}, DType::f8_e4m3);
   expect_fault(config_of("llama"), t, {"'model.layers.0.mlp.up_proj.weight' has dtype F8_E4M3"});
