@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "pipeline/model/rope_config.h"
-
 namespace qpipe {
 
 namespace {
@@ -107,10 +105,6 @@ Json read_one_of(const ConfigJson& config, const std::string& key,
          "must be " + (values.size() > 1 ? "one of " + joined(texts)
                                          : texts.front() + " for this family here"),
          values.size() > 1 ? ExitCode::data : ExitCode::unavailable);
-}
-
-void leave_unread(const ConfigJson& config, const std::vector<std::string>& keys) {
-  for (const std::string& key : keys) has_key(config, key);
 }
 
 float read_positive_or_zero(const ConfigJson& config, const std::string& key) {
@@ -254,7 +248,7 @@ std::vector<std::int64_t> windows_of_all(const ConfigJson& config, std::int64_t 
 std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers) {
   const std::vector<std::string> types = read_layer_types(config, layers);
   std::vector<std::int64_t> windows(static_cast<std::size_t>(layers), 0);
-  leave_unread(config, {"sliding_window"});  // where it is not used
+  skip_keys(config, {"sliding_window"});  // where it is not used
   const std::int64_t width =
       read_flag(config, "use_sliding_window", false) ? read_window(config, 4096) : 0;
   const std::int64_t first = types.empty() && width > 0 && has_key(config, "max_window_layers")
@@ -299,21 +293,6 @@ std::vector<float> alibi_slopes(std::int64_t heads, double bias_max) {
   for (std::int64_t i = 1; static_cast<std::int64_t>(slopes.size()) < heads; i += 2)
     slopes.push_back(std::pow(base(2 * p), static_cast<float>(i)));
   return slopes;
-}
-
-Rope read_rope_of(const ConfigJson& config, const Sizes& s, const RopeKeys& keys,
-                  bool interleaved) {
-  Json object = config.object;
-  const auto state = [&](const std::string& standard, const std::string& name, double absent) {
-    if (has_key(config, name))
-      object[standard] = config.object.at(name);
-    else if (!object.contains(standard))
-      object[standard] = absent;
-  };
-  state("partial_rotary_factor", keys.share, keys.absent_share);
-  state("rope_theta", keys.theta, keys.absent_theta);
-  return read_rope({object, config.where, config.asked},
-                   {s.head_dim, s.max_positions, interleaved, true});
 }
 
 Architecture decoder(const ConfigJson& config, const Sizes& sizes, const std::string& model_type,

@@ -27,8 +27,8 @@ SizeKeys deci_keys() {
 }
 
 Architecture deci_decoder(const ConfigJson& config, const Sizes& s, const std::string& model_type) {
-  leave_unread(config, {"num_key_value_heads", "naive_attention_prefill",
-                        "naive_attention_decode_batched", "naive_attention_decode_single"});
+  skip_keys(config, {"num_key_value_heads", "naive_attention_prefill",
+                     "naive_attention_decode_batched", "naive_attention_decode_single"});
   Architecture a = decoder(config, s, model_type);
   a.head.norm = rms_norm_of(config, "model.norm", s.hidden);
   return a;
