@@ -79,6 +79,7 @@ def gptq(tensors, config):
         linear = TorchLinear(
             bits=4, group_size=32, sym=True, desc_act=False, in_features=columns, out_features=rows, bias=False
         )
+        parts["scales"] = parts["scales"].float()  # products as wide as those of the float32 run
         parts["qzeros"] = parts["qzeros"] + 0x11111111  # a symmetric grid: 7 as format v1 stores it, 8 in GPTQModel's memory
         for part, value in parts.items():
             setattr(linear, part, value)
