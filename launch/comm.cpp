@@ -252,6 +252,10 @@ std::vector<double> Comm::all_gather(const std::vector<double>& values) {
   return all;
 }
 
+std::vector<std::string> Comm::all_gather_texts(const std::string& text) {
+  return state_->all_gather(text, "all_gather_texts");
+}
+
 std::string Comm::first_failure(const std::string& message) {
   const std::int64_t first =
       state_->all_reduce_min(message.empty() ? size() : rank(), "exchange of faults");

@@ -99,6 +99,7 @@ class Comm {
       const std::string& text);  // to rank 0 (others get an empty vector)
   std::vector<double> all_gather(
       const std::vector<double>& values);  // concatenated in rank order, any lengths
+  std::vector<std::string> all_gather_texts(const std::string& text);  // in rank order
   // All ranks learn of any rank's failure: returns the message of the lowest rank that passed a
   // non-empty one, else "".
   std::string first_failure(const std::string& message);

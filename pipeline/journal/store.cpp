@@ -174,14 +174,14 @@ void Store::put(std::vector<PackedTensor> tensors) {
   }));
 }
 
-void Store::commit(std::int64_t layer, int part, int parts, nlohmann::json findings) {
+void Store::commit(std::int64_t layer, int part, int parts, const LayerFindings& findings) {
   wait_for_commits();
   for (const PackedTensor& tensor : part_->held)
     zeros_[tensor.info.name].assign(tensor.data.begin(), tensor.data.end());
   part_->record.layer = layer;
   part_->record.part = part;
   part_->record.parts = parts;
-  part_->record.findings = std::move(findings);
+  part_->record.findings = findings;
   commit_in_background(std::exchange(part_, std::make_shared<Part>()));
 }
 

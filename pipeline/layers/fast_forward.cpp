@@ -4,6 +4,7 @@
 
 #include "pipeline/files/error.h"
 #include "pipeline/model/read_back.h"
+#include "stages/fold.h"
 
 namespace qpipe {
 
@@ -34,23 +35,12 @@ void read_tensor(const std::string& name, const FinishedLayer& finished, const J
     throw UserError(ExitCode::io, name + ": the shard that holds it is too short");
 }
 
-std::vector<float> floats(const nlohmann::json& factors, std::size_t linear, const char* key) {
-  return factors.is_null() ? std::vector<float>{}
-                           : factors.at(linear).at(key).get<std::vector<float>>();
-}
-
 }  // namespace
-
-nlohmann::json factors_json(const std::vector<LinearFactors>& factors) {
-  nlohmann::json json;
-  for (const LinearFactors& f : factors) json.push_back({{"column", f.column}, {"row", f.row}});
-  return json;
-}
 
 void restore_propagated_weights(const QuantizePlan& plan, const FinishedLayer& finished,
                                 const Journal& journal, const ShardSet& shards, const Layer& layer,
                                 Comm& comm, Stream& stream) {
-  const nlohmann::json factors = finished.findings().value("factors", nlohmann::json());
+  const std::vector<LinearFactors> factors = finished.findings().factors;
   for (std::size_t i = 0; i < layer.linears.size(); ++i) {
     const Linear& linear = layer.linears[i];
     const LinearSettings& settings = plan.modules.at(linear.name);
@@ -83,14 +73,13 @@ void restore_propagated_weights(const QuantizePlan& plan, const FinishedLayer& f
     for (std::size_t t = 0; t < infos.size(); ++t)
       parts[infos[t].name.substr(linear.name.size())] =
           view_of(infos[t], static_cast<const unsigned char*>(blob.data()) + offsets[t]);
-    const LinearFactors own{floats(factors, i, "column"), floats(factors, i, "row")};
     if (!plan.awq) {
       read_back(written_format(plan.storage.format), linear.name, parts, linear.weight, stream);
       continue;
     }
     const Array<float> scaled(linear.weight.rows, linear.weight.cols, stream);
     read_back(written_format(plan.storage.format), linear.name, parts, scaled.view, stream);
-    unscale_into(scaled, own, linear.weight, stream);
+    unscale_into(scaled, factors.at(i), linear.weight, stream);
   }
 }
 
