@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include "pipeline/data/tokens_on_ranks.h"
 #include "pipeline/evaluate.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/output/folder.h"
 
 namespace qpipe {

@@ -22,7 +22,7 @@ namespace {
 QuantizePlan checked_plan(const Options& options, const Architecture& architecture,
                           const Checkpoint& source) {
   QuantizePlan plan = plan_quantization(options, architecture, source);
-  if (!plan.calibrated) return plan;
+  if (!plan.calibrates()) return plan;
   if (options.calibration.data.empty())
     throw UserError(ExitCode::config,
                     "calibration.data is not set; give a file of token ids (.h5, .safetensors) or "
@@ -49,7 +49,7 @@ void say_what_is_planned(Run& run) {
                   QPIPE_VERSION, run.report.model, run.architecture.model_type,
                   run.architecture.layers, run.report.method, name_of(plan.storage.format),
                   plan.bits_per_weight, counted(run.comm.size(), "rank"), run.report.device));
-  if (plan.calibrated && run.teams.teams > 1) {
+  if (plan.calibrates() && run.teams.teams > 1) {
     run.progress.say(fmt::format("{} teams of {} in a ring", run.teams.teams,
                                  counted(run.teams.ranks_of_team, "rank")));
     if (plan.quantized_propagation)
@@ -88,7 +88,7 @@ std::future<void> load_kernels_early(const Run& run) {
 }
 
 Schedule make_schedule(const Run& run, const FinishedLayers& finished) {
-  Schedule schedule{run.teams, run.teams.team_of_rank(run.comm.rank()), run.plan.calibrated,
+  Schedule schedule{run.teams, run.teams.team_of_rank(run.comm.rank()), run.plan.calibrates(),
                     run.plan.quantized_propagation,
                     std::vector<bool>(static_cast<std::size_t>(run.architecture.layers))};
   for (const auto& [layer, parts] : finished)
@@ -172,10 +172,10 @@ void read_tokens(Run& run, const std::optional<Places>& places) {
   const Options& options = run.options;
   if (run.teams.teams == 1 && !run.plan.casts())
     run.comm.connect_ahead(run.stream);  // in the background of what follows
-  if (run.stream.on_cuda() && run.plan.calibrated &&
+  if (run.stream.on_cuda() && run.plan.calibrates() &&
       load_kernels_bytes(run.architecture, run.sizes.blocking()) <= run.room)
     run.kernels = load_kernels_early(run);
-  if (run.plan.calibrated) {
+  if (run.plan.calibrates()) {
     DatasetRequest request = dataset_request(options.calibration, run);
     request.mode = options.calibration.mode;
     request.seed = options.calibration.seed;
@@ -248,7 +248,7 @@ Opened::Opened(Run& run, Journal& own_journal)
   }
   spdlog::debug("the shards are open, and the ranks meet");
   if (run.comm.size() > 1) run.wait_for_kernels();
-  if (run.plan.calibrated) make_first_input(run, *this, run.stream);
+  if (run.plan.calibrates()) make_first_input(run, *this, run.stream);
   run.report.seconds.start = run.clock.seconds() - run.report.seconds.evaluate;
   traffic_before = team.traffic();
   run.progress.start();

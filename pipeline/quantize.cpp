@@ -64,10 +64,7 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
       perplexity_before ? perplexity_before : perplexity_of_original(run, journal);
   Opened open(run, journal);
 
-  if (run.plan.casts())
-    cast_layers(run, open);
-  else
-    quantize_layers(run, open);
+  run.plan.casts() ? cast_layers(run, open) : quantize_layers(run, open);
 
   finish_output(run, open);
   evaluate_output(run, open);

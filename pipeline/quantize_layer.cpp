@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "launch/signals.h"
-#include "pipeline/files/error.h"
+#include "pipeline/files/agree.h"
 #include "stages/calibrate.h"
 #include "stages/clip.h"
 #include "stages/fold.h"
@@ -19,20 +19,12 @@ namespace qpipe {
 
 void check_in(Comm& comm, const std::optional<UserError>& fault, int signals,
               const std::string& where) {
-  const double code = fault ? static_cast<double>(fault->code) : 0.0;
-  int most_signals = 0;
-  double first_code = 0.0;
-  const std::vector<double> all = comm.all_gather({static_cast<double>(signals_received()), code});
-  for (std::size_t i = 0; i < all.size(); i += 2) {
-    most_signals = std::max(most_signals, static_cast<int>(all[i]));
-    if (first_code == 0.0) first_code = all[i + 1];
-  }
-  if (first_code != 0.0)
-    throw UserError(static_cast<ExitCode>(first_code),
-                    comm.first_failure(fault ? fault->what() : ""));
-  if (most_signals >= signals)
-    throw UserError(ExitCode::temporary,
-                    "stopped by a signal " + where + "; run the same command again to go on");
+  agree(comm, fault);
+  std::optional<UserError> stop;
+  if (signals_received() >= signals)
+    stop = UserError(ExitCode::temporary,
+                     "stopped by a signal " + where + "; run the same command again to go on");
+  agree(comm, stop);
 }
 
 namespace {
@@ -306,7 +298,7 @@ void quantize_layer_awq(const Loop& loop, Layer& layer, bool output_needed,
   if (runs_again) run_again(loop, layer, activations);
 }
 
-void quantize_without_calibration(const Loop& loop, Layer& layer, LayerFindings& found) {
+void round_layer(const Loop& loop, Layer& layer, LayerFindings& found) {
   for (const Step& step : layer_steps(loop.architecture))
     solve_step(loop, layer, step, nullptr, found);
 }
@@ -316,14 +308,17 @@ void quantize_without_calibration(const Loop& loop, Layer& layer, LayerFindings&
 LayerFindings quantize_layer(const Loop& loop, Layer& layer, bool output_needed,
                              Activations& activations) {
   LayerFindings found;
-  if (!loop.plan.calibrated)
-    quantize_without_calibration(loop, layer, found);
-  else if (loop.plan.awq)
-    quantize_layer_awq(loop, layer, output_needed, activations, found);
-  else if (loop.options.quantize.true_sequential && loop.plan.quantized_propagation)
-    quantize_layer_sequentially(loop, layer, output_needed, activations, found);
-  else
-    quantize_layer_at_once(loop, layer, output_needed, activations, found);
+  switch (loop.plan.procedure) {
+    case Procedure::cast: throw std::logic_error("quantize_layer: casts go tensor by tensor");
+    case Procedure::round: round_layer(loop, layer, found); break;
+    case Procedure::sequential:
+      quantize_layer_sequentially(loop, layer, output_needed, activations, found);
+      break;
+    case Procedure::at_once:
+      quantize_layer_at_once(loop, layer, output_needed, activations, found);
+      break;
+    case Procedure::awq: quantize_layer_awq(loop, layer, output_needed, activations, found); break;
+  }
   return found;
 }
 

@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "kernels/activation.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/files/durable_file.h"
-#include "pipeline/files/error.h"
 #include "pipeline/files/xxh3.h"
 
 namespace qpipe {
@@ -126,14 +126,7 @@ void Store::take_up_finished_layers() {
 std::future<void> Store::start(std::function<void()> work) {
   return std::async(std::launch::async, [this, work = std::move(work)] {
     if (fault()) return;
-    std::optional<UserError> fault;
-    try {
-      work();
-    } catch (const UserError& error) {
-      fault = error;
-    } catch (const std::exception& error) {
-      fault = UserError(ExitCode::software, error.what());
-    }
+    const std::optional<UserError> fault = fault_of(work);
     const std::lock_guard lock(fault_mutex_);
     if (fault && !fault_) fault_ = fault;
   });
@@ -321,13 +314,8 @@ void Store::write_the_rest(bool zero_of_zero) {
 }
 
 void Store::finish(bool zero_of_zero) {
-  std::string fault;
-  try {
-    write_the_rest(zero_of_zero);
-  } catch (const std::exception& error) {
-    fault = error.what();
-  }
-  shards_.finish(fault, comm_);
+  on_all(comm_, [&] { write_the_rest(zero_of_zero); });
+  shards_.finish(comm_);
 }
 
 }  // namespace qpipe

@@ -2,15 +2,14 @@
 
 #include <stdexcept>
 
-#include "pipeline/files/error.h"
+#include "kernels/alignment.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/model/read_back.h"
 #include "stages/fold.h"
 
 namespace qpipe {
 
 namespace {
-
-constexpr std::size_t alignment = 256;
 
 // Integer codes only: the other formats need no activations. Zeros kept back for gptq are held as
 // v1 has them.
@@ -52,28 +51,24 @@ void restore_propagated_weights(const QuantizePlan& plan, const FinishedLayer& f
                                                     linear.weight.cols, settings, plan.storage)) {
       infos.push_back({tensor.name, tensor.dtype, tensor.shape});
       offsets.push_back(bytes);
-      bytes +=
-          (static_cast<std::size_t>(infos.back().bytes()) + alignment - 1) / alignment * alignment;
+      bytes += aligned(static_cast<std::size_t>(infos.back().bytes()));
     }
     const int owner = static_cast<int>(layer.index % comm.size());
     const Buffer blob(bytes, stream);
-    std::string fault;
-    if (comm.rank() == owner) try {
-        std::vector<unsigned char> data(bytes);
-        for (std::size_t t = 0; t < infos.size(); ++t)
-          read_tensor(infos[t].name, finished, journal, shards, data.data() + offsets[t]);
-        copy_to_device(blob.data(), data.data(), bytes, stream);
-      } catch (const std::exception& error) {
-        fault = error.what();
-      }
-    if (fault = comm.first_failure(fault); !fault.empty()) throw UserError(ExitCode::io, fault);
+    on_all(comm, [&] {
+      if (comm.rank() != owner) return;
+      std::vector<unsigned char> data(bytes);
+      for (std::size_t t = 0; t < infos.size(); ++t)
+        read_tensor(infos[t].name, finished, journal, shards, data.data() + offsets[t]);
+      copy_to_device(blob.data(), data.data(), bytes, stream);
+    });
     comm.broadcast(blob.data(), bytes, owner, stream);
 
     PackedParts parts;
     for (std::size_t t = 0; t < infos.size(); ++t)
       parts[infos[t].name.substr(linear.name.size())] =
           view_of(infos[t], static_cast<const unsigned char*>(blob.data()) + offsets[t]);
-    if (!plan.awq) {
+    if (plan.procedure != Procedure::awq) {
       read_back(written_format(plan.storage.format), linear.name, parts, linear.weight, stream);
       continue;
     }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <regex>
+#include <stdexcept>
 
 #include "kernels/clip_search.h"
 #include "pipeline/files/error.h"
@@ -84,7 +85,26 @@ DType source_dtype(const Architecture& architecture, const Checkpoint& checkpoin
       .dtype;
 }
 
+Procedure choose_procedure(const Options& options, const QuantizePlan& plan) {
+  if (plan.storage.codec != Codec::integer) return Procedure::cast;
+  if (options.quantize.method == "awq") return Procedure::awq;
+  if (plan.defaults.method == Method::rtn) return Procedure::round;
+  return options.quantize.true_sequential && plan.quantized_propagation ? Procedure::sequential
+                                                                        : Procedure::at_once;
+}
+
 }  // namespace
+
+bool calibrates(Procedure procedure) {
+  switch (procedure) {
+    case Procedure::cast:
+    case Procedure::round: return false;
+    case Procedure::sequential:
+    case Procedure::at_once:
+    case Procedure::awq: return true;
+  }
+  throw std::logic_error("calibrates: no such procedure");
+}
 
 QuantizePlan plan_quantization(const Options& options, const Architecture& architecture,
                                const Checkpoint& checkpoint) {
@@ -95,12 +115,12 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
   plan.storage = choice.storage;
   plan.notes = choice.notes;
   plan.layer_prefix = architecture.layer_prefix;
-  plan.awq = options.quantize.method == "awq";
+  const bool awq = options.quantize.method == "awq";
   plan.quantized_propagation =
-      options.quantize.propagate == "auto" ? !plan.awq : options.quantize.propagate == "quantized";
+      options.quantize.propagate == "auto" ? !awq : options.quantize.propagate == "quantized";
+  plan.procedure = choose_procedure(options, plan);
   plan.max_shard_bytes = parse_size(options.output.max_shard_size);
-  plan.calibrated = !plan.casts() && (plan.awq || plan.defaults.method == Method::gptq);
-  if (plan.awq && options.awq.search == "gram") {
+  if (awq && options.awq.search == "gram") {
     plan.search_rows = options.awq.search_rows;
     if (options.awq.rounding == "rtn") plan.hessian_tokens = options.awq.search_tokens;
   }
@@ -137,7 +157,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
           throw UserError(ExitCode::config,
                           fmt::format("{} (out {}, in {}): {}", module, linear.out_features,
                                       linear.in_features, fault));
-        if (plan.awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
+        if (awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
         if (!settings.symmetric && plan.storage.format == Format::gptq) plan.may_need_v2 = true;
         for (const NamedTensor& tensor : stored_tensors(
                  module, linear.out_features, linear.in_features, settings, plan.storage)) {
