@@ -54,7 +54,7 @@ void restore_propagated_weights(const QuantizePlan& plan, const FinishedLayer& f
       bytes += aligned(static_cast<std::size_t>(infos.back().bytes()));
     }
     const int owner = static_cast<int>(layer.index % comm.size());
-    const Buffer blob(bytes, stream);
+    Buffer blob(bytes, stream);
     on_all(comm, [&] {
       if (comm.rank() != owner) return;
       std::vector<unsigned char> data(bytes);
@@ -72,7 +72,7 @@ void restore_propagated_weights(const QuantizePlan& plan, const FinishedLayer& f
       read_back(written_format(plan.storage.format), linear.name, parts, linear.weight, stream);
       continue;
     }
-    const Array<float> scaled(linear.weight.rows, linear.weight.cols, stream);
+    Array<float> scaled(linear.weight.rows, linear.weight.cols, stream);
     read_back(written_format(plan.storage.format), linear.name, parts, scaled.view, stream);
     unscale_into(scaled, factors.at(i), linear.weight, stream);
   }

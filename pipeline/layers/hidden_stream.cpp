@@ -60,8 +60,8 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
   const std::optional<Slots> next_memory =
       task.next_input != nullptr ? std::optional<Slots>(std::in_place, activations, stream)
                                  : std::nullopt;
-  const TensorArray input(stream.compute_dtype(), activations.blocking.block_tokens(),
-                          widest_input(architecture), stream);
+  TensorArray input(stream.compute_dtype(), activations.blocking.block_tokens(),
+                    widest_input(architecture), stream);
 
   const auto exists = [&](std::int64_t block) { return block >= 0 && block < count; };
   const auto slot = [&](const Slots& of, std::int64_t block) {

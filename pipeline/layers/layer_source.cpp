@@ -120,7 +120,7 @@ void LayerSource::receive_on_host(std::int64_t index, const Plan& plan) {
     host_ = HostBuffer(plan.bytes, stream_);
   }
   if (comm_.size() == 1) return;
-  const Buffer piece(std::min(plan.bytes, piece_bytes), stream_);
+  Buffer piece(std::min(plan.bytes, piece_bytes), stream_);
   for (std::size_t begin = 0; begin < plan.bytes; begin += piece.bytes()) {
     const std::size_t bytes = std::min(piece.bytes(), plan.bytes - begin);
     if (own) copy_to_device(piece.data(), host_.data() + begin, bytes, stream_);
@@ -234,8 +234,7 @@ TensorArray LayerSource::load_tensor(const std::string& name) {
   const TensorInfo& info = checkpoint_.info(name);
   TensorArray array(info.dtype, info.rows(), info.cols(), stream_);
   on_root(comm_, [&] {
-    const HostBuffer piece(std::min(static_cast<std::size_t>(info.bytes()), tensor_piece_bytes),
-                           stream_);
+    HostBuffer piece(std::min(static_cast<std::size_t>(info.bytes()), tensor_piece_bytes), stream_);
     for (std::size_t begin = 0; begin < array.memory.bytes(); begin += piece.bytes()) {
       const std::size_t bytes = std::min(piece.bytes(), array.memory.bytes() - begin);
       std::vector<std::future<void>> reads;

@@ -305,6 +305,23 @@ struct Rank {
   Uses always;  // in every phase
 };
 
+// copies: of the residual stream.
+Phase stream_phase(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
+                   std::int64_t copies) {
+  // One block is received, one is computed and one is sent; as many for the next round.
+  constexpr std::int64_t slots = 3;
+  const RunSizes& r = rank.run;
+  const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
+  Places whole = rank.places;
+  whole.weights_by_step = false;
+  return {"blocks from team to team",
+          rank.always + activations(r, r.blocking(), blocks, rank.places, {}, copies) +
+              Uses{weights(layer, {}, whole),
+                   on_device(
+                       "blocks on their way",
+                       tokens * (copies * slots * r.hidden + r.widest_input) * r.compute_element)}};
+}
+
 void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
                std::vector<Phase>& phases) {
   const RunSizes& r = rank.run;
@@ -329,19 +346,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
                ? Held{hessian_bytes(step.columns), host_hessian_bytes(r, step.columns)}
                : Held{};
   };
-  if (streams(r, rank.teams)) {
-    const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
-    constexpr std::int64_t slots =
-        3;  // one block is received, one is computed and one is sent; as many for the next round
-    Places whole = places;
-    whole.weights_by_step = false;
-    phases.push_back({"blocks from team to team",
-                      rank.always + activations(r, r.blocking(), blocks, places, {}, copies) +
-                          Uses{weights(layer, {}, whole),
-                               on_device("blocks on their way",
-                                         tokens * (copies * slots * r.hidden + r.widest_input) *
-                                             r.compute_element)}});
-  }
+  if (streams(r, rank.teams)) phases.push_back(stream_phase(rank, layer, blocks, copies));
   const bool goes_forward =
       r.calibrates() &&
       !places.inputs_kept;  // else the blocks' way from team to team was all of it

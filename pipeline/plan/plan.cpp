@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <regex>
 #include <stdexcept>
 
@@ -85,6 +86,41 @@ DType source_dtype(const Architecture& architecture, const Checkpoint& checkpoin
       .dtype;
 }
 
+// quantize.overrides: the first entry that matches a module counts.
+class Overrides {
+ public:
+  explicit Overrides(const std::vector<ModuleOverride>& entries)
+      : entries_(entries), used_(entries.size(), false) {
+    for (const ModuleOverride& entry : entries) patterns_.emplace_back(entry.match);
+  }
+
+  void apply(const std::string& module, LinearSettings& settings) {
+    const auto found = std::find_if(patterns_.begin(), patterns_.end(), [&](const std::regex& r) {
+      return std::regex_search(module, r);
+    });
+    if (found == patterns_.end()) return;
+    const auto i = static_cast<std::size_t>(found - patterns_.begin());
+    apply_override(entries_[i], settings);
+    used_[i] = true;
+  }
+
+  void check_used(const std::string& some_module) const {
+    const auto unused = std::find(used_.begin(), used_.end(), false);
+    if (unused == used_.end()) return;
+    const auto i = static_cast<std::size_t>(unused - used_.begin());
+    throw UserError(
+        ExitCode::config,
+        fmt::format(
+            "quantize.overrides[{}]: match = \"{}\" matches no module; modules are named like {}",
+            i, entries_[i].match, some_module));
+  }
+
+ private:
+  const std::vector<ModuleOverride>& entries_;
+  std::vector<std::regex> patterns_;
+  std::vector<bool> used_;
+};
+
 Procedure choose_procedure(const Options& options, const QuantizePlan& plan) {
   if (plan.storage.codec != Codec::integer) return Procedure::cast;
   if (options.quantize.method == "awq") return Procedure::awq;
@@ -125,10 +161,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
     if (options.awq.rounding == "rtn") plan.hessian_tokens = options.awq.search_tokens;
   }
 
-  std::vector<std::regex> patterns;
-  for (const ModuleOverride& o : options.quantize.overrides) patterns.emplace_back(o.match);
-  std::vector<bool> used(patterns.size(), false);
-
+  Overrides overrides(options.quantize.overrides);
   const auto keep = [&](const std::string& name) {
     const TensorInfo& info = checkpoint.info(name);
     plan.kept.push_back({name, plan.storage.dtype, info.shape});
@@ -142,12 +175,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
     for (const LinearSpec& linear : all_linears(architecture)) {
       const std::string module = prefix + linear.name;
       LinearSettings settings = plan.defaults;
-      for (std::size_t i = 0; i < patterns.size(); ++i) {
-        if (!std::regex_search(module, patterns[i])) continue;
-        apply_override(options.quantize.overrides[i], settings);
-        used[i] = true;
-        break;
-      }
+      overrides.apply(module, settings);
       plan.modules[module] = settings;
       if (settings.skip) {
         keep(module + ".weight");
@@ -177,13 +205,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       if (checkpoint.contains(prefix + norm + ".bias")) keep(prefix + norm + ".bias");
     }
   }
-  for (std::size_t i = 0; i < used.size(); ++i)
-    if (!used[i])
-      throw UserError(
-          ExitCode::config,
-          fmt::format(
-              "quantize.overrides[{}]: match = \"{}\" matches no module; modules are named like {}",
-              i, options.quantize.overrides[i].match, plan.modules.begin()->first));
+  overrides.check_used(plan.modules.begin()->first);
   keep(architecture.final_norm + ".weight");
   if (checkpoint.contains(architecture.final_norm + ".bias"))
     keep(architecture.final_norm + ".bias");
