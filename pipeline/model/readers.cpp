@@ -208,9 +208,9 @@ std::vector<std::string> read_layer_types(const ConfigJson& config, std::int64_t
            "must be an array of one name for each of the " + std::to_string(layers) + " layers");
   std::vector<std::string> names;
   for (const Json& type : *types) {
-    if (std::find(known.begin(), known.end(), type) == known.end())
+    names.push_back(type.is_string() ? type.get<std::string>() : "");
+    if (std::find(known.begin(), known.end(), names.back()) == known.end())
       refuse(config, key, "must hold only " + joined(known), ExitCode::unavailable);
-    names.push_back(type);
   }
   return names;
 }
