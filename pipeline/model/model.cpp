@@ -63,6 +63,29 @@ std::string parent_of(const std::string& root) {
   return dot == std::string::npos ? "" : root.substr(0, dot + 1);
 }
 
+// A linear in place of a mixer or an MLP: linear_attn and linear_mlp in NVIDIA's repositories,
+// linear in others.
+void find_single_linears(Architecture& a, const Checkpoint& checkpoint) {
+  const auto find_name = [&](const std::string& prefix, std::string& name) {
+    const std::string shorter = name.substr(0, name.find('.')) + ".linear";
+    const std::string begin = prefix + shorter + ".";
+    const std::vector<std::string> names = checkpoint.names();
+    if (std::any_of(names.begin(), names.end(),
+                    [&](const std::string& one) { return one.starts_with(begin); }))
+      name = shorter;
+  };
+  std::vector<bool> done(a.kinds.size(), false);
+  for (std::int64_t layer = 0; layer < a.layers; ++layer) {
+    LayerSpec& kind = a.kinds[a.kind(layer)];
+    if (done[a.kind(layer)]) continue;
+    done[a.kind(layer)] = true;
+    if (auto* mixer = std::get_if<SingleLinear>(&kind.mixer))
+      find_name(layer_prefix(a, layer), mixer->linear.name);
+    if (auto* mlp = std::get_if<SingleLinear>(&kind.mlp))
+      find_name(layer_prefix(a, layer), mlp->linear.name);
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> supported_families() {
@@ -100,6 +123,7 @@ Architecture read_architecture(const Checkpoint& checkpoint) {
       a.head.name = before + a.head.name;
       break;
     }
+  find_single_linears(a, checkpoint);
   return a;
 }
 
