@@ -38,6 +38,14 @@ Json text_part(const Json& json) {
   return text;
 }
 
+// Where config.json doesn't, or its outer and inner part disagree, what is stored decides: defaults
+// of outer and inner configuration classes differ, and which part counts changed with transformers.
+bool says_whether_tied(const Json& json) {
+  const std::string key = "tie_word_embeddings";
+  const Json text = text_part(json);
+  return text.contains(key) && (!json.contains(key) || json.at(key) == text.at(key));
+}
+
 void replace_begin(std::string& name, const std::string& begin, const std::string& by) {
   if (name.starts_with(begin)) name.replace(0, begin.size(), by);
 }
@@ -68,17 +76,10 @@ std::string parent_of(const std::string& root) {
 void find_single_linears(Architecture& a, const Checkpoint& checkpoint) {
   const auto find_name = [&](const std::string& prefix, std::string& name) {
     const std::string shorter = name.substr(0, name.find('.')) + ".linear";
-    const std::string begin = prefix + shorter + ".";
-    const std::vector<std::string> names = checkpoint.names();
-    if (std::any_of(names.begin(), names.end(),
-                    [&](const std::string& one) { return one.starts_with(begin); }))
-      name = shorter;
+    if (!checkpoint.names_of(prefix + shorter).empty()) name = shorter;
   };
-  std::vector<bool> done(a.kinds.size(), false);
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     LayerSpec& kind = a.kinds[a.kind(layer)];
-    if (done[a.kind(layer)]) continue;
-    done[a.kind(layer)] = true;
     if (auto* mixer = std::get_if<SingleLinear>(&kind.mixer))
       find_name(layer_prefix(a, layer), mixer->linear.name);
     if (auto* mlp = std::get_if<SingleLinear>(&kind.mlp))
@@ -124,6 +125,8 @@ Architecture read_architecture(const Checkpoint& checkpoint) {
       break;
     }
   find_single_linears(a, checkpoint);
+  if (!says_whether_tied(checkpoint.config()))
+    a.head.tied = checkpoint.names_of(a.head.name).empty();
   return a;
 }
 

@@ -245,7 +245,8 @@ std::vector<std::int64_t> windows_of_all(const ConfigJson& config, std::int64_t 
   return windows;
 }
 
-std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers) {
+std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers,
+                                           std::int64_t absent_max_window_layers) {
   const std::vector<std::string> types = read_layer_types(config, layers);
   std::vector<std::int64_t> windows(static_cast<std::size_t>(layers), 0);
   skip_keys(config, {"sliding_window"});  // where it is not used
@@ -253,7 +254,7 @@ std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_
       read_flag(config, "use_sliding_window", false) ? read_window(config, 4096) : 0;
   const std::int64_t first = types.empty() && width > 0 && has_key(config, "max_window_layers")
                                  ? read_integer(config, "max_window_layers", 0, most_positions)
-                                 : 28;
+                                 : absent_max_window_layers;
   for (std::size_t l = 0; l < windows.size(); ++l)
     if (types.empty() ? static_cast<std::int64_t>(l) >= first : types[l] == "sliding_attention")
       windows[l] = width;

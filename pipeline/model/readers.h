@@ -111,7 +111,8 @@ std::int64_t read_window(const ConfigJson& config, std::int64_t absent);
 std::vector<std::int64_t> windows_of_all(const ConfigJson& config, std::int64_t layers,
                                          std::int64_t window);
 // use_sliding_window, sliding_window, and layer_types or max_window_layers (Qwen).
-std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers);
+std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers,
+                                           std::int64_t absent_max_window_layers = 28);
 
 // A window for the layers that layer_types calls sliding, or without layer_types for those that are
 // not `full`; 0 for the others. sliding_window must then be a number.

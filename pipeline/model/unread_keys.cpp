@@ -23,11 +23,13 @@ constexpr std::array harmless{
     "license", "transformers.js_config", "max_length", "chunk_size_feed_forward", "bad_words_ids",
     "begin_suppress_tokens", "suppress_tokens", "finetuning_task", "prefix", "sep_token_id",
     "custom_pipelines", "output_past", "output_attentions", "output_hidden_states",
+    "neftune_noise_alpha", "ignore_index", "use_bfloat16", "use_return_dict", "tie_encoder_decoder",
     // Of generation, which older versions wrote here.
     "do_sample", "early_stopping", "min_length", "num_beams", "num_beam_groups",
     "num_return_sequences", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
     "length_penalty", "diversity_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
-    "remove_invalid_values", "return_dict_in_generate", "output_scores"};
+    "remove_invalid_values", "return_dict_in_generate", "output_scores", "max_new_tokens",
+    "cache_implementation"};
 constexpr std::array harmless_begins{"_",      "summary_", "vision_",       "image_",     "video_",
                                      "audio_", "unsloth",  "quantization_", "classifier_"};
 constexpr std::array harmless_ends{"_token_id",   "_token_index", "_token",    "_dropout",

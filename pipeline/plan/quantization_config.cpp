@@ -30,6 +30,11 @@ std::vector<std::string> joined(std::vector<std::string> names,
   return names;
 }
 
+// What lies beside the layers, under the names that loaders may have for it.
+std::vector<std::string> roots_of(const QuantizePlan& plan) {
+  return roots_beside(plan.unquantized, plan.layer_prefix, quantizable(plan));
+}
+
 // --- GPTQModel's `dynamic`
 
 // What an override says, as the value of a "+:" rule.
@@ -97,14 +102,15 @@ Json rules_of_unquantized(const QuantizePlan& plan) {
   Json rules = Json::object();
   for (const std::string& pattern : patterns_of(names, plan.layer_prefix, quantizable(plan)))
     rules["-:" + pattern] = Json::object();
+  const std::vector<std::string> roots = roots_of(plan);
+  if (!roots.empty()) rules["-:" + has_root(roots)] = Json::object();
   return rules;
 }
 
 // Modules with settings of their own; null without any.
 Json dynamic_json(const std::vector<ModuleOverride>& overrides, const QuantizePlan& plan) {
   if (overrides.empty() && plan.unquantized.empty()) return nullptr;
-  const std::vector<std::string> roots =
-      roots_beside(plan.unquantized, plan.layer_prefix, quantizable(plan));
+  const std::vector<std::string> roots = roots_of(plan);
   const std::string decoder_only = roots.empty() ? "" : "(?!" + has_root(roots) + ")";
   Json dynamic = Json::object();
   for (const ModuleOverride& o : overrides) {
@@ -122,6 +128,22 @@ Json dynamic_json(const std::vector<ModuleOverride>& overrides, const QuantizePl
 
 // --- lists of names
 
+// Lists that loaders search for beginnings or parts of their own names. transformers has another
+// name than the checkpoint for many a tower's inside, and "model." before it: the tower's own name
+// in both forms says it all. None that is a part of a decoder linear's name.
+std::vector<std::string> with_towers(const QuantizePlan& plan, std::vector<std::string> names) {
+  for (const std::string& root : roots_of(plan)) {
+    const bool of_a_layer = root.find('.') != std::string::npos;
+    const bool in_decoder = std::any_of(
+        plan.modules.begin(), plan.modules.end(),
+        [&](const auto& module) { return module.first.find(root) != std::string::npos; });
+    if (of_a_layer || in_decoder) continue;
+    names.push_back(root);
+    names.push_back("model." + root);
+  }
+  return names;
+}
+
 // The head is not quantized, stored or tied; transformers calls it lm_head wherever it stands.
 std::vector<std::string> with_head(const QuantizePlan& plan, std::vector<std::string> names) {
   names.emplace_back("lm_head");
@@ -133,8 +155,7 @@ std::vector<std::string> with_head(const QuantizePlan& plan, std::vector<std::st
 // checkpoint: an expression for what lies beside the layers stands after the names.
 std::vector<std::string> ignore_list(const QuantizePlan& plan) {
   std::vector<std::string> names = joined(plan.skipped(), plan.unquantized);
-  const std::vector<std::string> roots =
-      roots_beside(plan.unquantized, plan.layer_prefix, quantizable(plan));
+  const std::vector<std::string> roots = roots_of(plan);
   if (!roots.empty()) names.push_back("re:" + has_root(roots));
   return names;
 }
@@ -148,13 +169,14 @@ std::vector<std::string> skip_list(const QuantizePlan& plan) {
     if (std::all_of(fused.members.begin(), fused.members.end(),
                     [&](const std::string& member) { return stay.contains(member); }))
       names.push_back(fused.name);
-  return names;
+  return with_towers(plan, names);
 }
 
 Json awq_json(const QuantizePlan& plan) {
   Json json = awq_config_json(plan.defaults.group_size, plan.skipped());
   if (plan.unquantized.empty()) return json;
-  json["modules_to_not_convert"] = with_head(plan, joined(plan.skipped(), plan.unquantized));
+  json["modules_to_not_convert"] =
+      with_head(plan, with_towers(plan, joined(plan.skipped(), plan.unquantized)));
   if (!json.contains("dynamic")) json["dynamic"] = Json::object();
   json["dynamic"].update(rules_of_unquantized(plan));
   return json;
@@ -215,7 +237,8 @@ Json quantization_config(const Options& options, const QuantizePlan& plan) {
       return bnb_config_json(config);
     }
     case Format::fp8:
-      return fp8_config_json(with_head(plan, joined(plan.skipped(), plan.unquantized)));
+      return fp8_config_json(
+          with_head(plan, with_towers(plan, joined(plan.skipped(), plan.unquantized))));
   }
   return nullptr;
 }

@@ -10,6 +10,7 @@ quantized folder against
 The reference implementation is transformers. It lacks deci, nemotron-nas, internlm2 and baichuan, which are Llama with rows put
 in order, repeated, or left out: see AS_LLAMA. VARIANTS is the list of what qpipe must read: one that it refuses is a failure."""
 import argparse
+import copy
 import json
 import os
 import subprocess
@@ -31,6 +32,19 @@ from safetensors.torch import load_file, save_file
 FLOAT16 = 1e-2  # as in the other interop tests: half precision leaves 2e-3 to 3e-3
 ORIGINAL = 1e-4  # qpipe's float32 against the reference's
 UNSUPPORTED, WRONG_CONFIGURATION = 69, 78  # exit codes
+
+
+by_rows = bitsandbytes.functional.dequantize_4bit
+
+
+def dequantize_4bit(weight, state, *more, **named):
+    """As CUDA's kernels read it: blocks lie in the flattened weight, also across rows. That for CPUs begins a block with each row."""
+    flat = copy.copy(state)
+    flat.shape = torch.Size((state.shape.numel(),))
+    return by_rows(weight.reshape(-1, 1), flat, *more, **named).reshape(state.shape)
+
+
+bitsandbytes.functional.dequantize_4bit = dequantize_4bit  # transformers takes it from there
 
 
 def tensors_of(folder):
@@ -79,6 +93,7 @@ def gptq(tensors, config):
         linear = TorchLinear(
             bits=4, group_size=32, sym=True, desc_act=False, in_features=columns, out_features=rows, bias=False
         )
+        parts["scales"] = parts["scales"].float()  # products as wide as those of the float32 run
         parts["qzeros"] = parts["qzeros"] + 0x11111111  # a symmetric grid: 7 as format v1 stores it, 8 in GPTQModel's memory
         for part, value in parts.items():
             setattr(linear, part, value)
@@ -283,7 +298,7 @@ def loaded(folder, loader, input_ids):
     who += f", {len(linears)} linears"
     if loader != "bnb":
         return len(linears), [Answer(who, interop.logits_of(model, input_ids), FLOAT16)]
-    # On the CPU bitsandbytes misreads blocks that span rows, its own as well: those only dequantized.
+    # Its product on the CPU misreads blocks that span rows, its own as well: those only dequantized (see dequantize_4bit).
     whole_blocks = all(module.in_features % 64 == 0 for module in linears)
     float32 = model.dequantize().float()
     logits = interop.logits_of(float32, input_ids)
