@@ -65,6 +65,13 @@ Activations make_activations(const Architecture& architecture, const Blocking& b
   return result;
 }
 
+void make_spare(Activations& activations, const Places& places, Stream& stream) {
+  const BlockStore& hidden = activations.hidden;
+  if (activations.spare.width() == hidden.width()) return;  // a rank may own no block
+  activations.spare = BlockStore(block_rows(activations.blocking, activations.owned),
+                                 hidden.width(), hidden.place(), places.folder, stream);
+}
+
 void visit(Activations& activations, Access hidden, Access input, const BlockWork& work,
            Stream& stream) {
   const std::vector<std::size_t> order = all_blocks(activations.blocks());

@@ -40,6 +40,7 @@ struct Activations {
   Blocking blocking;
   RowRange owned;                 // blocks of this rank
   BlockStore hidden;              // [tokens, stream_width]
+  BlockStore spare;               // a second one, where the run keeps two: make_spare
   std::vector<StepInput> inputs;  // one, which becomes that of step after step; or of all steps
                                   // (Places::inputs_kept)
   std::size_t current = 0;        // the step's of them
@@ -60,6 +61,9 @@ std::vector<std::int64_t> block_rows(const Blocking& blocking, const RowRange& o
 
 Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank,
                              int ranks, const Places& places, Stream& stream);
+
+// Memory for activations.spare, at the same place as activations.hidden's, if there is none yet.
+void make_spare(Activations& activations, const Places& places, Stream& stream);
 
 // Whether block b is one of the evenly spaced blocks that hold about `tokens` tokens, at least one;
 // all blocks for 0.

@@ -97,7 +97,7 @@ void finish_on_host(Matrix<const std::int64_t> sum, std::int64_t first_column,
                     const FixedPoint& units, std::int64_t tokens, Hessian& hessian,
                     Stream& stream) {
   const std::int64_t width = std::min(hessian_panel(stream.backend()), sum.cols);
-  const Buffer memory(static_cast<std::size_t>(sum.rows * width) * sizeof(float), stream);
+  Buffer memory(static_cast<std::size_t>(sum.rows * width) * sizeof(float), stream);
   for (std::int64_t j0 = 0; j0 < sum.cols; j0 += width) {
     const std::int64_t cols = std::min(width, sum.cols - j0);
     const Matrix<float> panel(static_cast<float*>(memory.data()), sum.rows - j0, cols);
@@ -135,8 +135,8 @@ Hessian calibrate(const Activations& activations, const Group& group, const std:
   result.diagonal.resize(static_cast<std::size_t>(d));
   if (!places.hessian_on_host) result.matrix = Array<float>(d, d, stream);
   {
-    const Array<std::int64_t> memory(1, hessian_sum_elements(d, width),
-                                     stream);  // of the first range, the largest
+    Array<std::int64_t> memory(1, hessian_sum_elements(d, width),
+                               stream);  // of the first range, the largest
     for (std::int64_t begin = 0; begin < d; begin += width) {
       const std::vector<SumPanel> panels = sum_panels(d, begin, std::min(d, begin + width));
       const Matrix<std::int64_t> all(memory.view.data, 1, panels.back().end_element());

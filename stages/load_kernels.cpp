@@ -68,7 +68,7 @@ std::int64_t load_kernels_bytes(const Architecture& a, const Blocking& blocking)
 void load_kernels(const Architecture& a, const Blocking& blocking, Backend backend, int device) {
   Stream stream(backend, device);
   const std::int64_t tokens = blocking.block_tokens();
-  const TensorArray memory(stream.compute_dtype(), 1, forward_elements(a, tokens), stream);
+  TensorArray memory(stream.compute_dtype(), 1, forward_elements(a, tokens), stream);
   fill_zero(memory.view.data, memory.memory.bytes(), stream);
   std::int64_t taken = 0;
   const auto take = [&](std::int64_t rows, std::int64_t cols) {
@@ -90,13 +90,13 @@ void load_kernels(const Architecture& a, const Blocking& blocking, Backend backe
   }
   for (const std::int64_t d : widths) {
     const Tensor x(input.data, input.dtype, tokens, d);
-    const Array<float> maximum(1, d, stream);
+    Array<float> maximum(1, d, stream);
     fill_zero(maximum.view.data, maximum.memory.bytes(), stream);
     column_max_abs(x, maximum, stream);
-    const Array<std::int32_t> exponent(1, d, stream);
+    Array<std::int32_t> exponent(1, d, stream);
     fill_zero(exponent.view.data, exponent.memory.bytes(), stream);
     // cuBLAS chooses by a panel's rows.
-    const Array<std::int64_t> sum(d, std::min(d, hessian_sum_panel), stream);
+    Array<std::int64_t> sum(d, std::min(d, hessian_sum_panel), stream);
     fill_zero(sum.view.data, sum.memory.bytes(), stream);
     for (std::int64_t begin = 0; begin < d; begin += hessian_sum_panel)
       accumulate_hessian(x, exponent, 40, begin,

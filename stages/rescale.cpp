@@ -93,9 +93,9 @@ std::vector<double> output_losses(const DecoderTables& tables, Layer& layer,
     for (std::size_t i = 0; i < trial.size(); ++i)
       if (!settings[i].skip) std::swap(layer.linears[pair.linears[i]].weight, trial[i].view);
   };
-  const TensorArray between(stream.compute_dtype(), tokens, widest_step(*layer.spec), stream);
-  const Array<float> reference(tokens, layer.spec->hidden, stream);
-  const Array<float> output(tokens, layer.spec->hidden, stream);
+  TensorArray between(stream.compute_dtype(), tokens, widest_step(*layer.spec), stream);
+  Array<float> reference(tokens, layer.spec->hidden, stream);
+  Array<float> output(tokens, layer.spec->hidden, stream);
   const Array<double> total = zeros(activations.owned.count, candidates.view.rows, stream);
   const auto try_candidates = [&](std::size_t b, ConstTensor x) {
     const Matrix<float> expected = reference.view.row_range(0, x.rows);

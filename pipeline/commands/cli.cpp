@@ -164,7 +164,15 @@ struct Arguments {
     app.add_option("--set", sets)->allow_extra_args(false);
     app.add_flag("--dry-run", dry_run);
     app.add_flag("--resume", resume);
+    add_compare();
+    add_plan();
+    add_eval();
+    add_tokenize();
+    add_verify();
+  }
 
+ private:
+  void add_compare() {
     compare = app.add_subcommand(
         "compare",
         "Quantizes one model with several methods; one table of quality, size, time and loaders.");
@@ -183,7 +191,9 @@ struct Arguments {
                         "stem of the files STEM.json and STEM.md; without: OUTPUT.compare");
     compare->add_flag("--dry-run", compare_dry_run,
                       "check every method against the model; write nothing");
+  }
 
+  void add_plan() {
     plan = app.add_subcommand("plan",
                               "Whether a run fits: memory by purpose, disk, traffic and time. Exit "
                               "code 78 when it does not.");
@@ -217,7 +227,9 @@ struct Arguments {
     plan->add_option("--set", plan_sets, "section.key=value; the last one of a key wins")
         ->allow_extra_args(false);
     plan->add_option("--json", plan_request.json, "file to write all figures to");
+  }
 
+  void add_eval() {
     eval = app.add_subcommand("eval",
                               "Perplexity of a checkpoint, original or quantized, on consecutive "
                               "windows of tokens or text.");
@@ -236,7 +248,9 @@ struct Arguments {
         ->capture_default_str();
     eval->add_option("--logits", eval_request.logits,
                      "safetensors file to write all logits to, float32 [samples, seqlen, vocab]");
+  }
 
+  void add_tokenize() {
     DatasetRequest& dataset = tokenize_request.dataset;
     dataset.samples = 128;
     dataset.seqlen = 2048;
@@ -261,7 +275,9 @@ struct Arguments {
                      "consecutive windows from the start")
         ->check(CLI::IsMember({"windows", "documents", "sequential"}))
         ->capture_default_str();
+  }
 
+  void add_verify() {
     verify = app.add_subcommand("verify",
                                 "Checks a quantized checkpoint against its format. Exit code 65, "
                                 "and a line for each fault.");
@@ -280,7 +296,6 @@ struct Arguments {
     families->add_flag("--json", families_request.json, "print JSON");
   }
 
- private:
   static void add_input(CLI::App& command, std::string& model, std::string& data,
                         std::string& text_field) {
     command.set_help_flag("-h,--help", "this text");

@@ -42,77 +42,82 @@ bool is_gptq(StoredFormat format) {
   return format == StoredFormat::gptq_v1 || format == StoredFormat::gptq_v2;
 }
 
+bool is_flag(const Json& x) { return x.is_boolean(); }
+bool is_text(const Json& x) { return x.is_string(); }
+bool is_array(const Json& x) { return x.is_array(); }
+bool is_object(const Json& x) { return x.is_object(); }
+bool is_bits(const Json& x) { return x == 2 || x == 3 || x == 4 || x == 8; }
+bool is_group(const Json& x) { return x.is_number_integer() && (x == -1 || x > 0); }
+
+void need(const Json& object, const std::string& path, const char* key, bool (*fits)(const Json&),
+          const char* must, Faults& faults) {
+  const auto found = object.find(key);
+  if (found == object.end())
+    faults.push_back(fmt::format("{}.{} is missing: it must be {}", path, key, must));
+  else if (!fits(*found))
+    faults.push_back(fmt::format("{}.{} = {}: it must be {}", path, key, found->dump(), must));
+}
+
+void need_in_groups(const Json& groups, const std::string& path, Faults& faults) {
+  for (const auto& [name, one] : groups.items()) {
+    const std::string group = path + "." + name;
+    need(one, group, "targets", is_array, "an array of names", faults);
+    need(one, group, "weights", is_object, "an object", faults);
+    const auto weights = one.find("weights");
+    if (weights == one.end() || !weights->is_object()) continue;
+    need(*weights, group + ".weights", "num_bits", is_bits, "2, 3, 4 or 8", faults);
+    need(*weights, group + ".weights", "type", is_text, "int or float", faults);
+    need(*weights, group + ".weights", "symmetric", is_flag, "true or false", faults);
+    need(*weights, group + ".weights", "strategy", is_text,
+         "channel, group, tensor or tensor_group", faults);
+  }
+}
+
 // The keys that loaders need, of the right kind (formats.md, Config of each section).
 Faults config_faults(StoredFormat format, const Json& quantization, const std::string& where) {
   Faults faults;
-  const auto need = [&](const Json& object, const std::string& path, const char* key,
-                        bool (*fits)(const Json&), const char* must) {
-    const auto found = object.find(key);
-    if (found == object.end())
-      faults.push_back(fmt::format("{}: {}.{} is missing: it must be {}", where, path, key, must));
-    else if (!fits(*found))
-      faults.push_back(
-          fmt::format("{}: {}.{} = {}: it must be {}", where, path, key, found->dump(), must));
-  };
+  const std::string path = where + ": quantization_config";
   const auto key = [&](const char* name, bool (*fits)(const Json&), const char* must) {
-    need(quantization, "quantization_config", name, fits, must);
+    need(quantization, path, name, fits, must, faults);
   };
-  const auto flag = [](const Json& x) { return x.is_boolean(); };
-  const auto text = [](const Json& x) { return x.is_string(); };
-  const auto array = [](const Json& x) { return x.is_array(); };
-  const auto bits = [](const Json& x) { return x == 2 || x == 3 || x == 4 || x == 8; };
-  const auto group = [](const Json& x) { return x.is_number_integer() && (x == -1 || x > 0); };
   switch (format) {
     case StoredFormat::unquantized:
       faults.push_back(where + ": quantization_config is missing: the folder is not quantized");
       break;
     case StoredFormat::gptq_v1:
     case StoredFormat::gptq_v2:
-      key("bits", bits, "2, 3, 4 or 8");
-      key("group_size", group, "-1 or positive");
-      key("desc_act", flag, "true or false");
-      key("sym", flag, "true or false");
-      key("checkpoint_format", text, "gptq or gptq_v2");
+      key("bits", is_bits, "2, 3, 4 or 8");
+      key("group_size", is_group, "-1 or positive");
+      key("desc_act", is_flag, "true or false");
+      key("sym", is_flag, "true or false");
+      key("checkpoint_format", is_text, "gptq or gptq_v2");
       break;
     case StoredFormat::awq:
-      key("version", text, "gemm");
-      key("bits", bits, "4");
-      key("group_size", group, "-1 or positive");
-      key("zero_point", flag, "true or false");
+      key("version", is_text, "gemm");
+      key("bits", is_bits, "4");
+      key("group_size", is_group, "-1 or positive");
+      key("zero_point", is_flag, "true or false");
       break;
     case StoredFormat::ct_integer:
     case StoredFormat::ct_float8:
     case StoredFormat::ct_nvfp4:
     case StoredFormat::ct_mxfp4: {
-      key("quantization_status", text, "compressed");
-      key("ignore", array, "an array of names");
+      key("quantization_status", is_text, "compressed");
+      key("ignore", is_array, "an array of names");
       key(
           "config_groups", [](const Json& x) { return x.is_object() && !x.empty(); },
           "an object of one group or more");
       const Json groups = quantization.value("config_groups", Json::object());
-      if (!groups.is_object()) break;
-      for (const auto& [name, one] : groups.items()) {
-        const std::string path = "quantization_config.config_groups." + name;
-        need(one, path, "targets", array, "an array of names");
-        need(
-            one, path, "weights", [](const Json& x) { return x.is_object(); }, "an object");
-        const auto weights = one.find("weights");
-        if (weights == one.end() || !weights->is_object()) continue;
-        need(*weights, path + ".weights", "num_bits", bits, "2, 3, 4 or 8");
-        need(*weights, path + ".weights", "type", text, "int or float");
-        need(*weights, path + ".weights", "symmetric", flag, "true or false");
-        need(*weights, path + ".weights", "strategy", text,
-             "channel, group, tensor or tensor_group");
-      }
+      if (groups.is_object()) need_in_groups(groups, path + ".config_groups", faults);
       break;
     }
     case StoredFormat::bnb_four_bit:
       key(
           "bnb_4bit_quant_type", [](const Json& x) { return x == "nf4" || x == "fp4"; },
           "nf4 or fp4");
-      key("bnb_4bit_use_double_quant", flag, "true or false");
-      key("bnb_4bit_compute_dtype", text, "the name of a dtype");
-      key("bnb_4bit_quant_storage", text, "the name of a dtype");
+      key("bnb_4bit_use_double_quant", is_flag, "true or false");
+      key("bnb_4bit_compute_dtype", is_text, "the name of a dtype");
+      key("bnb_4bit_quant_storage", is_text, "the name of a dtype");
       [[fallthrough]];
     case StoredFormat::bnb_int8: {
       if (quantization.contains("llm_int8_threshold") || format == StoredFormat::bnb_int8)
@@ -128,7 +133,7 @@ Faults config_faults(StoredFormat format, const Json& quantization, const std::s
       break;
     }
     case StoredFormat::fp8:
-      key("activation_scheme", text, "dynamic");
+      key("activation_scheme", is_text, "dynamic");
       key(
           "modules_to_not_convert",
           [](const Json& x) {
@@ -211,6 +216,23 @@ const char* torch_name(DType dtype) {
   }
 }
 
+// differs(what, stored, configured)
+template <class Differs>
+void compare_four_bit(const Json& quantization, const Checkpoint& checkpoint,
+                      const std::string& linear, const Differs& differs) {
+  const std::string weight = linear + ".weight";
+  const char* kind = checkpoint.contains(weight + ".quant_state.bitsandbytes__nf4") ? "nf4" : "fp4";
+  const Json kind_said = quantization.value("bnb_4bit_quant_type", Json());
+  if (kind_said != kind) differs("the type", kind, kind_said);
+  const Json storage = quantization.value("bnb_4bit_quant_storage", Json());
+  if (storage != torch_name(checkpoint.info(weight).dtype))
+    differs("storage", torch_name(checkpoint.info(weight).dtype), storage);
+  const bool nested = checkpoint.contains(weight + ".nested_absmax");
+  if (quantization.value("bnb_4bit_use_double_quant", Json()) != nested)
+    differs("double quantization:", nested ? "yes" : "no",
+            quantization.value("bnb_4bit_use_double_quant", Json()));
+}
+
 // One linear against what quantization_config says of all.
 Faults linear_faults(StoredFormat format, const Json& quantization, const Checkpoint& checkpoint,
                      const LinearReport& linear, std::int64_t in_features) {
@@ -275,21 +297,9 @@ Faults linear_faults(StoredFormat format, const Json& quantization, const Checkp
         differs("zero points:", packed.zeros ? "stored" : "none", Json{{"symmetric", symmetric}});
       break;
     }
-    case StoredFormat::bnb_four_bit: {
-      const std::string weight = linear.name + ".weight";
-      const char* kind =
-          checkpoint.contains(weight + ".quant_state.bitsandbytes__nf4") ? "nf4" : "fp4";
-      const Json kind_said = quantization.value("bnb_4bit_quant_type", Json());
-      if (kind_said != kind) differs("the type", kind, kind_said);
-      const Json storage = quantization.value("bnb_4bit_quant_storage", Json());
-      if (storage != torch_name(checkpoint.info(weight).dtype))
-        differs("storage", torch_name(checkpoint.info(weight).dtype), storage);
-      const bool nested = checkpoint.contains(weight + ".nested_absmax");
-      if (quantization.value("bnb_4bit_use_double_quant", Json()) != nested)
-        differs("double quantization:", nested ? "yes" : "no",
-                quantization.value("bnb_4bit_use_double_quant", Json()));
+    case StoredFormat::bnb_four_bit:
+      compare_four_bit(quantization, checkpoint, linear.name, differs);
       break;
-    }
   }
   return faults;
 }
@@ -405,7 +415,7 @@ Faults zero_faults(StoredFormat format, const Json& quantization, const Checkpoi
   const TensorInfo& info = checkpoint.info(name);
   const int bits = linear.packed->bits;
   const auto bytes = bytes_of(checkpoint, name);
-  const Array<std::uint8_t> zero(info.cols() * 32 / bits, info.rows(), stream);
+  Array<std::uint8_t> zero(info.cols() * 32 / bits, info.rows(), stream);
   unpack_zeros({reinterpret_cast<const std::uint32_t*>(bytes.data()), info.rows(), info.cols()},
                bits, format == StoredFormat::gptq_v1 ? -1 : 0, zero, stream);
   const std::uint8_t* begin = zero.view.data;

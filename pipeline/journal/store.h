@@ -57,7 +57,7 @@ class Store {
   // The layer is complete: brings what this rank put since the last commit to the disk, then its
   // record, in the background; a layer at a time, so that this waits for the layer before. This
   // rank's part is one of `parts`.
-  void commit(std::int64_t layer, int part, int parts, nlohmann::json findings);
+  void commit(std::int64_t layer, int part, int parts, const LayerFindings& findings);
 
   // The same for layers that this rank packs alone, several at a time, from any thread: write()
   // returns when the tensors are written, commit_written() at once, and `committed` is called when

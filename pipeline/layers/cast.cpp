@@ -5,12 +5,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <future>
 #include <memory>
 #include <mutex>
 
+#include "kernels/alignment.h"
 #include "kernels/transpose.h"
+#include "launch/clock.h"
 #include "launch/signals.h"
 #include "stages/layer.h"
 
@@ -18,7 +19,6 @@ namespace qpipe {
 
 namespace {
 
-constexpr std::size_t alignment = 256;
 constexpr std::int64_t piece_bytes = std::int64_t{8}
                                      << 20;  // read and copied to the device at once
 constexpr int fewest_workers = 4;  // on one core, too: most of the time they wait for the disk
@@ -47,7 +47,7 @@ struct Work {
 };
 
 std::size_t aligned_bytes(const TensorInfo& weight) {
-  return (static_cast<std::size_t>(weight.bytes()) + alignment - 1) / alignment * alignment;
+  return aligned(static_cast<std::size_t>(weight.bytes()));
 }
 
 void add_weight(Unit& unit, const TensorInfo& weight, bool transposed) {
@@ -92,19 +92,6 @@ Work work_of_rank(const Checkpoint& checkpoint, const Architecture& architecture
   return work;
 }
 
-// Adds the time since the lap before to one phase after another.
-class LapClock {
- public:
-  void lap(double& phase) {
-    const auto now = std::chrono::steady_clock::now();
-    phase += std::chrono::duration<double>(now - last_).count();
-    last_ = now;
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
 // Has its own queue on the device, so that workers wait for nothing but their own copies.
 struct Worker {
   Worker(const Stream& main, std::size_t largest_unit)
@@ -129,7 +116,7 @@ struct Worker {
 
   void run(const Unit& unit, std::int64_t layer, const Checkpoint& checkpoint,
            const StorageSettings& storage, Store& store) {
-    LapClock clock;
+    Clock clock;
     std::vector<Linear> linears;
     std::vector<const Linear*> pointers;
     for (std::size_t i = 0; i < unit.weights.size(); ++i) {
@@ -139,12 +126,12 @@ struct Worker {
       linear.stored = load(checkpoint, unit, i);
     }
     for (const Linear& linear : linears) pointers.push_back(&linear);
-    clock.lap(seconds.read);
+    seconds.read += clock.lap();
     const std::vector<PackedTensor> tensors =
         linears.empty() ? std::vector<PackedTensor>{} : cast_linears(pointers, storage, stream);
-    clock.lap(seconds.solve);
+    seconds.solve += clock.lap();
     store.write(layer, tensors);
-    clock.lap(seconds.write);
+    seconds.write += clock.lap();
     spdlog::debug("{}: cast and written",
                   unit.weights.empty() ? "nothing" : unit.weights.front().name);
   }

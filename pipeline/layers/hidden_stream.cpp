@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <optional>
 #include <utility>
 
 #include "kernels/stopwatch.h"
+#include "launch/clock.h"
 #include "stages/waiting_weights.h"
 
 namespace qpipe {
@@ -49,7 +49,7 @@ Ring::Incoming incoming(const Tensor& tensor) { return {tensor.data, bytes_of(te
 StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTables& tables,
                             Layer& layer, const StreamTask& task, Activations& activations,
                             Ring& ring, Stream& stream) {
-  const auto begin = std::chrono::steady_clock::now();
+  const Clock clock;
   Stopwatch busy(stream);
   BlockStore& hidden = activations.hidden;
   const auto count = static_cast<std::int64_t>(hidden.blocks());
@@ -60,8 +60,8 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
   const std::optional<Slots> next_memory =
       task.next_input != nullptr ? std::optional<Slots>(std::in_place, activations, stream)
                                  : std::nullopt;
-  const TensorArray input(stream.compute_dtype(), activations.blocking.block_tokens(),
-                          widest_input(architecture), stream);
+  TensorArray input(stream.compute_dtype(), activations.blocking.block_tokens(),
+                    widest_input(architecture), stream);
 
   const auto exists = [&](std::int64_t block) { return block >= 0 && block < count; };
   const auto slot = [&](const Slots& of, std::int64_t block) {
@@ -103,11 +103,9 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
     ring.exchange(out, in, stream);
   }
   ring.wait(0);
-  const double total =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   StreamSeconds seconds;
   seconds.busy = busy.seconds();
-  seconds.wait = std::max(0.0, total - seconds.busy);
+  seconds.wait = std::max(0.0, clock.seconds() - seconds.busy);
   return seconds;
 }
 

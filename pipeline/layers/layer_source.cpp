@@ -4,27 +4,20 @@
 #include <utility>
 
 #include "kernels/activation.h"
-#include "pipeline/files/error.h"
+#include "kernels/alignment.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/model/model.h"
 
 namespace qpipe {
 
 namespace {
 
-constexpr std::size_t alignment = 256;
 constexpr std::size_t tensor_piece_bytes =
     std::size_t{32} << 20;  // of a tensor on its way from the file to the device
 constexpr std::size_t tensor_part_bytes = std::size_t{8}
                                           << 20;  // of a piece, each read by a thread
 constexpr std::size_t piece_bytes = std::size_t{128}
                                     << 20;  // of a layer on its way to the others' host memory
-
-// A fault of the rank that reads becomes the same fault on every rank, before any of them waits for
-// the data.
-void agree(Comm& comm, const std::string& fault) {
-  const std::string first = comm.first_failure(fault);
-  if (!first.empty()) throw UserError(ExitCode::data, first);
-}
 
 }  // namespace
 
@@ -55,8 +48,7 @@ LayerSource::Plan LayerSource::plan_layer(std::int64_t index) const {
   const auto add = [&](TensorInfo info, bool transposed, bool waits) {
     if (transposed) std::swap(info.shape.at(0), info.shape.at(1));
     plan.slots.push_back({std::move(info), plan.bytes, transposed, waits});
-    plan.bytes += (static_cast<std::size_t>(plan.slots.back().info.bytes()) + alignment - 1) /
-                  alignment * alignment;
+    plan.bytes += aligned(static_cast<std::size_t>(plan.slots.back().info.bytes()));
   };
   for (const TensorSpec& tensor : layer_tensors(spec)) {
     const std::string name = prefix + tensor.name;
@@ -129,17 +121,12 @@ void LayerSource::prefetch(std::int64_t index) {
 // The owner's bytes, agreed to be there by all ranks; nothing on the others.
 std::optional<HostBuffer> LayerSource::read_own(std::int64_t index) {
   std::optional<HostBuffer> data;
-  std::string fault;
-  if (owner(index) == comm_.rank()) {
+  on_all(comm_, [&] {
+    if (owner(index) != comm_.rank()) return;
     prefetch(index);
-    try {
-      data = ahead_.at(index).get();
-    } catch (const std::exception& error) {
-      fault = error.what();
-    }
+    data = std::exchange(ahead_.at(index), {}).get();
     ahead_.erase(index);
-  }
-  agree(comm_, fault);
+  });
   return data;
 }
 
@@ -162,7 +149,7 @@ void LayerSource::receive_on_host(std::int64_t index, const Plan& plan) {
     host_ = HostBuffer(plan.bytes, stream_);
   }
   if (comm_.size() == 1) return;
-  const Buffer piece(std::min(plan.bytes, piece_bytes), stream_);
+  Buffer piece(std::min(plan.bytes, piece_bytes), stream_);
   for (std::size_t begin = 0; begin < plan.bytes; begin += piece.bytes()) {
     const std::size_t bytes = std::min(piece.bytes(), plan.bytes - begin);
     if (own) copy_to_device(piece.data(), host_.data() + begin, bytes, stream_);
@@ -289,29 +276,22 @@ Layer LayerSource::make_layer(std::int64_t index, const std::map<std::string, Te
 TensorArray LayerSource::load_tensor(const std::string& name) {
   const TensorInfo& info = checkpoint_.info(name);
   TensorArray array(info.dtype, info.rows(), info.cols(), stream_);
-  std::string fault;
-  if (comm_.root()) {
-    try {
-      const HostBuffer piece(std::min(static_cast<std::size_t>(info.bytes()), tensor_piece_bytes),
-                             stream_);
-      for (std::size_t begin = 0; begin < array.memory.bytes(); begin += piece.bytes()) {
-        const std::size_t bytes = std::min(piece.bytes(), array.memory.bytes() - begin);
-        std::vector<std::future<void>> reads;
-        for (std::size_t part = 0; part < bytes; part += tensor_part_bytes)
-          reads.push_back(std::async(std::launch::async, [&, part] {
-            checkpoint_.read(name, static_cast<std::int64_t>(begin + part),
-                             static_cast<std::int64_t>(std::min(tensor_part_bytes, bytes - part)),
-                             piece.data() + part);
-          }));
-        for (std::future<void>& done : reads) done.get();
-        copy_to_device(static_cast<unsigned char*>(array.view.data) + begin, piece.data(), bytes,
-                       stream_);
-      }
-    } catch (const std::exception& error) {
-      fault = error.what();
+  on_root(comm_, [&] {
+    HostBuffer piece(std::min(static_cast<std::size_t>(info.bytes()), tensor_piece_bytes), stream_);
+    for (std::size_t begin = 0; begin < array.memory.bytes(); begin += piece.bytes()) {
+      const std::size_t bytes = std::min(piece.bytes(), array.memory.bytes() - begin);
+      std::vector<std::future<void>> reads;
+      for (std::size_t part = 0; part < bytes; part += tensor_part_bytes)
+        reads.push_back(std::async(std::launch::async, [&, part] {
+          checkpoint_.read(name, static_cast<std::int64_t>(begin + part),
+                           static_cast<std::int64_t>(std::min(tensor_part_bytes, bytes - part)),
+                           piece.data() + part);
+        }));
+      for (std::future<void>& done : reads) done.get();
+      copy_to_device(static_cast<unsigned char*>(array.view.data) + begin, piece.data(), bytes,
+                     stream_);
     }
-  }
-  agree(comm_, fault);
+  });
   comm_.broadcast(array.view.data, array.memory.bytes(), 0, stream_);
   return array;
 }

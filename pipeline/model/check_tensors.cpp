@@ -1,3 +1,7 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
 #include <set>
 
 #include "pipeline/files/error.h"
@@ -105,6 +109,35 @@ std::vector<unsigned char> bytes_of(const Checkpoint& checkpoint, const std::str
   return bytes;
 }
 
+float element_of(const Checkpoint& checkpoint, const std::string& name) {
+  const std::vector<unsigned char> bytes = bytes_of(checkpoint, name);
+  const auto as = [&](auto value) {
+    std::memcpy(&value, bytes.data(), std::min(bytes.size(), sizeof value));
+    return to_float(value);
+  };
+  switch (checkpoint.info(name).dtype) {
+    case DType::f32: return as(0.0f);
+    case DType::f16: return as(f16{});
+    case DType::bf16: return as(bf16{});
+    default: return std::numeric_limits<float>::quiet_NaN();
+  }
+}
+
+// β and ε of xIELU are constants of the family that its checkpoints hold all the same: they must be
+// what is computed, but for rounding to bfloat16.
+void check_xielu(Check& check, const std::string& prefix, const Xielu& xielu) {
+  const std::string module = prefix + xielu.alpha_p.substr(0, xielu.alpha_p.rfind('.') + 1);
+  const std::pair<const char*, float> constants[] = {{"beta", xielu.beta}, {"eps", xielu.eps}};
+  for (const auto& [key, value] : constants) {
+    const std::string name = module + key;
+    if (check.done() || !check.checkpoint.contains(name)) continue;
+    const float stored = element_of(check.checkpoint, name);
+    if (!(std::fabs(stored - value) <= std::fabs(value) / 128.0f))
+      check.fail("'" + name + "' is " + std::to_string(stored) + ": it must be " +
+                 std::to_string(value));
+  }
+}
+
 }  // namespace
 
 std::vector<TensorInfo> expected_tensors(const Architecture& a, DType dtype) {
@@ -143,6 +176,8 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
         case TensorRole::constant: check.constant(name); break;
       }
     }
+    const auto* mlp = std::get_if<Mlp>(&a.layer(layer).mlp);
+    if (mlp != nullptr && mlp->xielu) check_xielu(check, prefix, *mlp->xielu);
   }
   for (const TensorSpec& tensor : head_tensors(a)) check.weights(tensor.name, tensor.shape);
 

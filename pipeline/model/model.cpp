@@ -38,6 +38,14 @@ Json text_part(const Json& json) {
   return text;
 }
 
+// Where config.json doesn't, or its outer and inner part disagree, what is stored decides: defaults
+// of outer and inner configuration classes differ, and which part counts changed with transformers.
+bool says_whether_tied(const Json& json) {
+  const std::string key = "tie_word_embeddings";
+  const Json text = text_part(json);
+  return text.contains(key) && (!json.contains(key) || json.at(key) == text.at(key));
+}
+
 void replace_begin(std::string& name, const std::string& begin, const std::string& by) {
   if (name.starts_with(begin)) name.replace(0, begin.size(), by);
 }
@@ -100,6 +108,8 @@ Architecture read_architecture(const Checkpoint& checkpoint) {
       a.head.name = before + a.head.name;
       break;
     }
+  if (!says_whether_tied(checkpoint.config()))
+    a.head.tied = checkpoint.names_of(a.head.name).empty();
   return a;
 }
 

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "pipeline/model/rope_config.h"
-
 namespace qpipe {
 
 namespace {
@@ -109,10 +107,6 @@ Json read_one_of(const ConfigJson& config, const std::string& key,
          values.size() > 1 ? ExitCode::data : ExitCode::unavailable);
 }
 
-void leave_unread(const ConfigJson& config, const std::vector<std::string>& keys) {
-  for (const std::string& key : keys) has_key(config, key);
-}
-
 float read_positive_or_zero(const ConfigJson& config, const std::string& key) {
   return find_value(config, key) == nullptr ? 0.0f : static_cast<float>(read_positive(config, key));
 }
@@ -214,9 +208,9 @@ std::vector<std::string> read_layer_types(const ConfigJson& config, std::int64_t
            "must be an array of one name for each of the " + std::to_string(layers) + " layers");
   std::vector<std::string> names;
   for (const Json& type : *types) {
-    if (std::find(known.begin(), known.end(), type) == known.end())
+    names.push_back(type.is_string() ? type.get<std::string>() : "");
+    if (std::find(known.begin(), known.end(), names.back()) == known.end())
       refuse(config, key, "must hold only " + joined(known), ExitCode::unavailable);
-    names.push_back(type);
   }
   return names;
 }
@@ -251,15 +245,16 @@ std::vector<std::int64_t> windows_of_all(const ConfigJson& config, std::int64_t 
   return windows;
 }
 
-std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers) {
+std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers,
+                                           std::int64_t absent_max_window_layers) {
   const std::vector<std::string> types = read_layer_types(config, layers);
   std::vector<std::int64_t> windows(static_cast<std::size_t>(layers), 0);
-  leave_unread(config, {"sliding_window"});  // where it is not used
+  skip_keys(config, {"sliding_window"});  // where it is not used
   const std::int64_t width =
       read_flag(config, "use_sliding_window", false) ? read_window(config, 4096) : 0;
   const std::int64_t first = types.empty() && width > 0 && has_key(config, "max_window_layers")
                                  ? read_integer(config, "max_window_layers", 0, most_positions)
-                                 : 28;
+                                 : absent_max_window_layers;
   for (std::size_t l = 0; l < windows.size(); ++l)
     if (types.empty() ? static_cast<std::int64_t>(l) >= first : types[l] == "sliding_attention")
       windows[l] = width;
@@ -299,21 +294,6 @@ std::vector<float> alibi_slopes(std::int64_t heads, double bias_max) {
   for (std::int64_t i = 1; static_cast<std::int64_t>(slopes.size()) < heads; i += 2)
     slopes.push_back(std::pow(base(2 * p), static_cast<float>(i)));
   return slopes;
-}
-
-Rope read_rope_of(const ConfigJson& config, const Sizes& s, const RopeKeys& keys,
-                  bool interleaved) {
-  Json object = config.object;
-  const auto state = [&](const std::string& standard, const std::string& name, double absent) {
-    if (has_key(config, name))
-      object[standard] = config.object.at(name);
-    else if (!object.contains(standard))
-      object[standard] = absent;
-  };
-  state("partial_rotary_factor", keys.share, keys.absent_share);
-  state("rope_theta", keys.theta, keys.absent_theta);
-  return read_rope({object, config.where, config.asked},
-                   {s.head_dim, s.max_positions, interleaved, true});
 }
 
 Architecture decoder(const ConfigJson& config, const Sizes& sizes, const std::string& model_type,

@@ -58,9 +58,6 @@ std::optional<std::int64_t> find_size(const ConfigJson& config,
 nlohmann::json read_one_of(const ConfigJson& config, const std::string& key,
                            const std::vector<nlohmann::json>& values);
 
-// For keys of a family that decide nothing that is computed here.
-void leave_unread(const ConfigJson& config, const std::vector<std::string>& keys);
-
 // A bound or a factor that null, or no key, leaves out: 0.
 float read_positive_or_zero(const ConfigJson& config, const std::string& key);
 
@@ -114,7 +111,8 @@ std::int64_t read_window(const ConfigJson& config, std::int64_t absent);
 std::vector<std::int64_t> windows_of_all(const ConfigJson& config, std::int64_t layers,
                                          std::int64_t window);
 // use_sliding_window, sliding_window, and layer_types or max_window_layers (Qwen).
-std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers);
+std::vector<std::int64_t> windows_by_layer(const ConfigJson& config, std::int64_t layers,
+                                           std::int64_t absent_max_window_layers = 28);
 
 // A window for the layers that layer_types calls sliding, or without layer_types for those that are
 // not `full`; 0 for the others. sliding_window must then be a number.
@@ -128,17 +126,6 @@ std::vector<std::int64_t> windows_between(const ConfigJson& config, std::int64_t
 // ALiBi. With p the largest power of two up to n, slopes b, b², … of b = 2^(−m/p), m = 8, for the
 // first p heads; for the others every second power of 2^(−m/2p). In float32, as the reference.
 std::vector<float> alibi_slopes(std::int64_t heads, double bias_max = 8.0);
-
-// read_rope where a family has other names, or other values without them, for the rotated share of
-// a head and for theta. Half-split, or interleaved.
-struct RopeKeys {
-  std::string share = "partial_rotary_factor";
-  std::string theta = "rope_theta";
-  double absent_share = 1.0;
-  double absent_theta = 10000.0;
-};
-Rope read_rope_of(const ConfigJson& config, const Sizes& sizes, const RopeKeys& keys,
-                  bool interleaved = false);
 
 // What most decoders are outside of their layers: ROOTembed_tokens.weight, ROOTlayers.N,
 // ROOTnorm (to be set by the family), lm_head, tied by tie_word_embeddings.

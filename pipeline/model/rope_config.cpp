@@ -159,9 +159,10 @@ std::vector<float> frequencies(double theta, std::int64_t columns, std::int64_t 
 
 // partial_rotary_factor of the object, or else of config.json.
 double read_fraction(const Context& c, bool allowed) {
-  const std::string key = "partial_rotary_factor";
-  const ConfigJson& from = c.scaling.object.contains(key) ? c.scaling : c.config;
-  if (find_value(from, key) == nullptr) return 1.0;
+  const bool inside = c.scaling.object.contains("partial_rotary_factor");
+  const ConfigJson& from = inside ? c.scaling : c.config;
+  const std::string key = inside ? "partial_rotary_factor" : c.rule.share_key;
+  if (find_value(from, key) == nullptr) return c.rule.share;
   const double fraction = read_positive(from, key);
   if (fraction > 1.0) refuse(from, key, "must be at most 1");
   if (fraction != 1.0 && !allowed)
@@ -204,7 +205,7 @@ ConfigJson rope_object(const ConfigJson& config, const RopeRule& rule) {
 Rope read_rope(const ConfigJson& config, const RopeRule& rule) {
   const ConfigJson scaling = rope_object(config, rule);
   // They decide nothing where the object has its own, or its kind needs none.
-  skip_keys(config, {"rope_theta", rule.theta_key, "partial_rotary_factor",
+  skip_keys(config, {"rope_theta", rule.theta_key, "partial_rotary_factor", rule.share_key,
                      "original_max_position_embeddings"});
   const bool inside = find_value(scaling, "rope_theta") != nullptr;
   const ConfigJson& theta_from = inside ? scaling : config;

@@ -12,9 +12,11 @@ struct RopeRule {
   std::int64_t head_dim = 0;
   std::int64_t max_positions = 0;
   bool interleaved = false;
-  bool partial = false;    // the family rotates partial_rotary_factor · head_dim columns
-  double theta = 10000.0;  // where no key gives it
-  std::string theta_key = "rope_theta";  // outside of the object
+  bool partial = false;  // the family rotates partial_rotary_factor · head_dim columns
+  double share = 1.0;    // of a head, where no key gives it
+  std::string share_key = "partial_rotary_factor";  // outside of the object
+  double theta = 10000.0;                           // where no key gives it
+  std::string theta_key = "rope_theta";             // outside of the object
   // rope_parameters may hold an object for each type of layer: the one that counts. Empty: the
   // family has one for all.
   std::string layer_type = {};

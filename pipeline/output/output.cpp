@@ -8,7 +8,7 @@
 #include <cstring>
 #include <set>
 
-#include "pipeline/files/error.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/output/shard_plan.h"
 
 namespace qpipe {
@@ -57,25 +57,6 @@ void prepare_output_folder(const fs::path& folder, bool overwrite) {
                     folder.string() + ": is not writable: " + std::strerror(errno));
 }
 
-namespace {
-
-// Runs `work`; what it throws on any rank is thrown on all.
-template <class Work>
-void on_all(Comm& comm, const std::string& fault_before, Work work) {
-  std::string fault = fault_before;
-  if (fault.empty()) {
-    try {
-      work();
-    } catch (const std::exception& error) {
-      fault = error.what();
-    }
-  }
-  fault = comm.first_failure(fault);
-  if (!fault.empty()) throw UserError(ExitCode::io, fault);
-}
-
-}  // namespace
-
 ShardSet::ShardSet(const fs::path& folder, const std::vector<TensorInfo>& tensors,
                    std::int64_t max_shard_bytes, Comm& comm) {
   const auto plan = plan_shards(tensors, max_shard_bytes);
@@ -99,8 +80,8 @@ ShardSet::ShardSet(const fs::path& folder, const std::vector<TensorInfo>& tensor
         writers.emplace(shard, SafetensorsWriter(folder / shard_name(shard, plan.size()),
                                                  members[shard], role, leftover));
   };
-  on_all(comm, "", [&] { open_shards(SafetensorsWriter::Role::owner); });
-  on_all(comm, "", [&] { open_shards(SafetensorsWriter::Role::helper); });
+  on_all(comm, [&] { open_shards(SafetensorsWriter::Role::owner); });
+  on_all(comm, [&] { open_shards(SafetensorsWriter::Role::helper); });
   for (auto& [shard, writer] : writers) writers_.push_back(std::move(writer));
 }
 
@@ -125,15 +106,15 @@ void ShardSet::sync(const std::vector<std::string>& names) const {
   for (const std::size_t shard : shards) writers_[shard].sync();
 }
 
-void ShardSet::finish(const std::string& fault, Comm& comm) {
-  on_all(comm, fault, [&] {
+void ShardSet::finish(Comm& comm) {
+  on_all(comm, [&] {
     for (SafetensorsWriter& writer : writers_) writer.flush();
   });
   std::vector<double> written;
   for (const SafetensorsWriter& writer : writers_)
     written.push_back(static_cast<double>(writer.written_bytes()));
   const std::vector<double> by_rank = comm.all_gather(written);
-  on_all(comm, "", [&] {
+  on_all(comm, [&] {
     for (std::size_t shard = 0; shard < writers_.size(); ++shard) {
       if (static_cast<int>(shard % static_cast<std::size_t>(comm.size())) != comm.rank()) continue;
       double elsewhere = -written[shard];

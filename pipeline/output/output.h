@@ -38,8 +38,8 @@ class ShardSet {
   bool read(const std::string& name, void* to) const;
   // Brings these tensors to the disk. Thread-safe.
   void sync(const std::vector<std::string>& names) const;
-  // Collective. `fault` is this rank's own ("" without): a fault of any rank is thrown on all.
-  void finish(const std::string& fault, Comm& comm);
+  // Collective. A fault of any rank is thrown on all.
+  void finish(Comm& comm);
 
   // model.safetensors.index.json; null when there is a single file.
   nlohmann::json index() const { return index_; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/alignment.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/hessian.h"
 #include "kernels/scaled_rounding_loss.h"
@@ -30,9 +31,6 @@ Uses operator+(Uses a, const Uses& b) {
 
 Use on_device(const std::string& purpose, std::int64_t bytes) { return {purpose, bytes, 0, 0}; }
 Use on_host(const std::string& purpose, std::int64_t bytes) { return {purpose, 0, bytes, 0}; }
-
-// Blocks begin at 256-byte boundaries (stages/activations.cpp).
-std::int64_t padded(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 std::int64_t ceiling(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -68,17 +66,17 @@ Uses activations(const RunSizes& r, const Blocking& blocking, std::int64_t block
   const std::int64_t tokens = blocking.block_samples * blocking.seqlen;
   const auto bytes = [&](std::int64_t width) { return tokens * width * r.compute_element; };
   const Use hidden = blocks_at("hidden states", places.hidden, passes.hidden, blocks,
-                               padded(bytes(r.stream_width)), bytes(r.stream_width), copies);
+                               aligned(bytes(r.stream_width)), bytes(r.stream_width), copies);
   const Use scratch = on_device("forward scratch of a block", bytes(r.scratch_width));
   if (!places.inputs_kept) {
     Use input = blocks_at("step inputs", places.input, passes.input, blocks,
-                          padded(bytes(r.widest_input)), bytes(passes.input_columns));
+                          aligned(bytes(r.widest_input)), bytes(passes.input_columns));
     input.device += f32 * r.widest_input;
     return {hidden, input, scratch};
   }
   std::int64_t kept = 0;
   for (const std::int64_t width : r.input_widths)
-    kept += blocks * padded(bytes(width)) + f32 * width;
+    kept += blocks * aligned(bytes(width)) + f32 * width;
   return {hidden, on_device("step inputs", kept), scratch};
 }
 
@@ -200,7 +198,7 @@ std::int64_t sweep_bytes(const RunSizes& r, const StepSizes& step, int ranks) {
       mine = shares[i][rank].count + (i > 0 && together(linears[i - 1], linear) ? mine : 0);
       const std::int64_t at_once = std::min(mine, most_rows);
       const std::int64_t given =
-          r.awq ? f32 * std::min(shares[i][rank].count, most_rows) * d : 0;  // scaled and clipped
+          r.awq() ? f32 * std::min(shares[i][rank].count, most_rows) * d : 0;  // scaled and clipped
       const std::int64_t codes = linear.gptq ? at_once * (d + linear.groups() * (f32 + 1)) +
                                                    sweep_workspace_bytes(r, linear, at_once)
                                              : 0;
@@ -286,6 +284,23 @@ struct Rank {
   Uses always;  // in every phase
 };
 
+// copies: of the residual stream.
+Phase stream_phase(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
+                   std::int64_t copies) {
+  // One block is received, one is computed and one is sent; as many for the next round.
+  constexpr std::int64_t slots = 3;
+  const RunSizes& r = rank.run;
+  const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
+  Places whole = rank.places;
+  whole.weights_by_step = false;
+  return {"blocks from team to team",
+          rank.always + activations(r, r.blocking(), blocks, rank.places, {}, copies) +
+              Uses{weights(layer, {}, whole),
+                   on_device("blocks on their way",
+                             tokens * (copies * slots * r.stream_width + r.widest_input) *
+                                 r.compute_element)}};
+}
+
 void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
                std::vector<Phase>& phases) {
   const RunSizes& r = rank.run;
@@ -293,12 +308,12 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
   // A second residual stream: the input of a layer that runs again for those after it, or that of
   // the first team's next layer.
   const bool second =
-      (r.runs_again && r.layers > 1) || (streams(r, rank.teams) && r.layers > rank.teams.teams);
+      (r.runs_again() && r.layers > 1) || (streams(r, rank.teams) && r.layers > rank.teams.teams);
   const std::int64_t copies = second ? 2 : 1;
   const auto add = [&](const StepSizes& step, const char* work, const Passes& passes,
                        const std::vector<const StepSizes*>& in_use, const Uses& uses) {
     const Uses own =
-        r.calibrated ? activations(r, r.blocking(), blocks, places, passes, copies) : Uses{};
+        r.calibrates() ? activations(r, r.blocking(), blocks, places, passes, copies) : Uses{};
     phases.push_back(
         {step.name + ": " + work, rank.always + own + Uses{weights(layer, in_use, places)} + uses});
   };
@@ -306,31 +321,19 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
   // The way forward: Hessians gather, or one comes and goes.
   Held held;
   const auto held_of = [&](const StepSizes& step) {
-    return r.calibrated && step.solves()
+    return r.calibrates() && step.solves()
                ? Held{hessian_bytes(step.columns), host_hessian_bytes(r, step.columns)}
                : Held{};
   };
-  if (streams(r, rank.teams)) {
-    const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
-    constexpr std::int64_t slots =
-        3;  // one block is received, one is computed and one is sent; as many for the next round
-    Places whole = places;
-    whole.weights_by_step = false;
-    phases.push_back(
-        {"blocks from team to team",
-         rank.always + activations(r, r.blocking(), blocks, places, {}, copies) +
-             Uses{weights(layer, {}, whole),
-                  on_device("blocks on their way",
-                            tokens * (copies * slots * r.stream_width + r.widest_input) *
-                                r.compute_element)}});
-  }
+  if (streams(r, rank.teams)) phases.push_back(stream_phase(rank, layer, blocks, copies));
   const bool goes_forward =
-      r.calibrated && !places.inputs_kept;  // else the blocks' way from team to team was all of it
+      r.calibrates() &&
+      !places.inputs_kept;  // else the blocks' way from team to team was all of it
   if (goes_forward) add(layer.steps.front(), "its input", {Access::read, Access::write}, {}, {});
   for (const StepSizes& step : layer.steps) {
-    if (!r.calibrated) break;
+    if (!r.calibrates()) break;
     const Held own = held_of(step);
-    held = r.at_once ? Held{held.full + own.full, held.host + own.host} : own;
+    held = r.at_once() ? Held{held.full + own.full, held.host + own.host} : own;
     const Passes read{Access::none, Access::read, step.columns};
     if (step.solves())
       add(step, "Hessian", read, {},
@@ -345,13 +348,13 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     }
     if (goes_forward)
       add(step, "forward", forward_passes(step), {&step},
-          {hessians(r.at_once ? held : Held{}, 0, places)});
+          {hessians(r.at_once() ? held : Held{}, 0, places)});
   }
   // The way through the solutions. AWQ has the step's Hessian on the device.
   for (const StepSizes& step : layer.steps) {
     if (!step.solves()) continue;
     const Held own = held_of(step);
-    const Use kept = hessians(r.at_once ? held : own, r.awq ? own.full : 0, places);
+    const Use kept = hessians(r.at_once() ? held : own, r.awq() ? own.full : 0, places);
     const Use factors = on_device("Cholesky factors", factor_bytes(step));
     if (step.factors > 0)
       add(step, "factor", {}, {&step},
@@ -364,9 +367,9 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     const Use codes = on_device("codes", solved_bytes(step));
     add(step, "packing", {}, {&step},
         {kept, codes, on_device("packed tensors", largest_packed(step))});
-    if (r.awq)
+    if (r.awq())
       add(step, "errors", {}, {&step}, {kept, codes, on_device("errors", error_bytes(r, step))});
-    if (r.at_once) held = {held.full - own.full, held.host - own.host};
+    if (r.at_once()) held = {held.full - own.full, held.host - own.host};
   }
 }
 
@@ -437,10 +440,10 @@ Uses in_every_phase(const RunSizes& r, const Teams& teams) {
       {"libraries", r.backend == Backend::cuda ? library_device_bytes : 0, library_host_bytes, 0},
       on_device("tables and vectors", r.table_bytes + 8 * f32 * r.widest_input),
       on_host("token ids", r.samples * r.seqlen * 4 + r.evaluate_samples * r.evaluate_seqlen * 4),
-      on_host("a layer read ahead", r.casts ? 0 : layer),
+      on_host("a layer read ahead", r.casts() ? 0 : layer),
       on_host(
           "tensors on the way to the output",
-          kept + r.passed_host_bytes + (r.casts ? 0 : 2 * ceiling(packed, teams.ranks_of_team))),
+          kept + r.passed_host_bytes + (r.casts() ? 0 : 2 * ceiling(packed, teams.ranks_of_team))),
       {"zeros kept back", 0, ceiling(r.kept_back_bytes, teams.ranks()),
        ceiling(r.kept_back_bytes, teams.ranks())}};
 }
@@ -452,7 +455,7 @@ std::int64_t largest_share(const RunSizes& run, const Teams& teams) {
 }
 
 bool streams(const RunSizes& r, const Teams& teams) {
-  return r.calibrated && !r.quantized_propagation && teams.teams > 1;
+  return r.calibrates() && !r.quantized_propagation && teams.teams > 1;
 }
 
 Use Phase::total() const {
@@ -470,11 +473,11 @@ std::vector<Phase> memory_phases(const RunSizes& r, const Teams& teams, std::int
   const Rank rank{r, teams, places, in_every_phase(r, teams)};
   std::vector<Phase> phases;
   if (r.evaluate_samples > 0) add_evaluation(rank, phases);
-  if (r.casts) {
+  if (r.casts()) {
     phases.push_back(cast_phase(rank));
     return phases;
   }
-  if (r.calibrated)
+  if (r.calibrates())
     phases.push_back(
         {"embedding",
          rank.always +

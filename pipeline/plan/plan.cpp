@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <regex>
 #include <set>
+#include <stdexcept>
 
 #include "kernels/clip_search.h"
 #include "pipeline/files/error.h"
@@ -127,7 +128,61 @@ void pass_through_the_rest(const Architecture& architecture, const Checkpoint& c
       plan.unquantized.push_back(std::move(module));
 }
 
+// quantize.overrides: the first entry that matches a module counts.
+class Overrides {
+ public:
+  explicit Overrides(const std::vector<ModuleOverride>& entries)
+      : entries_(entries), used_(entries.size(), false) {
+    for (const ModuleOverride& entry : entries) patterns_.emplace_back(entry.match);
+  }
+
+  void apply(const std::string& module, LinearSettings& settings) {
+    const auto found = std::find_if(patterns_.begin(), patterns_.end(), [&](const std::regex& r) {
+      return std::regex_search(module, r);
+    });
+    if (found == patterns_.end()) return;
+    const auto i = static_cast<std::size_t>(found - patterns_.begin());
+    apply_override(entries_[i], settings);
+    used_[i] = true;
+  }
+
+  void check_used(const std::string& some_module) const {
+    const auto unused = std::find(used_.begin(), used_.end(), false);
+    if (unused == used_.end()) return;
+    const auto i = static_cast<std::size_t>(unused - used_.begin());
+    throw UserError(
+        ExitCode::config,
+        fmt::format(
+            "quantize.overrides[{}]: match = \"{}\" matches no module; modules are named like {}",
+            i, entries_[i].match, some_module));
+  }
+
+ private:
+  const std::vector<ModuleOverride>& entries_;
+  std::vector<std::regex> patterns_;
+  std::vector<bool> used_;
+};
+
+Procedure choose_procedure(const Options& options, const QuantizePlan& plan) {
+  if (plan.storage.codec != Codec::integer) return Procedure::cast;
+  if (options.quantize.method == "awq") return Procedure::awq;
+  if (plan.defaults.method == Method::rtn) return Procedure::round;
+  return options.quantize.true_sequential && plan.quantized_propagation ? Procedure::sequential
+                                                                        : Procedure::at_once;
+}
+
 }  // namespace
+
+bool calibrates(Procedure procedure) {
+  switch (procedure) {
+    case Procedure::cast:
+    case Procedure::round: return false;
+    case Procedure::sequential:
+    case Procedure::at_once:
+    case Procedure::awq: return true;
+  }
+  throw std::logic_error("calibrates: no such procedure");
+}
 
 QuantizePlan plan_quantization(const Options& options, const Architecture& architecture,
                                const Checkpoint& checkpoint) {
@@ -139,20 +194,17 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
   plan.notes = choice.notes;
   plan.layer_prefix = architecture.layer_prefix;
   plan.lm_head = architecture.head.name;
-  plan.awq = options.quantize.method == "awq";
+  const bool awq = options.quantize.method == "awq";
   plan.quantized_propagation =
-      options.quantize.propagate == "auto" ? !plan.awq : options.quantize.propagate == "quantized";
+      options.quantize.propagate == "auto" ? !awq : options.quantize.propagate == "quantized";
+  plan.procedure = choose_procedure(options, plan);
   plan.max_shard_bytes = parse_size(options.output.max_shard_size);
-  plan.calibrated = !plan.casts() && (plan.awq || plan.defaults.method == Method::gptq);
-  if (plan.awq && options.awq.search == "gram") {
+  if (awq && options.awq.search == "gram") {
     plan.search_rows = options.awq.search_rows;
     if (options.awq.rounding == "rtn") plan.hessian_tokens = options.awq.search_tokens;
   }
 
-  std::vector<std::regex> patterns;
-  for (const ModuleOverride& o : options.quantize.overrides) patterns.emplace_back(o.match);
-  std::vector<bool> used(patterns.size(), false);
-
+  Overrides overrides(options.quantize.overrides);
   const auto keep = [&](const std::string& name) {
     const TensorInfo& info = checkpoint.info(name);
     plan.kept.push_back({name, plan.storage.dtype, info.shape});
@@ -173,12 +225,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       const LinearSpec& linear = linears[tensor.linear];
       const std::string module = prefix + linear.name;
       LinearSettings settings = plan.defaults;
-      for (std::size_t i = 0; i < patterns.size(); ++i) {
-        if (!std::regex_search(module, patterns[i])) continue;
-        apply_override(options.quantize.overrides[i], settings);
-        used[i] = true;
-        break;
-      }
+      overrides.apply(module, settings);
       plan.modules[module] = settings;
       if (settings.skip) {
         keep(prefix + tensor.name);
@@ -189,7 +236,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
         throw UserError(ExitCode::config,
                         fmt::format("{} (out {}, in {}): {}", module, linear.out_features,
                                     linear.in_features, fault));
-      if (plan.awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
+      if (awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
       if (!settings.symmetric && plan.storage.format == Format::gptq) plan.may_need_v2 = true;
       for (const NamedTensor& part : stored_tensors(module, linear.out_features, linear.in_features,
                                                     settings, plan.storage)) {
@@ -200,13 +247,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
           static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
     }
   }
-  for (std::size_t i = 0; i < used.size(); ++i)
-    if (!used[i])
-      throw UserError(
-          ExitCode::config,
-          fmt::format(
-              "quantize.overrides[{}]: match = \"{}\" matches no module; modules are named like {}",
-              i, options.quantize.overrides[i].match, plan.modules.begin()->first));
+  if (!plan.modules.empty()) overrides.check_used(plan.modules.begin()->first);
   for (const TensorSpec& tensor : head_tensors(architecture)) keep(tensor.name);
   pass_through_the_rest(architecture, checkpoint, plan);
   plan.bits_per_weight = packed_weights > 0.0 ? packed_bits / packed_weights : 0.0;

@@ -18,7 +18,21 @@ namespace qpipe {
 inline constexpr std::int64_t copied_elements = std::int64_t{1} << 22;
 inline constexpr std::int64_t copied_bytes = std::int64_t{1} << 24;
 
+// How codes come about. Whoever switches on it has no default, so that a new one is an error of
+// the compiler wherever it is forgotten.
+enum class Procedure {
+  cast,        // they follow from the weights alone, tensor by tensor
+  round,       // to nearest, on grids that are searched
+  sequential,  // GPTQ; each step's input comes from the quantized steps before it
+  at_once,     // GPTQ; all inputs of a layer come from its original weights
+  awq,         // scaled first; modules' settings say how the scaled weights are rounded
+};
+
+// Whether the procedure needs calibration data.
+bool calibrates(Procedure procedure);
+
 struct QuantizePlan {
+  Procedure procedure = Procedure::round;
   LinearSettings defaults;
   // Full module name → settings (skip included), for every linear of every decoder layer.
   std::map<std::string, LinearSettings> modules;
@@ -38,8 +52,6 @@ struct QuantizePlan {
   bool may_need_v2 =
       false;  // gptq was asked for an asymmetric grid: gptq_v2 if a zero of 0 turns up
   bool quantized_propagation = true;
-  bool awq = false;         // modules' settings say how the scaled weights are rounded
-  bool calibrated = false;  // the method needs calibration data
   std::int64_t hessian_tokens =
       0;  // that Hessians are of, evenly spaced; 0: all. Some where they only measure errors
   std::int64_t search_rows = 0;  // of each linear, that AWQ's Gram losses are of; 0: all
@@ -47,9 +59,8 @@ struct QuantizePlan {
   Places places;
   double bits_per_weight = 0.0;  // of the quantized linears, with scales, zeros and indices
 
-  bool casts() const {
-    return storage.codec != Codec::integer;
-  }                                          // codes follow from the weights alone
+  bool casts() const { return procedure == Procedure::cast; }
+  bool calibrates() const { return qpipe::calibrates(procedure); }
   std::vector<std::string> skipped() const;  // the modules that stay as they are
 };
 

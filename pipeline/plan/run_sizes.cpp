@@ -3,17 +3,16 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <stdexcept>
 #include <utility>
 
+#include "kernels/alignment.h"
 #include "stages/architecture.h"
 #include "stages/layer.h"
 
 namespace qpipe {
 
 namespace {
-
-// Every tensor of a layer begins at such a boundary (pipeline/layers/layer_source.cpp).
-std::int64_t aligned(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 std::int64_t in_type(const TensorInfo& info, std::int64_t element) {
   return info.bytes() / static_cast<std::int64_t>(size_of(info.dtype)) * element;
@@ -57,7 +56,7 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
     if (info.dtype != s.compute) layer.small_copy_bytes += in_type(info, s.element);
   }
   const std::vector<ScalingPair> pairs =
-      s.plan.awq ? scaling_pairs(spec) : std::vector<ScalingPair>{};
+      s.plan.procedure == Procedure::awq ? scaling_pairs(spec) : std::vector<ScalingPair>{};
   const std::vector<Step> steps = layer_steps(spec);
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const Step& step = steps[i];
@@ -119,6 +118,17 @@ std::int64_t LayerSizes::stored_bytes() const {
 std::int64_t LayerSizes::copy_bytes() const { return sum_of(*this, &LinearSizes::copy_bytes); }
 std::int64_t LayerSizes::packed_bytes() const { return sum_of(*this, &LinearSizes::packed_bytes); }
 
+bool RunSizes::at_once() const {
+  switch (procedure) {
+    case Procedure::cast:
+    case Procedure::round:
+    case Procedure::sequential: return false;
+    case Procedure::at_once:
+    case Procedure::awq: return true;
+  }
+  throw std::logic_error("RunSizes: no such procedure");
+}
+
 RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoint& checkpoint,
                    const QuantizePlan& plan, Backend backend) {
   Source source{a,
@@ -138,19 +148,15 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
     r.input_widths.push_back(widest_input(a, step));
   r.scratch_width = scratch_width(a);
   r.layers = a.layers;
-  r.casts = plan.casts();
+  r.procedure = plan.procedure;
   r.casts_steps = plan.storage.codec == Codec::nvfp4;
-  r.calibrated = plan.calibrated;
-  r.awq = plan.awq;
-  r.at_once = plan.awq || !options.quantize.true_sequential || !plan.quantized_propagation;
   r.quantized_propagation = plan.quantized_propagation;
-  r.runs_again = r.at_once && plan.quantized_propagation;
-  r.exact_search = plan.awq && options.awq.search == "exact";
+  r.exact_search = r.awq() && options.awq.search == "exact";
   r.grid = options.awq.grid;
   r.search_tokens = options.awq.search_tokens;
   r.search_rows = plan.search_rows;
   r.hessian_tokens = plan.hessian_tokens;
-  r.samples = plan.calibrated ? options.calibration.samples : 0;
+  r.samples = plan.calibrates() ? options.calibration.samples : 0;
   r.seqlen = options.calibration.seqlen;
   r.micro_batch = options.memory.micro_batch;
   if (!options.evaluate.data.empty() && (options.evaluate.before || options.evaluate.after))

@@ -79,13 +79,9 @@ struct RunSizes {
   std::int64_t output_bytes = 0;
   std::int64_t kept_back_bytes = 0;  // zeros that may have to be rewritten at the end
 
-  bool casts = false;        // codes follow from the weights alone
+  Procedure procedure = Procedure::round;
   bool casts_steps = false;  // a step's linears together
-  bool calibrated = false;
-  bool awq = false;
-  bool at_once = false;  // all of a layer's Hessians are there before the first linear is solved
   bool quantized_propagation = false;
-  bool runs_again = false;  // with the quantized weights, from a copy of the layer's input
   bool exact_search = false;
   std::int64_t grid = 0;
   std::int64_t search_tokens = 0;   // of the exact search; 0: all, as below
@@ -98,6 +94,13 @@ struct RunSizes {
   std::int64_t evaluate_samples = 0;  // 0: none, or as many as the file has
   std::int64_t evaluate_seqlen = 0;
 
+  bool casts() const { return procedure == Procedure::cast; }
+  bool calibrates() const { return qpipe::calibrates(procedure); }
+  bool awq() const { return procedure == Procedure::awq; }
+  // All of a layer's Hessians are there before the first linear is solved.
+  bool at_once() const;
+  // With the quantized weights, from a copy of the layer's input.
+  bool runs_again() const { return at_once() && quantized_propagation; }
   Blocking blocking() const { return cut_samples(samples, seqlen, micro_batch); }
 };
 

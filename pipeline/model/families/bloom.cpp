@@ -41,8 +41,8 @@ Architecture read_bloom(const ConfigJson& config) {
   if (s.ffn != 4 * s.hidden) refuse(config, "n_inner", "must be four times the hidden size");
   read_one_of(config, "apply_residual_connection_post_layernorm", {false});
   // Of training, or about roundings only.
-  leave_unread(config, {"attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion",
-                        "offset_alibi", "skip_bias_add", "skip_bias_add_qkv", "slow_but_exact"});
+  skip_keys(config, {"attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion",
+                     "offset_alibi", "skip_bias_add", "skip_bias_add_qkv", "slow_but_exact"});
   const auto norm = [&](const std::string& name) {
     return layer_norm_of(config, name, s.hidden, "layer_norm_epsilon");
   };
@@ -75,7 +75,7 @@ Architecture read_mpt(const ConfigJson& config) {
   read_one_of(config, "no_bias", {true});
   read_one_of(config, "norm_type", {"low_precision_layernorm", "layernorm"});
   read_one_of(config, "embedding_fraction", {1.0});
-  leave_unread(config, {"learned_pos_emb", "init_config", "verbose", "tokenizer_name"});
+  skip_keys(config, {"learned_pos_emb", "init_config", "verbose", "tokenizer_name"});
 
   const ConfigJson of_attention{object_of(config, "attn_config"), config.where + ": attn_config"};
   read_one_of(of_attention, "attn_type", {"multihead_attention"});

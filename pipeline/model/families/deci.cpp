@@ -27,8 +27,8 @@ SizeKeys deci_keys() {
 }
 
 Architecture deci_decoder(const ConfigJson& config, const Sizes& s, const std::string& model_type) {
-  leave_unread(config, {"num_key_value_heads", "naive_attention_prefill",
-                        "naive_attention_decode_batched", "naive_attention_decode_single"});
+  skip_keys(config, {"num_key_value_heads", "naive_attention_prefill",
+                     "naive_attention_decode_batched", "naive_attention_decode_single"});
   Architecture a = decoder(config, s, model_type);
   a.head.norm = rms_norm_of(config, "model.norm", s.hidden);
   return a;
@@ -93,7 +93,7 @@ Architecture read_nemotron_nas(const ConfigJson& config) {
   SizeKeys keys = deci_keys();
   keys.ffn_is_four_hidden = true;  // each block has its own
   Sizes s = read_sizes(config, keys);
-  const Json& blocks = list_of(config, "block_configs", s.layers);
+  const Json blocks = list_of(config, "block_configs", s.layers);
   const bool attention_bias = read_flag(config, "attention_bias", false);
   const bool mlp_bias = read_flag(config, "mlp_bias", false);
   const Rope rope = read_rope(config, {s.head_dim, s.max_positions});

@@ -1,6 +1,7 @@
 // EXAONE 3 and 3.5: Llama under other names.
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/readers.h"
+#include "pipeline/model/rope_config.h"
 
 namespace qpipe {
 
@@ -14,9 +15,8 @@ Architecture read_exaone(const ConfigJson& config) {
   Attention attention = gqa(s, bias, bias,
                             {"attn.attention.q_proj", "attn.attention.k_proj",
                              "attn.attention.v_proj", "attn.attention.out_proj"});
-  RopeKeys rope;
-  rope.absent_theta = 500000.0;
-  attention.rope = read_rope_of(config, s, rope);
+  attention.rope = read_rope(
+      config, {.head_dim = s.head_dim, .max_positions = s.max_positions, .theta = 500000.0});
   const std::string eps =
       has_key(config, "layer_norm_epsilon") ? "layer_norm_epsilon" : "rms_norm_eps";
   const std::string activation =

@@ -71,7 +71,7 @@ Architecture falcon(const ConfigJson& config, const Form& form) {
                 "self_attention.query_key_value", "self_attention.dense");
   if (read_flag(config, "alibi", false)) {
     attention.alibi = {alibi_slopes(s.heads), attention.scale, true};
-    leave_unread(config, {"rope_theta", "rope_scaling", "rope_parameters"});
+    skip_keys(config, {"rope_theta", "rope_scaling", "rope_parameters"});
   } else {
     attention.rope = read_rope(config, {s.head_dim, s.max_positions});
   }

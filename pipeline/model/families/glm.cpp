@@ -2,6 +2,7 @@
 // and has gate and up in one projection; GLM-4-0414 has norms behind attention and MLP as well.
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/readers.h"
+#include "pipeline/model/rope_config.h"
 
 namespace qpipe {
 
@@ -17,9 +18,11 @@ Architecture glm(const ConfigJson& config, const std::string& model_type, bool n
     return rms_norm_of(config, name, s.hidden, "rms_norm_eps", 1.5625e-7);
   };
   Attention attention = gqa(s, read_flag(config, "attention_bias", true), false);
-  RopeKeys rope;
-  rope.absent_share = 0.5;
-  attention.rope = read_rope_of(config, s, rope, true);
+  attention.rope = read_rope(config, {.head_dim = s.head_dim,
+                                      .max_positions = s.max_positions,
+                                      .interleaved = true,
+                                      .partial = true,
+                                      .share = 0.5});
 
   Architecture a = decoder(config, s, model_type);
   a.head.norm = norm("model.norm");
@@ -53,9 +56,10 @@ Architecture read_ernie4_5(const ConfigJson& config) {
   };
   read_one_of(config, "compression_ratio", {1.0});
   Attention attention = gqa(s, bias, bias);
-  RopeKeys rope;
-  rope.absent_theta = 500000.0;
-  attention.rope = read_rope_of(config, s, rope, true);
+  attention.rope = read_rope(config, {.head_dim = s.head_dim,
+                                      .max_positions = s.max_positions,
+                                      .interleaved = true,
+                                      .theta = 500000.0});
 
   Architecture a = decoder(config, s, "ernie4_5", true);
   a.head.norm = norm("model.norm");

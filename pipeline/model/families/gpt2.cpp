@@ -20,7 +20,7 @@ Sizes gpt_sizes(const ConfigJson& config) {
   keys.ffn_is_four_hidden = true;
   keys.max_positions = {"n_positions", "max_position_embeddings"};
   keys.absent_max_positions = 1024;
-  leave_unread(config, {"n_ctx"});
+  skip_keys(config, {"n_ctx"});
   return read_sizes(config, keys);
 }
 
@@ -84,7 +84,7 @@ std::vector<bool> local_layers(const ConfigJson& config, std::int64_t layers) {
 Architecture read_gpt2(const ConfigJson& config) {
   const Sizes s = gpt_sizes(config);
   Architecture a = gpt(config, s, "gpt2");
-  leave_unread(config, {"reorder_and_upcast_attn"});  // decides on roundings
+  skip_keys(config, {"reorder_and_upcast_attn"});  // decides on roundings
   Attention attention = gpt_attention(config, s, side_by_side(s.heads, s.heads, s.head_dim));
   attention.qkv.front().transposed = attention.out.transposed = true;
   LayerSpec layer = gpt_layer(config, s, attention, "gelu_new");
@@ -104,9 +104,9 @@ Architecture read_gpt_bigcode(const ConfigJson& config) {
   const bool one_kv_head = read_flag(config, "multi_query", true);
   if (one_kv_head) s.kv_heads = 1;
   read_one_of(config, "num_key_value_heads", {s.kv_heads});
-  leave_unread(config, {"attention_softmax_in_fp32", "scale_attention_softmax_in_fp32",
-                        "inference_runner", "validate_runner_input", "pre_allocate_kv_cache",
-                        "max_sequence_length", "max_batch_size", "pad_key_length"});
+  skip_keys(config, {"attention_softmax_in_fp32", "scale_attention_softmax_in_fp32",
+                     "inference_runner", "validate_runner_input", "pre_allocate_kv_cache",
+                     "max_sequence_length", "max_batch_size", "pad_key_length"});
   Architecture a = gpt(config, s, "gpt_bigcode");
   set_layers(a, gpt_layer(config, s,
                           gpt_attention(config, s,

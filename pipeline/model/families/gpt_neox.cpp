@@ -2,6 +2,7 @@
 // part of each head rotated; attention and MLP side by side with a norm for each, or in sequence.
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/readers.h"
+#include "pipeline/model/rope_config.h"
 
 namespace qpipe {
 
@@ -12,9 +13,12 @@ Architecture read_gpt_neox(const ConfigJson& config) {
   const bool bias = read_flag(config, "attention_bias", true);
   Attention attention = fused_gqa(s, by_group(s.heads, s.heads, s.head_dim), bias, bias,
                                   "attention.query_key_value", "attention.dense");
-  RopeKeys rope{"rotary_pct", "rotary_emb_base"};
-  rope.absent_share = 0.25;
-  attention.rope = read_rope_of(config, s, rope);
+  attention.rope = read_rope(config, {.head_dim = s.head_dim,
+                                      .max_positions = s.max_positions,
+                                      .partial = true,
+                                      .share = 0.25,
+                                      .share_key = "rotary_pct",
+                                      .theta_key = "rotary_emb_base"});
 
   Architecture a =
       decoder(config, s, "gpt_neox", false, {"gpt_neox.", "embed_in", "layers", "embed_out"});

@@ -17,7 +17,7 @@ Sizes gptj_sizes(const ConfigJson& config) {
   keys.ffn = {"n_inner"};
   keys.ffn_is_four_hidden = true;
   keys.max_positions = {"n_positions", "max_position_embeddings"};
-  leave_unread(config, {"n_ctx"});
+  skip_keys(config, {"n_ctx"});
   return read_sizes(config, keys);
 }
 

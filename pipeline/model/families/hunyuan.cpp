@@ -6,7 +6,9 @@
 namespace qpipe {
 
 Architecture read_hunyuan_dense(const ConfigJson& config) {
-  const Sizes s = read_sizes(config);
+  SizeKeys keys;
+  keys.head_dim = {"head_dim", "attention_head_dim"};
+  const Sizes s = read_sizes(config, keys);
   for (const char* key : {"use_qk_norm", "use_rotary_pos_emb"}) read_one_of(config, key, {true});
   for (const char* key : {"use_cla", "mlp_bias", "add_classification_head"})
     read_one_of(config, key, {false});

@@ -49,7 +49,7 @@ Architecture read_baichuan(const ConfigJson& config) {
     attention.alibi.slopes = alibi_slopes(s.heads);
   else
     attention.rope = read_rope(config, {s.head_dim, s.max_positions});
-  leave_unread(config, {"z_loss_weight"});
+  skip_keys(config, {"z_loss_weight"});
 
   Architecture a = decoder(config, s, "baichuan");
   a.head.norm = rms_norm_of(config, "model.norm", s.hidden);

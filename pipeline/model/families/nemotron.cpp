@@ -2,6 +2,7 @@
 // rotated.
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/readers.h"
+#include "pipeline/model/rope_config.h"
 
 namespace qpipe {
 
@@ -17,11 +18,12 @@ Architecture read_nemotron(const ConfigJson& config) {
   };
   const bool attention_bias = read_flag(config, "attention_bias", false);
   Attention attention = gqa(s, attention_bias, attention_bias);
-  RopeKeys rope;
+  RopeRule rope{.head_dim = s.head_dim, .max_positions = s.max_positions};
+  rope.partial = true;
+  rope.share = 0.5;
   for (const char* older : {"rope_percentage", "rope_percent"})
-    if (has_key(config, older)) rope.share = older;
-  rope.absent_share = 0.5;
-  attention.rope = read_rope_of(config, s, rope);
+    if (has_key(config, older)) rope.share_key = older;
+  attention.rope = read_rope(config, rope);
 
   Architecture a = decoder(config, s, "nemotron");
   a.head.norm = norm("model.norm");

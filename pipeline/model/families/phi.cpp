@@ -2,6 +2,7 @@
 // attention and MLP stand side by side on one norm, Persimmon's one after the other.
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/readers.h"
+#include "pipeline/model/rope_config.h"
 
 namespace qpipe {
 
@@ -15,10 +16,8 @@ void set_qk_norms(const ConfigJson& config, std::int64_t head_dim, bool absent,
   attention.k_norm = {layer_norm_of(config, "self_attn.k_layernorm", head_dim)};
 }
 
-RopeKeys half_of_the_head() {
-  RopeKeys keys;
-  keys.absent_share = 0.5;
-  return keys;
+RopeRule half_of_the_head(const Sizes& s) {
+  return {.head_dim = s.head_dim, .max_positions = s.max_positions, .partial = true, .share = 0.5};
 }
 
 }  // namespace
@@ -28,7 +27,7 @@ Architecture read_phi(const ConfigJson& config) {
   Attention attention =
       gqa(s, true, true,
           {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.dense"});
-  attention.rope = read_rope_of(config, s, half_of_the_head());
+  attention.rope = read_rope(config, half_of_the_head(s));
   set_qk_norms(config, s.head_dim, false, attention);
 
   Architecture a = decoder(config, s, "phi");
@@ -49,7 +48,7 @@ Architecture read_persimmon(const ConfigJson& config) {
     refuse(config, "num_key_value_heads", "must be num_attention_heads, or absent");
   Attention attention = fused_gqa(s, by_group(s.heads, s.kv_heads, s.head_dim), true, true,
                                   "self_attn.query_key_value", "self_attn.dense");
-  attention.rope = read_rope_of(config, s, half_of_the_head());
+  attention.rope = read_rope(config, half_of_the_head(s));
   set_qk_norms(config, s.head_dim, true, attention);
 
   Architecture a = decoder(config, s, "persimmon");

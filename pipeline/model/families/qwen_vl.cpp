@@ -29,7 +29,7 @@ Architecture qwen2_vl(const ConfigJson& config, const std::string& model_type) {
   keys.absent_max_positions = 32768;
   const Sizes s = read_sizes(config, keys);
   return qwen_vl(config, s, model_type, gqa(s, true, false), 1e6, 1e-5,
-                 windows_by_layer(config, s.layers));
+                 windows_by_layer(config, s.layers, 80));
 }
 
 }  // namespace

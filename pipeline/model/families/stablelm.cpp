@@ -2,6 +2,7 @@
 // MLP side by side on one norm and has a norm of its own for each q and k head.
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/readers.h"
+#include "pipeline/model/rope_config.h"
 
 namespace qpipe {
 
@@ -11,9 +12,9 @@ Architecture read_stablelm(const ConfigJson& config) {
   keys.absent_max_positions = 4096;
   const Sizes s = read_sizes(config, keys);
   Attention attention = gqa(s, read_flag(config, "use_qkv_bias", false), false);
-  RopeKeys rope;
-  rope.absent_share = 0.25;
-  attention.rope = read_rope_of(config, s, rope);
+  attention.rope = read_rope(
+      config,
+      {.head_dim = s.head_dim, .max_positions = s.max_positions, .partial = true, .share = 0.25});
   if (read_flag(config, "qk_layernorm", false)) {
     const auto norms = [&](const std::string& name) {
       return HeadNorm{layer_norm_of(config, name, s.head_dim, "layer_norm_eps", 1e-5, false),

@@ -14,8 +14,8 @@ Architecture read_starcoder2(const ConfigJson& config) {
   read_one_of(config, "norm_type", {"layer_norm"});
   read_one_of(config, "scale_attn_weights", {true});
   // The public repositories repeat some keys of GPT-BigCode, which nobody reads.
-  leave_unread(config, {"activation_function", "layer_norm_epsilon", "attention_softmax_in_fp32",
-                        "scale_attention_softmax_in_fp32"});
+  skip_keys(config, {"activation_function", "layer_norm_epsilon", "attention_softmax_in_fp32",
+                     "scale_attention_softmax_in_fp32"});
   const bool bias = read_flag(config, "use_bias", true);
   const auto norm = [&](const std::string& name) {
     return layer_norm_of(config, name, s.hidden, "norm_epsilon");

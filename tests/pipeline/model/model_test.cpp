@@ -365,25 +365,45 @@ TEST(Model, WindowsByLayer) {
                {"layer_types", "layer 1 full"});
 }
 
-// tests/golden/rope.json: the values of transformers 5.24's own functions, run on numpy float32
-// arrays. Powers differ by a unit in the last place between libraries, and the ramps of yarn and
-// llama3 (differences of such values) by a few: 8 units.
+// A case's rule: what a family's reader asks for.
+RopeRule rule_of(const Json& one) {
+  RopeRule rule{.head_dim = one.at("head_dim"),
+                .max_positions = one.at("config").at("max_position_embeddings")};
+  const Json stated = one.value("rule", Json::object());
+  rule.partial = true;
+  rule.theta = stated.value("theta", rule.theta);
+  rule.theta_key = stated.value("theta_key", rule.theta_key);
+  rule.layer_type = stated.value("layer_type", rule.layer_type);
+  rule.scaled = stated.value("scaled", rule.scaled);
+  rule.original_positions = stated.value("original_positions", rule.original_positions);
+  return rule;
+}
+
+void expect_frequencies(const std::vector<float>& found, const Json& values,
+                        const std::string& name) {
+  const auto expected = values.get<std::vector<float>>();
+  ASSERT_EQ(found.size(), expected.size()) << name;
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    EXPECT_NEAR(found[i], expected[i], 8 * std::exp2(-24.0) * expected[i]) << name << " " << i;
+}
+
+// tests/golden/rope.json: the values of transformers 5.24's own functions and configuration classes
+// (tests/golden/make_rope_json.py). Powers differ by a unit in the last place between libraries,
+// and the ramps of yarn and llama3 (differences of such values) by a few: 8 units.
 TEST(Rope, MatchesTheReference) {
   const Json cases = golden_json("rope.json");
-  ASSERT_GE(cases.size(), 15u);
+  ASSERT_GE(cases.size(), 30u);
   for (const Json& one : cases) {
     const std::string name = one.at("name");
-    const std::int64_t max_positions = one.at("config").at("max_position_embeddings");
-    const Rope rope =
-        read_rope({one.at("config"), name}, {one.at("head_dim"), max_positions, false, true});
+    const Rope rope = read_rope({one.at("config"), name}, rule_of(one));
     EXPECT_TRUE(rope.enabled);
-    EXPECT_EQ(rope.longest, name == "dynamic" ? max_positions : 0) << name;
+    const auto longest = name == "dynamic" ? one.at("config").at("max_position_embeddings")
+                                           : one.value("longest", Json(0));
+    EXPECT_EQ(rope.longest, longest.get<std::int64_t>()) << name;
     EXPECT_FLOAT_EQ(rope.amplitude, one.at("amplitude").get<float>()) << name;
-    const auto expected = one.at("inverse_frequencies").get<std::vector<float>>();
-    ASSERT_EQ(rope.inverse_frequencies.size(), expected.size()) << name;
-    for (std::size_t i = 0; i < expected.size(); ++i)
-      EXPECT_NEAR(rope.inverse_frequencies[i], expected[i], 8 * std::exp2(-24.0) * expected[i])
-          << name << " " << i;
+    expect_frequencies(rope.inverse_frequencies, one.at("inverse_frequencies"), name);
+    expect_frequencies(rope.longer_frequencies, one.value("longer_frequencies", Json::array()),
+                       name);
   }
 }
 
@@ -415,8 +435,11 @@ TEST(RopeFaults, NameTheKey) {
   const auto rope = [](const Json& parameters) {
     return with(config_of("llama"), {{"rope_parameters", parameters}});
   };
-  expect_fault(rope({{"rope_type", "longrope"}}),
-               {"rope_parameters: rope_type = \"longrope\"", "llama3, yarn"});
+  expect_fault(rope({{"rope_type", "axial"}}),
+               {"rope_parameters: rope_type = \"axial\"", "proportional, yarn"});
+  expect_fault(rope({{"rope_type", "longrope"}}), {"short_factor is missing", "8 numbers"});
+  expect_fault(rope({{"rope_type", "longrope"}, {"short_factor", {1, 2}}}),
+               {"short_factor = [1,2]", "8 numbers"});
   expect_fault(rope({{"rope_type", 3}}), {"rope_type = 3", "string"});
   expect_fault(rope({{"rope_type", "linear"}}), {"rope_parameters: factor is missing"});
   expect_fault(rope({{"rope_type", "linear"}, {"factor", -2}}), {"factor = -2", "above 0"});
@@ -434,7 +457,7 @@ TEST(RopeFaults, NameTheKey) {
   expect_fault(rope({{"partial_rotary_factor", 1.5}}), {"at most 1"});
   EXPECT_EQ(fault(rope({{"partial_rotary_factor", 1.0}})), "no fault");
   expect_fault(rope({{"full_attention", {{"rope_type", "default"}}}}),
-               {"full_attention", "every layer"});
+               {"rope_parameters = {", "one object for all layers"});
   expect_fault(with(config_of("llama"), {{"rope_scaling", "linear"}}),
                {"rope_scaling = \"linear\"", "object"});
   expect_fault(with(config_of("llama"), {{"head_dim", 15}}), {"head_dim 15", "even"});
