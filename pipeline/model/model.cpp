@@ -31,7 +31,7 @@ const Family& find_family(const ConfigJson& config) {
 // tie_word_embeddings where it has none of its own.
 Json text_part(const Json& json) {
   const auto found = json.find("text_config");
-  if (found == json.end() || !found->is_object()) return json;
+  if (found == json.end() || !found->is_object() || !found->contains("model_type")) return json;
   Json text = *found;
   if (!text.contains("tie_word_embeddings") && json.contains("tie_word_embeddings"))
     text["tie_word_embeddings"] = json.at("tie_word_embeddings");
