@@ -205,7 +205,7 @@ std::vector<Loader> loaders_of_folder(const fs::path& folder) {
                                             spec.in_features);
       linears.push_back(linear);
     }
-  return loaders_of(format, checkpoint.config().at("quantization_config"), bits_of(linears));
+  return loaders_of(format, checkpoint.config(), quantized_linears(linears));
 }
 
 void measure_original(Comparison& comparison, const std::string& folder) {

@@ -676,7 +676,8 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   if (!original.empty())
     compare_with_original(original, architecture, checkpoint, complete && of_tensors.empty(),
                           result, stream);
-  result.loaders = loaders_of(result.format, quantization, bits_of(result.linears));
+  result.loaders =
+      loaders_of(result.format, checkpoint.config(), quantized_linears(result.linears));
   return result;
 }
 

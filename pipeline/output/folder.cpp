@@ -57,11 +57,11 @@ void write_folder(const Options& options, const Checkpoint& source, const Quanti
   // GPTQModel and AutoGPTQ read this file first.
   if (plan.storage.format == Format::gptq || plan.storage.format == Format::gptq_v2)
     files.push_back({"quantize_config.json", quantization.dump(2) + "\n"});
-  std::vector<int> bits;
+  QuantizedLinears linears{{}, plan.skipped().empty()};
   for (const auto& [module, settings] : plan.modules)
-    if (!settings.skip) bits.push_back(settings.bits);
+    if (!settings.skip) linears.bits.push_back(settings.bits);
   const std::vector<Loader> loaders =
-      loaders_of(read_stored_format(config, (folder / "config.json").string()), quantization, bits);
+      loaders_of(read_stored_format(config, (folder / "config.json").string()), config, linears);
   files.push_back(
       {"README.md", model_card(report, plan, source_license(source.folder()), loaders)});
   files.push_back({"config.json", config.dump(2) + "\n"});

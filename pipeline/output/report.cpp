@@ -113,10 +113,13 @@ std::string use_section(const std::vector<Loader>& loaders) {
   for (const Loader& loader : loaders) {
     if (!loader.loads) continue;
     if (loader.name == "transformers")
-      text +=
-          "\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-          "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\", device_map=\"auto\")\n"
-          "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n";
+      text += fmt::format(
+          "\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer{}\n\n"
+          "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\", device_map=\"auto\"{})\n"
+          "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n",
+          loader.dequantizes ? ", CompressedTensorsConfig" : "",
+          loader.dequantizes ? ",\n    quantization_config=CompressedTensorsConfig(dequantize=True)"
+                             : "");
     if (loader.name == "vLLM") text += "\n`vllm serve THIS_FOLDER` serves it as it is.\n";
   }
   return text;

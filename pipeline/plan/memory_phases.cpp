@@ -21,6 +21,7 @@ namespace {
 constexpr std::int64_t f32 = 4;
 constexpr std::int64_t f64 = 8;
 constexpr std::int64_t i64 = 8;
+constexpr std::int64_t i32 = 4;
 
 using Uses = std::vector<Use>;
 
@@ -483,7 +484,10 @@ std::vector<Phase> memory_phases(const RunSizes& r, const Teams& teams, std::int
         {"embedding",
          rank.always +
              activations(r, r.blocking(), blocks, places, {Access::write, Access::none}, 1) +
-             Uses{{"embedding table", r.embedding_bytes, r.embedding_bytes, 0}}});
+             Uses{{"embedding table", r.embedding_bytes, r.embedding_bytes, 0},
+                  on_device("embeddings of a block",
+                            r.blocking().block_samples * r.seqlen *
+                                (i32 + r.embedding_columns * r.compute_element))}});
   for (const LayerSizes& layer : r.layer_kinds) add_layer(rank, layer, blocks, phases);
   return phases;
 }

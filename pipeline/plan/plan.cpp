@@ -11,6 +11,7 @@
 #include "pipeline/files/error.h"
 #include "pipeline/model/passed_through.h"
 #include "pipeline/options/sizes.h"
+#include "pipeline/plan/family_loaders.h"
 #include "pipeline/plan/format_choice.h"
 #include "pipeline/plan/module_names.h"
 #include "stages/clip.h"
@@ -192,6 +193,11 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       choose_format(options, plan.defaults, source_dtype(architecture, checkpoint));
   plan.storage = choice.storage;
   plan.notes = choice.notes;
+  if (options.output.target != "vllm")
+    for (const FamilyFault& fault : family_faults(plan.storage.format, checkpoint.config()))
+      plan.notes.push_back(fmt::format("{} does not load this family in format {}{}: it {}",
+                                       fault.program, name_of(plan.storage.format),
+                                       fault.dequantized ? " but dequantized" : "", fault.why));
   plan.layer_prefix = architecture.layer_prefix;
   plan.lm_head = architecture.head.name;
   const bool awq = options.quantize.method == "awq";

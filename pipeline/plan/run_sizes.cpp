@@ -164,8 +164,17 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   r.evaluate_seqlen = options.evaluate.seqlen;
   r.table_bytes = table_bytes(a, r.seqlen);
 
-  for (const TensorSpec& tensor : embedding_tensors(a))
-    r.embedding_bytes += checkpoint.info(tensor.name).bytes();
+  const std::set<std::string> tables{a.embedding.tokens, a.embedding.positions,
+                                     a.per_layer ? a.per_layer->tokens : ""};
+  for (const TensorSpec& tensor : embedding_tensors(a)) {
+    const TensorInfo& info = checkpoint.info(tensor.name);
+    r.embedding_bytes +=
+        tables.contains(tensor.name) ? info.bytes() : in_type(info, source.element);
+  }
+  // Before a projection, and a second time in the stream: stages/embedding.cpp.
+  if (a.embedding.projection) r.embedding_columns = a.embedding.width;
+  if (a.per_layer)
+    r.embedding_columns = std::max(r.embedding_columns, a.per_layer->projection.out_features);
   const TensorInfo& head =
       checkpoint.info(a.head.tied ? a.embedding.tokens : a.head.name + ".weight");
   r.head_bytes = head.bytes();

@@ -68,7 +68,8 @@ struct RunSizes {
   std::vector<std::int64_t> input_widths;  // of all steps, also one without linears of its own
   std::int64_t scratch_width = 0;
   std::int64_t table_bytes = 0;         // rotary frequencies or ALiBi
-  std::int64_t embedding_bytes = 0;     // as the checkpoint has it
+  std::int64_t embedding_bytes = 0;     // tables as the checkpoint has them, and what follows them
+  std::int64_t embedding_columns = 0;   // of a token on its way into the residual stream
   std::int64_t head_bytes = 0;          // the embedding's when tied
   std::int64_t head_compute_bytes = 0;  // of a copy; 0 when the type is the compute type
   std::vector<std::int64_t>

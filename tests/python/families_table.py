@@ -48,10 +48,7 @@ def loader(variant, able):
 
 
 def loaders(variant):
-    cells = [loader(variant, able) for able in (("ct", "gptqmodel"), ("awq", "gptqmodel-awq"), ("bnb",))]
-    if variant.awq is False:
-        cells[1] = "no pairs"
-    return cells
+    return [loader(variant, able) for able in (("ct", "gptqmodel"), ("awq", "gptqmodel-awq"), ("bnb",))]
 
 
 def rows(qpipe, models):

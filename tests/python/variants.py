@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 @dataclass
 class Variant:
     """loaders: who loads the packed folder as it is. GPTQ: ct (transformers with compressed-tensors) or gptqmodel (in the format gptq);
-    AWQ: awq (transformers) or gptqmodel-awq; NF4: bnb (transformers).
-
-    awq: True; None where qpipe may refuse, because no peer defines pairs; False where nothing can take a factor."""
+    AWQ: awq (transformers) or gptqmodel-awq; NF4: bnb (transformers). pipeline/plan/family_loaders.cpp tells users who does not."""
 
     loaders: str = "ct awq bnb"
-    awq: bool | None = True
     transposed: bool = False  # the checkpoint stores [in, out], a quantized one [out, in]
     attention: str = "eager"
     options: list = field(default_factory=list)
@@ -21,7 +18,7 @@ class Variant:
 NONE = Variant("")  # no loader, but the peer's unpacking and the reference's float32
 # transformers leaves Falcon's linears out of bitsandbytes and asks packed ones for their weight.
 FALCON = Variant("gptqmodel gptqmodel-awq")
-# transformers expects AutoAWQ's scale of the activation in these, which qpipe does not need, and makes one up; so does GPTQModel
+# transformers expects AutoAWQ's scale of the activation in these, which qpipe does not need, and makes one up. GPTQModel gives NaN
 # for gpt_neox.
 SCALED_ACTIVATION = Variant("ct gptqmodel-awq bnb")
 
@@ -46,15 +43,15 @@ VARIANTS = {
     "gemma2": Variant(),
     "gemma3": Variant(),
     "phi3": Variant(),
-    "phi": Variant(awq=None),
+    "phi": Variant(),
     "falcon-7b-style": FALCON,
     "falcon-40b-style": FALCON,
     "falcon-11b-style": FALCON,
     "falcon-rw-alibi": Variant("gptqmodel gptqmodel-awq", attention="sdpa"),  # eager adds ALiBi twice
     "opt": Variant(),
-    "opt-350m-style": Variant(awq=False),
+    "opt-350m-style": Variant(),
     "gpt-neox": Variant("ct bnb"),
-    "gpt2": Variant("gptqmodel bnb", awq=None, transposed=True),
+    "gpt2": Variant("gptqmodel gptqmodel-awq bnb", transposed=True),
     "gptj": SCALED_ACTIVATION,
     "gpt-bigcode": Variant("gptqmodel gptqmodel-awq bnb"),
     "bloom": SCALED_ACTIVATION,
@@ -69,7 +66,7 @@ VARIANTS = {
     "arcee": Variant(),
     "apertus": Variant(),
     "seed-oss": Variant(),
-    "nemotron": Variant(awq=None),
+    "nemotron": Variant(),
     "exaone": Variant(),
     "exaone4": Variant(),
     "mistral3": Variant(),
@@ -86,13 +83,13 @@ VARIANTS = {
     "qwen3-vl": Variant(),
     "gemma3-mm": Variant(),
     "gemma3-mm-v5": Variant(),
-    "gemma4-text": Variant(awq=None),
-    "gemma4-small": Variant(awq=None, options=skip(r"per_layer|layers\.0\.self_attn\.[kv]_proj")),
+    "gemma4-text": Variant(),
+    "gemma4-small": Variant(options=skip(r"per_layer|layers\.0\.self_attn\.[kv]_proj")),
     "phi3-longrope": Variant(),
     "phi3-longrope-short": Variant(),
     "cohere": Variant(),
     "cohere-qk-norm": Variant(),
     "cohere2": Variant(),
     "granite": Variant(),
-    "granitemoehybrid-dense": Variant(awq=None),
+    "granitemoehybrid-dense": Variant(),
 }
