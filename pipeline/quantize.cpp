@@ -22,10 +22,10 @@ void quantize_layers(Run& run, Opened& open) {
   for (const Round& round : open.schedule.rounds()) {
     const Task task = open.schedule.task(round);
     std::optional<LayerFindings> found;
-    if (task.part != Duty::none) {
+    if (task.duty != Duty::none) {
       Layer layer = load_layer(run, open, task);
       if (streams) stream_round(run, open, round, task, layer);
-      if (task.part == Duty::quantize) {
+      if (task.duty == Duty::quantize) {
         found = quantize_layer(loop_of(run, open), layer, task.output_needed && !streams,
                                open.activations);
         commit(run, open, task.layer, *found);

@@ -51,7 +51,7 @@ Loop loop_of(Run& run, Opened& open) {
 Layer load_layer(Run& run, Opened& open, const Task& task) {
   Timed timed(run.report.seconds.read, open.team, run.stream);
   // Weights of a finished layer are overwritten where they lie.
-  const bool overwritten = task.part == Duty::pass_on && open.schedule.travel() != Travel::stream;
+  const bool overwritten = task.duty == Duty::pass_on && open.schedule.travel() != Travel::stream;
   return open.layers->load_layer(task.layer, run.plan.places.weights_by_step && !overwritten);
 }
 
@@ -60,7 +60,7 @@ void stream_round(Run& run, Opened& open, const Round& round, const Task& task, 
   StreamTask stream;
   stream.from_previous = layer.index > round.first;
   stream.to_next = task.output_needed;
-  stream.keep_inputs = open.activations.keeps_inputs() && task.part == Duty::quantize;
+  stream.keep_inputs = open.activations.keeps_inputs() && task.duty == Duty::quantize;
   stream.stage = static_cast<int>(layer.index - round.first);
   stream.stages = schedule.teams.teams;
   if (!stream.from_previous && round.first + schedule.teams.teams < schedule.end()) {

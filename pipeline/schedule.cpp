@@ -28,7 +28,7 @@ Task Schedule::task(const Round& round) const {
     if (!works_on(layer)) continue;
     task.layer = layer;
     task.output_needed = calibrates && layer + 1 < end();
-    task.part = !is_finished(layer)  ? Duty::quantize
+    task.duty = !is_finished(layer)  ? Duty::quantize
                 : task.output_needed ? Duty::pass_on
                                      : Duty::none;
   }

@@ -30,7 +30,7 @@ enum class Duty {
 };
 
 struct Task {
-  Duty part = Duty::none;
+  Duty duty = Duty::none;
   std::int64_t layer = 0;
   bool output_needed = false;  // by a layer after it
 };

@@ -121,7 +121,7 @@ void make_input(Activations& activations, std::int64_t width, Access hidden, Acc
 
 void start_layer(const Layer& layer, Activations& activations, Stream& stream) {
   activations.current = 0;
-  if (activations.keeps_inputs()) return;
+  if (activations.keeps_inputs() || layer_steps(*layer.spec).empty()) return;
   const auto work = [&](std::size_t, Block& block) { start_layer(layer, block, stream); };
   make_input(activations, layer.spec->hidden, Access::read, Access::write, work, stream);
 }

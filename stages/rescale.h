@@ -70,8 +70,7 @@ ScaledPair search_scale(const DecoderTables& tables, Layer& layer, const Scaling
                         Stream& stream);
 
 // The loss of the pair for each row of `scales`: what search_scale minimises.
-std::vector<double> scale_losses(const Architecture& architecture, const DecoderTables& tables,
-                                 Layer& layer, const ScalingPair& pair,
+std::vector<double> scale_losses(const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                                  const std::vector<LinearSettings>& settings,
                                  const Activations& activations, const Hessian& hessian,
                                  const std::vector<std::vector<float>>& scales,

@@ -31,7 +31,7 @@ const Family& find_family(const ConfigJson& config) {
 // tie_word_embeddings where it has none of its own.
 Json text_part(const Json& json) {
   const auto found = json.find("text_config");
-  if (found == json.end() || !found->is_object()) return json;
+  if (found == json.end() || !found->is_object() || !found->contains("model_type")) return json;
   Json text = *found;
   if (!text.contains("tie_word_embeddings") && json.contains("tie_word_embeddings"))
     text["tie_word_embeddings"] = json.at("tie_word_embeddings");
@@ -71,6 +71,22 @@ std::string parent_of(const std::string& root) {
   return dot == std::string::npos ? "" : root.substr(0, dot + 1);
 }
 
+// A linear in place of a mixer or an MLP: linear_attn and linear_mlp in NVIDIA's repositories,
+// linear in others.
+void find_single_linears(Architecture& a, const Checkpoint& checkpoint) {
+  const auto find_name = [&](const std::string& prefix, std::string& name) {
+    const std::string shorter = name.substr(0, name.find('.')) + ".linear";
+    if (!checkpoint.names_of(prefix + shorter).empty()) name = shorter;
+  };
+  for (std::int64_t layer = 0; layer < a.layers; ++layer) {
+    LayerSpec& kind = a.kinds[a.kind(layer)];
+    if (auto* mixer = std::get_if<SingleLinear>(&kind.mixer))
+      find_name(layer_prefix(a, layer), mixer->linear.name);
+    if (auto* mlp = std::get_if<SingleLinear>(&kind.mlp))
+      find_name(layer_prefix(a, layer), mlp->linear.name);
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> supported_families() {
@@ -108,6 +124,7 @@ Architecture read_architecture(const Checkpoint& checkpoint) {
       a.head.name = before + a.head.name;
       break;
     }
+  find_single_linears(a, checkpoint);
   if (!says_whether_tied(checkpoint.config()))
     a.head.tied = checkpoint.names_of(a.head.name).empty();
   return a;

@@ -330,7 +330,8 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
   const bool goes_forward =
       r.calibrates() &&
       !places.inputs_kept;  // else the blocks' way from team to team was all of it
-  if (goes_forward) add(layer.steps.front(), "its input", {Access::read, Access::write}, {}, {});
+  if (goes_forward && !layer.steps.empty())
+    add(layer.steps.front(), "its input", {Access::read, Access::write}, {}, {});
   for (const StepSizes& step : layer.steps) {
     if (!r.calibrates()) break;
     const Held own = held_of(step);

@@ -21,8 +21,8 @@ std::string parts(const Schedule& s) {
   for (const Round& round : s.rounds()) {
     const Task task = s.task(round);
     const bool needed = task.output_needed;
-    text += task.part == Duty::none      ? '.'
-            : task.part == Duty::pass_on ? (needed ? 'P' : 'p')
+    text += task.duty == Duty::none      ? '.'
+            : task.duty == Duty::pass_on ? (needed ? 'P' : 'p')
                                          : (needed ? 'Q' : 'q');
   }
   return text;

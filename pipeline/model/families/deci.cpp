@@ -105,7 +105,7 @@ Architecture read_nemotron_nas(const ConfigJson& config) {
     if (read_flag(block, "no_op", false)) return;
     layer.mixer_norm = rms_norm_of(config, "input_layernorm", s.hidden);
     if (read_flag(block, "replace_with_linear", false)) {
-      layer.mixer = SingleLinear{{"self_attn.linear", s.hidden, s.hidden, attention_bias}};
+      layer.mixer = SingleLinear{{"self_attn.linear_attn", s.hidden, s.hidden}};
       return;
     }
     const std::int64_t group = read_integer(block, "n_heads_in_group", 1, s.heads);
@@ -121,7 +121,7 @@ Architecture read_nemotron_nas(const ConfigJson& config) {
     if (read_flag(block, "no_op", false)) return;
     layer.mlp_norm = rms_norm_of(config, "post_attention_layernorm", s.hidden);
     if (read_flag(block, "replace_with_linear", false)) {
-      layer.mlp = SingleLinear{{"mlp.linear", s.hidden, s.hidden, mlp_bias}};
+      layer.mlp = SingleLinear{{"mlp.linear_mlp", s.hidden, s.hidden}};
       return;
     }
     s.ffn = ffn_of(block, s.hidden);

@@ -11,6 +11,8 @@ Architecture read_nemotron(const ConfigJson& config) {
   keys.head_dim = {"head_dim", "kv_channels"};
   keys.absent_max_positions = 4096;
   const Sizes s = read_sizes(config, keys);
+  skip_keys(config,
+            {"layer_norm_eps"});  // as some converters write it; the reference does not read it
   const auto norm = [&](const std::string& name) {
     NormSpec spec = layer_norm_of(config, name, s.hidden, "norm_eps");
     spec.offset = 1.0f;

@@ -451,14 +451,14 @@ TEST(OlderFamilies, NemotronNas) {
   EXPECT_EQ(attention_of(a, 0).heads.kv_heads, 1);
   EXPECT_EQ(mlp_of(a, 0).width(), 256);  // 2/3 · 2.625 · 64 = 112, up to 256
   EXPECT_EQ(attention_of(a, 1).heads.kv_heads, 2);
-  EXPECT_EQ(std::get<SingleLinear>(a.layer(1).mlp).linear, (LinearSpec{"mlp.linear", 64, 64}));
+  EXPECT_EQ(std::get<SingleLinear>(a.layer(1).mlp).linear, (LinearSpec{"mlp.linear_mlp", 64, 64}));
   EXPECT_TRUE(std::holds_alternative<Nothing>(a.layer(2).mixer));
   EXPECT_EQ(norms_of(a.layer(2)), (NormNames{"", "", "post_attention_layernorm", ""}));
   EXPECT_EQ(mlp_of(a, 2).width(), 512);
   EXPECT_TRUE(std::holds_alternative<Nothing>(a.layer(3).mlp));
   EXPECT_EQ(norms_of(a.layer(3)), (NormNames{"input_layernorm", "", "", ""}));
   EXPECT_EQ(std::get<SingleLinear>(a.layer(4).mixer).linear,
-            (LinearSpec{"self_attn.linear", 64, 64}));
+            (LinearSpec{"self_attn.linear_attn", 64, 64}));
 
   const auto blocks = [](const char* part, const Json& changes) {
     Json config = config_of("nemotron-nas");
@@ -491,7 +491,9 @@ TEST(UnreadKeys, AreFaultsWhereTheyMaySaySomething) {
                                {"attention_dropout", 0.1},
                                {"_name_or_path", "x"},
                                {"custom_pipelines", {{"a", 1}}},
-                               {"transformers_version", "4.40.0"}})),
+                               {"transformers_version", "4.40.0"},
+                               {"num_beams", 1},
+                               {"temperature", 1.0}})),
             "no fault");
 }
 
