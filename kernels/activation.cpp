@@ -1,9 +1,11 @@
 #include "kernels/activation.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "kernels/simd.h"
+#include "kernels/weights.h"
 
 namespace qpipe {
 
@@ -38,6 +40,16 @@ QPIPE_SIMD_CLONES void relu_row(const float* x, std::int64_t count, float* y) {
   for (std::int64_t i = 0; i < count; ++i) y[i] = x[i] < 0.0f ? 0.0f : x[i];  // keeps NaN
 }
 
+QPIPE_SIMD_CLONES void relu2_row(const float* x, std::int64_t count, float* y) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) y[i] = x[i] < 0.0f ? 0.0f : x[i] * x[i];
+}
+
+QPIPE_SIMD_CLONES void quick_gelu_row(const float* x, std::int64_t count, float* y) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) y[i] = times_sigmoid(x[i], 1.702f * x[i]);
+}
+
 // erfc keeps the relative accuracy that 1 + erf loses for x < 0.
 void gelu_row(const float* x, std::int64_t count, float* y) {
   constexpr float sqrt_half = 0.707106781186547524f;
@@ -55,7 +67,18 @@ void activation_row(const float* x, Activation f, std::int64_t count, float* y) 
     case Activation::gelu: return gelu_row(x, count, y);
     case Activation::gelu_tanh: return gelu_tanh_row(x, count, y);
     case Activation::relu: return relu_row(x, count, y);
+    case Activation::relu2: return relu2_row(x, count, y);
+    case Activation::quick_gelu: return quick_gelu_row(x, count, y);
   }
+}
+
+// log(1 + e^x)
+float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(x))); }
+
+float scalar(ConstTensor x) {
+  float value = 0.0f;
+  with_type(x, [&](auto element) { value = to_float(element(0, 0)); });
+  return value;
 }
 
 bool is_float(DType dtype) {
@@ -132,6 +155,30 @@ void activation(ConstTensor x, Activation f, Tensor y, Stream& stream) {
   const auto to = y.as<float>();
 #pragma omp parallel for schedule(static)
   for (std::int64_t t = 0; t < to.rows; ++t) activation_row(from.row(t), f, to.cols, to.row(t));
+}
+
+void xielu(ConstTensor x, ConstTensor alpha_p, ConstTensor alpha_n, float beta, float eps, Tensor y,
+           Stream& stream) {
+  require(x.dtype == stream.compute_dtype() && y.dtype == x.dtype,
+          "xielu: x and y must have the compute type");
+  require(x.rows == y.rows && x.cols == y.cols, "xielu: x and y must have the same shape");
+  require(is_float(alpha_p.dtype) && alpha_n.dtype == alpha_p.dtype && alpha_p.size() == 1 &&
+              alpha_n.size() == 1,
+          "xielu: alpha_p and alpha_n must be [1, 1] of one float type");
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::xielu(x, alpha_p, alpha_n, beta, eps, y, stream);
+  const auto from = x.as<const float>();
+  const auto to = y.as<float>();
+  const float positive = softplus(scalar(alpha_p));
+  const float negative = beta + softplus(scalar(alpha_n));
+#pragma omp parallel for schedule(static)
+  for (std::int64_t t = 0; t < to.rows; ++t)
+    for (std::int64_t c = 0; c < to.cols; ++c) {
+      const float value = from(t, c);
+      to(t, c) = value > 0.0f
+                     ? positive * value * value + beta * value
+                     : (std::expm1(std::min(value, eps)) - value) * negative + beta * value;
+    }
 }
 
 void embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y,

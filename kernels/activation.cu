@@ -1,6 +1,5 @@
 #include "kernels/activation.h"
-#include "kernels/cuda_handles.h"
-#include "kernels/vector_cuda.h"
+#include "kernels/weights_cuda.h"
 
 namespace qpipe::cuda {
 
@@ -13,6 +12,8 @@ __device__ float apply(float x) {
   if constexpr (f == Activation::gelu_tanh)
     return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
   if constexpr (f == Activation::relu) return x < 0.0f ? 0.0f : x;  // NaN stays NaN
+  if constexpr (f == Activation::relu2) return x < 0.0f ? 0.0f : x * x;
+  if constexpr (f == Activation::quick_gelu) return x / (1.0f + expf(-1.702f * x));
 }
 
 // y = f(x), or f(gate) · up with x = gate | up. Every thread reads its elements before it writes
@@ -60,6 +61,31 @@ void choose(ConstTensor x, Activation f, Tensor y, Stream& stream) {
     case Activation::gelu: return launch<Activation::gelu, gated>(x, y, stream);
     case Activation::gelu_tanh: return launch<Activation::gelu_tanh, gated>(x, y, stream);
     case Activation::relu: return launch<Activation::relu, gated>(x, y, stream);
+    case Activation::relu2: return launch<Activation::relu2, gated>(x, y, stream);
+    case Activation::quick_gelu: return launch<Activation::quick_gelu, gated>(x, y, stream);
+  }
+}
+
+__device__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
+
+template <int count, class Alpha>
+__global__ __launch_bounds__(row_threads) void xielu_kernel(
+    const __nv_bfloat16* x, std::int64_t x_stride, const Alpha* alpha_p, const Alpha* alpha_n,
+    float beta, float eps, __nv_bfloat16* y, std::int64_t y_stride, std::int64_t rows,
+    std::int64_t cols) {
+  const std::int64_t c = first_column(count);
+  if (c >= cols) return;
+  const float positive = softplus(widen(*alpha_p));
+  const float negative = beta + softplus(widen(*alpha_n));
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    float value[count];
+    load(x + r * x_stride + c, value);
+#pragma unroll
+    for (int i = 0; i < count; ++i)
+      value[i] = value[i] > 0.0f ? positive * value[i] * value[i] + beta * value[i]
+                                 : (expm1f(value[i] < eps ? value[i] : eps) - value[i]) * negative +
+                                       beta * value[i];
+    store(value, y + r * y_stride + c);
   }
 }
 
@@ -142,6 +168,22 @@ void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& strea
 
 void activation(ConstTensor x, Activation f, Tensor y, Stream& stream) {
   choose<false>(x, f, y, stream);
+}
+
+void xielu(ConstTensor x, ConstTensor alpha_p, ConstTensor alpha_n, float beta, float eps, Tensor y,
+           Stream& stream) {
+  if (y.size() == 0) return;
+  with_elements(alpha_p, [&](const auto* p) {
+    using Alpha = decltype(p);
+    with_count(vectorizable(x) && vectorizable(y), [&](auto count) {
+      xielu_kernel<decltype(count)::value>
+          <<<row_grid(y.rows, y.cols, count), row_threads, 0, stream.cuda().stream>>>(
+              static_cast<const __nv_bfloat16*>(x.data), x.stride, p,
+              static_cast<Alpha>(alpha_n.data), beta, eps, static_cast<__nv_bfloat16*>(y.data),
+              y.stride, y.rows, y.cols);
+    });
+  });
+  check_launch();
 }
 
 void embed(Matrix<const std::int32_t> ids, ConstTensor table, float multiplier, Tensor y,

@@ -6,11 +6,13 @@
 namespace qpipe {
 
 enum class Activation {
-  silu,
-  gelu,
-  gelu_tanh,
-  relu
-};  // gelu: x·Φ(x) with erf; gelu_tanh: the tanh form
+  silu,        // x·σ(x)
+  gelu,        // x·Φ(x) with erf
+  gelu_tanh,   // its tanh form
+  relu,        // max(x, 0)
+  relu2,       // max(x, 0)²
+  quick_gelu,  // x·σ(1.702 x)
+};
 
 // y = f(gate) · up, with gate the left and up the right half of gate_up [tokens, 2·ffn]; y [tokens,
 // ffn].
@@ -18,6 +20,13 @@ void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& strea
 
 // y = f(x), both [tokens, ffn]; in place allowed.
 void activation(ConstTensor x, Activation f, Tensor y, Stream& stream);
+
+// y = α_p x² + β x for x > 0, else α_n (expm1(min(x, ε)) − x) + β x, both [tokens, ffn]; in place
+// allowed. α_p = softplus(alpha_p) and α_n = β + softplus(alpha_n) of the parameters as a
+// checkpoint has them: [1, 1] of one float type, on the device. The reference has β = 0.5 and ε =
+// −1e-6.
+void xielu(ConstTensor x, ConstTensor alpha_p, ConstTensor alpha_n, float beta, float eps, Tensor y,
+           Stream& stream);
 
 // y[t, :] = multiplier · table[ids[t], :].   ids [1, tokens] on the device, table [vocab, d] in any
 // float type, y compute type. The caller has checked 0 ≤ ids < vocab.
@@ -34,6 +43,7 @@ void scale(Tensor x, float alpha, Stream& stream);
 namespace cuda {
 decltype(qpipe::gated_activation) gated_activation;
 decltype(qpipe::activation) activation;
+decltype(qpipe::xielu) xielu;
 decltype(qpipe::embed) embed;
 decltype(qpipe::convert) convert;
 decltype(qpipe::scale) scale;

@@ -22,15 +22,20 @@ void check_layout(const HeadLayout& layout, ConstTensor qkv, std::int64_t seqlen
   require(layout.heads > 0 && layout.kv_heads > 0 && layout.head_dim > 0 &&
               layout.heads % layout.kv_heads == 0,
           "attention: heads must be a multiple of kv_heads");
-  require(qkv.cols == layout.width(),
-          "attention: qkv must be [tokens, (heads + 2 kv_heads) head_dim]");
-  const auto inside = [&](std::int64_t first, std::int64_t last) {
-    return std::min(first, last) >= 0 && std::max(first, last) + layout.head_dim <= qkv.cols;
+  require(layout.q_block >= 0 && layout.kv_block >= 0 && layout.v_dim >= 0,
+          "attention: q_block, kv_block and v_dim must not be negative");
+  require(qkv.cols >= layout.width(),
+          "attention: qkv must be [tokens, (heads + kv_heads) head_dim + kv_heads v_dim]");
+  const auto require_inside = [&](std::int64_t column, std::int64_t width) {
+    require(column >= 0 && column + width <= qkv.cols,
+            "attention: a head of the layout lies outside of qkv");
   };
-  require(inside(layout.q_column(0), layout.q_column(layout.heads - 1)) &&
-              inside(layout.k_column(0), layout.k_column(layout.kv_heads - 1)) &&
-              inside(layout.v_column(0), layout.v_column(layout.kv_heads - 1)),
-          "attention: a head of the layout lies outside of qkv");
+  for (std::int64_t h = 0; h < layout.heads; ++h)
+    require_inside(layout.q_column(h), layout.head_dim);
+  for (std::int64_t g = 0; g < layout.kv_heads; ++g) {
+    require_inside(layout.k_column(g), layout.head_dim);
+    require_inside(layout.v_column(g), layout.value_dim());
+  }
   require(seqlen > 0, "attention: seqlen must be positive");
 }
 
@@ -77,6 +82,13 @@ QPIPE_SIMD_CLONES float exponentiate(float* s, std::int64_t count, float cap, co
     sum += s[j];
   }
   return sum;
+}
+
+// The first key that query i of a sequence sees.
+std::int64_t first_key_of(std::int64_t i, const AttentionOptions& options) {
+  const std::int64_t by_window =
+      options.window > 0 ? std::max<std::int64_t>(0, i - options.window + 1) : 0;
+  return options.chunk > 0 ? std::max(by_window, i - i % options.chunk) : by_window;
 }
 
 QPIPE_SIMD_CLONES void divide(float* x, std::int64_t count, float divisor) {
@@ -127,17 +139,18 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
   check_layout(layout, qkv, seqlen, stream);
   require(qkv.rows % seqlen == 0, "attention: seqlen must divide the rows of qkv");
   require(out.dtype == stream.compute_dtype() && out.rows == qkv.rows &&
-              out.cols == layout.heads * layout.head_dim,
-          "attention: out must be [tokens, heads head_dim] of the compute type");
-  require(options.window >= 0 && options.soft_cap >= 0.0f,
-          "attention: window and soft_cap must not be negative");
+              out.cols == layout.heads * layout.value_dim(),
+          "attention: out must be [tokens, heads v_dim] of the compute type");
+  require(options.window >= 0 && options.chunk >= 0 && options.soft_cap >= 0.0f,
+          "attention: window, chunk and soft_cap must not be negative");
   require(options.key_bias.empty() ||
               (options.key_bias.rows == layout.heads && options.key_bias.cols == seqlen),
           "attention: key_bias must be [heads, seqlen]");
   if constexpr (has_cuda)
     if (stream.on_cuda()) {
-      require(layout.head_dim <= 256 && layout.head_dim % 8 == 0,
-              "attention: on CUDA head_dim must be a multiple of 8, at most 256");
+      require(std::max(layout.head_dim, layout.value_dim()) <= 512 && layout.head_dim % 8 == 0 &&
+                  layout.value_dim() % 8 == 0,
+              "attention: on CUDA head_dim and v_dim must be multiples of 8, at most 512");
       return cuda::attention(qkv, layout, seqlen, options, out, stream);
     }
   const auto values = qkv.as<const float>();
@@ -145,6 +158,7 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
   const std::int64_t samples = values.rows / seqlen;
   const std::int64_t tiles = (seqlen + query_tile - 1) / query_tile;
   const int head_dim = static_cast<int>(layout.head_dim);
+  const int v_dim = static_cast<int>(layout.value_dim());
   const int qkv_stride = static_cast<int>(values.stride);
 #pragma omp parallel
   {
@@ -155,8 +169,7 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
       const std::int64_t head = task / tiles % layout.heads;
       const std::int64_t first_row = task / tiles / layout.heads * seqlen;
       const std::int64_t end = std::min(begin + query_tile, seqlen);
-      const std::int64_t first_key =
-          options.window > 0 ? std::max<std::int64_t>(0, begin - options.window + 1) : 0;
+      const std::int64_t first_key = first_key_of(begin, options);
       const int queries = static_cast<int>(end - begin);
       const int keys = static_cast<int>(end - first_key);
       const float* q = values.row(first_row + begin) + layout.q_column(head);
@@ -167,8 +180,7 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
                   q, qkv_stride, k, qkv_stride, 0.0f, scores.data(), keys);
       float sum[query_tile];
       for (std::int64_t i = begin; i < end; ++i) {
-        const std::int64_t seen =
-            options.window > 0 ? std::max<std::int64_t>(0, i - options.window + 1) : 0;
+        const std::int64_t seen = first_key_of(i, options);
         float* row = scores.data() + (i - begin) * keys;
         const float* bias = options.key_bias.empty() ? nullptr : options.key_bias.row(head) + seen;
         std::fill(row, row + (seen - first_key), 0.0f);
@@ -176,11 +188,10 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
             exponentiate(row + (seen - first_key), i + 1 - seen, options.soft_cap, bias);
         std::fill(row + (i + 1 - first_key), row + keys, 0.0f);
       }
-      float* to = result.row(first_row + begin) + head * layout.head_dim;
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, queries, head_dim, keys, 1.0f,
+      float* to = result.row(first_row + begin) + head * v_dim;
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, queries, v_dim, keys, 1.0f,
                   scores.data(), keys, v, qkv_stride, 0.0f, to, static_cast<int>(result.stride));
-      for (std::int64_t i = 0; i < queries; ++i)
-        divide(to + i * result.stride, layout.head_dim, sum[i]);
+      for (std::int64_t i = 0; i < queries; ++i) divide(to + i * result.stride, v_dim, sum[i]);
     }
   }
 }

@@ -17,6 +17,8 @@ struct Columns {
   int heads;
   int kv_heads;
   int group;
+  int q_block;
+  int kv_block;
 };
 
 Columns columns_of(const HeadLayout& layout) {
@@ -26,15 +28,21 @@ Columns columns_of(const HeadLayout& layout) {
           layout.v_begin,
           static_cast<int>(layout.heads),
           static_cast<int>(layout.kv_heads),
-          static_cast<int>(layout.group())};
+          static_cast<int>(layout.group()),
+          static_cast<int>(layout.heads_of_q_block()),
+          static_cast<int>(layout.heads_of_kv_block())};
 }
 
 __device__ std::int64_t q_column(const Columns& c, int head, int head_dim) {
-  return head / c.group * c.q_group_stride + std::int64_t{head % c.group} * head_dim;
+  return head / c.q_block * c.q_group_stride + std::int64_t{head % c.q_block} * head_dim;
+}
+
+// From the first k or v head to another; width is head_dim or v_dim.
+__device__ std::int64_t kv_column(const Columns& c, int kv_head, int width) {
+  return kv_head / c.kv_block * c.kv_stride + std::int64_t{kv_head % c.kv_block} * width;
 }
 
 // ---- rotary positions
-// -------------------------------------------------------------------------------------------------------------
 
 constexpr int rope_threads = 256;
 
@@ -66,9 +74,9 @@ __global__ __launch_bounds__(rope_threads) void rope_kernel(__nv_bfloat16* qkv, 
   for (int item = threadIdx.x; item < items; item += rope_threads) {
     const int head = item / per_head;
     const int i = (item - head * per_head) * count;
-    const std::int64_t column = head < columns.heads
-                                    ? q_column(columns, head, head_dim)
-                                    : columns.k_begin + (head - columns.heads) * columns.kv_stride;
+    const std::int64_t column =
+        head < columns.heads ? q_column(columns, head, head_dim)
+                             : columns.k_begin + kv_column(columns, head - columns.heads, head_dim);
     __nv_bfloat16* x = qkv + row * stride + column + i;
     float a[count];
     load(x, a);
@@ -100,22 +108,22 @@ __global__ __launch_bounds__(rope_threads) void rope_kernel(__nv_bfloat16* qkv, 
 }
 
 // ---- attention
-// --------------------------------------------------------------------------------------------------------------------
 //
 // One block of four warps computes query_rows rows of one head of one sample, walking the key tiles
-// (64 keys) from the diagonal back to the window's edge. With running row maxima m and sums l:
+// (key_rows keys) from the diagonal back to the first key that is seen. With running row maxima m
+// and sums l:
 //   S = Q Kᵀ,  m' = max(m, rowmax S),  P = exp(S − m'),  l ← l e^(m − m') + rowsum P,  O ← O e^(m −
 //   m') + P V;  at the end O / l.
 // A warp owns 16 · m_tiles query rows and keeps S, P and O in registers as fragments of
 // mma.m16n8k16; Q, K and V lie in shared memory, rows padded by 16 bytes so that the eight rows of
 // an ldmatrix fall into different banks. K of the next tile is copied while softmax and P V run, V
-// of this tile while Q Kᵀ runs. This is FlashAttention-2 (Dao 2023).
+// of this tile while Q Kᵀ runs. This is FlashAttention-2 (Dao 2023). Heads are padded with zeros to
+// d columns of Q and K and dv of V; where V has more, blockIdx.y chooses dv of them, and S is
+// computed for each choice: registers hold no more of O.
 
 constexpr int warp = 32;
 constexpr int attention_warps = 4;
 constexpr int attention_threads = attention_warps * warp;
-constexpr int key_rows = 64;
-constexpr int key_tiles = key_rows / 8;  // n-tiles of S
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr float log2_e = 1.44269504f;
 
@@ -134,7 +142,9 @@ struct AttentionArguments {
   int samples;
   int seqlen;
   int head_dim;
+  int v_dim;
   int window;  // 1 … seqlen
+  int chunk;   // 0: none
   float scale;
   float soft_cap;
 };
@@ -146,7 +156,9 @@ constexpr int query_rows = attention_warps * 16 * row_tiles<d>;
 template <int d>
 constexpr int pitch = d + 8;  // of a row in shared memory, in elements
 template <int d>
-constexpr int shared_bytes = (query_rows<d> + 2 * key_rows) * pitch<d> * 2;
+constexpr int key_rows = d <= 256 ? 64 : 16;  // what 99 KiB of shared memory hold
+template <int d, int dv>
+constexpr int shared_bytes = (query_rows<d> * pitch<d> + key_rows<d> * (pitch<d> + pitch<dv>)) * 2;
 
 __device__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
@@ -192,12 +204,12 @@ __device__ unsigned pack(float low, float high) {
   return *reinterpret_cast<const unsigned*>(&both);
 }
 
-// rows x d elements → shared memory; rows from valid_rows on and columns from head_dim on become
-// zero, and nothing is read for them. Groups of four or eight threads copy neighbouring chunks of
-// one row.
+// rows x d elements → shared memory; rows from valid_rows on and columns from valid_columns on
+// become zero, and nothing is read for them. Groups of four or eight threads copy neighbouring
+// chunks of one row.
 template <int d, int rows>
 __device__ void copy_tile(unsigned to, const __nv_bfloat16* from, std::int64_t stride,
-                          int valid_rows, int head_dim) {
+                          int valid_rows, int valid_columns) {
   constexpr int threads_of_a_row = d % 64 == 0 ? 8 : 4;
   constexpr int rows_at_once = attention_threads / threads_of_a_row;
   static_assert(d % (threads_of_a_row * 8) == 0 && rows % rows_at_once == 0);
@@ -210,23 +222,50 @@ __device__ void copy_tile(unsigned to, const __nv_bfloat16* from, std::int64_t s
 #pragma unroll
     for (int column = 0; column < d; column += threads_of_a_row * 8)
       copy_or_zero(to + (row * pitch<d> + column) * 2, from + column,
-                   first_row + row < valid_rows && first_column + column < head_dim);
+                   first_row + row < valid_rows && first_column + column < valid_columns);
     from += rows_at_once * stride;
   }
 }
 
-// modified: scale, soft cap and key bias are applied to the scores before the softmax; else the
-// scale alone, in the exponent.
-template <int d, bool modified>
+// The first token of the chunk of a query; 0 without chunks.
+__device__ int chunk_begin(const AttentionArguments& p, int query) {
+  return p.chunk > 0 ? query - query % p.chunk : 0;
+}
+
+// Element i of s[m][n] is the score of query lane_query + 16 m + i / 2 · 8 with key lane_key + 8 n
+// + i % 2.
+template <int m_tiles, int key_tiles>
+__device__ void hide_earlier_chunks(const AttentionArguments& p, float (&s)[m_tiles][key_tiles][4],
+                                    int lane_query, int lane_key) {
+#pragma unroll
+  for (int m = 0; m < m_tiles; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int first_key = chunk_begin(p, lane_query + 16 * m + 8 * h);
+#pragma unroll
+      for (int n = 0; n < key_tiles; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (lane_key + 8 * n + j < first_key) s[m][n][2 * h + j] = -INFINITY;
+    }
+}
+
+// modified: scale, soft cap and key bias are applied to the scores before the softmax, and chunks
+// are regarded; else the scale alone, in the exponent.
+template <int d, int dv, bool modified>
 __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(AttentionArguments p) {
+  static_assert(dv <= d);  // O leaves through the Q tile
+  constexpr bool split = d > 256;
   constexpr int m_tiles = row_tiles<d>;
-  constexpr int d_tiles = d / 8;
+  constexpr int keys = key_rows<d>;    // of a tile
+  constexpr int key_tiles = keys / 8;  // n-tiles of S
+  constexpr int dv_tiles = dv / 8;
   constexpr int warp_rows = 16 * m_tiles;
   extern __shared__ __align__(16) unsigned char memory[];
   auto* const q_tile = reinterpret_cast<__nv_bfloat16*>(memory);
   const unsigned q_shared = shared_address(memory);
   const unsigned k_shared = q_shared + query_rows<d> * pitch<d> * 2;
-  const unsigned v_shared = k_shared + key_rows * pitch<d> * 2;
+  const unsigned v_shared = k_shared + keys * pitch<d> * 2;
 
   const int query_blocks = (p.seqlen + query_rows<d> - 1) / query_rows<d>;
   const int pairs = p.samples * p.columns.heads;  // (sample, head)
@@ -241,8 +280,12 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
 
   const __nv_bfloat16* const sample = p.qkv + sample_row * p.stride;
   const __nv_bfloat16* const q = sample + q_column(p.columns, head, p.head_dim);
-  const __nv_bfloat16* const k = sample + p.columns.k_begin + kv_head * p.columns.kv_stride;
-  const __nv_bfloat16* const v = sample + p.columns.v_begin + kv_head * p.columns.kv_stride;
+  const __nv_bfloat16* const k =
+      sample + p.columns.k_begin + kv_column(p.columns, kv_head, p.head_dim);
+  const int v_first = split ? static_cast<int>(blockIdx.y) * dv : 0;  // of the columns of v
+  const int v_columns = split ? min(dv, p.v_dim - v_first) : p.v_dim;
+  const __nv_bfloat16* const v =
+      sample + p.columns.v_begin + kv_column(p.columns, kv_head, p.v_dim) + v_first;
 
   const int lane = static_cast<int>(threadIdx.x) % warp;
   const int warp_row = static_cast<int>(threadIdx.x) / warp * warp_rows;  // in the query tile
@@ -253,16 +296,16 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
   // = lane / 16, 8 columns = lane / 8 % 2).
   const unsigned q_lane = q_shared + ((warp_row + lane % 16) * pitch<d> + lane / 16 * 8) * 2;
   const unsigned k_lane = k_shared + ((lane / 16 * 8 + lane % 8) * pitch<d> + lane / 8 % 2 * 8) * 2;
-  const unsigned v_lane = v_shared + (lane % 16 * pitch<d> + lane / 16 * 8) * 2;
+  const unsigned v_lane = v_shared + (lane % 16 * pitch<dv> + lane / 16 * 8) * 2;
 
-  float o[m_tiles][d_tiles][4];
+  float o[m_tiles][dv_tiles][4];
   float row_max[m_tiles][2];
   float row_sum[m_tiles]
                [2];  // of this thread's columns; the four threads of a row are added at the end
 #pragma unroll
   for (int m = 0; m < m_tiles; ++m) {
 #pragma unroll
-    for (int n = 0; n < d_tiles; ++n)
+    for (int n = 0; n < dv_tiles; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) o[m][n][i] = 0.0f;
 #pragma unroll
@@ -274,23 +317,25 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
   const float to_exponent = modified ? 1.0f : p.scale * log2_e;  // score → exponent of 2
 
   const int block_last_query = min(query_begin + query_rows<d>, p.seqlen) - 1;
-  const int last_tile = block_last_query / key_rows;
-  const int first_tile = max(0, query_begin - p.window + 1) / key_rows;
+  const int last_tile = block_last_query / keys;
+  int first_key = max(0, query_begin - p.window + 1);
+  if constexpr (modified) first_key = max(first_key, chunk_begin(p, query_begin));
+  const int first_tile = first_key / keys;
   copy_tile<d, query_rows<d>>(q_shared, q + query_begin * p.stride, p.stride,
                               p.seqlen - query_begin, p.head_dim);
-  copy_tile<d, key_rows>(k_shared, k + last_tile * key_rows * p.stride, p.stride,
-                         p.seqlen - last_tile * key_rows, p.head_dim);
+  copy_tile<d, keys>(k_shared, k + last_tile * keys * p.stride, p.stride,
+                     p.seqlen - last_tile * keys, p.head_dim);
 
   for (int tile = last_tile; tile >= first_tile; --tile) {
-    const int key_begin = tile * key_rows;
+    const int key_begin = tile * keys;
     // Some row of this warp sees some key of the tile.
     const bool active = key_begin <= last_query && first_query < p.seqlen &&
-                        key_begin + key_rows - 1 > first_query - p.window;
+                        key_begin + keys - 1 > first_query - p.window;
 
     wait_for_copies();
     __syncthreads();  // K (and Q) are here for all; all are done with V of the tile before
-    copy_tile<d, key_rows>(v_shared, v + key_begin * p.stride, p.stride, p.seqlen - key_begin,
-                           p.head_dim);
+    copy_tile<dv, keys>(v_shared, v + key_begin * p.stride, p.stride, p.seqlen - key_begin,
+                        v_columns);
 
     float s[m_tiles][key_tiles][4] = {};
     if (active) {
@@ -316,8 +361,8 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
     wait_for_copies();
     __syncthreads();  // V is here for all; all are done with K
     if (tile > first_tile)
-      copy_tile<d, key_rows>(k_shared, k + (key_begin - key_rows) * p.stride, p.stride,
-                             p.seqlen - key_begin + key_rows, p.head_dim);
+      copy_tile<d, keys>(k_shared, k + (key_begin - keys) * p.stride, p.stride,
+                         p.seqlen - key_begin + keys, p.head_dim);
     if (!active) continue;
 
     const int lane_key =
@@ -342,7 +387,7 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
             }
         }
     }
-    if (key_begin + key_rows - 1 > first_query || key_begin <= last_query - p.window) {
+    if (key_begin + keys - 1 > first_query || key_begin <= last_query - p.window) {
 #pragma unroll
       for (int m = 0; m < m_tiles; ++m)
 #pragma unroll
@@ -354,6 +399,10 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
             if (key > query || key <= query - p.window) s[m][n][i] = -INFINITY;
           }
     }
+
+    if constexpr (modified)
+      if (p.chunk > 0 && key_begin < chunk_begin(p, last_query))
+        hide_earlier_chunks(p, s, lane_query, lane_key);
 
     float correction[m_tiles][2];
     bool changed = false;
@@ -389,13 +438,13 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
 #pragma unroll
       for (int m = 0; m < m_tiles; ++m)
 #pragma unroll
-        for (int n = 0; n < d_tiles; ++n)
+        for (int n = 0; n < dv_tiles; ++n)
 #pragma unroll
           for (int i = 0; i < 4; ++i) o[m][n][i] *= correction[m][i / 2];
     }
 
 #pragma unroll
-    for (int step = 0; step < key_rows / 16; ++step) {
+    for (int step = 0; step < keys / 16; ++step) {
       unsigned a[m_tiles][4];  // two n-tiles of S side by side are one k-tile of P
 #pragma unroll
       for (int m = 0; m < m_tiles; ++m)
@@ -403,9 +452,9 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
         for (int i = 0; i < 4; ++i)
           a[m][i] = pack(s[m][2 * step + i / 2][i % 2 * 2], s[m][2 * step + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
-      for (int n = 0; n < d_tiles; n += 2) {
+      for (int n = 0; n < dv_tiles; n += 2) {
         unsigned b[4];
-        load_transposed(b, v_lane + (step * 16 * pitch<d> + n * 8) * 2);
+        load_transposed(b, v_lane + (step * 16 * pitch<dv> + n * 8) * 2);
 #pragma unroll
         for (int m = 0; m < m_tiles; ++m) {
           multiply_add(o[m][n], a[m], b[0], b[1]);
@@ -428,15 +477,15 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
       const float inverse = 1.0f / sum;
       const int row = warp_row + 16 * m + 8 * h + lane / 4;
 #pragma unroll
-      for (int n = 0; n < d_tiles; ++n)
+      for (int n = 0; n < dv_tiles; ++n)
         *reinterpret_cast<unsigned*>(q_tile + row * pitch<d> + 8 * n + lane % 4 * 2) =
             pack(o[m][n][2 * h] * inverse, o[m][n][2 * h + 1] * inverse);
     }
   __syncwarp();
   __nv_bfloat16* const out =
-      p.out + (sample_row + first_query) * p.out_stride + std::int64_t{head} * p.head_dim;
+      p.out + (sample_row + first_query) * p.out_stride + std::int64_t{head} * p.v_dim + v_first;
   const int valid_rows = min(warp_rows, p.seqlen - first_query);
-  const int chunks = p.head_dim / 8;
+  const int chunks = v_columns / 8;
   for (int index = lane; index < valid_rows * chunks; index += warp) {
     const int row = index / chunks;
     const int column = index % chunks * 8;
@@ -445,25 +494,28 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
   }
 }
 
-template <int d>
+template <int d, int dv = d>
 void launch(const AttentionArguments& arguments, Stream& stream) {
   const std::int64_t query_blocks = (arguments.seqlen + query_rows<d> - 1) / query_rows<d>;
   const std::int64_t blocks = query_blocks * arguments.samples * arguments.columns.heads;
   require(blocks <= INT32_MAX, "attention: more blocks than one launch can hold");
+  const auto splits = static_cast<unsigned>((arguments.v_dim + dv - 1) / dv);
   // Without a change of the scores, the scale is applied in the exponent; the row maximum then
   // needs a positive one.
-  const bool modified =
-      arguments.soft_cap > 0.0f || arguments.key_bias != nullptr || !(arguments.scale > 0.0f);
-  const auto kernel = modified ? &attention_kernel<d, true> : &attention_kernel<d, false>;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<d>));
-  kernel<<<static_cast<unsigned>(blocks), attention_threads, shared_bytes<d>,
+  const bool modified = arguments.soft_cap > 0.0f || arguments.key_bias != nullptr ||
+                        arguments.chunk > 0 || !(arguments.scale > 0.0f);
+  const auto kernel = modified ? &attention_kernel<d, dv, true> : &attention_kernel<d, dv, false>;
+  constexpr int bytes = shared_bytes<d, dv>;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  kernel<<<dim3(static_cast<unsigned>(blocks), splits), attention_threads, bytes,
            stream.cuda().stream>>>(arguments);
   check_launch();
 }
 
 bool columns_aligned(const HeadLayout& layout) {
-  return layout.head_dim % 8 == 0 && layout.q_group_stride % 8 == 0 && layout.kv_stride % 8 == 0 &&
-         layout.k_begin % 8 == 0 && layout.v_begin % 8 == 0;
+  return layout.head_dim % 8 == 0 && layout.value_dim() % 8 == 0 &&
+         layout.q_group_stride % 8 == 0 && layout.kv_stride % 8 == 0 && layout.k_begin % 8 == 0 &&
+         layout.v_begin % 8 == 0;
 }
 
 }  // namespace
@@ -490,10 +542,11 @@ void rope(Tensor qkv, const HeadLayout& layout, Matrix<const float> inverse_freq
 
 void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
                const AttentionOptions& options, Tensor out, Stream& stream) {
-  require(columns_aligned(layout) && qkv.stride % 8 == 0 && out.stride % 8 == 0 &&
-              aligned16(qkv.data) && aligned16(out.data),
-          "attention: on CUDA head_dim, the columns of the heads and the row strides must be "
-          "multiples of 8 elements");
+  require(
+      columns_aligned(layout) && qkv.stride % 8 == 0 && out.stride % 8 == 0 &&
+          aligned16(qkv.data) && aligned16(out.data),
+      "attention: on CUDA head_dim, v_dim, the columns of the heads and the row strides must be "
+      "multiples of 8 elements");
   if (qkv.rows == 0) return;
   require(qkv.rows * layout.heads <= INT32_MAX, "attention: rows times heads exceed one launch");
 
@@ -508,16 +561,21 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
   arguments.samples = static_cast<int>(qkv.rows / seqlen);
   arguments.seqlen = static_cast<int>(seqlen);
   arguments.head_dim = static_cast<int>(layout.head_dim);
+  arguments.v_dim = static_cast<int>(layout.value_dim());
   arguments.window =
       static_cast<int>(options.window > 0 ? std::min(options.window, seqlen) : seqlen);
+  arguments.chunk = options.chunk < seqlen ? static_cast<int>(options.chunk) : 0;
   arguments.scale = options.scale;
   arguments.soft_cap = options.soft_cap;
-  if (layout.head_dim <= 32) return launch<32>(arguments, stream);
-  if (layout.head_dim <= 64) return launch<64>(arguments, stream);
-  if (layout.head_dim <= 96) return launch<96>(arguments, stream);
-  if (layout.head_dim <= 128) return launch<128>(arguments, stream);
-  if (layout.head_dim <= 192) return launch<192>(arguments, stream);
-  return launch<256>(arguments, stream);
+  const int widest = std::max(arguments.head_dim, arguments.v_dim);
+  if (widest <= 32) return launch<32>(arguments, stream);
+  if (widest <= 64) return launch<64>(arguments, stream);
+  if (widest <= 96) return launch<96>(arguments, stream);
+  if (widest <= 128) return launch<128>(arguments, stream);
+  if (widest <= 192 && arguments.v_dim <= 128) return launch<192, 128>(arguments, stream);  // MLA
+  if (widest <= 192) return launch<192>(arguments, stream);
+  if (widest <= 256) return launch<256>(arguments, stream);
+  return launch<512, 256>(arguments, stream);
 }
 
 }  // namespace qpipe::cuda

@@ -5,12 +5,15 @@
 
 namespace qpipe {
 
-// Where the heads lie in a row of the fused [tokens, width] matrix. With G = heads / kv_heads:
-//   q head h at column (h / G) · q_group_stride + (h % G) · head_dim,   k head g at k_begin + g ·
-//   kv_stride, v head g at v_begin + g · kv_stride.
-// q|k|v side by side (Llama, Falcon-7B): q_group_stride = G·head_dim, k_begin = heads·head_dim,
-// kv_stride = head_dim. Interleaved by group (Falcon-40B; Falcon-RW and GPT-NeoX with G = 1): both
-// strides are (G + 2)·head_dim.
+// Where the heads lie in a row of the fused [tokens, ≥ width] matrix. With G = heads / kv_heads,
+// d = head_dim, Q = q_block (0: G), K = kv_block (0: 1) and V = v_dim (0: d):
+//   q head h at column (h / Q) · q_group_stride + (h mod Q) · d,
+//   k head g at column k_begin + (g / K) · kv_stride + (g mod K) · d, and
+//   v head g, V wide, at column v_begin + (g / K) · kv_stride + (g mod K) · V.
+// q|k|v side by side (Llama, Falcon-7B): q_group_stride = G·d, k_begin = heads·d, kv_stride = d.
+// Interleaved by group (Falcon-40B; Falcon-RW and GPT-NeoX with G = 1): both strides are (G + 2)·d.
+// CodeGen's four blocks of q|v|k: Q = K = heads / 4, both strides 3·Q·d, k_begin = 2·Q·d,
+// v_begin = Q·d.
 struct HeadLayout {
   std::int64_t heads = 0;
   std::int64_t kv_heads = 0;
@@ -19,14 +22,26 @@ struct HeadLayout {
   std::int64_t kv_stride = 0;
   std::int64_t k_begin = 0;
   std::int64_t v_begin = 0;
+  std::int64_t q_block = 0;
+  std::int64_t kv_block = 0;
+  std::int64_t v_dim = 0;
 
   std::int64_t group() const { return heads / kv_heads; }
-  std::int64_t width() const { return (heads + 2 * kv_heads) * head_dim; }
+  std::int64_t heads_of_q_block() const { return q_block > 0 ? q_block : group(); }
+  std::int64_t heads_of_kv_block() const { return kv_block > 0 ? kv_block : 1; }
+  std::int64_t value_dim() const { return v_dim > 0 ? v_dim : head_dim; }
+  std::int64_t width() const { return (heads + kv_heads) * head_dim + kv_heads * value_dim(); }
   std::int64_t q_column(std::int64_t head) const {
-    return head / group() * q_group_stride + head % group() * head_dim;
+    return head / heads_of_q_block() * q_group_stride + head % heads_of_q_block() * head_dim;
   }
-  std::int64_t k_column(std::int64_t kv_head) const { return k_begin + kv_head * kv_stride; }
-  std::int64_t v_column(std::int64_t kv_head) const { return v_begin + kv_head * kv_stride; }
+  std::int64_t k_column(std::int64_t kv_head) const {
+    return k_begin + kv_head / heads_of_kv_block() * kv_stride +
+           kv_head % heads_of_kv_block() * head_dim;
+  }
+  std::int64_t v_column(std::int64_t kv_head) const {
+    return v_begin + kv_head / heads_of_kv_block() * kv_stride +
+           kv_head % heads_of_kv_block() * value_dim();
+  }
   bool operator==(const HeadLayout&) const = default;
 };
 
@@ -42,15 +57,16 @@ void rope(Tensor qkv, const HeadLayout& layout, Matrix<const float> inverse_freq
 struct AttentionOptions {
   float scale = 1.0f;       // on the raw scores q·k
   std::int64_t window = 0;  // token i sees tokens j with i − window < j ≤ i; 0: all j ≤ i
-  float soft_cap = 0.0f;    // s ← cap · tanh(s / cap) when > 0, after scale
+  std::int64_t chunk = 0;   // … and of them those with j / chunk = i / chunk; 0: all (Llama 4)
+  float soft_cap = 0.0f;    // s ← cap · tanh(s / cap) when > 0, after scale, before key_bias
   Matrix<const float>
       key_bias;  // [heads, seqlen] or empty: added to the score of key j after scale (ALiBi)
 };
 
-// out[t, h·head_dim ...] = Σ_j softmax_j(scale · q_t·k_j + key_bias[h, j]) v_j over the tokens j
-// that t may see, each run of seqlen rows of qkv being one sequence. qkv [samples·seqlen, width],
-// out [samples·seqlen, heads·head_dim]. Compute type; softmax in float32. CUDA: tiled with an
-// online softmax, no seqlen² buffer; head_dim ≤ 256 and a multiple of 8.
+// out[t, h·V ...] = Σ_j softmax_j(scale · q_t·k_j + key_bias[h, j]) v_j over the tokens j that t
+// may see, each run of seqlen rows of qkv being one sequence. qkv [samples·seqlen, ≥ width], out
+// [samples·seqlen, heads·V]. Compute type; softmax in float32. CUDA: tiled with an online softmax,
+// no seqlen² buffer; head_dim and V ≤ 512 and multiples of 8, as all columns of heads.
 void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
                const AttentionOptions& options, Tensor out, Stream& stream);
 

@@ -8,21 +8,46 @@
 
 namespace qpipe {
 
-enum class DType : std::uint8_t { f32, f16, bf16, f64, i64, i32, i16, i8, u8, boolean, f8_e4m3 };
+// Those after f8_e4m3 are copied from file to file only.
+enum class DType : std::uint8_t {
+  f32,
+  f16,
+  bf16,
+  f64,
+  i64,
+  i32,
+  i16,
+  i8,
+  u8,
+  boolean,
+  f8_e4m3,
+  f8_e5m2,
+  f8_e8m0,
+  u16,
+  u32,
+  u64,
+  c64
+};
 
 constexpr std::size_t size_of(DType dtype) {
   switch (dtype) {
     case DType::f64:
-    case DType::i64: return 8;
+    case DType::i64:
+    case DType::u64:
+    case DType::c64: return 8;
     case DType::f32:
-    case DType::i32: return 4;
+    case DType::i32:
+    case DType::u32: return 4;
     case DType::f16:
     case DType::bf16:
-    case DType::i16: return 2;
+    case DType::i16:
+    case DType::u16: return 2;
     case DType::i8:
     case DType::u8:
     case DType::boolean:
-    case DType::f8_e4m3: return 1;
+    case DType::f8_e4m3:
+    case DType::f8_e5m2:
+    case DType::f8_e8m0: return 1;
   }
   return 0;
 }
@@ -41,6 +66,12 @@ constexpr std::string_view name_of(DType dtype) {
     case DType::u8: return "U8";
     case DType::boolean: return "BOOL";
     case DType::f8_e4m3: return "F8_E4M3";
+    case DType::f8_e5m2: return "F8_E5M2";
+    case DType::f8_e8m0: return "F8_E8M0";
+    case DType::u16: return "U16";
+    case DType::u32: return "U32";
+    case DType::u64: return "U64";
+    case DType::c64: return "C64";
   }
   return "?";
 }

@@ -20,11 +20,14 @@ struct Slices {
   __nv_bfloat16* y;
   std::int64_t x_stride;
   std::int64_t y_stride;
-  std::int64_t count;    // rows · per_row
-  std::int64_t per_row;  // neighbours within a row, each d wide
+  std::int64_t count;         // rows · per_row
+  std::int64_t per_row;       // slices of a row, each d wide …
+  std::int64_t slice_stride;  // … at columns 0, slice_stride, 2 slice_stride …
   std::int64_t d;
-  const __nv_bfloat16* weight;
-  const __nv_bfloat16* bias;  // may be null
+  const __nv_bfloat16* weight;  // may be null, as bias
+  const __nv_bfloat16* bias;
+  std::int64_t weight_stride;  // from a slice's weight to that of its neighbour, 0 where they share
+  std::int64_t bias_stride;
   float eps;
   float offset;
 };
@@ -34,6 +37,7 @@ template <int warps>
 struct Place {
   const __nv_bfloat16* x;
   __nv_bfloat16* y;
+  std::int64_t slice;  // within the row
   int thread;
   bool valid;
 
@@ -43,9 +47,9 @@ struct Place {
                                    : std::int64_t{blockIdx.x};
     valid = index < s.count;
     const std::int64_t row = s.per_row == 1 ? index : index / s.per_row;
-    const std::int64_t column = (index - row * s.per_row) * s.d;
-    x = s.x + row * s.x_stride + column;
-    y = s.y + row * s.y_stride + column;
+    slice = index - row * s.per_row;
+    x = s.x + row * s.x_stride + slice * s.slice_stride;
+    y = s.y + row * s.y_stride + slice * s.slice_stride;
     thread = static_cast<int>(warps == 1 ? threadIdx.x % warp : threadIdx.x);
   }
 };
@@ -64,6 +68,20 @@ __device__ float sum_over_slice(float value) {
     for (int i = 0; i < warps; ++i) value += partial[i];
   }
   return value;
+}
+
+// offset + weight; 1 without a weight.
+template <int count>
+__device__ void load_factor(const Slices& s, std::int64_t slice, std::int64_t i,
+                            float (&factor)[count]) {
+  if (s.weight == nullptr) {
+#pragma unroll
+    for (int k = 0; k < count; ++k) factor[k] = 1.0f;
+    return;
+  }
+  load(s.weight + slice * s.weight_stride + i, factor);
+#pragma unroll
+  for (int k = 0; k < count; ++k) factor[k] = s.offset + factor[k];
 }
 
 template <int count, int warps>
@@ -86,11 +104,11 @@ __global__ __launch_bounds__(threads) void rms_norm_kernel(Slices s) {
 #pragma unroll 2
   for (std::int64_t i = first; i < s.d; i += step) {
     float x[count];
-    float weight[count];
+    float factor[count];
     load(place.x + i, x);
-    load(s.weight + i, weight);
+    load_factor(s, place.slice, i, factor);
 #pragma unroll
-    for (int k = 0; k < count; ++k) x[k] = x[k] * inverse * (s.offset + weight[k]);
+    for (int k = 0; k < count; ++k) x[k] = x[k] * inverse * factor[k];
     store(x, place.y + i);
   }
 }
@@ -125,13 +143,13 @@ __global__ __launch_bounds__(threads) void layer_norm_kernel(Slices s) {
 #pragma unroll 2
   for (std::int64_t i = first; i < s.d; i += step) {
     float x[count];
-    float weight[count];
+    float factor[count];
     float bias[count] = {};
     load(place.x + i, x);
-    load(s.weight + i, weight);
-    if (s.bias != nullptr) load(s.bias + i, bias);
+    load_factor(s, place.slice, i, factor);
+    if (s.bias != nullptr) load(s.bias + place.slice * s.bias_stride + i, bias);
 #pragma unroll
-    for (int k = 0; k < count; ++k) x[k] = (x[k] - mean) * inverse * weight[k] + bias[k];
+    for (int k = 0; k < count; ++k) x[k] = (x[k] - mean) * inverse * factor[k] + bias[k];
     store(x, place.y + i);
   }
 }
@@ -147,24 +165,31 @@ void launch(const Slices& s, bool centred, Stream& stream) {
   check_launch();
 }
 
-void normalise(ConstTensor x, std::int64_t per_row, ConstTensor weight, ConstTensor bias, float eps,
-               float offset, bool centred, Tensor y, Stream& stream) {
+// Whether a row of weights can be read in vectors for every slice.
+bool vectorizable_or_empty(ConstTensor weight) { return weight.empty() || vectorizable(weight); }
+
+void normalise(ConstTensor x, const HeadSlices& slices, ConstTensor weight, ConstTensor bias,
+               float eps, float offset, bool centred, Tensor y, Stream& stream) {
   if (x.size() == 0) return;
   Slices s{};
   s.x = static_cast<const __nv_bfloat16*>(x.data);
   s.y = static_cast<__nv_bfloat16*>(y.data);
   s.x_stride = x.stride;
   s.y_stride = y.stride;
-  s.count = x.rows * per_row;
-  s.per_row = per_row;
-  s.d = x.cols / per_row;
+  s.count = x.rows * slices.heads;
+  s.per_row = slices.heads;
+  s.slice_stride = slices.stride;
+  s.d = slices.head_dim;
   s.weight = static_cast<const __nv_bfloat16*>(weight.data);
   s.bias = static_cast<const __nv_bfloat16*>(bias.data);
+  s.weight_stride = weight.rows > 1 ? weight.stride : 0;
+  s.bias_stride = bias.rows > 1 ? bias.stride : 0;
   s.eps = eps;
   s.offset = offset;
   require(s.count <= INT32_MAX, "norm: more rows than one launch can hold");
-  const bool in_vectors = vectorizable(x) && vectorizable(y) && vectorizable(weight) &&
-                          (bias.empty() || vectorizable(bias)) && s.d % vector_elements == 0;
+  const bool in_vectors = vectorizable(x.col_range(0, s.d)) && vectorizable(y.col_range(0, s.d)) &&
+                          (s.per_row == 1 || s.slice_stride % vector_elements == 0) &&
+                          vectorizable_or_empty(weight) && vectorizable_or_empty(bias);
   const bool one_warp = s.d <= longest_slice_of_a_warp;
   if (in_vectors)
     one_warp ? launch<8, 1>(s, centred, stream) : launch<8, warps_per_block>(s, centred, stream);
@@ -176,17 +201,22 @@ void normalise(ConstTensor x, std::int64_t per_row, ConstTensor weight, ConstTen
 
 void rms_norm(ConstTensor x, ConstTensor weight, float eps, float offset, Tensor y,
               Stream& stream) {
-  normalise(x, 1, weight, {}, eps, offset, false, y, stream);
+  normalise(x, {1, x.cols, x.cols}, weight, {}, eps, offset, false, y, stream);
 }
 
-void layer_norm(ConstTensor x, ConstTensor weight, ConstTensor bias, float eps, Tensor y,
-                Stream& stream) {
-  normalise(x, 1, weight, bias, eps, 0.0f, true, y, stream);
+void layer_norm(ConstTensor x, ConstTensor weight, ConstTensor bias, float eps, float offset,
+                Tensor y, Stream& stream) {
+  normalise(x, {1, x.cols, x.cols}, weight, bias, eps, offset, true, y, stream);
 }
 
-void rms_norm_heads(Tensor x, std::int64_t heads, ConstTensor weight, float eps, float offset,
-                    Stream& stream) {
-  normalise(x, heads, weight, {}, eps, offset, false, x, stream);
+void rms_norm_slices(Tensor x, HeadSlices slices, ConstTensor weight, float eps, float offset,
+                     Stream& stream) {
+  normalise(x, slices, weight, {}, eps, offset, false, x, stream);
+}
+
+void layer_norm_slices(Tensor x, HeadSlices slices, ConstTensor weight, ConstTensor bias, float eps,
+                       float offset, Stream& stream) {
+  normalise(x, slices, weight, bias, eps, offset, true, x, stream);
 }
 
 }  // namespace qpipe::cuda

@@ -13,13 +13,13 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/alignment.h"
 #include "kernels/stream_cuda.h"
 
 namespace qpipe {
 
 namespace {
 
-constexpr std::size_t alignment = 256;
 constexpr std::size_t largest_spare_bytes =
     std::size_t{64} << 20;  // larger ones are kept by those who need them again
 
@@ -59,10 +59,6 @@ void* allocate_page_locked(std::size_t bytes, int device) {
   return data;
 }
 
-std::size_t round_up(std::size_t bytes) {
-  return (std::max<std::size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
-}
-
 }  // namespace
 
 class HostMemory {
@@ -90,7 +86,7 @@ class HostMemory {
         return block;
       }
     }
-    Block block{nullptr, round_up(bytes)};
+    Block block{nullptr, aligned(std::max<std::size_t>(bytes, 1))};
     block.data = page_locked_ ? allocate_page_locked(block.bytes, device_)
                               : std::aligned_alloc(alignment, block.bytes);
     if (block.data == nullptr) throw std::bad_alloc();
@@ -169,7 +165,7 @@ int cuda_device_count() {
 
 Buffer::Buffer(std::size_t bytes, Stream& stream) : bytes_(bytes), stream_(&stream) {
   stream.check_limit(bytes);
-  const std::size_t rounded = round_up(bytes);
+  const std::size_t rounded = aligned(std::max<std::size_t>(bytes, 1));
   if constexpr (has_cuda)
     if (stream.on_cuda()) data_ = cuda::allocate(rounded, stream);
   if (!stream.on_cuda()) data_ = std::aligned_alloc(alignment, rounded);

@@ -80,14 +80,14 @@ void Comm::connect_ahead(Stream& stream) {
   if (size() == 1 || !stream.on_cuda() || state_->nccl) return;
   if constexpr (has_cuda) {
     std::string id;
-    std::string fault;
+    std::optional<Fault> fault;
     if (root()) try {
         id = cuda::nccl_unique_id();
       } catch (const std::exception& error) {
-        fault = error.what();
+        fault = Fault{0, error.what()};
       }
-    fault = first_failure(fault);
-    if (!fault.empty()) throw std::runtime_error(fault);
+    fault = agree(fault);
+    if (fault) throw std::runtime_error(fault->message);
     id = broadcast(id, 0);
     State& s = *state_;
     State::Attempt attempt(s);
@@ -252,10 +252,17 @@ std::vector<double> Comm::all_gather(const std::vector<double>& values) {
   return all;
 }
 
-std::string Comm::first_failure(const std::string& message) {
-  const std::int64_t first =
-      state_->all_reduce_min(message.empty() ? size() : rank(), "exchange of faults");
-  return first == size() ? "" : broadcast(message, static_cast<int>(first));
+std::vector<std::string> Comm::all_gather_texts(const std::string& text) {
+  return state_->all_gather(text, "all_gather_texts");
+}
+
+std::optional<Comm::Fault> Comm::agree(const std::optional<Fault>& mine) {
+  constexpr std::int64_t codes = 256;
+  const std::int64_t first = state_->all_reduce_min(
+      mine ? rank() * codes + mine->code : size() * codes, "exchange of faults");
+  if (first == size() * codes) return std::nullopt;
+  const auto from = static_cast<int>(first / codes);
+  return Fault{static_cast<int>(first % codes), broadcast(mine ? mine->message : "", from)};
 }
 
 }  // namespace qpipe

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -99,9 +100,13 @@ class Comm {
       const std::string& text);  // to rank 0 (others get an empty vector)
   std::vector<double> all_gather(
       const std::vector<double>& values);  // concatenated in rank order, any lengths
-  // All ranks learn of any rank's failure: returns the message of the lowest rank that passed a
-  // non-empty one, else "".
-  std::string first_failure(const std::string& message);
+  std::vector<std::string> all_gather_texts(const std::string& text);  // in rank order
+  // The fault of the lowest rank that has one, on all ranks. code: 0 … 255.
+  struct Fault {
+    int code = 0;
+    std::string message;
+  };
+  std::optional<Fault> agree(const std::optional<Fault>& mine);
 
  private:
   friend class Ring;

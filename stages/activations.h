@@ -39,9 +39,10 @@ struct StepInput {
 struct Activations {
   Blocking blocking;
   RowRange owned;                 // blocks of this rank
-  BlockStore hidden;              // [tokens, hidden]
-  std::vector<StepInput> inputs;  // one, which becomes that of step after step; or of all steps, by
-                                  // StepKind (Places::inputs_kept)
+  BlockStore hidden;              // [tokens, stream_width]
+  BlockStore spare;               // a second one, where the run keeps two: make_spare
+  std::vector<StepInput> inputs;  // one, which becomes that of step after step; or of all steps
+                                  // (Places::inputs_kept)
   std::size_t current = 0;        // the step's of them
   TensorArray scratch;            // [tokens of one block, scratch_width]
 
@@ -60,6 +61,9 @@ std::vector<std::int64_t> block_rows(const Blocking& blocking, const RowRange& o
 
 Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank,
                              int ranks, const Places& places, Stream& stream);
+
+// Memory for activations.spare, at the same place as activations.hidden's, if there is none yet.
+void make_spare(Activations& activations, const Places& places, Stream& stream);
 
 // Whether block b is one of the evenly spaced blocks that hold about `tokens` tokens, at least one;
 // all blocks for 0.
@@ -82,27 +86,20 @@ void visit_inputs(const Activations& activations, const std::vector<std::size_t>
                   const InputWork& work, Stream& stream);
 void visit_inputs(const Activations& activations, const InputWork& work, Stream& stream);
 
-// hidden = embedding of the tokens. ids: row-major [samples, seqlen] on the host, all samples;
-// table [vocab, hidden] on the device.
-void embed_tokens(const Architecture& architecture, const std::vector<std::int32_t>& ids,
-                  ConstTensor table, Activations& activations, Stream& stream);
-
 // stages/layer.h's functions for all blocks. The first two leave the input of the step that comes
 // next, or turn to it where all are kept; forward_layer leaves none.
-void start_layer(const Architecture& architecture, const Layer& layer, Activations& activations,
-                 Stream& stream);
-void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer,
-             StepKind kind, Activations& activations, Stream& stream);
-void forward_layer(const Architecture& architecture, const DecoderTables& tables,
-                   const Layer& layer, Activations& activations, Stream& stream);
+void start_layer(const Layer& layer, Activations& activations, Stream& stream);
+void advance(const Layer& layer, const DecoderTables& tables, const std::vector<Step>& steps,
+             std::size_t step, Activations& activations, Stream& stream);
+void forward_layer(const Layer& layer, const DecoderTables& tables, Activations& activations,
+                   Stream& stream);
 
 // Where all inputs are kept, the forward pass goes ahead of start_layer and advance, block by
 // block.
-void begin_keeping(Activations& activations, Stream& stream);
+void begin_keeping(const Layer& layer, Activations& activations, Stream& stream);
 // block: the layer's input in block.hidden, memory for widest_input columns in block.input. Its
 // output, if it is wanted, in block.hidden.
-void forward_and_keep(const Architecture& architecture, const DecoderTables& tables,
-                      const Layer& layer, std::size_t local, bool output_wanted, Block& block,
-                      Activations& activations, Stream& stream);
+void forward_and_keep(const Layer& layer, const DecoderTables& tables, std::size_t local,
+                      bool output_wanted, Block& block, Activations& activations, Stream& stream);
 
 }  // namespace qpipe

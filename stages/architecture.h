@@ -1,10 +1,12 @@
-// What a decoder computes: the options of the one generic decoder. Pure data, filled in by
-// pipeline/model/model from config.json and the table of families; read by stages/layer. Shapes are
-// in elements.
+// What a decoder computes, as pure data: kinds of layers, and which layer is of which kind. Built
+// by a function for each family (pipeline/model/families), read by stages/layer. Shapes are in
+// elements, names are the checkpoint's.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "kernels/activation.h"
@@ -14,36 +16,193 @@ namespace qpipe {
 
 enum class NormKind { rms, layer };
 
-// Sequential: h += attn(norm1(h)); h += mlp(norm2(h)).
-// Parallel: h += attn(norm1(h)) + mlp(norm2(h)), norm2 = norm1 when `shared_norm`.
-enum class Residual { sequential, parallel };
+// y = x̂ · (offset + w) + b, with x̂ = x / √(mean x² + ε), or (x − mean) / √(var + ε) for `layer`.
+// Tensors NAME.weight [width] and NAME.bias [width] where they are stored, else w = 1, b = 0.
+struct NormSpec {
+  std::string name;
+  std::int64_t width = 0;
+  NormKind kind = NormKind::rms;
+  float eps = 1e-6f;
+  float offset = 0.0f;  // 1 where the family stores w − 1 (Gemma to Gemma 3, Nemotron)
+  bool weight = true;
+  bool bias = false;
+  bool operator==(const NormSpec&) const = default;
+};
+
+// How a norm of q, k or v takes its heads. `norm.width` is the head's width, or that of all heads
+// together.
+struct HeadNorm {
+  enum class Weight {
+    shared,    // NAME.weight [head_dim] for every head (Qwen 3)
+    per_head,  // NAME.weight [heads, head_dim] (Cohere)
+    modules,   // NAME.norms.H.weight [head_dim] (StableLM 2)
+    whole      // one norm over all heads, NAME.weight [heads · head_dim] (OLMo 2)
+  };
+  NormSpec norm;
+  Weight layout = Weight::shared;
+  bool operator==(const HeadNorm&) const = default;
+};
 
 struct Rope {
   bool enabled = false;
   bool interleaved = false;
   float amplitude = 1.0f;                  // YaRN's attention factor
   std::vector<float> inverse_frequencies;  // rotated width / 2
-  std::int64_t longest =
-      0;  // sequences longer than this have other frequencies (dynamic scaling); 0: none have
+  // Sequences longer than this have other frequencies (LongRoPE, dynamic scaling); 0: none have.
+  std::int64_t longest = 0;
+  std::vector<float> longer_frequencies;  // of those; empty: not known here
   bool operator==(const Rope&) const = default;
 };
 
-// One linear of a layer as the checkpoint names it.
+// One linear of a layer: NAME.weight [out, in] and NAME.bias [out].
 struct LinearSpec {
   std::string name;  // within the layer: "self_attn.q_proj"
   std::int64_t out_features = 0;
   std::int64_t in_features = 0;
   bool bias = false;
+  bool transposed = false;  // stored [in, out] (GPT-2's Conv1D)
   bool operator==(const LinearSpec&) const = default;
 };
 
-// Names of tensors inside a layer, without its prefix; empty where the family has none.
-struct LayerNames {
-  std::string attention_norm;  // module name; tensors NAME.weight and, for layer norm, NAME.bias
-  std::string mlp_norm;
-  std::string q_norm;
-  std::string k_norm;
-  bool operator==(const LayerNames&) const = default;
+// Biases of ALiBi: slope · (position of the key), the same softmax as slope · (key − query).
+struct Alibi {
+  std::vector<float> slopes;  // one a head; empty: none
+  float scale = 1.0f;         // Falcon scales the bias with the scores
+  bool in_bf16 = false;       // Falcon rounds slope and product to bfloat16
+  bool operator==(const Alibi&) const = default;
+};
+
+// Softmax attention. In order: project, clip, copy k to v, norms, rope (or rope, norms), query
+// scale, softmax, output projection.
+struct Attention {
+  HeadLayout heads;             // of the outputs of `qkv`, side by side
+  std::vector<LinearSpec> qkv;  // q, k, v; or one that holds all; without v where values are keys
+  LinearSpec out;
+  std::optional<HeadNorm> q_norm;
+  std::optional<HeadNorm> k_norm;
+  std::optional<HeadNorm> v_norm;
+  bool norms_after_rope = false;
+  bool values_are_keys = false;  // v is the output of k's projection, before k's norm
+  Rope rope;
+  Alibi alibi;
+  float scale = 1.0f;
+  float soft_cap = 0.0f;    // scores s become cap · tanh(s / cap); 0: as they are
+  float clip_qkv = 0.0f;    // q, k and v are cut to ±clip; 0: as they are
+  std::int64_t window = 0;  // of token i: j with i − window < j ≤ i; 0: all j ≤ i
+  std::int64_t chunk = 0;   // of token i: j ≤ i of the same run of `chunk` positions; 0: all
+  // q is multiplied with 1 + β ln(1 + ⌊position / query_scale_positions⌋); β 0: not
+  float query_scale_beta = 0.0f;
+  std::int64_t query_scale_positions = 1;
+  // Keys and values that later layers read (Gemma 4): from this column on of the stream's carried
+  // part. −1: none. A layer that takes them projects q alone; `heads` still has room for k and v.
+  std::int64_t keeps_kv = -1;
+  std::int64_t takes_kv = -1;
+
+  bool shares_kv() const { return keeps_kv >= 0 || takes_kv >= 0; }
+  std::int64_t kv_width() const { return 2 * heads.kv_heads * heads.head_dim; }
+  bool operator==(const Attention&) const = default;
+};
+
+// act_fn of Apertus: x ≤ 0: (expm1(min(x, ε)) − x) · α_n + β x; x > 0: α_p x² + β x, with
+// α_p = softplus(ALPHA_P), α_n = β + softplus(ALPHA_N). Names of tensors with one element each.
+struct Xielu {
+  std::string alpha_p, alpha_n;
+  float beta = 0.5f;
+  float eps = -1e-6f;
+  bool operator==(const Xielu&) const = default;
+};
+
+// out(f(gate) · up), or out(f(in)) where there is no gate. `in` holds gate and up, or one linear
+// with gate's rows above up's, or the plain one.
+struct Mlp {
+  std::vector<LinearSpec> in;
+  LinearSpec out;
+  Activation activation = Activation::silu;
+  bool gated = true;
+  std::optional<Xielu> xielu;  // in place of `activation`
+
+  std::int64_t width() const { return out.in_features; }
+  bool operator==(const Mlp&) const = default;
+};
+
+// A linear in place of a whole mixer or MLP (Nemotron-NAS).
+struct SingleLinear {
+  LinearSpec linear;
+  bool operator==(const SingleLinear&) const = default;
+};
+
+struct Nothing {
+  bool operator==(const Nothing&) const = default;
+};
+
+// Gemma's per-layer embeddings: h += norm(out(f(gate(h)) · e)), with e [width] this layer's columns
+// of the stream's carried part.
+struct PerLayerInput {
+  LinearSpec gate;
+  LinearSpec out;
+  NormSpec norm;
+  Activation activation = Activation::gelu_tanh;
+  std::int64_t carried = 0;  // first column
+  bool operator==(const PerLayerInput&) const = default;
+};
+
+// sequential: h += mixer(norm(h)); h += mlp(norm(h)).
+// parallel:   h += mixer(norm(h)) + mlp(mlp_norm(h)); without mlp_norm the MLP reads the mixer's.
+// normed:     h ← after_mixer(h + mixer(h)); h ← after_mlp(h + mlp(h)).
+// A norm that is not there leaves its input as it is. Where the residual is not `normed`, the
+// norms after_… act on the output before it is added.
+enum class Residual { sequential, parallel, normed };
+
+struct LayerSpec {
+  std::int64_t hidden = 0;  // columns of the residual stream that the layer reads and adds to
+  std::variant<Attention, SingleLinear, Nothing> mixer;
+  std::variant<Mlp, SingleLinear, Nothing> mlp;
+  std::optional<NormSpec> mixer_norm;
+  std::optional<NormSpec> after_mixer;
+  std::optional<NormSpec> mlp_norm;
+  std::optional<NormSpec> after_mlp;
+  Residual residual = Residual::sequential;
+  float residual_multiplier = 1.0f;  // of what is added
+  std::optional<PerLayerInput> per_layer;
+  std::string scalar;  // a tensor of one element that multiplies the layer's output; empty: none
+
+  bool shares_norm() const { return residual == Residual::parallel && !mlp_norm; }
+  bool operator==(const LayerSpec&) const = default;
+};
+
+// Tokens → the residual stream of the first layer: norm(multiplier · W[id]), projected, and
+// P[position + first] added.
+struct Embedding {
+  std::string tokens;      // [vocab, width]
+  std::int64_t width = 0;  // hidden, but for a projection
+  float multiplier = 1.0f;
+  std::string positions;  // [positions, hidden], learned; empty: none
+  std::int64_t first_position = 0;
+  std::optional<NormSpec> norm;
+  std::optional<LinearSpec> projection;
+  bool operator==(const Embedding&) const = default;
+};
+
+// e = (norm(W h₀ / √hidden) + √width · E[id]) / √2 for all layers: [layers · width] carried columns
+// (Gemma 4).
+struct PerLayerEmbedding {
+  std::string tokens;     // [vocab, layers · width]
+  LinearSpec projection;  // hidden → layers · width
+  NormSpec norm;          // of `width` columns
+  std::int64_t carried = 0;
+  bool operator==(const PerLayerEmbedding&) const = default;
+};
+
+// The residual stream behind the last layer → logits.
+struct Head {
+  std::optional<NormSpec> norm;
+  std::optional<LinearSpec> projection;
+  std::string name;  // "lm_head"; its weight is the embedding's where tied
+  bool tied = false;
+  bool bias = false;
+  float multiplier = 1.0f;  // of the logits
+  float soft_cap = 0.0f;    // after it; 0: none
+  bool operator==(const Head&) const = default;
 };
 
 struct Architecture {
@@ -53,41 +212,21 @@ struct Architecture {
   std::int64_t vocab = 0;
   std::int64_t max_positions = 0;
 
-  NormKind norm = NormKind::rms;
-  bool norm_bias = false;
-  float norm_eps = 1e-6f;
-  float norm_offset = 0.0f;
-  Residual residual = Residual::sequential;
-  bool shared_norm = false;
+  std::vector<LayerSpec> kinds;
+  std::vector<std::uint16_t> kind_of_layer;  // as indices into `kinds`
 
-  HeadLayout heads;
-  Rope rope;
-  std::vector<float> key_bias_slopes;  // ALiBi, one a head; empty without
-  bool key_bias_in_bf16 = false;       // Falcon rounds slope and product to bfloat16
-  float attention_scale = 1.0f;
-  std::vector<std::int64_t> window;  // per layer, 0 = full attention
+  std::string root;          // "model.": what the decoder's tensors outside of the head begin with
+  std::string layer_prefix;  // "model.layers."; layer l is PREFIX + l + "."
+  Embedding embedding;
+  std::optional<PerLayerEmbedding> per_layer;
+  Head head;
+  std::int64_t carried = 0;  // columns that travel with the residual stream, right of `hidden`
 
-  bool gated_mlp = true;
-  Activation activation = Activation::silu;
-  std::int64_t ffn = 0;
-
-  bool tied_embeddings = false;
-  float embedding_multiplier = 1.0f;
-
-  // The layer's linears by role; qkv holds one (fused) or three modules whose outputs stand side by
-  // side in `heads`' order, mlp_in one (plain, or fused gate_up) or two (gate, up).
-  std::vector<LinearSpec> qkv;
-  LinearSpec attention_out;
-  std::vector<LinearSpec> mlp_in;
-  LinearSpec mlp_out;
-
-  LayerNames names;
-  std::string layer_prefix;  // "model.layers." ; layer l is PREFIX + l + "."
-  std::string embedding;     // "model.embed_tokens.weight"
-  std::string final_norm;    // "model.norm"
-  std::string lm_head;       // "lm_head"; its weight is the embedding when tied
-  bool lm_head_bias = false;
-
+  std::size_t kind(std::int64_t layer) const {
+    return kind_of_layer.at(static_cast<std::size_t>(layer));
+  }
+  const LayerSpec& layer(std::int64_t index) const { return kinds.at(kind(index)); }
+  std::int64_t stream_width() const { return hidden + carried; }
   bool operator==(const Architecture&) const = default;
 };
 

@@ -1,5 +1,6 @@
 // Where AWQ may move a factor: from the inputs of some linears into what makes those inputs.
-// Source: formats.md §2, scaling mappings.
+// Source: formats.md §2, scaling mappings; pairs that would change what the layer computes are left
+// out.
 #pragma once
 
 #include <string>
@@ -9,37 +10,39 @@
 
 namespace qpipe {
 
-// What produces the input and takes the factor out of it.
-enum class ScaleSource { attention_norm, mlp_norm, linear };
-
 // Whose output the exact search compares.
-enum class Inspected { attention, mlp, attention_and_mlp, linears };
+enum class Inspected { mixer, mlp, mixer_and_mlp, linears };
 
-// Linears of one step, all of those that read its input: none may be left with an input that
+// Linears of one group, all of those that read its columns: none may be left with an input that
 // another's factor has changed.
 struct ScalingPair {
-  StepKind step;
-  ScaleSource source;
-  std::size_t source_linear = 0;      // for ScaleSource::linear
+  std::size_t step = 0;
+  std::size_t group = 0;
+  // What takes the factor out of the input: a norm, or rows of a linear.
+  std::optional<NormSpec> norm;
+  std::size_t source_linear = 0;
   std::int64_t source_first_row = 0;  // its rows from here on are the input's columns
   std::vector<std::size_t> linears;   // as indices into Layer::linears
-  Inspected inspected;
+  Inspected inspected = Inspected::linears;
 };
 
-// At most one pair for each step, in the order of the steps. Pairs:
-//   attention norm → q, k, v;                   with a shared norm → qkv and the MLP's first
-//   linears v → o, where v is a module of its own and one key and value head serves one query head
-//   (both weights have one shape) MLP norm → the MLP's first linears up (or the second half of a
-//   fused gate_up) → down; a plain MLP's first linear → its second where f(a x) = a f(x) for a > 0
-//   (ReLU)
-std::vector<ScalingPair> scaling_pairs(const Architecture& architecture);
+// At most one pair for each group, in the order of the steps. Pairs:
+//   the norm before a half of the layer → the linears that read it; not a norm that stores no
+//   weight v → o, where one key and value head serves one query head and nothing stands between: no
+//   norm
+//     of v, no clipping, no other layer that reads v; v a module of its own or the last rows of one
+//   up, or the second half of a fused gate_up → down; a plain MLP's first linear → its second where
+//     f(a x) = a f(x) for a > 0 (ReLU)
+std::vector<ScalingPair> scaling_pairs(const LayerSpec& spec);
 
 // The linears that run in what the exact search compares.
-std::vector<std::size_t> inspected_linears(const Architecture& architecture,
-                                           const ScalingPair& pair);
+std::vector<std::size_t> inspected_linears(const LayerSpec& spec, const ScalingPair& pair);
 
 // "post_attention_layernorm" or "mlp.up_proj": what the pair's factor goes into, as the layer's
 // tensors are named.
-std::string source_name(const Architecture& architecture, const ScalingPair& pair);
+std::string source_name(const LayerSpec& spec, const ScalingPair& pair);
+
+// Whether a step of that part runs in what the search compares.
+bool is_inspected(Inspected inspected, Part part);
 
 }  // namespace qpipe

@@ -10,6 +10,8 @@
 #include <numeric>
 #include <system_error>
 
+#include "kernels/alignment.h"
+
 namespace qpipe {
 
 namespace {
@@ -61,7 +63,7 @@ BlockStore::BlockStore(std::vector<std::int64_t> rows, std::int64_t width, Place
                        const std::string& folder, Stream& stream)
     : rows_(std::move(rows)), width_(width), place_(place), dtype_(stream.compute_dtype()) {
   const std::int64_t most_rows = rows_.empty() ? 0 : *std::max_element(rows_.begin(), rows_.end());
-  block_bytes_ = (static_cast<std::size_t>(most_rows * width) * size_of(dtype_) + 255) / 256 * 256;
+  block_bytes_ = aligned(static_cast<std::size_t>(most_rows * width) * size_of(dtype_));
   if (place == Place::device) {
     device_ = Buffer(block_bytes_ * blocks(), stream);
     return;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/copy_queue.h"
+#include "stages/access.h"
 #include "stages/places.h"
 
 namespace qpipe {
@@ -75,10 +76,6 @@ class BlockStore {
   Buffer device_;
   std::unique_ptr<Transfer> transfer_;
 };
-
-// What the work on a block does to it. scratch: device memory, the contents neither needed nor
-// kept. none: no memory.
-enum class Access { none, scratch, read, write, update };
 
 // One pass over some blocks of a store, in the given order: begin, work on the stream, end, for
 // each; then finish. One pass at a time.

@@ -48,11 +48,12 @@ std::int64_t first_sample_refused(const Activations& activations, Comm& comm, St
   return first;
 }
 
-FixedPoint choose_units(const Activations& activations, const std::string& what, Comm& comm,
-                        Stream& stream) {
-  const std::int64_t d = activations.input().width;
-  const Matrix<float> maximum = activations.input().maximum.view.col_range(0, d);
-  comm.all_reduce_max({maximum.data, 1, d}, stream);  // once more changes nothing
+FixedPoint choose_units(const Activations& activations, const Group& group, const std::string& what,
+                        Comm& comm, Stream& stream) {
+  const std::int64_t d = group.width;
+  const Matrix<float> maximum = activations.input().maximum.view.col_range(group.begin, d);
+  // Idempotent: kept inputs are reduced once a Hessian.
+  comm.all_reduce_max({maximum.data, 1, d}, stream);
   std::vector<float> host_maximum(static_cast<std::size_t>(d));
   copy_to_host(host_maximum.data(), maximum.data, host_maximum.size() * sizeof(float), stream);
   FixedPoint units{Array<std::int32_t>(1, d, stream),
@@ -96,7 +97,7 @@ void finish_on_host(Matrix<const std::int64_t> sum, std::int64_t first_column,
                     const FixedPoint& units, std::int64_t tokens, Hessian& hessian,
                     Stream& stream) {
   const std::int64_t width = std::min(hessian_panel(stream.backend()), sum.cols);
-  const Buffer memory(static_cast<std::size_t>(sum.rows * width) * sizeof(float), stream);
+  Buffer memory(static_cast<std::size_t>(sum.rows * width) * sizeof(float), stream);
   for (std::int64_t j0 = 0; j0 < sum.cols; j0 += width) {
     const std::int64_t cols = std::min(width, sum.cols - j0);
     const Matrix<float> panel(static_cast<float*>(memory.data()), sum.rows - j0, cols);
@@ -115,14 +116,16 @@ void finish_on_host(Matrix<const std::int64_t> sum, std::int64_t first_column,
 
 }  // namespace
 
+Group whole_input(const Activations& activations) { return {0, activations.input().width, {}}; }
+
 std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns) {
   const std::vector<SumPanel> panels = sum_panels(d, 0, std::min(columns, d));
   return panels.empty() ? 0 : panels.back().end_element();
 }
 
-Hessian calibrate(const Activations& activations, const std::string& what, std::int64_t sampled,
-                  const Places& places, Comm& comm, Stream& stream) {
-  const FixedPoint units = choose_units(activations, what, comm, stream);
+Hessian calibrate(const Activations& activations, const Group& group, const std::string& what,
+                  std::int64_t sampled, const Places& places, Comm& comm, Stream& stream) {
+  const FixedPoint units = choose_units(activations, group, what, comm, stream);
   const std::int64_t d = units.exponent.view.cols;
   const std::int64_t tokens = sampled_tokens(activations.blocking, sampled);
   const std::vector<std::size_t> blocks = sampled_blocks(activations, sampled);
@@ -132,13 +135,14 @@ Hessian calibrate(const Activations& activations, const std::string& what, std::
   result.diagonal.resize(static_cast<std::size_t>(d));
   if (!places.hessian_on_host) result.matrix = Array<float>(d, d, stream);
   {
-    const Array<std::int64_t> memory(1, hessian_sum_elements(d, width),
-                                     stream);  // of the first range, the largest
+    Array<std::int64_t> memory(1, hessian_sum_elements(d, width),
+                               stream);  // of the first range, the largest
     for (std::int64_t begin = 0; begin < d; begin += width) {
       const std::vector<SumPanel> panels = sum_panels(d, begin, std::min(d, begin + width));
       const Matrix<std::int64_t> all(memory.view.data, 1, panels.back().end_element());
       fill_zero(all.data, static_cast<std::size_t>(all.size()) * sizeof(std::int64_t), stream);
-      const auto add = [&](std::size_t, ConstTensor x) {
+      const auto add = [&](std::size_t, ConstTensor input) {
+        const ConstTensor x = input.col_range(group.begin, d);
         for (const SumPanel& panel : panels)
           accumulate_hessian(x, units.exponent, units.log2_tokens, panel.begin, panel.in(all),
                              stream);
@@ -183,13 +187,14 @@ void leave_device(Hessian& hessian) {
   if (!hessian.panels.empty()) hessian.matrix = {};
 }
 
-std::vector<double> mean_magnitude(const Activations& activations, const std::string& what,
-                                   Comm& comm, Stream& stream) {
-  const FixedPoint units = choose_units(activations, what, comm, stream);
+std::vector<double> mean_magnitude(const Activations& activations, const Group& group,
+                                   const std::string& what, Comm& comm, Stream& stream) {
+  const FixedPoint units = choose_units(activations, group, what, comm, stream);
   Array<std::int64_t> sum(1, units.exponent.view.cols, stream);
   fill_zero(sum.view.data, sum.memory.bytes(), stream);
-  const auto add = [&](std::size_t, ConstTensor x) {
-    accumulate_column_abs(x, units.exponent, units.log2_tokens, sum, stream);
+  const auto add = [&](std::size_t, ConstTensor input) {
+    accumulate_column_abs(input.col_range(group.begin, group.width), units.exponent,
+                          units.log2_tokens, sum, stream);
   };
   visit_inputs(activations, add, stream);
   comm.all_reduce_sum(sum, stream);

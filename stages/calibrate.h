@@ -1,5 +1,5 @@
-// The Hessian of one step: H = (1/T) Σ x xᵀ over the tokens of all ranks, or over some of them,
-// bit-identical for any number of ranks.
+// The Hessian of one group of a step: H = (1/T) Σ x xᵀ over the tokens of all ranks, or over some
+// of them, of the columns that the group reads; bit-identical for any number of ranks.
 #pragma once
 
 #include <string>
@@ -24,6 +24,9 @@ struct Hessian {
   std::vector<float> diagonal;       // host
 };
 
+// All columns of the current step's input, as a group.
+Group whole_input(const Activations& activations);
+
 // The 64-bit sum is held in panels of so many columns, each from its diagonal down, so that a
 // reduction moves little more than the triangle.
 constexpr std::int64_t hessian_sum_panel = 2048;
@@ -35,8 +38,8 @@ std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns);
 // evenly spaced blocks that hold about so many (is_sampled), 0: of all. places: of the Hessian and
 // its sum. Collective. Throws std::domain_error naming the step, the column and the first sample
 // when an activation of any token is NaN or infinite (every rank throws the same).
-Hessian calibrate(const Activations& activations, const std::string& what, std::int64_t tokens,
-                  const Places& places, Comm& comm, Stream& stream);
+Hessian calibrate(const Activations& activations, const Group& group, const std::string& what,
+                  std::int64_t tokens, const Places& places, Comm& comm, Stream& stream);
 
 // h_ij = H[perm[i], perm[j]] for a Hessian that waits on the host.   perm [1, d] on the device, or
 // empty: as it is; h [d, d].
@@ -49,7 +52,7 @@ void leave_device(Hessian& hessian);
 
 // mean_t |x[t, i]| over the tokens of all ranks, [d] on every rank, bit-identical for any number of
 // ranks. Collective; throws as calibrate().
-std::vector<double> mean_magnitude(const Activations& activations, const std::string& what,
-                                   Comm& comm, Stream& stream);
+std::vector<double> mean_magnitude(const Activations& activations, const Group& group,
+                                   const std::string& what, Comm& comm, Stream& stream);
 
 }  // namespace qpipe

@@ -16,7 +16,7 @@ bool may_clip(const std::string& module) {
 
 void clip_weight(Matrix<float> w, const Hessian& hessian, const LinearSettings& settings,
                  Stream& stream) {
-  const Array<float> limit(w.rows, settings.groups(w.cols), stream);
+  Array<float> limit(w.rows, settings.groups(w.cols), stream);
   search_clip(w, hessian.matrix, settings.group_columns(w.cols),
               {settings.bits, settings.symmetric, 0.0f}, limit, stream);
   clamp_groups(w, limit, stream);

@@ -15,7 +15,7 @@ namespace qpipe {
 namespace {
 
 std::vector<float> download(ConstTensor tensor, Stream& stream) {
-  const Array<float> copy(tensor.rows, tensor.cols, stream);
+  Array<float> copy(tensor.rows, tensor.cols, stream);
   convert(tensor, copy.view, stream);
   std::vector<float> values(static_cast<std::size_t>(tensor.size()));
   copy_to_host(values.data(), copy.view.data, values.size() * sizeof(float), stream);
@@ -44,7 +44,7 @@ std::vector<LinearFactors> linear_factors(const Layer& layer,
   std::vector<LinearFactors> factors(layer.linears.size());
   for (const ScaledPair& p : pairs) {
     for (const std::size_t i : p.pair.linears) factors[i].column = p.scale;
-    if (p.pair.source != ScaleSource::linear) continue;
+    if (p.pair.norm) continue;
     std::vector<float>& row = factors[p.pair.source_linear].row;
     row.assign(static_cast<std::size_t>(layer.linears[p.pair.source_linear].weight.rows), 1.0f);
     std::copy(p.scale.begin(), p.scale.end(), row.begin() + p.pair.source_first_row);
@@ -67,7 +67,7 @@ Array<float> scaled_rows(const Linear& linear, const LinearFactors& factors, con
 
 void unscaled_weight_into(const QuantizedLinear& q, const LinearFactors& factors, Tensor weight,
                           Stream& stream) {
-  const Array<float> memory(std::min(gram_row_block, weight.rows), weight.cols, stream);
+  Array<float> memory(std::min(gram_row_block, weight.rows), weight.cols, stream);
   const Array<std::int32_t> group_of = upload(q.group_of, stream);
   const Array<float> column = upload(reciprocals(factors.column), stream);
   const Array<float> row = upload(reciprocals(factors.row), stream);
@@ -100,15 +100,14 @@ std::vector<ChangedTensor> divided_vectors(const Architecture& a, const Layer& l
   };
   const std::string prefix = layer_prefix(a, layer.index);
   for (const ScaledPair& p : pairs) {
-    if (p.pair.source == ScaleSource::linear) {
+    if (!p.pair.norm) {
       const Linear& source = layer.linears[p.pair.source_linear];
       change(source.name + ".bias", source.stored_bias, p, 0.0f);
       continue;
     }
-    const Norm& norm =
-        p.pair.source == ScaleSource::attention_norm ? layer.attention_norm : layer.mlp_norm;
-    const std::string name = prefix + source_name(a, p.pair);
-    change(name + ".weight", norm.stored_weight, p, a.norm_offset);
+    const Norm& norm = layer.norms.at(p.pair.norm->name);
+    const std::string name = prefix + p.pair.norm->name;
+    change(name + ".weight", norm.stored_weight, p, p.pair.norm->offset);
     change(name + ".bias", norm.stored_bias, p, 0.0f);
   }
   return changed;
@@ -118,7 +117,7 @@ void divide_input(Hessian& hessian, const std::vector<float>& scale, Stream& str
   bring_to_device(hessian, stream);
   hessian.panels.clear();
   unscale_hessian(hessian.matrix, upload(scale, stream), stream);
-  const Array<float> on_device(1, hessian.matrix.view.cols, stream);
+  Array<float> on_device(1, hessian.matrix.view.cols, stream);
   diagonal(hessian.matrix, on_device, stream);
   copy_to_host(hessian.diagonal.data(), on_device.view.data, on_device.memory.bytes(), stream);
 }
@@ -132,11 +131,11 @@ double output_error(const Linear& linear, const LinearFactors& factors,
   const Array<float> column = upload(factors.column, stream);
   const Array<float> row = upload(factors.row, stream);
   const Array<std::int32_t> group_of = upload(quantized.group_of, stream);
-  const Array<float> exact(std::min(gram_row_block, mine.count), d, stream);
-  const Array<float> rounded(std::min(gram_row_block, mine.count), d, stream);
+  Array<float> exact(std::min(gram_row_block, mine.count), d, stream);
+  Array<float> rounded(std::min(gram_row_block, mine.count), d, stream);
   const GramMatrix gram = gram_matrix(hessian.matrix, stream);
   const std::int64_t blocks = (mine.count + gram_row_block - 1) / gram_row_block;
-  const Array<double> total(1, blocks, stream);
+  Array<double> total(1, blocks, stream);
   for (std::int64_t block = 0; block < blocks; ++block) {
     const std::int64_t begin = mine.begin + block * gram_row_block;
     const std::int64_t count = std::min(gram_row_block, mine.begin + mine.count - begin);

@@ -2,17 +2,51 @@
 
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 
+#include "kernels/activation.h"
+#include "kernels/add.h"
 #include "kernels/linear.h"
+#include "kernels/multiply.h"
 #include "kernels/norm.h"
+#include "stages/attention.h"
 
 namespace qpipe {
 
 namespace {
 
-std::size_t attention_out_index(const Architecture& a) { return a.qkv.size(); }
-std::size_t mlp_in_index(const Architecture& a) { return a.qkv.size() + 1; }
-std::size_t mlp_out_index(const Architecture& a) { return a.qkv.size() + 1 + a.mlp_in.size(); }
+template <class... Cases>
+struct Overloaded : Cases... {
+  using Cases::operator()...;
+};
+
+using Linears = std::vector<LinearSpec>;
+
+Linears mixer_linears(const LayerSpec& spec) {
+  return std::visit(Overloaded{[](const Attention& a) {
+                                 Linears linears = a.qkv;
+                                 linears.push_back(a.out);
+                                 return linears;
+                               },
+                               [](const SingleLinear& s) { return Linears{s.linear}; },
+                               [](const Nothing&) { return Linears{}; }},
+                    spec.mixer);
+}
+
+Linears mlp_linears(const LayerSpec& spec) {
+  return std::visit(Overloaded{[](const Mlp& m) {
+                                 Linears linears = m.in;
+                                 linears.push_back(m.out);
+                                 return linears;
+                               },
+                               [](const SingleLinear& s) { return Linears{s.linear}; },
+                               [](const Nothing&) { return Linears{}; }},
+                    spec.mlp);
+}
+
+void append(Linears& linears, const Linears& more) {
+  linears.insert(linears.end(), more.begin(), more.end());
+}
 
 std::vector<std::size_t> consecutive(std::size_t begin, std::size_t count) {
   std::vector<std::size_t> indices(count);
@@ -20,10 +54,63 @@ std::vector<std::size_t> consecutive(std::size_t begin, std::size_t count) {
   return indices;
 }
 
-std::int64_t mlp_width(const Architecture& a) {
+std::int64_t outputs(const Linears& linears) {
   std::int64_t width = 0;
-  for (const LinearSpec& linear : a.mlp_in) width += linear.out_features;
+  for (const LinearSpec& linear : linears) width += linear.out_features;
   return width;
+}
+
+void add_norm(const std::optional<NormSpec>& norm, std::vector<NormTensors>& norms) {
+  if (!norm) return;
+  NormTensors& tensors = norms.emplace_back(NormTensors{norm->name, 1, norm->width, {}, {}});
+  if (norm->weight) tensors.weights = {norm->name + ".weight"};
+  if (norm->bias) tensors.biases = {norm->name + ".bias"};
+}
+
+void add_norm(const std::optional<HeadNorm>& head_norm, std::int64_t heads,
+              std::vector<NormTensors>& norms) {
+  if (!head_norm) return;
+  const NormSpec& norm = head_norm->norm;
+  add_norm(std::optional(norm), norms);
+  NormTensors& tensors = norms.back();
+  const bool rows = head_norm->layout == HeadNorm::Weight::per_head ||
+                    head_norm->layout == HeadNorm::Weight::modules;
+  if (rows) tensors.rows = heads;
+  if (head_norm->layout != HeadNorm::Weight::modules) return;
+  tensors.weights.clear();
+  tensors.biases.clear();
+  for (std::int64_t h = 0; h < heads; ++h) {
+    const std::string module = norm.name + ".norms." + std::to_string(h);
+    if (norm.weight) tensors.weights.push_back(module + ".weight");
+    if (norm.bias) tensors.biases.push_back(module + ".bias");
+  }
+}
+
+// The tensors of norms: a weight, its bias, the next.
+void add_tensors(const std::vector<NormTensors>& norms, std::vector<TensorSpec>& tensors) {
+  for (const NormTensors& norm : norms) {
+    const std::size_t count = std::max(norm.weights.size(), norm.biases.size());
+    std::vector<std::int64_t> shape{norm.width};
+    if (count == 1 && norm.rows > 1) shape.insert(shape.begin(), norm.rows);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (i < norm.weights.size()) tensors.push_back({norm.weights[i], shape, TensorRole::norm});
+      if (i < norm.biases.size()) tensors.push_back({norm.biases[i], shape, TensorRole::norm});
+    }
+  }
+}
+
+void add_norm_tensors(const std::optional<NormSpec>& norm, std::vector<TensorSpec>& tensors) {
+  std::vector<NormTensors> norms;
+  add_norm(norm, norms);
+  add_tensors(norms, tensors);
+}
+
+// Columns [begin, begin + rows · cols) of the scratch memory as a matrix.
+Tensor scratch_part(Tensor scratch, std::int64_t first_element, std::int64_t rows,
+                    std::int64_t cols) {
+  auto* data = static_cast<unsigned char*>(scratch.data) +
+               first_element * static_cast<std::int64_t>(size_of(scratch.dtype));
+  return {data, scratch.dtype, rows, cols};
 }
 
 // The view of the block's input memory for another width.
@@ -31,184 +118,351 @@ Tensor input_of_width(const Block& block, std::int64_t width) {
   return {block.input.data, block.input.dtype, block.input.rows, width};
 }
 
-Tensor top_left(Tensor scratch, std::int64_t rows, std::int64_t cols) {
-  return {scratch.data, scratch.dtype, rows, cols};
-}
-
-// Several linears of one input, outputs side by side.
-void project(const Layer& layer, std::size_t begin, std::size_t count, ConstTensor x, Tensor y,
-             Stream& stream) {
-  std::int64_t column = 0;
-  for (std::size_t i = begin; i < begin + count; ++i) {
-    const Linear& linear_ = layer.linears[i];
-    linear(x, linear_.weight, linear_.bias, y.col_range(column, linear_.weight.rows), stream);
-    column += linear_.weight.rows;
+const std::optional<NormSpec>& norm_before(const LayerSpec& spec, Part part) {
+  static const std::optional<NormSpec> none;
+  switch (part) {
+    case Part::mixer: return spec.mixer_norm;
+    case Part::mlp: return spec.shares_norm() ? spec.mixer_norm : spec.mlp_norm;
+    case Part::per_layer: return none;
   }
+  return none;
 }
 
-void add_to_hidden(const Linear& linear_, ConstTensor x, Tensor hidden, Stream& stream) {
-  linear_add(x, linear_.weight, linear_.bias, 1.0f, hidden, stream);
+// y = the input of the part's first step.
+void read_stream(const Layer& layer, Part part, ConstTensor hidden, Tensor y, Stream& stream) {
+  const std::optional<NormSpec>& norm = norm_before(*layer.spec, part);
+  if (!norm) return convert(hidden, y, stream);
+  const auto stored = layer.norms.find(norm->name);
+  apply_norm(*norm, stored == layer.norms.end() ? Norm{} : stored->second, hidden, y, stream);
+}
+
+// h += multiplier · after(x Wᵀ + b), or h ← after(h + multiplier · (x Wᵀ + b)).
+void add_output(const Layer& layer, const LinearSpec& out, const std::optional<NormSpec>& after,
+                ConstTensor x, Tensor hidden, Tensor y, Stream& stream) {
+  const LayerSpec& spec = *layer.spec;
+  const Linear& last = layer.linear(out);
+  const auto normed = [&](Tensor z) {
+    const auto stored = layer.norms.find(after->name);
+    apply_norm(*after, stored == layer.norms.end() ? Norm{} : stored->second, z, z, stream);
+  };
+  if (!after || spec.residual == Residual::normed) {
+    linear_add(x, last.weight, last.bias, spec.residual_multiplier, hidden, stream);
+    if (after) normed(hidden);
+    return;
+  }
+  linear(x, last.weight, last.bias, y, stream);
+  normed(y);
+  add_scaled(y, spec.residual_multiplier, hidden, stream);
+}
+
+void mlp_activations(const Mlp& mlp, const Layer& layer, ConstTensor x, Tensor y, Tensor scratch,
+                     Stream& stream) {
+  const Tensor up = scratch_part(scratch, 0, x.rows, outputs(mlp.in));
+  project(mlp.in, layer, x, up, stream);
+  if (mlp.xielu)
+    return xielu(up, layer.constants.at(mlp.xielu->alpha_p).stored_weight,
+                 layer.constants.at(mlp.xielu->alpha_n).stored_weight, mlp.xielu->beta,
+                 mlp.xielu->eps, y, stream);
+  if (mlp.gated) return gated_activation(up, mlp.activation, y, stream);
+  return activation(up, mlp.activation, y, stream);
+}
+
+const LinearSpec& last_linear(const LayerSpec& spec, Part part) {
+  if (part == Part::per_layer) return spec.per_layer->out;
+  if (part == Part::mixer) {
+    if (const auto* a = std::get_if<Attention>(&spec.mixer)) return a->out;
+    return std::get<SingleLinear>(spec.mixer).linear;
+  }
+  if (const auto* m = std::get_if<Mlp>(&spec.mlp)) return m->out;
+  return std::get<SingleLinear>(spec.mlp).linear;
 }
 
 }  // namespace
 
-std::vector<LinearSpec> all_linears(const Architecture& a) {
-  std::vector<LinearSpec> linears = a.qkv;
-  linears.push_back(a.attention_out);
-  linears.insert(linears.end(), a.mlp_in.begin(), a.mlp_in.end());
-  linears.push_back(a.mlp_out);
+Linears layer_linears(const LayerSpec& spec) {
+  Linears linears = mixer_linears(spec);
+  append(linears, mlp_linears(spec));
+  if (spec.per_layer) append(linears, {spec.per_layer->gate, spec.per_layer->out});
   return linears;
 }
 
-std::vector<Step> layer_steps(const Architecture& a) {
-  Step attention_in{StepKind::attention_in, consecutive(0, a.qkv.size())};
-  Step mlp_in{StepKind::mlp_in, consecutive(mlp_in_index(a), a.mlp_in.size())};
-  if (a.shared_norm) {
-    attention_in.linears.insert(attention_in.linears.end(), mlp_in.linears.begin(),
-                                mlp_in.linears.end());
-    mlp_in.linears.clear();
+std::vector<NormTensors> layer_norms(const LayerSpec& spec) {
+  std::vector<NormTensors> norms;
+  add_norm(spec.mixer_norm, norms);
+  add_norm(spec.mlp_norm, norms);
+  if (const auto* a = std::get_if<Attention>(&spec.mixer)) {
+    add_norm(a->q_norm, a->heads.heads, norms);
+    if (a->takes_kv < 0) {
+      add_norm(a->k_norm, a->heads.kv_heads, norms);
+      add_norm(a->v_norm, a->heads.kv_heads, norms);
+    }
   }
-  return {attention_in,
-          {StepKind::attention_out, {attention_out_index(a)}},
-          mlp_in,
-          {StepKind::mlp_out, {mlp_out_index(a)}}};
+  add_norm(spec.after_mixer, norms);
+  add_norm(spec.after_mlp, norms);
+  if (spec.per_layer) add_norm(std::optional(spec.per_layer->norm), norms);
+  return norms;
 }
 
-std::vector<std::size_t> run_linears(const Architecture& a, StepKind kind) {
-  switch (kind) {
-    case StepKind::attention_in: return consecutive(0, a.qkv.size());
-    case StepKind::attention_out: return {attention_out_index(a)};
-    case StepKind::mlp_in: return consecutive(mlp_in_index(a), a.mlp_in.size());
-    case StepKind::mlp_out: return {mlp_out_index(a)};
+std::vector<TensorSpec> layer_tensors(const LayerSpec& spec) {
+  std::vector<TensorSpec> tensors;
+  const Linears linears = layer_linears(spec);
+  for (std::size_t i = 0; i < linears.size(); ++i) {
+    const LinearSpec& l = linears[i];
+    const auto shape = l.transposed ? std::vector{l.in_features, l.out_features}
+                                    : std::vector{l.out_features, l.in_features};
+    tensors.push_back({l.name + ".weight", shape, TensorRole::weight, i});
+    if (l.bias) tensors.push_back({l.name + ".bias", {l.out_features}, TensorRole::linear_bias, i});
   }
-  return {};
+  add_tensors(layer_norms(spec), tensors);
+  const auto add_constant = [&](const std::string& name) {
+    tensors.push_back({name, {1}, TensorRole::constant});
+  };
+  if (const auto* m = std::get_if<Mlp>(&spec.mlp); m != nullptr && m->xielu) {
+    add_constant(m->xielu->alpha_p);
+    add_constant(m->xielu->alpha_n);
+  }
+  if (!spec.scalar.empty()) add_constant(spec.scalar);
+  return tensors;
 }
 
-std::int64_t input_width(const Architecture& a, StepKind kind) {
-  switch (kind) {
-    case StepKind::attention_in:
-    case StepKind::mlp_in: return a.hidden;
-    case StepKind::attention_out: return a.attention_out.in_features;
-    case StepKind::mlp_out: return a.mlp_out.in_features;
+namespace {
+
+void add_linear(const LinearSpec& l, std::vector<TensorSpec>& tensors) {
+  tensors.push_back({l.name + ".weight", {l.out_features, l.in_features}, TensorRole::weight});
+  if (l.bias) tensors.push_back({l.name + ".bias", {l.out_features}, TensorRole::linear_bias});
+}
+
+}  // namespace
+
+std::vector<TensorSpec> embedding_tensors(const Architecture& a) {
+  const Embedding& e = a.embedding;
+  std::vector<TensorSpec> tensors{{e.tokens, {a.vocab, e.width}, TensorRole::weight}};
+  if (!e.positions.empty())
+    tensors.push_back(
+        {e.positions, {a.max_positions + e.first_position, a.hidden}, TensorRole::weight});
+  add_norm_tensors(e.norm, tensors);
+  if (e.projection) add_linear(*e.projection, tensors);
+  if (a.per_layer) {
+    const LinearSpec& projection = a.per_layer->projection;
+    tensors.push_back(
+        {a.per_layer->tokens, {a.vocab, projection.out_features}, TensorRole::weight});
+    add_linear(projection, tensors);
+    add_norm_tensors(a.per_layer->norm, tensors);
   }
-  return 0;
+  return tensors;
+}
+
+std::vector<TensorSpec> head_tensors(const Architecture& a) {
+  std::vector<TensorSpec> tensors;
+  add_norm_tensors(a.head.norm, tensors);
+  if (a.head.projection) add_linear(*a.head.projection, tensors);
+  if (!a.head.tied)
+    tensors.push_back({a.head.name + ".weight", {a.vocab, a.embedding.width}, TensorRole::weight});
+  if (a.head.bias) tensors.push_back({a.head.name + ".bias", {a.vocab}, TensorRole::linear_bias});
+  return tensors;
+}
+
+const Linear& Layer::linear(const LinearSpec& wanted) const {
+  for (const Linear& one : linears)
+    if (one.name.ends_with(wanted.name) &&
+        (one.name.size() == wanted.name.size() ||
+         one.name[one.name.size() - wanted.name.size() - 1] == '.'))
+      return one;
+  throw std::logic_error("layer " + std::to_string(index) + " has no linear " + wanted.name);
+}
+
+std::vector<Step> layer_steps(const LayerSpec& spec) {
+  std::vector<Step> steps;
+  std::size_t next = 0;  // linear
+  const auto add = [&](Part part, int number, std::int64_t width, std::size_t linears) -> Step& {
+    Step& step = steps.emplace_back();
+    step.part = part;
+    step.number = number;
+    step.width = width;
+    step.runs = consecutive(next, linears);
+    step.groups = {{0, width, step.runs}};
+    next += linears;
+    return step;
+  };
+  if (const auto* a = std::get_if<Attention>(&spec.mixer)) {
+    Step& in = add(Part::mixer, 0, spec.hidden, a->qkv.size());
+    in.attention_width = a->heads.heads * a->heads.head_dim;
+    if (a->takes_kv >= 0) in.hidden = Access::read;
+    if (a->keeps_kv >= 0) in.hidden = Access::update;
+    add(Part::mixer, 1, a->out.in_features, 1).hidden = Access::update;
+  } else if (std::holds_alternative<SingleLinear>(spec.mixer)) {
+    add(Part::mixer, 0, spec.hidden, 1).hidden = Access::update;
+  }
+  if (const auto* m = std::get_if<Mlp>(&spec.mlp)) {
+    Step& in = add(Part::mlp, 0, spec.hidden, m->in.size());
+    if (spec.shares_norm() && steps.size() > 1) {
+      std::vector<std::size_t>& first = steps.front().groups.front().linears;
+      first.insert(first.end(), in.runs.begin(), in.runs.end());
+      in.groups.clear();
+    }
+    add(Part::mlp, 1, m->width(), 1).hidden = Access::update;
+  } else if (std::holds_alternative<SingleLinear>(spec.mlp)) {
+    add(Part::mlp, 0, spec.hidden, 1).hidden = Access::update;
+  }
+  if (spec.per_layer) {
+    add(Part::per_layer, 0, spec.hidden, 1).hidden = Access::read;
+    add(Part::per_layer, 1, spec.per_layer->out.in_features, 1).hidden = Access::update;
+  }
+  if (!steps.empty()) steps.back().input = Access::read;
+  return steps;
+}
+
+std::size_t most_steps(const Architecture& a) {
+  std::size_t most = 0;
+  for (const LayerSpec& kind : a.kinds) most = std::max(most, layer_steps(kind).size());
+  return most;
+}
+
+std::int64_t widest_input(const Architecture& a, std::size_t step) {
+  std::int64_t width = 0;
+  for (const LayerSpec& kind : a.kinds) {
+    const std::vector<Step> steps = layer_steps(kind);
+    if (step < steps.size()) width = std::max(width, steps[step].width);
+  }
+  return width;
 }
 
 std::int64_t widest_input(const Architecture& a) {
-  return std::max({a.hidden, a.attention_out.in_features, a.mlp_out.in_features});
+  std::int64_t width = a.hidden;
+  for (std::size_t step = 0; step < most_steps(a); ++step)
+    width = std::max(width, widest_input(a, step));
+  return width;
 }
 
 std::int64_t scratch_width(const Architecture& a) {
-  return std::max({a.hidden, a.heads.width(), mlp_width(a)});
+  std::int64_t width = a.hidden;
+  for (const LayerSpec& kind : a.kinds) {
+    if (const auto* attention = std::get_if<Attention>(&kind.mixer))
+      width = std::max(width, attention->heads.width());
+    if (const auto* mlp = std::get_if<Mlp>(&kind.mlp)) width = std::max(width, outputs(mlp->in));
+    if (kind.residual == Residual::parallel && kind.after_mixer)
+      width = std::max(width, 2 * a.hidden);
+  }
+  return width;
 }
 
 DecoderTables make_tables(const Architecture& a, std::int64_t seqlen, Stream& stream) {
   DecoderTables tables;
-  if (a.rope.enabled) {
-    const std::vector<float>& frequencies = a.rope.inverse_frequencies;
-    tables.inverse_frequencies =
-        Array<float>(1, static_cast<std::int64_t>(frequencies.size()), stream);
-    copy_to_device(tables.inverse_frequencies.view.data, frequencies.data(),
-                   frequencies.size() * sizeof(float), stream);
-  }
-  if (!a.key_bias_slopes.empty()) {
-    // Softmax does not change when a row's scores shift, so slope · (key position) serves as
-    // ALiBi's slope · (key − query).
-    std::vector<float> bias;
-    for (const float slope : a.key_bias_slopes)
-      for (std::int64_t position = 0; position < seqlen; ++position) {
-        const auto at = static_cast<float>(position);
-        const float exact = slope * at;
-        const float rounded = to_float(to_bf16(to_float(to_bf16(slope)) * to_float(to_bf16(at))));
-        bias.push_back((a.key_bias_in_bf16 ? rounded : exact) * a.attention_scale);
-      }
-    tables.key_bias = Array<float>(a.heads.heads, seqlen, stream);
-    copy_to_device(tables.key_bias.view.data, bias.data(), bias.size() * sizeof(float), stream);
+  for (const LayerSpec& kind : a.kinds) {
+    const auto* attention = std::get_if<Attention>(&kind.mixer);
+    tables.kinds.push_back(
+        attention == nullptr ? KindTables{} : make_attention_tables(*attention, seqlen, stream));
   }
   return tables;
 }
 
-void apply_norm(const Architecture& a, const Norm& norm, ConstTensor x, Tensor y, Stream& stream) {
-  switch (a.norm) {
-    case NormKind::rms: return rms_norm(x, norm.weight, a.norm_eps, a.norm_offset, y, stream);
-    case NormKind::layer: return layer_norm(x, norm.weight, norm.bias, a.norm_eps, y, stream);
+std::int64_t table_bytes(const Architecture& a, std::int64_t seqlen) {
+  std::int64_t bytes = 0;
+  for (const LayerSpec& kind : a.kinds)
+    if (const auto* attention = std::get_if<Attention>(&kind.mixer))
+      bytes += attention_table_bytes(*attention, seqlen);
+  return bytes;
+}
+
+void apply_norm(const NormSpec& spec, const Norm& norm, ConstTensor x, Tensor y, Stream& stream) {
+  switch (spec.kind) {
+    case NormKind::rms: return rms_norm(x, norm.weight, spec.eps, spec.offset, y, stream);
+    case NormKind::layer:
+      return layer_norm(x, norm.weight, norm.bias, spec.eps, spec.offset, y, stream);
   }
 }
 
-void start_layer(const Architecture& a, const Layer& layer, Block& block, Stream& stream) {
-  block.input = input_of_width(block, a.hidden);
-  apply_norm(a, layer.attention_norm, block.hidden, block.input, stream);
+void start_layer(const Layer& layer, Block& block, Stream& stream) {
+  const LayerSpec& spec = *layer.spec;
+  const std::vector<Step> steps = layer_steps(spec);
+  if (steps.empty()) return;
+  block.input = input_of_width(block, spec.hidden);
+  read_stream(layer, steps.front().part, block.hidden.col_range(0, spec.hidden), block.input,
+              stream);
 }
 
-void attention_heads(const Architecture& a, const DecoderTables& tables, const Layer& layer,
-                     std::int64_t seqlen, ConstTensor x, Tensor y, Tensor scratch, Stream& stream) {
-  const Tensor qkv = top_left(scratch, x.rows, a.heads.width());
-  project(layer, 0, a.qkv.size(), x, qkv, stream);
-  const HeadLayout& heads = a.heads;
-  if (!layer.q_norm.empty()) {  // families with q/k norms have q|k|v side by side
-    rms_norm_heads(qkv.col_range(0, heads.heads * heads.head_dim), heads.heads, layer.q_norm,
-                   a.norm_eps, a.norm_offset, stream);
-    rms_norm_heads(qkv.col_range(heads.k_begin, heads.kv_heads * heads.head_dim), heads.kv_heads,
-                   layer.k_norm, a.norm_eps, a.norm_offset, stream);
+void part_output(const Layer& layer, const DecoderTables& tables, Part part, std::int64_t seqlen,
+                 ConstTensor x, Tensor between, Tensor scratch, Matrix<float> y, bool add,
+                 Stream& stream) {
+  const LayerSpec& spec = *layer.spec;
+  const LinearSpec& out = last_linear(spec, part);
+  ConstTensor inner = x;
+  const Tensor memory(between.data, between.dtype, x.rows, out.in_features);
+  if (const auto* a = std::get_if<Attention>(&spec.mixer); part == Part::mixer && a != nullptr) {
+    attention_heads(*a, layer, tables.of(layer), seqlen, x, {}, memory, scratch, stream);
+    inner = memory;
   }
-  if (a.rope.enabled)
-    rope(qkv, heads, tables.inverse_frequencies, a.rope.amplitude, a.rope.interleaved, seqlen,
-         stream);
-  AttentionOptions options;
-  options.scale = a.attention_scale;
-  options.window = a.window.at(static_cast<std::size_t>(layer.index));
-  options.key_bias = tables.key_bias;
-  attention(qkv, heads, seqlen, options, y, stream);
+  if (const auto* m = std::get_if<Mlp>(&spec.mlp); part == Part::mlp && m != nullptr) {
+    mlp_activations(*m, layer, x, memory, scratch, stream);
+    inner = memory;
+  }
+  if (add)
+    linear_add(inner, layer.linear(out).weight, {}, 1.0f, y, stream);
+  else
+    linear(inner, layer.linear(out).weight, {}, y, stream);
 }
 
-void mlp_activations(const Architecture& a, const Layer& layer, ConstTensor x, Tensor y,
-                     Tensor scratch, Stream& stream) {
-  const Tensor up = top_left(scratch, x.rows, mlp_width(a));
-  project(layer, mlp_in_index(a), a.mlp_in.size(), x, up, stream);
-  if (a.gated_mlp) return gated_activation(up, a.activation, y, stream);
-  return activation(up, a.activation, y, stream);
-}
+void advance(const Layer& layer, const DecoderTables& tables, const std::vector<Step>& steps,
+             std::size_t index, std::int64_t seqlen, Block& block, Tensor scratch, Stream& stream) {
+  const LayerSpec& spec = *layer.spec;
+  const Step& step = steps.at(index);
+  const Step* next = index + 1 < steps.size() ? &steps[index + 1] : nullptr;
+  const std::int64_t tokens = block.input.rows;
+  const ConstTensor x = block.input;
+  const auto hidden = [&] { return block.hidden.col_range(0, spec.hidden); };
+  const auto carried = [&] {
+    return block.hidden.empty()
+               ? Tensor{}
+               : block.hidden.col_range(spec.hidden, block.hidden.cols - spec.hidden);
+  };
 
-void advance(const Architecture& a, const DecoderTables& tables, const Layer& layer, StepKind kind,
-             std::int64_t seqlen, Block& block, Tensor scratch, Stream& stream) {
-  const std::int64_t tokens = block.hidden.rows;
-  switch (kind) {
-    case StepKind::attention_in: {
-      const ConstTensor x = block.input;
-      block.input = input_of_width(block, a.attention_out.in_features);
-      return attention_heads(a, tables, layer, seqlen, x, block.input, scratch, stream);
-    }
-    case StepKind::attention_out: {
-      const Linear& out = layer.linears[attention_out_index(a)];
-      if (a.residual == Residual::sequential) {
-        add_to_hidden(out, block.input, block.hidden, stream);
-        block.input = input_of_width(block, a.hidden);
-        return apply_norm(a, layer.mlp_norm, block.hidden, block.input, stream);
+  const bool first_of_two = next != nullptr && next->part == step.part;
+  if (first_of_two) {
+    block.input = input_of_width(block, next->width);
+    switch (step.part) {
+      case Part::mixer:
+        return attention_heads(std::get<Attention>(spec.mixer), layer, tables.of(layer), seqlen, x,
+                               carried(), block.input, scratch, stream);
+      case Part::mlp:
+        return mlp_activations(std::get<Mlp>(spec.mlp), layer, x, block.input, scratch, stream);
+      case Part::per_layer: {
+        const PerLayerInput& p = *spec.per_layer;
+        const Tensor gate = scratch_part(scratch, 0, tokens, p.gate.out_features);
+        project({p.gate}, layer, x, gate, stream);
+        activation(gate, p.activation, block.input, stream);
+        return multiply(carried().col_range(p.carried, p.gate.out_features), block.input, stream);
       }
-      // Parallel: the MLP reads the residual stream from before the attention is added.
-      const Tensor mlp_input = top_left(scratch, tokens, a.hidden);
-      apply_norm(a, a.shared_norm ? layer.attention_norm : layer.mlp_norm, block.hidden, mlp_input,
-                 stream);
-      add_to_hidden(out, block.input, block.hidden, stream);
-      block.input = input_of_width(block, a.hidden);
-      return copy_on_device(block.input.data, mlp_input.data,
-                            static_cast<std::size_t>(mlp_input.bytes()), stream);
     }
-    case StepKind::mlp_in: {
-      const ConstTensor x = block.input;
-      block.input = input_of_width(block, a.mlp_out.in_features);
-      return mlp_activations(a, layer, x, block.input, scratch, stream);
-    }
-    case StepKind::mlp_out:
-      return add_to_hidden(layer.linears[mlp_out_index(a)], block.input, block.hidden, stream);
   }
+
+  // The part's output goes to the residual stream, from which the next part reads. In a parallel
+  // layer the MLP reads what the stream was before.
+  const std::optional<NormSpec> after = step.part == Part::mixer ? spec.after_mixer
+                                        : step.part == Part::mlp ? spec.after_mlp
+                                                                 : spec.per_layer->norm;
+  const bool parallel =
+      spec.residual == Residual::parallel && step.part == Part::mixer && next != nullptr;
+  const Tensor before = scratch_part(scratch, 0, tokens, spec.hidden);
+  const Tensor y = scratch_part(scratch, parallel ? tokens * spec.hidden : 0, tokens, spec.hidden);
+  if (parallel) read_stream(layer, next->part, hidden(), before, stream);
+  add_output(layer, last_linear(spec, step.part), after, x, hidden(), y, stream);
+  if (next == nullptr) {
+    if (!spec.scalar.empty()) multiply(layer.constants.at(spec.scalar).weight, hidden(), stream);
+    return;
+  }
+  block.input = input_of_width(block, spec.hidden);
+  if (parallel)
+    return copy_on_device(block.input.data, before.data, static_cast<std::size_t>(before.bytes()),
+                          stream);
+  read_stream(layer, next->part, hidden(), block.input, stream);
 }
 
-void forward_layer(const Architecture& a, const DecoderTables& tables, const Layer& layer,
-                   std::int64_t seqlen, Block& block, Tensor scratch, Stream& stream) {
-  start_layer(a, layer, block, stream);
-  for (const StepKind kind : step_kinds)
-    advance(a, tables, layer, kind, seqlen, block, scratch, stream);
+void forward_layer(const Layer& layer, const DecoderTables& tables, std::int64_t seqlen,
+                   Block& block, Tensor scratch, Stream& stream) {
+  start_layer(layer, block, stream);
+  const std::vector<Step> steps = layer_steps(*layer.spec);
+  for (std::size_t i = 0; i < steps.size(); ++i)
+    advance(layer, tables, steps, i, seqlen, block, scratch, stream);
 }
 
 }  // namespace qpipe

@@ -1,25 +1,62 @@
 // One decoder layer as a short list of steps.
 //
-// A step is the group of linears that read one input, and the function that leads from their
-// outputs to the next step's input:
-//   attention_in:   qkv = x Wᵀ, q/k norms, rope, attention      → x = heads' outputs
-//   attention_out:  h += x Wᵀ, norm                             → x = input of the MLP
-//   mlp_in:         gate, up, activation                        → x = input of the MLP's last
-//   linear mlp_out:        h += x Wᵀ                                   → the layer is done
-// Calibration walks the steps: sum the Hessian of x over all tokens, solve the step's linears, put
-// the quantized weights in place, advance. Every linear runs once per token, and the linears of
-// later steps see the quantized ones before them (true sequential order).
+// A step has one stored input and the way from its linears' outputs to the next step's input. Of an
+// attention layer with an MLP:
+//   mixer, 0:  q, k, v = x Wᵀ, norms, rope, attention          → x = the heads' outputs
+//   mixer, 1:  h += x Wᵀ, norm                                 → x = input of the MLP
+//   mlp, 0:    gate, up, activation                            → x = input of its last linear
+//   mlp, 1:    h += x Wᵀ                                       → the layer is done
+// A step's groups are what is solved together: linears that read the same columns of the input, and
+// so share a Hessian. Calibration walks the steps: sum the Hessians of x over all tokens, solve the
+// groups' linears, put the quantized weights in place, advance. Every linear runs once per token,
+// and the linears of later steps see the quantized ones before them (true sequential order).
+//
+// layer_tensors(), layer_steps() and advance() alone look into the variants of a LayerSpec.
 #pragma once
 
-#include <array>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "kernels/stream.h"
+#include "stages/access.h"
 #include "stages/architecture.h"
 
 namespace qpipe {
+
+// What a tensor of a layer is for.
+enum class TensorRole { weight, linear_bias, norm, constant };
+
+struct TensorSpec {
+  std::string name;                 // within the layer: "self_attn.q_proj.weight"
+  std::vector<std::int64_t> shape;  // as stored
+  TensorRole role = TensorRole::norm;
+  std::size_t linear = 0;  // of a weight or its bias, as an index into layer_linears()
+  bool operator==(const TensorSpec&) const = default;
+};
+
+// The linears of a layer, in the order of Layer::linears.
+std::vector<LinearSpec> layer_linears(const LayerSpec& spec);
+
+// THE list of a layer's tensors, linears first: reading, checks, sizes and output follow from it.
+// A constant's shape may be [] or [1].
+std::vector<TensorSpec> layer_tensors(const LayerSpec& spec);
+
+// A norm of a layer and the tensors that hold it: [rows, width], in one tensor or in one a row.
+struct NormTensors {
+  std::string name;  // NormSpec::name
+  std::int64_t rows = 1;
+  std::int64_t width = 0;
+  std::vector<std::string> weights;  // empty: none is stored
+  std::vector<std::string> biases;
+};
+std::vector<NormTensors> layer_norms(const LayerSpec& spec);
+
+// Those outside of the layers, with their full names: what makes the first layer's input, and what
+// makes logits of the last layer's output. A tied head has none of its own.
+std::vector<TensorSpec> embedding_tensors(const Architecture& architecture);
+std::vector<TensorSpec> head_tensors(const Architecture& architecture);
 
 // A linear on the device. `stored` is the weight as the checkpoint has it (what is quantized),
 // `weight` is in the compute type, for the forward pass: the same memory where the types are the
@@ -27,6 +64,7 @@ namespace qpipe {
 // more then.
 struct Linear {
   std::string name;         // full module name: "model.layers.3.self_attn.q_proj"
+  bool transposed = false;  // in the checkpoint; here it is [out, in] as all others
   ConstTensor stored;       // [out, in]; empty when the checkpoint is packed
   Tensor weight;            // [out, in]; without memory while it waits (stages/waiting_weights.h)
   ConstTensor bias;         // [1, out] or empty, compute type
@@ -34,8 +72,8 @@ struct Linear {
 };
 
 struct Norm {
-  ConstTensor weight;         // [1, d], compute type
-  ConstTensor bias;           // [1, d] or empty
+  ConstTensor weight;  // [1, d], or [heads, d]; compute type; empty where none is stored
+  ConstTensor bias;
   ConstTensor stored_weight;  // as the checkpoint has them
   ConstTensor stored_bias;
 };
@@ -53,79 +91,93 @@ struct WaitingWeight {
 
 struct Layer {
   std::int64_t index = 0;
-  std::vector<Linear> linears;  // qkv…, attention_out, mlp_in…, mlp_out: the order of all_linears()
-  Norm attention_norm;
-  Norm mlp_norm;  // empty with a shared norm
-  ConstTensor q_norm;
-  ConstTensor k_norm;
+  std::size_t kind = 0;                   // as an index into Architecture::kinds
+  const LayerSpec* spec = nullptr;        // of that kind
+  std::vector<Linear> linears;            // in the order of layer_linears()
+  std::map<std::string, Norm> norms;      // by NormSpec::name
+  std::map<std::string, Norm> constants;  // [1, 1] each, by the tensor's name
   std::vector<Buffer> memory;
-  std::vector<WaitingWeight>
-      waiting;  // one for each linear; empty when all weights stay on the device
+  std::vector<WaitingWeight> waiting;  // one for each linear; empty when all weights stay on the
+                                       // device
+
+  // The linear of that spec.
+  const Linear& linear(const LinearSpec& wanted) const;
 };
 
-enum class StepKind { attention_in, attention_out, mlp_in, mlp_out };
-inline constexpr std::array step_kinds{StepKind::attention_in, StepKind::attention_out,
-                                       StepKind::mlp_in, StepKind::mlp_out};
+// Which half of a layer a step belongs to.
+enum class Part { mixer, mlp, per_layer };
 
+// Linears that read the same columns of the step's input: solved together, with one Hessian.
+struct Group {
+  std::int64_t begin = 0;  // first column
+  std::int64_t width = 0;
+  std::vector<std::size_t> linears;  // as indices into Layer::linears
+};
+
+// What is to be known of a step without looking into its layer.
 struct Step {
-  StepKind kind;
-  std::vector<std::size_t> linears;  // those whose input is this step's x, as indices into
-                                     // Layer::linears: solved together
+  Part part = Part::mixer;
+  int number = 0;                 // within its part
+  std::int64_t width = 0;         // of the stored input [tokens, width]
+  std::vector<Group> groups;      // with a shared norm the mixer's first step has the MLP's, too
+  std::vector<std::size_t> runs;  // the linears that advance() runs
+  Access hidden = Access::none;   // what advance() does to the residual stream,
+  Access input = Access::update;  // and to the input: update where the next step's takes its place
+  std::int64_t attention_width = 0;  // heads · head_dim where it runs attention: 2 · tokens ·
+                                     // seqlen · width FLOP
 };
 
-// The layer's linears in the order of Layer::linears.
-std::vector<LinearSpec> all_linears(const Architecture& architecture);
+std::vector<Step> layer_steps(const LayerSpec& spec);
 
-// With a shared norm (Falcon-7B) attention_in also lists the mlp_in linears: one Hessian serves
-// both, and mlp_in lists none.
-std::vector<Step> layer_steps(const Architecture& architecture);
-
-// The linears that advance() runs, as indices into Layer::linears.
-std::vector<std::size_t> run_linears(const Architecture& architecture, StepKind kind);
-
-std::int64_t input_width(const Architecture& architecture, StepKind kind);
+// Most columns of a step's input; those of the residual stream where there is no step.
 std::int64_t widest_input(const Architecture& architecture);
+// Most steps that a layer has, and the most columns that step `index` has in any layer.
+std::size_t most_steps(const Architecture& architecture);
+std::int64_t widest_input(const Architecture& architecture, std::size_t step);
 // Columns of the scratch matrix that advance() needs, per token.
 std::int64_t scratch_width(const Architecture& architecture);
 
-// Device tables that every layer shares, for one sequence length.
-struct DecoderTables {
+// Device tables that the layers of a kind share, for one sequence length.
+struct KindTables {
   Array<float> inverse_frequencies;  // [1, rotated / 2]
   Array<float> key_bias;             // [heads, seqlen], ALiBi
+  Array<float> query_scale;          // [1, seqlen]
+};
+struct DecoderTables {
+  std::vector<KindTables> kinds;
+  const KindTables& of(const Layer& layer) const { return kinds.at(layer.kind); }
 };
 DecoderTables make_tables(const Architecture& architecture, std::int64_t seqlen, Stream& stream);
+std::int64_t table_bytes(const Architecture& architecture, std::int64_t seqlen);
 
 // A block of whole sequences: its residual stream and the current step's input, in the compute
 // type. The bfloat16 residual stream of the CUDA backend is what bf16 inference has: the error that
 // calibration sees is the error that is served.
 struct Block {
-  Tensor hidden;  // [tokens, hidden]
-  Tensor input;   // [tokens, input_width(step)]; memory for widest_input columns
+  Tensor hidden;  // [tokens, hidden + carried]
+  Tensor input;   // [tokens, step's width]; memory for widest_input columns
 };
 
-// block.input = norm(block.hidden): the input of the first step.
-void start_layer(const Architecture& architecture, const Layer& layer, Block& block,
+// block.input = the input of the first step.
+void start_layer(const Layer& layer, Block& block, Stream& stream);
+
+// y = the output of a half of the layer for its first step's input x, without the last linear's
+// bias, after-norm and residual: what AWQ compares. between: memory for widest_input columns;
+// scratch as advance(). Not for layers that share keys and values, nor for Part::per_layer.
+void part_output(const Layer& layer, const DecoderTables& tables, Part part, std::int64_t seqlen,
+                 ConstTensor x, Tensor between, Tensor scratch, Matrix<float> y, bool add,
                  Stream& stream);
 
-// y = the heads' outputs, or the input of the MLP's last linear, for the step's input x: what
-// attention_in and mlp_in do. y may lie in x's memory; scratch as advance().
-void attention_heads(const Architecture& architecture, const DecoderTables& tables,
-                     const Layer& layer, std::int64_t seqlen, ConstTensor x, Tensor y,
-                     Tensor scratch, Stream& stream);
-void mlp_activations(const Architecture& architecture, const Layer& layer, ConstTensor x, Tensor y,
-                     Tensor scratch, Stream& stream);
+// Runs the step's linears on block.input and leaves the next step's input there (after the last
+// step: the layer's output in block.hidden). scratch: compute type, at least [tokens,
+// scratch_width].
+void advance(const Layer& layer, const DecoderTables& tables, const std::vector<Step>& steps,
+             std::size_t step, std::int64_t seqlen, Block& block, Tensor scratch, Stream& stream);
 
-// Runs the step's linears on block.input and leaves the next step's input there (after mlp_out: the
-// layer's output in block.hidden). scratch: compute type, at least [tokens, scratch_width].
-void advance(const Architecture& architecture, const DecoderTables& tables, const Layer& layer,
-             StepKind kind, std::int64_t seqlen, Block& block, Tensor scratch, Stream& stream);
+// start_layer and all steps.
+void forward_layer(const Layer& layer, const DecoderTables& tables, std::int64_t seqlen,
+                   Block& block, Tensor scratch, Stream& stream);
 
-// start_layer and all four steps.
-void forward_layer(const Architecture& architecture, const DecoderTables& tables,
-                   const Layer& layer, std::int64_t seqlen, Block& block, Tensor scratch,
-                   Stream& stream);
-
-void apply_norm(const Architecture& architecture, const Norm& norm, ConstTensor x, Tensor y,
-                Stream& stream);
+void apply_norm(const NormSpec& spec, const Norm& norm, ConstTensor x, Tensor y, Stream& stream);
 
 }  // namespace qpipe

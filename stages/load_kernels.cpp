@@ -1,6 +1,7 @@
 #include "stages/load_kernels.h"
 
 #include <algorithm>
+#include <set>
 
 #include "kernels/hessian.h"
 #include "stages/calibrate.h"
@@ -14,34 +15,41 @@ std::int64_t padded(std::int64_t elements) { return (elements + 127) / 128 * 128
 
 std::int64_t largest_weight(const Architecture& a) {
   std::int64_t elements = 0;
-  for (const LinearSpec& linear : all_linears(a))
-    elements = std::max(elements, linear.out_features * linear.in_features);
+  for (const LayerSpec& kind : a.kinds)
+    for (const LinearSpec& linear : layer_linears(kind))
+      elements = std::max(elements, linear.out_features * linear.in_features);
   return elements;
 }
 
 // Elements of: a weight, the residual stream, an input, scratch.
 std::int64_t forward_elements(const Architecture& a, std::int64_t tokens) {
-  return padded(largest_weight(a)) + padded(tokens * a.hidden) + padded(tokens * widest_input(a)) +
-         padded(tokens * scratch_width(a));
+  return padded(largest_weight(a)) + padded(tokens * a.stream_width()) +
+         padded(tokens * widest_input(a)) + padded(tokens * scratch_width(a));
 }
 
-// All linears and norms in the same memory.
-Layer blank_layer(const Architecture& a, Tensor weights) {
+// All linears, norms and constants in the same memory.
+Layer blank_layer(const Architecture& a, std::size_t kind, Tensor weights) {
   const auto of_shape = [&](std::int64_t rows, std::int64_t cols) {
     return Tensor(weights.data, weights.dtype, rows, cols);
   };
   Layer layer;
-  for (const LinearSpec& spec : all_linears(a)) {
+  layer.kind = kind;
+  layer.spec = &a.kinds[kind];
+  for (const LinearSpec& spec : layer_linears(*layer.spec)) {
     Linear linear;
+    linear.name = spec.name;
     linear.weight = of_shape(spec.out_features, spec.in_features);
+    if (spec.bias) linear.bias = of_shape(1, spec.out_features);
     layer.linears.push_back(linear);
   }
-  layer.attention_norm.weight = of_shape(1, a.hidden);
-  if (a.norm_bias) layer.attention_norm.bias = of_shape(1, a.hidden);
-  layer.mlp_norm.weight = layer.attention_norm.weight;
-  layer.mlp_norm.bias = layer.attention_norm.bias;
-  if (!a.names.q_norm.empty()) layer.q_norm = of_shape(1, a.heads.head_dim);
-  if (!a.names.k_norm.empty()) layer.k_norm = of_shape(1, a.heads.head_dim);
+  for (const NormTensors& norm : layer_norms(*layer.spec)) {
+    Norm& blank = layer.norms[norm.name];
+    if (!norm.weights.empty()) blank.weight = of_shape(norm.rows, norm.width);
+    if (!norm.biases.empty()) blank.bias = of_shape(norm.rows, norm.width);
+  }
+  for (const TensorSpec& tensor : layer_tensors(*layer.spec))
+    if (tensor.role == TensorRole::constant)
+      layer.constants[tensor.name] = {of_shape(1, 1), {}, of_shape(1, 1), {}};
   return layer;
 }
 
@@ -60,7 +68,7 @@ std::int64_t load_kernels_bytes(const Architecture& a, const Blocking& blocking)
 void load_kernels(const Architecture& a, const Blocking& blocking, Backend backend, int device) {
   Stream stream(backend, device);
   const std::int64_t tokens = blocking.block_tokens();
-  const TensorArray memory(stream.compute_dtype(), 1, forward_elements(a, tokens), stream);
+  TensorArray memory(stream.compute_dtype(), 1, forward_elements(a, tokens), stream);
   fill_zero(memory.view.data, memory.memory.bytes(), stream);
   std::int64_t taken = 0;
   const auto take = [&](std::int64_t rows, std::int64_t cols) {
@@ -68,22 +76,27 @@ void load_kernels(const Architecture& a, const Blocking& blocking, Backend backe
     taken += padded(rows * cols);
     return Tensor(part.data, part.dtype, rows, cols);
   };
-  const Layer layer = blank_layer(a, take(1, largest_weight(a)));
-  Block block{take(tokens, a.hidden), take(tokens, widest_input(a))};
-  const Tensor input = block.input;
+  const Tensor weights = take(1, largest_weight(a));
+  const Tensor hidden = take(tokens, a.stream_width());
+  const Tensor input = take(tokens, widest_input(a));
   const Tensor scratch = take(tokens, scratch_width(a));
-  forward_layer(a, make_tables(a, blocking.seqlen, stream), layer, blocking.seqlen, block, scratch,
-                stream);
-  for (const StepKind kind : step_kinds) {
-    const std::int64_t d = input_width(a, kind);
+  const DecoderTables tables = make_tables(a, blocking.seqlen, stream);
+  std::set<std::int64_t> widths;  // of Hessians
+  for (std::size_t kind = 0; kind < a.kinds.size(); ++kind) {
+    Block block{hidden, input};
+    forward_layer(blank_layer(a, kind, weights), tables, blocking.seqlen, block, scratch, stream);
+    for (const Step& step : layer_steps(a.kinds[kind]))
+      for (const Group& group : step.groups) widths.insert(group.width);
+  }
+  for (const std::int64_t d : widths) {
     const Tensor x(input.data, input.dtype, tokens, d);
-    const Array<float> maximum(1, d, stream);
+    Array<float> maximum(1, d, stream);
     fill_zero(maximum.view.data, maximum.memory.bytes(), stream);
     column_max_abs(x, maximum, stream);
-    const Array<std::int32_t> exponent(1, d, stream);
+    Array<std::int32_t> exponent(1, d, stream);
     fill_zero(exponent.view.data, exponent.memory.bytes(), stream);
     // cuBLAS chooses by a panel's rows.
-    const Array<std::int64_t> sum(d, std::min(d, hessian_sum_panel), stream);
+    Array<std::int64_t> sum(d, std::min(d, hessian_sum_panel), stream);
     fill_zero(sum.view.data, sum.memory.bytes(), stream);
     for (std::int64_t begin = 0; begin < d; begin += hessian_sum_panel)
       accumulate_hessian(x, exponent, 40, begin,

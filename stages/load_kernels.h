@@ -1,6 +1,6 @@
 // CUDA loads a kernel when it is launched first: 0.1 s for each kind of product, out of cuBLAS's
-// libraries. Here that is done on memory without meaning, in a thread beside the one that reads
-// files.
+// libraries. Runs every kernel once on zeros, in the background, so that the first layer does not
+// wait.
 #pragma once
 
 #include "stages/activations.h"

@@ -51,33 +51,31 @@ Matrix<double> element(const Array<double>& array, std::int64_t row, std::int64_
 }
 
 // The output of what the pair is judged by, without residual and biases of its last linear.
-// between: memory for widest_input columns.
-void inspected_output(const Architecture& a, const DecoderTables& tables, const Layer& layer,
-                      Inspected inspected, std::int64_t seqlen, ConstTensor x, Tensor between,
-                      Tensor scratch, Matrix<float> y, Stream& stream) {
-  const Linear& attention_out = layer.linears[a.qkv.size()];
-  const Linear& mlp_out = layer.linears.back();
-  const auto of_width = [&](std::int64_t width) {
-    return Tensor(between.data, between.dtype, x.rows, width);
-  };
-  if (inspected != Inspected::mlp) {
-    const Tensor heads = of_width(a.attention_out.in_features);
-    attention_heads(a, tables, layer, seqlen, x, heads, scratch, stream);
-    linear(heads, attention_out.weight, {}, y, stream);
+// between: memory for the widest input of these steps.
+void inspected_output(const Layer& layer, const DecoderTables& tables, Inspected inspected,
+                      std::int64_t seqlen, ConstTensor x, Tensor between, Tensor scratch,
+                      Matrix<float> y, Stream& stream) {
+  bool add = false;
+  for (const Part part : {Part::mixer, Part::mlp}) {
+    if (!is_inspected(inspected, part)) continue;
+    part_output(layer, tables, part, seqlen, x, between, scratch, y, add, stream);
+    add = true;
   }
-  if (inspected != Inspected::attention) {
-    const Tensor activations = of_width(a.mlp_out.in_features);
-    mlp_activations(a, layer, x, activations, scratch, stream);
-    if (inspected == Inspected::mlp)
-      linear(activations, mlp_out.weight, {}, y, stream);
-    else
-      linear_add(activations, mlp_out.weight, {}, 1.0f, y, stream);
-  }
+}
+
+Group pair_group(const LayerSpec& spec, const ScalingPair& pair) {
+  return layer_steps(spec).at(pair.step).groups.at(pair.group);
+}
+
+std::int64_t widest_step(const LayerSpec& spec) {
+  std::int64_t width = 0;
+  for (const Step& step : layer_steps(spec)) width = std::max(width, step.width);
+  return width;
 }
 
 // Mean squared differences of the inspected output. Blocks outside, candidates inside: one
 // reference output is held, and nothing waits.
-std::vector<double> output_losses(const Architecture& a, const DecoderTables& tables, Layer& layer,
+std::vector<double> output_losses(const DecoderTables& tables, Layer& layer,
                                   const ScalingPair& pair,
                                   const std::vector<LinearSettings>& settings,
                                   const Activations& activations,
@@ -95,15 +93,15 @@ std::vector<double> output_losses(const Architecture& a, const DecoderTables& ta
     for (std::size_t i = 0; i < trial.size(); ++i)
       if (!settings[i].skip) std::swap(layer.linears[pair.linears[i]].weight, trial[i].view);
   };
-  const TensorArray between(stream.compute_dtype(), tokens, widest_input(a), stream);
-  const Array<float> reference(tokens, a.hidden, stream);
-  const Array<float> output(tokens, a.hidden, stream);
+  TensorArray between(stream.compute_dtype(), tokens, widest_step(*layer.spec), stream);
+  Array<float> reference(tokens, layer.spec->hidden, stream);
+  Array<float> output(tokens, layer.spec->hidden, stream);
   const Array<double> total = zeros(activations.owned.count, candidates.view.rows, stream);
   const auto try_candidates = [&](std::size_t b, ConstTensor x) {
     const Matrix<float> expected = reference.view.row_range(0, x.rows);
     const Matrix<float> got = output.view.row_range(0, x.rows);
     const auto run = [&](Matrix<float> y) {
-      inspected_output(a, tables, layer, pair.inspected, blocking.seqlen, x, between,
+      inspected_output(layer, tables, pair.inspected, blocking.seqlen, x, between,
                        activations.scratch, y, stream);
     };
     run(expected);
@@ -123,7 +121,7 @@ std::vector<double> output_losses(const Architecture& a, const DecoderTables& ta
   visit_inputs(activations, sampled_blocks(activations, search_tokens), try_candidates, stream);
   std::vector<double> losses = add_in_block_order(total, comm, stream);
   for (double& loss : losses)
-    loss /= static_cast<double>(sampled_tokens(blocking, search_tokens) * a.hidden);
+    loss /= static_cast<double>(sampled_tokens(blocking, search_tokens) * layer.spec->hidden);
   return losses;
 }
 
@@ -230,28 +228,27 @@ bool needs_hessian(const ScaleSearch& search, const ScalingPair& pair) {
   return search.loss == ScaleLoss::gram || pair.inspected == Inspected::linears;
 }
 
-std::vector<double> scale_losses(const Architecture& a, const DecoderTables& tables, Layer& layer,
-                                 const ScalingPair& pair,
+std::vector<double> scale_losses(const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                                  const std::vector<LinearSettings>& settings,
                                  const Activations& activations, const Hessian& hessian,
                                  const std::vector<std::vector<float>>& scales,
                                  const ScaleSearch& options, Comm& comm, Stream& stream) {
   if (!needs_hessian(options, pair))
-    return output_losses(a, tables, layer, pair, settings, activations, scales, options.tokens,
-                         comm, stream);
+    return output_losses(tables, layer, pair, settings, activations, scales, options.tokens, comm,
+                         stream);
   return gram_losses(layer, pair, settings, hessian, scales, options.rows, comm, stream);
 }
 
-ScaledPair search_scale(const Architecture& a, const DecoderTables& tables, Layer& layer,
-                        const ScalingPair& pair, const std::vector<LinearSettings>& settings,
-                        const Activations& activations, const Hessian& hessian,
-                        const ScaleSearch& options, Comm& comm, Stream& stream) {
+ScaledPair search_scale(const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
+                        const std::vector<LinearSettings>& settings, const Activations& activations,
+                        const Hessian& hessian, const ScaleSearch& options, Comm& comm,
+                        Stream& stream) {
   const std::string& name = layer.linears[pair.linears.front()].name;
   const std::vector<double> activation =
-      mean_magnitude(activations, "input of " + name, comm, stream);
+      mean_magnitude(activations, pair_group(*layer.spec, pair), "input of " + name, comm, stream);
   const std::vector<double> weight = mean_relative_magnitude(layer, pair, settings, stream);
   std::vector<std::vector<float>> candidates = candidate_scales(activation, weight, options);
-  const std::vector<double> losses = scale_losses(a, tables, layer, pair, settings, activations,
+  const std::vector<double> losses = scale_losses(tables, layer, pair, settings, activations,
                                                   hessian, candidates, options, comm, stream);
   std::size_t best = losses.size();
   for (std::size_t c = 0; c < losses.size(); ++c)

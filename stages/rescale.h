@@ -64,14 +64,13 @@ std::vector<std::vector<float>> candidate_scales(const std::vector<double>& acti
 // with the original weights; unchanged (scratch is used). hessian: of the step, on the device if
 // needs_hessian. Collective; the result does not depend on the number of ranks. Throws
 // std::runtime_error naming the pair's first linear when no candidate has a finite loss.
-ScaledPair search_scale(const Architecture& architecture, const DecoderTables& tables, Layer& layer,
-                        const ScalingPair& pair, const std::vector<LinearSettings>& settings,
-                        const Activations& activations, const Hessian& hessian,
-                        const ScaleSearch& options, Comm& comm, Stream& stream);
+ScaledPair search_scale(const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
+                        const std::vector<LinearSettings>& settings, const Activations& activations,
+                        const Hessian& hessian, const ScaleSearch& options, Comm& comm,
+                        Stream& stream);
 
 // The loss of the pair for each row of `scales`: what search_scale minimises.
-std::vector<double> scale_losses(const Architecture& architecture, const DecoderTables& tables,
-                                 Layer& layer, const ScalingPair& pair,
+std::vector<double> scale_losses(const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                                  const std::vector<LinearSettings>& settings,
                                  const Activations& activations, const Hessian& hessian,
                                  const std::vector<std::vector<float>>& scales,

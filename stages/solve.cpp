@@ -6,6 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <tuple>
+#include <utility>
 
 #include "kernels/gptq_sweep.h"
 #include "kernels/quantize_groups.h"
@@ -67,7 +68,6 @@ void factor_with_damping(const Hessian& hessian, const LinearSettings& settings,
     }
   }
   result.fell_back = true;
-  std::vector<float> row(static_cast<std::size_t>(d), 0.0f);
   std::vector<float> pivot(static_cast<std::size_t>(d));
   const float one = 1.0f;
   fill_zero(result.n.view.data, result.n.memory.bytes(), stream);
@@ -90,9 +90,10 @@ FactorKey factor_key(const LinearSettings& s, std::int64_t d) {
           s.damp_increment};
 }
 
-std::map<FactorKey, Factor> make_factors(const Hessian& hessian,
-                                         const std::vector<LinearSettings>& settings, Comm& comm,
-                                         Stream& stream) {
+using Factors = std::map<FactorKey, Factor>;
+
+Factors make_factors(const Hessian& hessian, const std::vector<LinearSettings>& settings,
+                     Comm& comm, Stream& stream) {
   const auto d = static_cast<std::int64_t>(hessian.diagonal.size());
   std::map<FactorKey, const LinearSettings*> wanted;
   for (const LinearSettings& s : settings)
@@ -101,7 +102,7 @@ std::map<FactorKey, Factor> make_factors(const Hessian& hessian,
   const bool in_team =
       stream.on_cuda() && factors_in_team(static_cast<std::int64_t>(wanted.size()), d, comm.size());
   const FactorTeam team = in_team ? factor_team(comm, stream) : FactorTeam();
-  std::map<FactorKey, Factor> factors;
+  Factors factors;
   const std::vector<int> owners =
       share_by_cost(std::vector<double>(wanted.size(), 1.0), comm.size());
   std::size_t task = 0;
@@ -204,15 +205,34 @@ std::vector<std::vector<Piece>> cut_turns(const std::vector<const Linear*>& line
   return turns;
 }
 
-// Calls work(weight) with the piece's weights as they are to be quantized.
-using WithWeight =
-    std::function<void(const Piece& piece, const std::function<void(ConstTensor weight)>& work)>;
+// A step's linears, and which rows of each are whose.
+struct StepRows {
+  const std::vector<const Linear*>& linears;
+  const std::vector<LinearSettings>& settings;
+  const RowsOf& weights;  // empty: the checkpoint's
+  std::vector<std::int64_t> rows;
+  std::vector<std::vector<RowRange>> shares;
+};
+
+// A piece's weights as they are to be quantized: the checkpoint's, or others of their own.
+struct Weights {
+  Array<float> own;
+  ConstTensor view;
+};
+
+Weights weights_of(const StepRows& step, const Piece& piece) {
+  if (!step.weights)
+    return {{}, step.linears[piece.linear]->stored.row_range(piece.rows.begin, piece.rows.count)};
+  Array<float> own = step.weights(piece.linear, piece.rows);
+  const ConstTensor view = own.view;
+  return {std::move(own), view};
+}
 
 // The pieces' linears have one factor and the same settings. dead [1, d]: columns without input.
 // row_loss: of all rows of all linears.
-void solve_gptq(const Factor& factor, const std::vector<Piece>& pieces,
-                const WithWeight& with_weight, Matrix<const std::uint8_t> dead,
-                std::vector<QuantizedLinear>& results, Matrix<float> row_loss, Stream& stream) {
+void solve_gptq(const StepRows& step, const Factor& factor, const std::vector<Piece>& pieces,
+                Matrix<const std::uint8_t> dead, std::vector<QuantizedLinear>& results,
+                Matrix<float> row_loss, Stream& stream) {
   const QuantizedLinear& first = results[pieces.front().linear];
   const LinearSettings& s = first.settings;
   const std::int64_t in = first.code.view.cols;
@@ -223,9 +243,9 @@ void solve_gptq(const Factor& factor, const std::vector<Piece>& pieces,
   options.grid = {s.bits, s.symmetric, s.mse_norm};
   options.group_size = s.group_columns(in);
   options.static_grids = s.static_groups;
-  const Array<float> w(rows, in, stream);
-  const Array<float> scale(rows, s.groups(in), stream);
-  const Array<std::uint8_t> zero(rows, s.groups(in), stream);
+  Array<float> w(rows, in, stream);
+  Array<float> scale(rows, s.groups(in), stream);
+  Array<std::uint8_t> zero(rows, s.groups(in), stream);
   Array<std::int32_t> identity;
   Array<std::int32_t> solved_group;  // group of position k
   if (s.static_groups) {
@@ -238,17 +258,16 @@ void solve_gptq(const Factor& factor, const std::vector<Piece>& pieces,
   std::int64_t begin = 0;
   for (const Piece& piece : pieces) {
     const Matrix<float> part = w.view.row_range(begin, piece.rows.count);
-    with_weight(piece, [&](ConstTensor weight) {
-      if (s.static_groups) {
-        gather_columns(weight, identity, dead, part, stream);
-        find_grids(part, options.group_size, options.grid, scale.view.row_range(begin, part.rows),
-                   zero.view.row_range(begin, part.rows), stream);
-      }
-      gather_columns(weight, factor.perm, dead, part, stream);
-    });
+    const Weights weights = weights_of(step, piece);
+    if (s.static_groups) {
+      gather_columns(weights.view, identity, dead, part, stream);
+      find_grids(part, options.group_size, options.grid, scale.view.row_range(begin, part.rows),
+                 zero.view.row_range(begin, part.rows), stream);
+    }
+    gather_columns(weights.view, factor.perm, dead, part, stream);
     begin += part.rows;
   }
-  const Array<std::uint8_t> code(rows, in, stream);
+  Array<std::uint8_t> code(rows, in, stream);
   gptq_sweep(w, factor.n, factor.pivot, options, solved_group, scale, zero, code,
              row_loss.col_range(pieces.front().position, rows), stream);
   begin = 0;
@@ -297,108 +316,120 @@ std::vector<RowRange> shares_of_all_rows(const std::vector<std::int64_t>& rows,
   return result;
 }
 
-// rows_of: empty for the checkpoint's weights.
-std::vector<QuantizedLinear> solve_all(const Hessian* hessian,
-                                       const std::vector<const Linear*>& linears,
-                                       const std::vector<LinearSettings>& settings,
-                                       const RowsOf& rows_of, Comm& comm, Stream& stream) {
-  std::map<FactorKey, Factor> factors;
-  Array<std::uint8_t> dead;
-  if (hessian != nullptr) {
-    factors = make_factors(*hessian, settings, comm, stream);
-    std::vector<std::uint8_t> columns(hessian->diagonal.size());
-    for (std::size_t k = 0; k < columns.size(); ++k) columns[k] = hessian->diagonal[k] == 0.0f;
-    dead = upload(columns, stream);
-  }
+const Factor& factor_of(const Factors& factors, const StepRows& step, std::size_t i) {
+  return factors.at(factor_key(step.settings[i], step.linears[i]->stored.cols));
+}
 
-  std::vector<std::int64_t> rows;
-  std::vector<QuantizedLinear> results;
-  for (std::size_t i = 0; i < linears.size(); ++i) {
-    require(settings[i].method != Method::gptq || hessian != nullptr,
-            "solve: GPTQ needs a Hessian");
-    rows.push_back(linears[i]->stored.rows);
-    results.push_back(allocate(*linears[i], settings[i], stream));
-  }
-  const auto shares = share_rows(rows, solved_row_block, comm.size());
-  const Array<float> row_loss(1, std::accumulate(rows.begin(), rows.end(), std::int64_t{0}),
-                              stream);
-  fill_zero(row_loss.view.data, row_loss.memory.bytes(), stream);
-  const auto with_weight = [&](const Piece& piece, const std::function<void(ConstTensor)>& work) {
-    if (rows_of)
-      work(rows_of(piece.linear, piece.rows).view);
-    else
-      work(linears[piece.linear]->stored.row_range(piece.rows.begin, piece.rows.count));
-  };
-  const auto factor_of = [&](std::size_t i) -> const Factor& {
-    return factors.at(factor_key(settings[i], linears[i]->stored.cols));
-  };
-  for (const std::vector<Piece>& pieces : cut_turns(linears, settings, shares, comm.rank())) {
+// dead [1, d]: columns that no token has anything in.
+Array<std::uint8_t> dead_columns(const Hessian& hessian, Stream& stream) {
+  std::vector<std::uint8_t> columns(hessian.diagonal.size());
+  for (std::size_t k = 0; k < columns.size(); ++k) columns[k] = hessian.diagonal[k] == 0.0f;
+  return upload(columns, stream);
+}
+
+// This rank's rows, into their places in the results and in row_loss.
+void solve_own_rows(const StepRows& step, const Factors& factors, Matrix<const std::uint8_t> dead,
+                    int rank, std::vector<QuantizedLinear>& results, Matrix<float> row_loss,
+                    Stream& stream) {
+  for (const std::vector<Piece>& pieces :
+       cut_turns(step.linears, step.settings, step.shares, rank)) {
     const Piece& first = pieces.front();
-    if (settings[first.linear].method == Method::gptq)
-      solve_gptq(factor_of(first.linear), pieces, with_weight, dead, results, row_loss, stream);
-    else
-      with_weight(first, [&](ConstTensor weight) {
-        solve_rtn(weight, first.rows, results[first.linear], stream);
-      });
+    switch (step.settings[first.linear].method) {
+      case Method::gptq:
+        solve_gptq(step, factor_of(factors, step, first.linear), pieces, dead, results, row_loss,
+                   stream);
+        break;
+      case Method::rtn:
+        solve_rtn(weights_of(step, first).view, first.rows, results[first.linear], stream);
+        break;
+    }
   }
+}
 
-  comm.all_gather_rows(row_loss.view.data, sizeof(float),
-                       shares_of_all_rows(rows, shares, comm.size()), stream);
-  const Array<std::int32_t> faults(1, 2 * static_cast<std::int64_t>(linears.size()), stream);
+// All ranks' rows to every rank.
+void gather_rows(const StepRows& step, std::vector<QuantizedLinear>& results,
+                 Matrix<float> row_loss, Comm& comm, Stream& stream) {
+  comm.all_gather_rows(row_loss.data, sizeof(float),
+                       shares_of_all_rows(step.rows, step.shares, comm.size()), stream);
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    const auto gather = [&](const auto& view) {
+      comm.all_gather_rows(view.data, static_cast<std::size_t>(view.cols) * sizeof(*view.data),
+                           step.shares[i], stream);
+    };
+    gather(results[i].code.view);
+    gather(results[i].scale.view);
+    gather(results[i].zero.view);
+  }
+}
+
+// What the grids and the losses say of the results. Throws as solve().
+void read_outcome(const StepRows& step, const Factors& factors, Matrix<const float> row_loss,
+                  std::vector<QuantizedLinear>& results, Comm& comm, Stream& stream) {
+  Array<std::int32_t> faults(1, 2 * static_cast<std::int64_t>(results.size()), stream);
   fill_zero(faults.view.data, faults.memory.bytes(), stream);
-  for (std::size_t i = 0; i < linears.size(); ++i) {
-    QuantizedLinear& q = results[i];
-    comm.all_gather_rows(q.code.view.data, static_cast<std::size_t>(q.code.view.cols), shares[i],
-                         stream);
-    comm.all_gather_rows(q.scale.view.data,
-                         static_cast<std::size_t>(q.scale.view.cols) * sizeof(float), shares[i],
-                         stream);
-    comm.all_gather_rows(q.zero.view.data, static_cast<std::size_t>(q.zero.view.cols), shares[i],
-                         stream);
-    inspect_grids(q.scale, q.zero, faults.view.col_range(2 * static_cast<std::int64_t>(i), 2),
-                  stream);
-  }
+  for (std::size_t i = 0; i < results.size(); ++i)
+    inspect_grids(results[i].scale, results[i].zero,
+                  faults.view.col_range(2 * static_cast<std::int64_t>(i), 2), stream);
   comm.wait(stream);
-  std::vector<float> loss(static_cast<std::size_t>(row_loss.view.size()));
-  copy_to_host(loss.data(), row_loss.view.data, row_loss.memory.bytes(), stream);
-  std::vector<std::int32_t> found(static_cast<std::size_t>(faults.view.size()));
-  copy_to_host(found.data(), faults.view.data, faults.memory.bytes(), stream);
-
+  const std::vector<float> loss = download_matrix(row_loss, stream);
+  const std::vector<std::int32_t> found = download_matrix(faults.view, stream);
   auto row = loss.begin();
-  for (std::size_t i = 0; i < linears.size(); ++i) {
+  for (std::size_t i = 0; i < results.size(); ++i) {
     QuantizedLinear& q = results[i];
     if (found[2 * i] != 0)
-      throw std::domain_error(linears[i]->name +
+      throw std::domain_error(step.linears[i]->name +
                               ": a weight is not finite or too large for a float16 scale; check "
                               "the checkpoint for damaged weights");
     q.has_zero_of_zero = found[2 * i + 1] != 0;
-    const auto end = row + rows[i];
-    if (settings[i].method == Method::gptq) {
-      const Factor& factor = factor_of(i);
-      if (!settings[i].static_groups) set_dynamic_groups(factor.order, q);
-      q.mean_squared_error = std::accumulate(row, end, 0.0) / static_cast<double>(rows[i]);
+    const auto end = row + step.rows[i];
+    if (q.settings.method == Method::gptq) {
+      const Factor& factor = factor_of(factors, step, i);
+      if (!q.settings.static_groups) set_dynamic_groups(factor.order, q);
+      q.mean_squared_error = std::accumulate(row, end, 0.0) / static_cast<double>(step.rows[i]);
       q.damp = factor.damp;
       q.fell_back = factor.fell_back;
     }
     row = end;
   }
-  return results;
 }
 
 }  // namespace
 
 std::vector<QuantizedLinear> solve(const Hessian* hessian,
                                    const std::vector<const Linear*>& linears,
-                                   const std::vector<LinearSettings>& settings, Comm& comm,
-                                   Stream& stream) {
-  return solve_all(hessian, linears, settings, {}, comm, stream);
+                                   const std::vector<LinearSettings>& settings,
+                                   const RowsOf& rows_of, Comm& comm, Stream& stream) {
+  StepRows step{linears, settings, rows_of, {}, {}};
+  std::vector<QuantizedLinear> results;
+  for (std::size_t i = 0; i < linears.size(); ++i) {
+    require(settings[i].method != Method::gptq || hessian != nullptr,
+            "solve: GPTQ needs a Hessian");
+    step.rows.push_back(linears[i]->stored.rows);
+  }
+  step.shares = share_rows(step.rows, solved_row_block, comm.size());
+
+  Factors factors;
+  Array<std::uint8_t> dead;
+  if (hessian != nullptr) {
+    factors = make_factors(*hessian, settings, comm, stream);
+    dead = dead_columns(*hessian, stream);
+  }
+  for (std::size_t i = 0; i < linears.size(); ++i)
+    results.push_back(allocate(*linears[i], settings[i], stream));
+  Array<float> row_loss(1, std::accumulate(step.rows.begin(), step.rows.end(), std::int64_t{0}),
+                        stream);
+  fill_zero(row_loss.view.data, row_loss.memory.bytes(), stream);
+  solve_own_rows(step, factors, dead, comm.rank(), results, row_loss, stream);
+  gather_rows(step, results, row_loss, comm, stream);
+  read_outcome(step, factors, row_loss, results, comm, stream);
+  return results;
 }
 
 std::vector<QuantizedLinear> solve(const Hessian* hessian,
                                    const std::vector<const Linear*>& linears,
-                                   const std::vector<LinearSettings>& settings,
-                                   const RowsOf& rows_of, Comm& comm, Stream& stream) {
-  return solve_all(hessian, linears, settings, rows_of, comm, stream);
+                                   const std::vector<LinearSettings>& settings, Comm& comm,
+                                   Stream& stream) {
+  return solve(hessian, linears, settings, RowsOf{}, comm, stream);
 }
 
 void dequantize_into(const QuantizedLinear& q, Tensor weight, Stream& stream) {

@@ -18,9 +18,8 @@ namespace qpipe {
 
 enum class Method { gptq, rtn };
 
-// Rows are shared over the ranks in blocks of this many,
+// Rows are dealt to ranks in blocks of 32. A rank holds at most 1 GiB of them in float32.
 inline constexpr std::int64_t solved_row_block = 32;
-// and a rank has so many at once in work as float32: 1 GiB of them.
 constexpr std::int64_t rows_solved_at_once(std::int64_t in_features) {
   return std::max<std::int64_t>(2048, (std::int64_t{1} << 28) / in_features / 128 * 128);
 }

@@ -45,6 +45,8 @@ constexpr const char* usage =
   qpipe verify DIR [--original DIR] [--json FILE]
         a quantized checkpoint against its format, and, given the original, the error of every
         weight; needs no GPU
+  qpipe families [DIR ...] [--json]
+        the model_types that qpipe reads; of a model's folder, what its layers are
   qpipe --help | --version
         `qpipe COMMAND --help` tells a command's options and defaults
 
@@ -110,12 +112,13 @@ int run(const VerifyRequest& command) { return run_verify(command); }
 
 int run(const PlanRequest& command) { return run_plan(command); }
 
+int run(const FamiliesRequest& command) { return run_families(command); }
+
 int run(const TokenizeRequest& command) {
   const Checkpoint checkpoint(command.model);
   DatasetRequest request = command.dataset;
   request.tokenizer = command.model;
-  request.vocab =
-      read_architecture(checkpoint.config(), (checkpoint.folder() / "config.json").string()).vocab;
+  request.vocab = read_architecture(checkpoint).vocab;
   const Tokens tokens = load_tokens(request);
   write_tokens_hdf5(tokens, command.out, request.dataset);
   fmt::print("{}: /{} [{}, {}], from {}\n", command.out.string(), request.dataset, tokens.samples,
@@ -128,6 +131,7 @@ struct Arguments {
   CLI::App app{"qpipe", "qpipe"};
   CLI::App* compare = nullptr;
   CLI::App* eval = nullptr;
+  CLI::App* families = nullptr;
   CLI::App* plan = nullptr;
   CLI::App* tokenize = nullptr;
   CLI::App* verify = nullptr;
@@ -146,6 +150,7 @@ struct Arguments {
   std::vector<std::string> plan_sets;
   PlanRequest plan_request;
   EvalRequest eval_request;
+  FamiliesRequest families_request;
   TokenizeRequest tokenize_request;
   VerifyRequest verify_request;
   std::string tokenize_data;
@@ -159,7 +164,15 @@ struct Arguments {
     app.add_option("--set", sets)->allow_extra_args(false);
     app.add_flag("--dry-run", dry_run);
     app.add_flag("--resume", resume);
+    add_compare();
+    add_plan();
+    add_eval();
+    add_tokenize();
+    add_verify();
+  }
 
+ private:
+  void add_compare() {
     compare = app.add_subcommand(
         "compare",
         "Quantizes one model with several methods; one table of quality, size, time and loaders.");
@@ -178,7 +191,9 @@ struct Arguments {
                         "stem of the files STEM.json and STEM.md; without: OUTPUT.compare");
     compare->add_flag("--dry-run", compare_dry_run,
                       "check every method against the model; write nothing");
+  }
 
+  void add_plan() {
     plan = app.add_subcommand("plan",
                               "Whether a run fits: memory by purpose, disk, traffic and time. Exit "
                               "code 78 when it does not.");
@@ -212,7 +227,9 @@ struct Arguments {
     plan->add_option("--set", plan_sets, "section.key=value; the last one of a key wins")
         ->allow_extra_args(false);
     plan->add_option("--json", plan_request.json, "file to write all figures to");
+  }
 
+  void add_eval() {
     eval = app.add_subcommand("eval",
                               "Perplexity of a checkpoint, original or quantized, on consecutive "
                               "windows of tokens or text.");
@@ -231,7 +248,9 @@ struct Arguments {
         ->capture_default_str();
     eval->add_option("--logits", eval_request.logits,
                      "safetensors file to write all logits to, float32 [samples, seqlen, vocab]");
+  }
 
+  void add_tokenize() {
     DatasetRequest& dataset = tokenize_request.dataset;
     dataset.samples = 128;
     dataset.seqlen = 2048;
@@ -256,7 +275,9 @@ struct Arguments {
                      "consecutive windows from the start")
         ->check(CLI::IsMember({"windows", "documents", "sequential"}))
         ->capture_default_str();
+  }
 
+  void add_verify() {
     verify = app.add_subcommand("verify",
                                 "Checks a quantized checkpoint against its format. Exit code 65, "
                                 "and a line for each fault.");
@@ -266,9 +287,15 @@ struct Arguments {
     verify->add_option("--original", verify_request.original,
                        "folder of the model that was quantized: tells the error of every weight");
     verify->add_option("--json", verify_request.json, "file to write the report to");
+
+    families = app.add_subcommand("families",
+                                  "The model_types that are read; of folders with a config.json, "
+                                  "what their layers are.");
+    families->set_help_flag("-h,--help", "this text");
+    families->add_option("folders", families_request.models, "folders of models");
+    families->add_flag("--json", families_request.json, "print JSON");
   }
 
- private:
   static void add_input(CLI::App& command, std::string& model, std::string& data,
                         std::string& text_field) {
     command.set_help_flag("-h,--help", "this text");
@@ -323,13 +350,13 @@ Command read_command(int argc, const char* const* argv) {
   if (arguments.help) return ShowText{usage + options_help()};
   if (arguments.version) return ShowText{version_text()};
   const bool subcommand = *arguments.compare || *arguments.plan || *arguments.eval ||
-                          *arguments.tokenize || *arguments.verify;
+                          *arguments.tokenize || *arguments.verify || *arguments.families;
   if (subcommand && (!arguments.config.empty() || !arguments.sets.empty() || arguments.dry_run ||
                      arguments.resume))
     usage_fault(
         "a configuration file and --set stand behind `compare` and `plan`, --dry-run behind "
-        "`compare`; they do not go with eval, tokenize "
-        "and verify; --resume goes with a configuration file alone");
+        "`compare`; they do not go with eval, tokenize, "
+        "verify and families; --resume goes with a configuration file alone");
 
   if (*arguments.compare) {
     CompareRequest request = read_compare(arguments.compare_config, arguments.compare_methods,
@@ -364,10 +391,11 @@ Command read_command(int argc, const char* const* argv) {
     if (!request.original.empty()) require_input("--original", request.original.string(), true);
     return request;
   }
+  if (*arguments.families) return arguments.families_request;
   if (arguments.config.empty())
     usage_fault(
         "give a configuration file (qpipe CONFIG.toml) or a command (compare, plan, eval, "
-        "tokenize, verify)");
+        "tokenize, verify, families)");
   if (arguments.resume) arguments.sets.emplace_back("run.resume=require");
   return QuantizeRequest{load_options(arguments.config, arguments.sets), arguments.dry_run, begin};
 }

@@ -8,6 +8,7 @@
 
 #include "pipeline/commands/compare.h"
 #include "pipeline/commands/evaluate_command.h"
+#include "pipeline/commands/families_command.h"
 #include "pipeline/commands/plan_command.h"
 #include "pipeline/commands/verify.h"
 #include "pipeline/data/dataset.h"
@@ -33,7 +34,7 @@ struct TokenizeRequest {
 };
 
 using Command = std::variant<ShowText, QuantizeRequest, CompareRequest, PlanRequest, EvalRequest,
-                             TokenizeRequest, VerifyRequest>;
+                             TokenizeRequest, VerifyRequest, FamiliesRequest>;
 
 // Reads the arguments, and the configuration file if there is one. Needs no MPI, so that faults are
 // told at once. Throws UserError: ExitCode::usage for the arguments, else as load_options.

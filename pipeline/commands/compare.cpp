@@ -193,11 +193,11 @@ namespace {
 std::vector<Loader> loaders_of_folder(const fs::path& folder) {
   const Checkpoint checkpoint(folder);
   const std::string where = (folder / "config.json").string();
-  const Architecture architecture = read_architecture(checkpoint.config(), where);
+  const Architecture architecture = read_architecture(checkpoint);
   const StoredFormat format = read_stored_format(checkpoint.config(), where);
   std::vector<LinearReport> linears;
   for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
-    for (const LinearSpec& spec : all_linears(architecture)) {
+    for (const LinearSpec& spec : layer_linears(architecture.layer(layer))) {
       LinearReport linear;
       linear.name = layer_prefix(architecture, layer) + spec.name;
       if (is_packed(checkpoint, linear.name))
@@ -205,7 +205,7 @@ std::vector<Loader> loaders_of_folder(const fs::path& folder) {
                                             spec.in_features);
       linears.push_back(linear);
     }
-  return loaders_of(format, checkpoint.config().at("quantization_config"), bits_of(linears));
+  return loaders_of(format, checkpoint.config(), quantized_linears(linears));
 }
 
 void measure_original(Comparison& comparison, const std::string& folder) {

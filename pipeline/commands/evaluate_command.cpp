@@ -2,8 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <chrono>
-
+#include "launch/clock.h"
 #include "launch/comm.h"
 #include "launch/device.h"
 #include "pipeline/data/tokens_on_ranks.h"
@@ -21,8 +20,7 @@ constexpr std::int64_t micro_batch = 16384;  // tokens
 
 int run_eval(const EvalRequest& request) {
   const Checkpoint checkpoint(request.model);
-  const Architecture architecture =
-      read_architecture(checkpoint.config(), (checkpoint.folder() / "config.json").string());
+  const Architecture architecture = read_architecture(checkpoint);
   check_tensors(architecture, checkpoint);
 
   const Placement placement = place_rank(request.backend, false);
@@ -50,11 +48,10 @@ int run_eval(const EvalRequest& request) {
     sink = [&](std::int64_t, const std::vector<float>& logits) {
       all_logits.insert(all_logits.end(), logits.begin(), logits.end());
     };
-  const auto start = std::chrono::steady_clock::now();
+  const Clock clock;
   const Perplexity perplexity =
       evaluate(checkpoint, architecture, tokens, micro_batch, Places{}, comm, stream, sink);
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = clock.seconds();
 
   if (!request.logits.empty()) {
     SafetensorsWriter writer(

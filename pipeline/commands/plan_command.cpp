@@ -19,6 +19,7 @@
 #include "pipeline/plan/memory_plan.h"
 #include "pipeline/plan/plan.h"
 #include "pipeline/plan/run_estimate.h"
+#include "pipeline/prepare.h"
 
 namespace qpipe {
 
@@ -126,7 +127,7 @@ void print_smaller_share(const Answer& a) {
   const std::int64_t blocks = largest_share(a.run, a.teams);
   const int team = a.teams.ranks_of_team;
   const std::int64_t least = contiguous_share(a.run.blocking().blocks(), team - 1, team).count;
-  if (!a.run.calibrated || least == blocks) return;
+  if (!a.run.calibrates() || least == blocks) return;
   std::int64_t device = 0;
   std::int64_t host = 0;
   for (const Phase& phase : memory_phases(a.run, a.teams, least, a.memory.places)) {
@@ -164,7 +165,7 @@ void print(const Answer& a) {
     fmt::print(row, "writing, in the background", seconds_text(a.time->write));
     fmt::print(row, "total", seconds_text(a.time->total));
   }
-  if (a.run.calibrated)
+  if (a.run.calibrates())
     fmt::print("\nLargest memory.micro_batch that fits {}: {} tokens (set: {})\n",
                a.memory.fits ? "with these places" : "at all", a.micro_batch, a.run.micro_batch);
 }
@@ -244,15 +245,9 @@ int run_plan(const PlanRequest& request) {
   const Options& options = request.options;
   std::vector<std::string> notes;
   const Checkpoint source = open_checkpoint(options.model.path, notes);
-  const Architecture architecture =
-      read_architecture(source.config(), (source.folder() / "config.json").string());
-  if (source.config().contains("quantization_config"))
-    throw UserError(ExitCode::data,
-                    source.folder().string() +
-                        ": is quantized already; give model.path the original checkpoint");
-  check_tensors(architecture, source);
+  const Architecture architecture = read_original(source);
   const QuantizePlan plan = plan_quantization(options, architecture, source);
-  if (plan.calibrated) check_sequence_length(architecture, options.calibration.seqlen);
+  if (plan.calibrates()) check_sequence_length(architecture, options.calibration.seqlen);
   const Backend backend = options.parallel.backend == "cpu" ? Backend::cpu : Backend::cuda;
   const RunSizes run = run_sizes(options, architecture, source, plan, backend);
   const Teams teams =
@@ -266,7 +261,7 @@ int run_plan(const PlanRequest& request) {
   Answer answer{
       run, teams, ranks_of_machine, budget, plan_memory(run, teams, budget), 0, traffic(run, teams),
       {}};
-  if (run.calibrated)
+  if (run.calibrates())
     answer.micro_batch = largest_micro_batch(run, teams, budget,
                                              answer.memory.fits ? &answer.memory.places : nullptr);
   if (backend == Backend::cuda)

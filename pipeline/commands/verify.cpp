@@ -9,9 +9,12 @@
 
 #include "kernels/activation.h"
 #include "kernels/pack.h"
+#include "kernels/transpose.h"
+#include "pipeline/commands/verify_original.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
 #include "pipeline/model/model.h"
+#include "pipeline/model/passed_through.h"
 #include "pipeline/output/output.h"
 #include "stages/architecture.h"
 #include "stages/layer.h"
@@ -39,77 +42,82 @@ bool is_gptq(StoredFormat format) {
   return format == StoredFormat::gptq_v1 || format == StoredFormat::gptq_v2;
 }
 
+bool is_flag(const Json& x) { return x.is_boolean(); }
+bool is_text(const Json& x) { return x.is_string(); }
+bool is_array(const Json& x) { return x.is_array(); }
+bool is_object(const Json& x) { return x.is_object(); }
+bool is_bits(const Json& x) { return x == 2 || x == 3 || x == 4 || x == 8; }
+bool is_group(const Json& x) { return x.is_number_integer() && (x == -1 || x > 0); }
+
+void need(const Json& object, const std::string& path, const char* key, bool (*fits)(const Json&),
+          const char* must, Faults& faults) {
+  const auto found = object.find(key);
+  if (found == object.end())
+    faults.push_back(fmt::format("{}.{} is missing: it must be {}", path, key, must));
+  else if (!fits(*found))
+    faults.push_back(fmt::format("{}.{} = {}: it must be {}", path, key, found->dump(), must));
+}
+
+void need_in_groups(const Json& groups, const std::string& path, Faults& faults) {
+  for (const auto& [name, one] : groups.items()) {
+    const std::string group = path + "." + name;
+    need(one, group, "targets", is_array, "an array of names", faults);
+    need(one, group, "weights", is_object, "an object", faults);
+    const auto weights = one.find("weights");
+    if (weights == one.end() || !weights->is_object()) continue;
+    need(*weights, group + ".weights", "num_bits", is_bits, "2, 3, 4 or 8", faults);
+    need(*weights, group + ".weights", "type", is_text, "int or float", faults);
+    need(*weights, group + ".weights", "symmetric", is_flag, "true or false", faults);
+    need(*weights, group + ".weights", "strategy", is_text,
+         "channel, group, tensor or tensor_group", faults);
+  }
+}
+
 // The keys that loaders need, of the right kind (formats.md, Config of each section).
 Faults config_faults(StoredFormat format, const Json& quantization, const std::string& where) {
   Faults faults;
-  const auto need = [&](const Json& object, const std::string& path, const char* key,
-                        bool (*fits)(const Json&), const char* must) {
-    const auto found = object.find(key);
-    if (found == object.end())
-      faults.push_back(fmt::format("{}: {}.{} is missing: it must be {}", where, path, key, must));
-    else if (!fits(*found))
-      faults.push_back(
-          fmt::format("{}: {}.{} = {}: it must be {}", where, path, key, found->dump(), must));
-  };
+  const std::string path = where + ": quantization_config";
   const auto key = [&](const char* name, bool (*fits)(const Json&), const char* must) {
-    need(quantization, "quantization_config", name, fits, must);
+    need(quantization, path, name, fits, must, faults);
   };
-  const auto flag = [](const Json& x) { return x.is_boolean(); };
-  const auto text = [](const Json& x) { return x.is_string(); };
-  const auto array = [](const Json& x) { return x.is_array(); };
-  const auto bits = [](const Json& x) { return x == 2 || x == 3 || x == 4 || x == 8; };
-  const auto group = [](const Json& x) { return x.is_number_integer() && (x == -1 || x > 0); };
   switch (format) {
     case StoredFormat::unquantized:
       faults.push_back(where + ": quantization_config is missing: the folder is not quantized");
       break;
     case StoredFormat::gptq_v1:
     case StoredFormat::gptq_v2:
-      key("bits", bits, "2, 3, 4 or 8");
-      key("group_size", group, "-1 or positive");
-      key("desc_act", flag, "true or false");
-      key("sym", flag, "true or false");
-      key("checkpoint_format", text, "gptq or gptq_v2");
+      key("bits", is_bits, "2, 3, 4 or 8");
+      key("group_size", is_group, "-1 or positive");
+      key("desc_act", is_flag, "true or false");
+      key("sym", is_flag, "true or false");
+      key("checkpoint_format", is_text, "gptq or gptq_v2");
       break;
     case StoredFormat::awq:
-      key("version", text, "gemm");
-      key("bits", bits, "4");
-      key("group_size", group, "-1 or positive");
-      key("zero_point", flag, "true or false");
+      key("version", is_text, "gemm");
+      key("bits", is_bits, "4");
+      key("group_size", is_group, "-1 or positive");
+      key("zero_point", is_flag, "true or false");
       break;
     case StoredFormat::ct_integer:
     case StoredFormat::ct_float8:
     case StoredFormat::ct_nvfp4:
     case StoredFormat::ct_mxfp4: {
-      key("quantization_status", text, "compressed");
-      key("ignore", array, "an array of names");
+      key("quantization_status", is_text, "compressed");
+      key("ignore", is_array, "an array of names");
       key(
           "config_groups", [](const Json& x) { return x.is_object() && !x.empty(); },
           "an object of one group or more");
       const Json groups = quantization.value("config_groups", Json::object());
-      if (!groups.is_object()) break;
-      for (const auto& [name, one] : groups.items()) {
-        const std::string path = "quantization_config.config_groups." + name;
-        need(one, path, "targets", array, "an array of names");
-        need(
-            one, path, "weights", [](const Json& x) { return x.is_object(); }, "an object");
-        const auto weights = one.find("weights");
-        if (weights == one.end() || !weights->is_object()) continue;
-        need(*weights, path + ".weights", "num_bits", bits, "2, 3, 4 or 8");
-        need(*weights, path + ".weights", "type", text, "int or float");
-        need(*weights, path + ".weights", "symmetric", flag, "true or false");
-        need(*weights, path + ".weights", "strategy", text,
-             "channel, group, tensor or tensor_group");
-      }
+      if (groups.is_object()) need_in_groups(groups, path + ".config_groups", faults);
       break;
     }
     case StoredFormat::bnb_four_bit:
       key(
           "bnb_4bit_quant_type", [](const Json& x) { return x == "nf4" || x == "fp4"; },
           "nf4 or fp4");
-      key("bnb_4bit_use_double_quant", flag, "true or false");
-      key("bnb_4bit_compute_dtype", text, "the name of a dtype");
-      key("bnb_4bit_quant_storage", text, "the name of a dtype");
+      key("bnb_4bit_use_double_quant", is_flag, "true or false");
+      key("bnb_4bit_compute_dtype", is_text, "the name of a dtype");
+      key("bnb_4bit_quant_storage", is_text, "the name of a dtype");
       [[fallthrough]];
     case StoredFormat::bnb_int8: {
       if (quantization.contains("llm_int8_threshold") || format == StoredFormat::bnb_int8)
@@ -125,7 +133,7 @@ Faults config_faults(StoredFormat format, const Json& quantization, const std::s
       break;
     }
     case StoredFormat::fp8:
-      key("activation_scheme", text, "dynamic");
+      key("activation_scheme", is_text, "dynamic");
       key(
           "modules_to_not_convert",
           [](const Json& x) {
@@ -208,6 +216,23 @@ const char* torch_name(DType dtype) {
   }
 }
 
+// differs(what, stored, configured)
+template <class Differs>
+void compare_four_bit(const Json& quantization, const Checkpoint& checkpoint,
+                      const std::string& linear, const Differs& differs) {
+  const std::string weight = linear + ".weight";
+  const char* kind = checkpoint.contains(weight + ".quant_state.bitsandbytes__nf4") ? "nf4" : "fp4";
+  const Json kind_said = quantization.value("bnb_4bit_quant_type", Json());
+  if (kind_said != kind) differs("the type", kind, kind_said);
+  const Json storage = quantization.value("bnb_4bit_quant_storage", Json());
+  if (storage != torch_name(checkpoint.info(weight).dtype))
+    differs("storage", torch_name(checkpoint.info(weight).dtype), storage);
+  const bool nested = checkpoint.contains(weight + ".nested_absmax");
+  if (quantization.value("bnb_4bit_use_double_quant", Json()) != nested)
+    differs("double quantization:", nested ? "yes" : "no",
+            quantization.value("bnb_4bit_use_double_quant", Json()));
+}
+
 // One linear against what quantization_config says of all.
 Faults linear_faults(StoredFormat format, const Json& quantization, const Checkpoint& checkpoint,
                      const LinearReport& linear, std::int64_t in_features) {
@@ -272,21 +297,9 @@ Faults linear_faults(StoredFormat format, const Json& quantization, const Checkp
         differs("zero points:", packed.zeros ? "stored" : "none", Json{{"symmetric", symmetric}});
       break;
     }
-    case StoredFormat::bnb_four_bit: {
-      const std::string weight = linear.name + ".weight";
-      const char* kind =
-          checkpoint.contains(weight + ".quant_state.bitsandbytes__nf4") ? "nf4" : "fp4";
-      const Json kind_said = quantization.value("bnb_4bit_quant_type", Json());
-      if (kind_said != kind) differs("the type", kind, kind_said);
-      const Json storage = quantization.value("bnb_4bit_quant_storage", Json());
-      if (storage != torch_name(checkpoint.info(weight).dtype))
-        differs("storage", torch_name(checkpoint.info(weight).dtype), storage);
-      const bool nested = checkpoint.contains(weight + ".nested_absmax");
-      if (quantization.value("bnb_4bit_use_double_quant", Json()) != nested)
-        differs("double quantization:", nested ? "yes" : "no",
-                quantization.value("bnb_4bit_use_double_quant", Json()));
+    case StoredFormat::bnb_four_bit:
+      compare_four_bit(quantization, checkpoint, linear.name, differs);
       break;
-    }
   }
   return faults;
 }
@@ -364,20 +377,17 @@ std::optional<std::size_t> first_not_finite(DType dtype, const std::vector<unsig
       for (std::size_t i = 0; i < bytes.size(); ++i)
         if ((bytes[i] & 0x7f) == 0x7f) return i;
       return std::nullopt;
-    case DType::f64:
-    case DType::i64:
-    case DType::i32:
-    case DType::i16:
-    case DType::i8:
-    case DType::u8:
-    case DType::boolean: return std::nullopt;
+    default: return std::nullopt;
   }
-  return std::nullopt;
 }
 
-Faults finite_faults(StoredFormat format, const Checkpoint& checkpoint) {
+// What passes through may hold anything: a mask has infinities.
+Faults finite_faults(StoredFormat format, const Architecture& architecture,
+                     const Checkpoint& checkpoint) {
   Faults faults;
+  const std::vector<std::string> passed = passed_through(architecture, checkpoint);
   for (const std::string& name : checkpoint.names()) {
+    if (std::binary_search(passed.begin(), passed.end(), name)) continue;
     const DType dtype = checkpoint.info(name).dtype;
     const bool is_codes = format == StoredFormat::bnb_four_bit &&
                           checkpoint.contains(name + ".absmax");  // bytes under a float's name
@@ -405,7 +415,7 @@ Faults zero_faults(StoredFormat format, const Json& quantization, const Checkpoi
   const TensorInfo& info = checkpoint.info(name);
   const int bits = linear.packed->bits;
   const auto bytes = bytes_of(checkpoint, name);
-  const Array<std::uint8_t> zero(info.cols() * 32 / bits, info.rows(), stream);
+  Array<std::uint8_t> zero(info.cols() * 32 / bits, info.rows(), stream);
   unpack_zeros({reinterpret_cast<const std::uint32_t*>(bytes.data()), info.rows(), info.cols()},
                bits, format == StoredFormat::gptq_v1 ? -1 : 0, zero, stream);
   const std::uint8_t* begin = zero.view.data;
@@ -429,8 +439,12 @@ Faults zero_faults(StoredFormat format, const Json& quantization, const Checkpoi
 std::vector<std::vector<std::string>> fused_linears(const Architecture& architecture,
                                                     std::int64_t layer) {
   std::vector<std::vector<std::string>> fused;
-  for (const std::vector<LinearSpec>* group : {&architecture.qkv, &architecture.mlp_in}) {
-    if (group->size() < 2) continue;
+  const LayerSpec& spec = architecture.layer(layer);
+  const auto* attention = std::get_if<Attention>(&spec.mixer);
+  const auto* mlp = std::get_if<Mlp>(&spec.mlp);
+  for (const std::vector<LinearSpec>* group :
+       {attention == nullptr ? nullptr : &attention->qkv, mlp == nullptr ? nullptr : &mlp->in}) {
+    if (group == nullptr || group->size() < 2) continue;
     fused.emplace_back();
     for (const LinearSpec& linear : *group)
       fused.back().push_back(layer_prefix(architecture, layer) + linear.name);
@@ -516,11 +530,11 @@ std::optional<std::string> rescaled_norm(const Architecture& architecture,
                                          Stream& stream) {
   constexpr double most_rounding = 0.01;  // bfloat16 rounds by 2^-9
   for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
-    for (const std::string& norm :
-         {architecture.names.attention_norm, architecture.names.mlp_norm}) {
-      const std::string name = layer_prefix(architecture, layer) + norm + ".weight";
-      if (norm.empty() || !original.contains(name) ||
-          original.info(name).shape != checkpoint.info(name).shape)
+    for (const auto& norm :
+         {architecture.layer(layer).mixer_norm, architecture.layer(layer).mlp_norm}) {
+      if (!norm || !norm->weight) continue;
+      const std::string name = layer_prefix(architecture, layer) + norm->name + ".weight";
+      if (!original.contains(name) || original.info(name).shape != checkpoint.info(name).shape)
         continue;
       if (relative_error(as_floats(checkpoint, name, stream).view,
                          as_floats(original, name, stream).view) > most_rounding)
@@ -529,15 +543,8 @@ std::optional<std::string> rescaled_norm(const Architecture& architecture,
   return std::nullopt;
 }
 
-void measure_weights(const fs::path& original_folder, const Architecture& architecture,
+void measure_weights(const Checkpoint& original, const Architecture& architecture,
                      const Checkpoint& checkpoint, Verification& result, Stream& stream) {
-  const Checkpoint original(original_folder);
-  const std::string where = (original_folder / "config.json").string();
-  if (read_stored_format(original.config(), where) != StoredFormat::unquantized)
-    throw UserError(
-        ExitCode::data,
-        where + ": has a quantization_config; --original must be the unquantized model");
-  check_tensors(read_architecture(original.config(), where), original);
   if (const auto norm = rescaled_norm(architecture, checkpoint, original, stream)) {
     result.notes.push_back(
         fmt::format("'{}' differs from the original: scales have moved between weights (as AWQ "
@@ -546,27 +553,54 @@ void measure_weights(const fs::path& original_folder, const Architecture& archit
                     *norm));
     return;
   }
-  const std::vector<LinearSpec> specs = all_linears(architecture);
-  for (std::size_t i = 0; i < result.linears.size(); ++i) {
-    LinearReport& linear = result.linears[i];
-    const LinearSpec& spec = specs[i % specs.size()];
+  for (LinearReport& linear : result.linears) {
+    const LinearSpec& spec = linear.spec;
     if (!linear.packed) continue;
     const std::string name = linear.name + ".weight";
     if (!original.contains(name) ||
-        original.info(name).shape != std::vector<std::int64_t>{spec.out_features, spec.in_features})
+        original.info(name).shape != (spec.transposed
+                                          ? std::vector{spec.in_features, spec.out_features}
+                                          : std::vector{spec.out_features, spec.in_features}))
       throw UserError(
           ExitCode::data,
           fmt::format(
               "{}: has no tensor '{}' [{}, {}]; --original must be the model that was quantized",
-              original_folder.string(), name, spec.out_features, spec.in_features));
+              original.folder().string(), name, spec.out_features, spec.in_features));
     const Array<float> weight =
         read_linear(result.format, checkpoint, linear.name, spec, *linear.packed, stream);
-    linear.relative_error = relative_error(weight.view, as_floats(original, name, stream).view);
+    Array<float> exact = as_floats(original, name, stream);
+    if (spec.transposed) {
+      Array<float> turned(spec.out_features, spec.in_features, stream);
+      transpose(exact.view, turned.view, stream);
+      exact = std::move(turned);
+    }
+    linear.relative_error = relative_error(weight.view, exact.view);
   }
 }
 
 void append(Faults& faults, const Faults& more) {
   faults.insert(faults.end(), more.begin(), more.end());
+}
+
+// complete: all tensors are in order.
+void compare_with_original(const fs::path& folder, const Architecture& architecture,
+                           const Checkpoint& checkpoint, bool complete, Verification& result,
+                           Stream& stream) {
+  const Checkpoint original(folder);
+  const std::string where = (folder / "config.json").string();
+  if (read_stored_format(original.config(), where) != StoredFormat::unquantized)
+    throw UserError(
+        ExitCode::data,
+        where + ": has a quantization_config; --original must be the unquantized model");
+  check_tensors(read_architecture(original), original);
+  bool rescaled = true;  // for all that is known of an incomplete one
+  if (complete) {
+    measure_weights(original, architecture, checkpoint, result, stream);
+    rescaled = rescaled_norm(architecture, checkpoint, original, stream).has_value();
+  } else {
+    result.notes.emplace_back("weight errors are left out until all tensors are in order");
+  }
+  append(result.faults, original_faults(architecture, checkpoint, original, rescaled));
 }
 
 }  // namespace
@@ -582,14 +616,15 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   }
   const Checkpoint& checkpoint = *opened;
   const std::string where = (folder / "config.json").string();
-  const Architecture architecture = read_architecture(checkpoint.config(), where);
+  const Architecture architecture = read_architecture(checkpoint);
   result.format = read_stored_format(checkpoint.config(), where);
   const Json quantization = checkpoint.config().value("quantization_config", Json::object());
   append(result.faults, config_faults(result.format, quantization, where));
   if (result.format == StoredFormat::unquantized) return result;
   append(result.faults, file_faults(checkpoint));
-  append(result.faults, tensor_faults(architecture, checkpoint, most_faults));
-  append(result.faults, finite_faults(result.format, checkpoint));
+  const Faults of_tensors = tensor_faults(architecture, checkpoint, most_faults);
+  append(result.faults, of_tensors);
+  append(result.faults, finite_faults(result.format, architecture, checkpoint));
 
   // Linears whose tensors are in order; the others have their fault above.
   Stream stream(Backend::cpu, 0);
@@ -598,8 +633,9 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   std::int64_t weights = 0;
   bool complete = true;
   for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
-    for (const LinearSpec& spec : all_linears(architecture)) {
+    for (const LinearSpec& spec : layer_linears(architecture.layer(layer))) {
       LinearReport linear;
+      linear.spec = spec;
       linear.name = layer_prefix(architecture, layer) + spec.name;
       std::vector<std::string> names{linear.name + ".weight"};
       try {
@@ -633,15 +669,15 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   if (weights > 0)
     result.bits_per_weight = 8.0 * static_cast<double>(bytes) / static_cast<double>(weights);
 
-  const std::string head = architecture.lm_head + ".weight";
-  if (architecture.tied_embeddings && checkpoint.contains(head))
+  const std::string head = architecture.head.name + ".weight";
+  if (architecture.head.tied && checkpoint.contains(head))
     result.notes.push_back("tie_word_embeddings is true, and '" + head +
                            "' is stored all the same; it can be left out");
-  if (!original.empty() && complete)
-    measure_weights(original, architecture, checkpoint, result, stream);
-  if (!original.empty() && !complete)
-    result.notes.emplace_back("weight errors are left out until all tensors are in order");
-  result.loaders = loaders_of(result.format, quantization, bits_of(result.linears));
+  if (!original.empty())
+    compare_with_original(original, architecture, checkpoint, complete && of_tensors.empty(),
+                          result, stream);
+  result.loaders =
+      loaders_of(result.format, checkpoint.config(), quantized_linears(result.linears));
   return result;
 }
 

@@ -29,7 +29,8 @@ struct Verification {
 // dtype of every tensor; every scale and unquantized weight finite; linears that vLLM fuses (q, k,
 // v; gate, up) of one kind, and of one NVFP4 global scale; GPTQ v1 zeros that do not wrap; the
 // index and no stale shards; quantize_config.json; tied embeddings. With `original` also ‖W − Q‖ /
-// ‖W‖ of packed linears. A fault in a file that the rest depends on (index, headers, config.json)
+// ‖W‖ of packed linears, and every tensor of the original that is not there or has changed
+// (verify_original.h). A fault in a file that the rest depends on (index, headers, config.json)
 // is the only one. Throws UserError for what cannot be read here.
 Verification verify_checkpoint(const std::filesystem::path& folder,
                                const std::filesystem::path& original = {});

@@ -3,30 +3,9 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
-#include "pipeline/files/error.h"
+#include "pipeline/files/agree.h"
 
 namespace qpipe {
-
-void on_root(Comm& comm, const std::function<void()>& work) {
-  std::string fault;
-  auto code = ExitCode::software;
-  if (comm.root()) {
-    try {
-      work();
-    } catch (const UserError& error) {
-      fault = error.what();
-      code = error.code;
-    } catch (const std::exception& error) {
-      fault = error.what();
-    }
-  }
-  const std::string outcome =
-      comm.broadcast(fault.empty() ? "" : std::to_string(static_cast<int>(code)) + " " + fault, 0);
-  if (outcome.empty()) return;
-  const std::size_t space = outcome.find(' ');
-  throw UserError(static_cast<ExitCode>(std::stoi(outcome.substr(0, space))),
-                  outcome.substr(space + 1));
-}
 
 Tokens load_tokens_on_all_ranks(const DatasetRequest& request, Comm& comm) {
   Tokens tokens;

@@ -9,13 +9,14 @@
 
 #include "pipeline/journal/journal.h"
 #include "pipeline/output/output.h"
+#include "pipeline/output/report.h"
 
 namespace qpipe {
 
 struct FinishedLayer {
   std::vector<LayerRecord> parts;
 
-  const nlohmann::json& findings() const { return parts.front().findings; }
+  LayerFindings findings() const { return parts.front().findings.get<LayerFindings>(); }
 };
 
 using FinishedLayers = std::map<std::int64_t, FinishedLayer>;

@@ -6,7 +6,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "pipeline/data/tokens_on_ranks.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/files/durable_file.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/xxh3.h"

@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "kernels/activation.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/files/durable_file.h"
-#include "pipeline/files/error.h"
 #include "pipeline/files/xxh3.h"
 
 namespace qpipe {
@@ -94,9 +94,29 @@ Store::Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& s
   take_up_finished_layers();
   for (const TensorInfo& info : outside)
     copies_.push_back(start([this, info] { copy_tensor(info); }));
-  if (inside.empty()) return;
-  copies_.push_back(start([this, inside = std::move(inside)] {
-    for (const TensorInfo& info : inside) copy_tensor(info);
+  if (!inside.empty())
+    copies_.push_back(start([this, inside = std::move(inside)] {
+      for (const TensorInfo& info : inside) copy_tensor(info);
+    }));
+  pass_through(next);
+}
+
+// One after the other: there may be thousands.
+void Store::pass_through(int next) {
+  std::vector<TensorInfo> mine;
+  for (const TensorInfo& info : plan_.passed)
+    if (next++ % comm_.size() == comm_.rank()) mine.push_back(info);
+  if (mine.empty()) return;
+  copies_.push_back(start([this, mine = std::move(mine)] {
+    std::vector<unsigned char> data;
+    for (const TensorInfo& info : mine) {
+      data.resize(static_cast<std::size_t>(std::min(copied_bytes, info.bytes())));
+      shards_.write(info.name, copied_bytes, [&](std::int64_t begin, std::int64_t count) {
+        checkpoint_.read(info.name, begin, count, data.data());
+        return data.data();
+      });
+      spdlog::debug("{}: passed through", info.name);
+    }
   }));
 }
 
@@ -126,14 +146,7 @@ void Store::take_up_finished_layers() {
 std::future<void> Store::start(std::function<void()> work) {
   return std::async(std::launch::async, [this, work = std::move(work)] {
     if (fault()) return;
-    std::optional<UserError> fault;
-    try {
-      work();
-    } catch (const UserError& error) {
-      fault = error;
-    } catch (const std::exception& error) {
-      fault = UserError(ExitCode::software, error.what());
-    }
+    const std::optional<UserError> fault = fault_of(work);
     const std::lock_guard lock(fault_mutex_);
     if (fault && !fault_) fault_ = fault;
   });
@@ -174,14 +187,14 @@ void Store::put(std::vector<PackedTensor> tensors) {
   }));
 }
 
-void Store::commit(std::int64_t layer, int part, int parts, nlohmann::json findings) {
+void Store::commit(std::int64_t layer, int part, int parts, const LayerFindings& findings) {
   wait_for_commits();
   for (const PackedTensor& tensor : part_->held)
     zeros_[tensor.info.name].assign(tensor.data.begin(), tensor.data.end());
   part_->record.layer = layer;
   part_->record.part = part;
   part_->record.parts = parts;
-  part_->record.findings = std::move(findings);
+  part_->record.findings = findings;
   commit_in_background(std::exchange(part_, std::make_shared<Part>()));
 }
 
@@ -321,13 +334,8 @@ void Store::write_the_rest(bool zero_of_zero) {
 }
 
 void Store::finish(bool zero_of_zero) {
-  std::string fault;
-  try {
-    write_the_rest(zero_of_zero);
-  } catch (const std::exception& error) {
-    fault = error.what();
-  }
-  shards_.finish(fault, comm_);
+  on_all(comm_, [&] { write_the_rest(zero_of_zero); });
+  shards_.finish(comm_);
 }
 
 }  // namespace qpipe

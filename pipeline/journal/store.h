@@ -26,9 +26,10 @@ namespace qpipe {
 
 class Store {
  public:
-  // Begins to copy the tensors outside of the decoder layers (embedding, head) in the background,
-  // divided over the ranks; where a method has nothing to replace, also those that stay as they are
-  // inside of the layers. Collective. A layer's tensors are written by the ranks of its team.
+  // Begins to copy the tensors outside of the decoder layers (embedding, head) and those that pass
+  // through in the background, divided over the ranks; where a method has nothing to replace, also
+  // those that stay as they are inside of the layers. Collective. A layer's tensors are written by
+  // the ranks of its team.
   Store(const QuantizePlan& plan, const Checkpoint& checkpoint, ShardSet& shards,
         const Journal& journal, const Teams& teams, Comm& comm);
   // Waits for the background.
@@ -56,7 +57,7 @@ class Store {
   // The layer is complete: brings what this rank put since the last commit to the disk, then its
   // record, in the background; a layer at a time, so that this waits for the layer before. This
   // rank's part is one of `parts`.
-  void commit(std::int64_t layer, int part, int parts, nlohmann::json findings);
+  void commit(std::int64_t layer, int part, int parts, const LayerFindings& findings);
 
   // The same for layers that this rank packs alone, several at a time, from any thread: write()
   // returns when the tensors are written, commit_written() at once, and `committed` is called when
@@ -94,6 +95,7 @@ class Store {
   void write_records(const std::vector<std::shared_ptr<Part>>& parts);
   void write_held(Part& part);
   void copy_tensor(const TensorInfo& info);
+  void pass_through(int next);  // `next`: whose turn it is
   void take_up_finished_layers();
   void write_the_rest(bool zero_of_zero);
 

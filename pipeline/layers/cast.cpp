@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <future>
 #include <memory>
 #include <mutex>
 
+#include "kernels/alignment.h"
+#include "kernels/transpose.h"
+#include "launch/clock.h"
 #include "launch/signals.h"
 #include "stages/layer.h"
 
@@ -17,7 +19,6 @@ namespace qpipe {
 
 namespace {
 
-constexpr std::size_t alignment = 256;
 constexpr std::int64_t piece_bytes = std::int64_t{8}
                                      << 20;  // read and copied to the device at once
 constexpr int fewest_workers = 4;  // on one core, too: most of the time they wait for the disk
@@ -29,6 +30,7 @@ struct Unit {
   std::size_t layer = 0;  // index into Work::layers
   std::vector<TensorInfo> weights;
   std::vector<std::size_t> offsets;  // of the weights on the device
+  std::vector<bool> transposed;      // [in, out] in the file: it lies behind its transpose
   std::size_t bytes = 0;
 };
 
@@ -44,15 +46,19 @@ struct Work {
   std::size_t largest_unit = 0;
 };
 
-void add_weight(Unit& unit, const TensorInfo& weight) {
+std::size_t aligned_bytes(const TensorInfo& weight) {
+  return aligned(static_cast<std::size_t>(weight.bytes()));
+}
+
+void add_weight(Unit& unit, const TensorInfo& weight, bool transposed) {
   unit.weights.push_back(weight);
   unit.offsets.push_back(unit.bytes);
-  unit.bytes += (static_cast<std::size_t>(weight.bytes()) + alignment - 1) / alignment * alignment;
+  unit.transposed.push_back(transposed);
+  unit.bytes += aligned_bytes(weight) * (transposed ? 2 : 1);
 }
 
 Work work_of_rank(const Checkpoint& checkpoint, const Architecture& architecture,
                   const QuantizePlan& plan, const FinishedLayers& finished, const Comm& comm) {
-  const std::vector<LinearSpec> linears = all_linears(architecture);
   const bool steps_share_a_scale = plan.storage.codec == Codec::nvfp4;
   Work work;
   for (std::int64_t index = comm.rank(); index < architecture.layers; index += comm.size()) {
@@ -65,15 +71,18 @@ Work work_of_rank(const Checkpoint& checkpoint, const Architecture& architecture
       return work.units.back();
     };
     const std::string prefix = layer_prefix(architecture, index);
-    for (const Step& step : layer_steps(architecture)) {
-      Unit* unit = nullptr;
-      for (const std::size_t i : step.linears) {
-        const std::string module = prefix + linears[i].name;
-        if (plan.modules.at(module).skip) continue;
-        if (unit == nullptr || !steps_share_a_scale) unit = &new_unit();
-        add_weight(*unit, checkpoint.info(module + ".weight"));
+    const LayerSpec& spec = architecture.layer(index);
+    const std::vector<LinearSpec> linears = layer_linears(spec);
+    for (const Step& step : layer_steps(spec))
+      for (const Group& group : step.groups) {
+        Unit* unit = nullptr;
+        for (const std::size_t i : group.linears) {
+          const std::string module = prefix + linears[i].name;
+          if (plan.modules.at(module).skip) continue;
+          if (unit == nullptr || !steps_share_a_scale) unit = &new_unit();
+          add_weight(*unit, checkpoint.info(module + ".weight"), linears[i].transposed);
+        }
       }
-    }
     if (work.units.size() == layer->first_unit)
       new_unit();  // all are skipped: there is the record to write
     layer->units_left = work.units.size() - layer->first_unit;
@@ -83,19 +92,6 @@ Work work_of_rank(const Checkpoint& checkpoint, const Architecture& architecture
   return work;
 }
 
-// Adds the time since the lap before to one phase after another.
-class LapClock {
- public:
-  void lap(double& phase) {
-    const auto now = std::chrono::steady_clock::now();
-    phase += std::chrono::duration<double>(now - last_).count();
-    last_ = now;
-  }
-
- private:
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
 // Has its own queue on the device, so that workers wait for nothing but their own copies.
 struct Worker {
   Worker(const Stream& main, std::size_t largest_unit)
@@ -103,34 +99,39 @@ struct Worker {
         staging(static_cast<std::size_t>(piece_bytes), stream),
         on_device(largest_unit, stream) {}
 
-  ConstTensor load(const Checkpoint& checkpoint, const TensorInfo& weight, std::size_t offset) {
-    auto* place = static_cast<unsigned char*>(on_device.data()) + offset;
+  ConstTensor load(const Checkpoint& checkpoint, const Unit& unit, std::size_t i) {
+    const TensorInfo& weight = unit.weights[i];
+    auto* result = static_cast<unsigned char*>(on_device.data()) + unit.offsets[i];
+    unsigned char* place = unit.transposed[i] ? result + aligned_bytes(weight) : result;
     for (std::int64_t begin = 0; begin < weight.bytes(); begin += piece_bytes) {
       const std::int64_t count = std::min(piece_bytes, weight.bytes() - begin);
       checkpoint.read(weight.name, begin, count, staging.data());
       copy_to_device(place + begin, staging.data(), static_cast<std::size_t>(count), stream);
     }
-    return {place, weight.dtype, weight.rows(), weight.cols()};
+    if (!unit.transposed[i]) return {place, weight.dtype, weight.rows(), weight.cols()};
+    const Tensor turned(result, weight.dtype, weight.cols(), weight.rows());
+    transpose(ConstTensor(place, weight.dtype, weight.rows(), weight.cols()), turned, stream);
+    return turned;
   }
 
   void run(const Unit& unit, std::int64_t layer, const Checkpoint& checkpoint,
            const StorageSettings& storage, Store& store) {
-    LapClock clock;
+    Clock clock;
     std::vector<Linear> linears;
     std::vector<const Linear*> pointers;
     for (std::size_t i = 0; i < unit.weights.size(); ++i) {
       Linear& linear = linears.emplace_back();
       linear.name = unit.weights[i].name.substr(
           0, unit.weights[i].name.size() - std::string(".weight").size());
-      linear.stored = load(checkpoint, unit.weights[i], unit.offsets[i]);
+      linear.stored = load(checkpoint, unit, i);
     }
     for (const Linear& linear : linears) pointers.push_back(&linear);
-    clock.lap(seconds.read);
+    seconds.read += clock.lap();
     const std::vector<PackedTensor> tensors =
         linears.empty() ? std::vector<PackedTensor>{} : cast_linears(pointers, storage, stream);
-    clock.lap(seconds.solve);
+    seconds.solve += clock.lap();
     store.write(layer, tensors);
-    clock.lap(seconds.write);
+    seconds.write += clock.lap();
     spdlog::debug("{}: cast and written",
                   unit.weights.empty() ? "nothing" : unit.weights.front().name);
   }

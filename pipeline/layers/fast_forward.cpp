@@ -2,14 +2,14 @@
 
 #include <stdexcept>
 
-#include "pipeline/files/error.h"
+#include "kernels/alignment.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/model/read_back.h"
+#include "stages/fold.h"
 
 namespace qpipe {
 
 namespace {
-
-constexpr std::size_t alignment = 256;
 
 // Integer codes only: the other formats need no activations. Zeros kept back for gptq are held as
 // v1 has them.
@@ -34,23 +34,12 @@ void read_tensor(const std::string& name, const FinishedLayer& finished, const J
     throw UserError(ExitCode::io, name + ": the shard that holds it is too short");
 }
 
-std::vector<float> floats(const nlohmann::json& factors, std::size_t linear, const char* key) {
-  return factors.is_null() ? std::vector<float>{}
-                           : factors.at(linear).at(key).get<std::vector<float>>();
-}
-
 }  // namespace
-
-nlohmann::json factors_json(const std::vector<LinearFactors>& factors) {
-  nlohmann::json json;
-  for (const LinearFactors& f : factors) json.push_back({{"column", f.column}, {"row", f.row}});
-  return json;
-}
 
 void restore_propagated_weights(const QuantizePlan& plan, const FinishedLayer& finished,
                                 const Journal& journal, const ShardSet& shards, const Layer& layer,
                                 Comm& comm, Stream& stream) {
-  const nlohmann::json factors = finished.findings().value("factors", nlohmann::json());
+  const std::vector<LinearFactors> factors = finished.findings().factors;
   for (std::size_t i = 0; i < layer.linears.size(); ++i) {
     const Linear& linear = layer.linears[i];
     const LinearSettings& settings = plan.modules.at(linear.name);
@@ -62,35 +51,30 @@ void restore_propagated_weights(const QuantizePlan& plan, const FinishedLayer& f
                                                     linear.weight.cols, settings, plan.storage)) {
       infos.push_back({tensor.name, tensor.dtype, tensor.shape});
       offsets.push_back(bytes);
-      bytes +=
-          (static_cast<std::size_t>(infos.back().bytes()) + alignment - 1) / alignment * alignment;
+      bytes += aligned(static_cast<std::size_t>(infos.back().bytes()));
     }
     const int owner = static_cast<int>(layer.index % comm.size());
-    const Buffer blob(bytes, stream);
-    std::string fault;
-    if (comm.rank() == owner) try {
-        std::vector<unsigned char> data(bytes);
-        for (std::size_t t = 0; t < infos.size(); ++t)
-          read_tensor(infos[t].name, finished, journal, shards, data.data() + offsets[t]);
-        copy_to_device(blob.data(), data.data(), bytes, stream);
-      } catch (const std::exception& error) {
-        fault = error.what();
-      }
-    if (fault = comm.first_failure(fault); !fault.empty()) throw UserError(ExitCode::io, fault);
+    Buffer blob(bytes, stream);
+    on_all(comm, [&] {
+      if (comm.rank() != owner) return;
+      std::vector<unsigned char> data(bytes);
+      for (std::size_t t = 0; t < infos.size(); ++t)
+        read_tensor(infos[t].name, finished, journal, shards, data.data() + offsets[t]);
+      copy_to_device(blob.data(), data.data(), bytes, stream);
+    });
     comm.broadcast(blob.data(), bytes, owner, stream);
 
     PackedParts parts;
     for (std::size_t t = 0; t < infos.size(); ++t)
       parts[infos[t].name.substr(linear.name.size())] =
           view_of(infos[t], static_cast<const unsigned char*>(blob.data()) + offsets[t]);
-    const LinearFactors own{floats(factors, i, "column"), floats(factors, i, "row")};
-    if (!plan.awq) {
+    if (plan.procedure != Procedure::awq) {
       read_back(written_format(plan.storage.format), linear.name, parts, linear.weight, stream);
       continue;
     }
-    const Array<float> scaled(linear.weight.rows, linear.weight.cols, stream);
+    Array<float> scaled(linear.weight.rows, linear.weight.cols, stream);
     read_back(written_format(plan.storage.format), linear.name, parts, scaled.view, stream);
-    unscale_into(scaled, own, linear.weight, stream);
+    unscale_into(scaled, factors.at(i), linear.weight, stream);
   }
 }
 

@@ -4,13 +4,9 @@
 
 #include "pipeline/journal/finished_layers.h"
 #include "pipeline/plan/plan.h"
-#include "stages/fold.h"
+#include "stages/layer.h"
 
 namespace qpipe {
-
-// What a layer's factors were, from linear_factors(); null when no linear has any. One entry for
-// each of layer.linears.
-nlohmann::json factors_json(const std::vector<LinearFactors>& factors);
 
 // Puts into layer.linears[…].weight of every quantized linear what quantized propagation used.
 // layer: as the checkpoint has it. Collective: rank (layer mod ranks) reads, the others receive.

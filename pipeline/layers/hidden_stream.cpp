@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <optional>
 #include <utility>
 
 #include "kernels/stopwatch.h"
+#include "launch/clock.h"
 #include "stages/waiting_weights.h"
 
 namespace qpipe {
@@ -49,7 +49,7 @@ Ring::Incoming incoming(const Tensor& tensor) { return {tensor.data, bytes_of(te
 StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTables& tables,
                             Layer& layer, const StreamTask& task, Activations& activations,
                             Ring& ring, Stream& stream) {
-  const auto begin = std::chrono::steady_clock::now();
+  const Clock clock;
   Stopwatch busy(stream);
   BlockStore& hidden = activations.hidden;
   const auto count = static_cast<std::int64_t>(hidden.blocks());
@@ -60,14 +60,14 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
   const std::optional<Slots> next_memory =
       task.next_input != nullptr ? std::optional<Slots>(std::in_place, activations, stream)
                                  : std::nullopt;
-  const TensorArray input(stream.compute_dtype(), activations.blocking.block_tokens(),
-                          widest_input(architecture), stream);
+  TensorArray input(stream.compute_dtype(), activations.blocking.block_tokens(),
+                    widest_input(architecture), stream);
 
   const auto exists = [&](std::int64_t block) { return block >= 0 && block < count; };
   const auto slot = [&](const Slots& of, std::int64_t block) {
     return of.of(static_cast<std::size_t>(block), hidden.rows(static_cast<std::size_t>(block)));
   };
-  if (task.keep_inputs) begin_keeping(activations, stream);
+  if (task.keep_inputs) begin_keeping(layer, activations, stream);
   const std::int64_t first_step = task.from_previous ? lag * (task.stage - 1) : 0;
   const std::int64_t last_step =
       count - 1 + (task.next_input != nullptr ? lag * task.stages : lag * task.stage);
@@ -88,13 +88,12 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
       if (task.from_previous && !task.keep_inputs) write_block(hidden, local, block, stream);
       if (runs) {
         busy.start();
-        Block work{block, {input.view.data, input.view.dtype, block.rows, architecture.hidden}};
+        Block work{block, {input.view.data, input.view.dtype, block.rows, layer.spec->hidden}};
         if (task.keep_inputs)
-          forward_and_keep(architecture, tables, layer, local, task.to_next, work, activations,
-                           stream);
+          forward_and_keep(layer, tables, local, task.to_next, work, activations, stream);
         else
-          forward_layer(architecture, tables, layer, activations.blocking.seqlen, work,
-                        activations.scratch, stream);
+          forward_layer(layer, tables, activations.blocking.seqlen, work, activations.scratch,
+                        stream);
         busy.stop();
       }
       if (task.to_next) out = outgoing(block);
@@ -104,11 +103,9 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
     ring.exchange(out, in, stream);
   }
   ring.wait(0);
-  const double total =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   StreamSeconds seconds;
   seconds.busy = busy.seconds();
-  seconds.wait = std::max(0.0, total - seconds.busy);
+  seconds.wait = std::max(0.0, clock.seconds() - seconds.busy);
   return seconds;
 }
 

@@ -5,8 +5,8 @@
 // pipeline, while the blocks behind it are on their way. Every team keeps the inputs of its layer's
 // steps and works on them afterwards; where they do not fit on the GPU (Places::inputs_kept), it
 // keeps the layer's input and runs the layer again. What leaves the round's last team is the first
-// team's input of the next round. propagate = quantized: a team is given its layer's input when the
-// layer before is quantized.
+// team's input of the next round. With quantized propagation the input arrives after the previous
+// layer is solved.
 #pragma once
 
 #include "launch/ring.h"

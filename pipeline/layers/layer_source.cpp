@@ -1,31 +1,23 @@
 #include "pipeline/layers/layer_source.h"
 
 #include <algorithm>
-#include <set>
 #include <utility>
 
 #include "kernels/activation.h"
-#include "pipeline/files/error.h"
+#include "kernels/alignment.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/model/model.h"
 
 namespace qpipe {
 
 namespace {
 
-constexpr std::size_t alignment = 256;
 constexpr std::size_t tensor_piece_bytes =
     std::size_t{32} << 20;  // of a tensor on its way from the file to the device
 constexpr std::size_t tensor_part_bytes = std::size_t{8}
                                           << 20;  // of a piece, each read by a thread
 constexpr std::size_t piece_bytes = std::size_t{128}
                                     << 20;  // of a layer on its way to the others' host memory
-
-// A fault of the rank that reads becomes the same fault on every rank, before any of them waits for
-// the data.
-void agree(Comm& comm, const std::string& fault) {
-  const std::string first = comm.first_failure(fault);
-  if (!first.empty()) throw UserError(ExitCode::data, first);
-}
 
 }  // namespace
 
@@ -50,35 +42,64 @@ int LayerSource::owner(std::int64_t index) const {
 
 LayerSource::Plan LayerSource::plan_layer(std::int64_t index) const {
   const std::string prefix = layer_prefix(architecture_, index);
-  std::vector<std::string> names;
-  for (const LinearSpec& linear : all_linears(architecture_)) {
-    const std::string module = prefix + linear.name;
-    for (const std::string& name : checkpoint_.names_of(module))  // the weight, or its parts
-      if (name != module + ".bias") names.push_back(name);
-    if (linear.bias) names.push_back(module + ".bias");
-  }
-  const LayerNames& norms = architecture_.names;
-  for (const std::string& norm :
-       {norms.attention_norm, norms.mlp_norm, norms.q_norm, norms.k_norm}) {
-    if (norm.empty()) continue;
-    names.push_back(prefix + norm + ".weight");
-    if (checkpoint_.contains(prefix + norm + ".bias")) names.push_back(prefix + norm + ".bias");
-  }
+  const LayerSpec& spec = architecture_.layer(index);
+  const std::vector<LinearSpec> linears = layer_linears(spec);
   Plan plan;
-  for (const std::string& name : names) {
-    plan.slots.push_back({checkpoint_.info(name), plan.bytes});
-    plan.bytes += (static_cast<std::size_t>(plan.slots.back().info.bytes()) + alignment - 1) /
-                  alignment * alignment;
+  const auto add = [&](TensorInfo info, bool transposed, bool waits) {
+    if (transposed) std::swap(info.shape.at(0), info.shape.at(1));
+    plan.slots.push_back({std::move(info), plan.bytes, transposed, waits});
+    plan.bytes += aligned(static_cast<std::size_t>(plan.slots.back().info.bytes()));
+  };
+  for (const TensorSpec& tensor : layer_tensors(spec)) {
+    const std::string name = prefix + tensor.name;
+    if (tensor.role != TensorRole::weight) {
+      add(checkpoint_.info(name), false, false);
+      continue;
+    }
+    const LinearSpec& linear = linears[tensor.linear];
+    const std::string module = prefix + linear.name;
+    const bool packed = is_packed(checkpoint_, module);
+    for (const std::string& part : checkpoint_.names_of(module))  // the weight, or its parts
+      if (part != module + ".bias")
+        add(checkpoint_.info(part), linear.transposed && !packed, !packed);
   }
   return plan;
 }
+
+namespace {
+
+template <class Word>
+void transpose_on_host(const unsigned char* from, std::int64_t rows, std::int64_t cols,
+                       unsigned char* to) {
+  constexpr std::int64_t tile = 32;
+  const auto* source = reinterpret_cast<const Word*>(from);
+  auto* target = reinterpret_cast<Word*>(to);
+  for (std::int64_t r0 = 0; r0 < rows; r0 += tile)
+    for (std::int64_t c0 = 0; c0 < cols; c0 += tile)
+      for (std::int64_t r = r0; r < std::min(rows, r0 + tile); ++r)
+        for (std::int64_t c = c0; c < std::min(cols, c0 + tile); ++c)
+          target[c * rows + r] = source[r * cols + c];
+}
+
+// The tensor's bytes; [in, out] in the file becomes [out, in].
+void read_tensor(const Checkpoint& checkpoint, const TensorInfo& info, bool transposed,
+                 unsigned char* to) {
+  if (!transposed) return checkpoint.read(info.name, to);
+  std::vector<unsigned char> bytes(static_cast<std::size_t>(info.bytes()));
+  checkpoint.read(info.name, bytes.data());
+  const auto transposing = size_of(info.dtype) == 4 ? transpose_on_host<std::uint32_t>
+                                                    : transpose_on_host<std::uint16_t>;
+  transposing(bytes.data(), info.cols(), info.rows(), to);
+}
+
+}  // namespace
 
 HostBuffer LayerSource::read(const Plan& plan, HostBuffer to) const {
   if (to.bytes() < plan.bytes) to = HostBuffer(plan.bytes, stream_);
   std::vector<std::future<void>> reads;  // a single reader does not saturate a fast disk
   for (const Slot& slot : plan.slots)
     reads.push_back(std::async(std::launch::async, [this, &slot, place = to.data() + slot.offset] {
-      checkpoint_.read(slot.info.name, place);
+      read_tensor(checkpoint_, slot.info, slot.transposed, place);
     }));
   for (std::future<void>& done : reads) done.get();
   return to;
@@ -100,17 +121,12 @@ void LayerSource::prefetch(std::int64_t index) {
 // The owner's bytes, agreed to be there by all ranks; nothing on the others.
 std::optional<HostBuffer> LayerSource::read_own(std::int64_t index) {
   std::optional<HostBuffer> data;
-  std::string fault;
-  if (owner(index) == comm_.rank()) {
+  on_all(comm_, [&] {
+    if (owner(index) != comm_.rank()) return;
     prefetch(index);
-    try {
-      data = ahead_.at(index).get();
-    } catch (const std::exception& error) {
-      fault = error.what();
-    }
+    data = std::exchange(ahead_.at(index), {}).get();
     ahead_.erase(index);
-  }
-  agree(comm_, fault);
+  });
   return data;
 }
 
@@ -133,7 +149,7 @@ void LayerSource::receive_on_host(std::int64_t index, const Plan& plan) {
     host_ = HostBuffer(plan.bytes, stream_);
   }
   if (comm_.size() == 1) return;
-  const Buffer piece(std::min(plan.bytes, piece_bytes), stream_);
+  Buffer piece(std::min(plan.bytes, piece_bytes), stream_);
   for (std::size_t begin = 0; begin < plan.bytes; begin += piece.bytes()) {
     const std::size_t bytes = std::min(piece.bytes(), plan.bytes - begin);
     if (own) copy_to_device(piece.data(), host_.data() + begin, bytes, stream_);
@@ -160,14 +176,10 @@ Layer LayerSource::load_layer(std::int64_t index, bool by_step) {
   // Where each tensor is: linears' weights on the host by step, all else on the device.
   std::map<std::string, Tensor> stored;
   std::vector<Buffer> memory;
-  std::set<std::string> waiting;
-  if (by_step)
-    for (const LinearSpec& spec : all_linears(architecture_))
-      waiting.insert(layer_prefix(architecture_, index) + spec.name + ".weight");
   for (const Slot& slot : plan.slots) {
     void* data = by_step ? host_.data() + slot.offset
                          : static_cast<unsigned char*>(blob.data()) + slot.offset;
-    if (by_step && !waiting.contains(slot.info.name)) {
+    if (by_step && !slot.waits) {
       memory.emplace_back(static_cast<std::size_t>(slot.info.bytes()), stream_);
       copy_to_device(memory.back().data(), data, memory.back().bytes(), stream_);
       data = memory.back().data();
@@ -185,26 +197,24 @@ Layer LayerSource::make_layer(std::int64_t index, const std::map<std::string, Te
                               bool by_step) {
   Layer layer;
   layer.index = index;
+  layer.kind = architecture_.kind(index);
+  layer.spec = &architecture_.kinds[layer.kind];
   const DType compute = stream_.compute_dtype();
-  const auto as_stored = [&](const std::string& name) -> ConstTensor {
-    const auto found = stored.find(name);
-    return found == stored.end() ? Tensor{} : found->second;
-  };
-  const auto converted = [&](ConstTensor tensor) {
+  const std::string prefix = layer_prefix(architecture_, index);
+  const auto in_compute_type = [&](ConstTensor tensor) -> ConstTensor {
+    if (tensor.empty() || tensor.dtype == compute) return tensor;
     TensorArray copy(compute, tensor.rows, tensor.cols, stream_);
     convert(tensor, copy, stream_);
     layer.memory.push_back(std::move(copy.memory));
     return copy.view;
   };
-  const auto in_compute_type = [&](const std::string& name) -> ConstTensor {
-    const ConstTensor tensor = as_stored(name);
-    return tensor.empty() || tensor.dtype == compute ? tensor : converted(tensor);
+  const auto bias_of = [&](const LinearSpec& spec) -> ConstTensor {
+    return spec.bias ? stored.at(prefix + spec.name + ".bias") : Tensor{};
   };
-
-  const std::string prefix = layer_prefix(architecture_, index);
-  for (const LinearSpec& spec : all_linears(architecture_)) {
+  for (const LinearSpec& spec : layer_linears(*layer.spec)) {
     Linear linear;
     linear.name = prefix + spec.name;
+    linear.transposed = spec.transposed;
     if (is_packed(checkpoint_, linear.name)) {
       require(!by_step, "load_layer: packed weights do not wait");
       TensorArray weight(compute, spec.out_features, spec.in_features, stream_);
@@ -223,52 +233,65 @@ Layer LayerSource::make_layer(std::int64_t index, const std::map<std::string, Te
             {static_cast<unsigned char*>(tensor.data), tensor.dtype, false, {}, {}, {}});
       } else {
         linear.stored = tensor;
-        linear.weight = tensor.dtype == compute ? tensor : converted(tensor);
+        linear.weight = tensor;
+        if (tensor.dtype != compute) {
+          TensorArray copy(compute, tensor.rows, tensor.cols, stream_);
+          convert(tensor, copy, stream_);
+          layer.memory.push_back(std::move(copy.memory));
+          linear.weight = copy.view;
+        }
       }
     }
-    linear.bias = in_compute_type(linear.name + ".bias");
-    linear.stored_bias = as_stored(linear.name + ".bias");
+    linear.stored_bias = bias_of(spec);
+    linear.bias = in_compute_type(linear.stored_bias);
     layer.linears.push_back(linear);
   }
-  const auto norm = [&](const std::string& name) -> Norm {
-    if (name.empty()) return {};
-    const std::string weight = prefix + name + ".weight";
-    const std::string bias = prefix + name + ".bias";
-    return {in_compute_type(weight), in_compute_type(bias), as_stored(weight), as_stored(bias)};
+  // One tensor, or the rows of several.
+  const auto joined = [&](const std::vector<std::string>& names) -> ConstTensor {
+    if (names.empty()) return {};
+    const ConstTensor first = stored.at(prefix + names.front());
+    if (names.size() == 1) return first;
+    TensorArray rows(first.dtype, static_cast<std::int64_t>(names.size()), first.cols, stream_);
+    for (std::size_t r = 0; r < names.size(); ++r)
+      convert(stored.at(prefix + names[r]), rows.view.row_range(static_cast<std::int64_t>(r), 1),
+              stream_);
+    layer.memory.push_back(std::move(rows.memory));
+    return rows.view;
   };
-  layer.attention_norm = norm(architecture_.names.attention_norm);
-  layer.mlp_norm = norm(architecture_.names.mlp_norm);
-  layer.q_norm = norm(architecture_.names.q_norm).weight;
-  layer.k_norm = norm(architecture_.names.k_norm).weight;
+  for (const NormTensors& tensors : layer_norms(*layer.spec)) {
+    Norm& norm = layer.norms[tensors.name];
+    norm.stored_weight = joined(tensors.weights);
+    norm.stored_bias = joined(tensors.biases);
+    norm.weight = in_compute_type(norm.stored_weight);
+    norm.bias = in_compute_type(norm.stored_bias);
+  }
+  for (const TensorSpec& tensor : layer_tensors(*layer.spec)) {
+    if (tensor.role != TensorRole::constant) continue;
+    const ConstTensor value = stored.at(prefix + tensor.name);
+    layer.constants[tensor.name] = {in_compute_type(value), {}, value, {}};
+  }
   return layer;
 }
 
 TensorArray LayerSource::load_tensor(const std::string& name) {
   const TensorInfo& info = checkpoint_.info(name);
   TensorArray array(info.dtype, info.rows(), info.cols(), stream_);
-  std::string fault;
-  if (comm_.root()) {
-    try {
-      const HostBuffer piece(std::min(static_cast<std::size_t>(info.bytes()), tensor_piece_bytes),
-                             stream_);
-      for (std::size_t begin = 0; begin < array.memory.bytes(); begin += piece.bytes()) {
-        const std::size_t bytes = std::min(piece.bytes(), array.memory.bytes() - begin);
-        std::vector<std::future<void>> reads;
-        for (std::size_t part = 0; part < bytes; part += tensor_part_bytes)
-          reads.push_back(std::async(std::launch::async, [&, part] {
-            checkpoint_.read(name, static_cast<std::int64_t>(begin + part),
-                             static_cast<std::int64_t>(std::min(tensor_part_bytes, bytes - part)),
-                             piece.data() + part);
-          }));
-        for (std::future<void>& done : reads) done.get();
-        copy_to_device(static_cast<unsigned char*>(array.view.data) + begin, piece.data(), bytes,
-                       stream_);
-      }
-    } catch (const std::exception& error) {
-      fault = error.what();
+  on_root(comm_, [&] {
+    HostBuffer piece(std::min(static_cast<std::size_t>(info.bytes()), tensor_piece_bytes), stream_);
+    for (std::size_t begin = 0; begin < array.memory.bytes(); begin += piece.bytes()) {
+      const std::size_t bytes = std::min(piece.bytes(), array.memory.bytes() - begin);
+      std::vector<std::future<void>> reads;
+      for (std::size_t part = 0; part < bytes; part += tensor_part_bytes)
+        reads.push_back(std::async(std::launch::async, [&, part] {
+          checkpoint_.read(name, static_cast<std::int64_t>(begin + part),
+                           static_cast<std::int64_t>(std::min(tensor_part_bytes, bytes - part)),
+                           piece.data() + part);
+        }));
+      for (std::future<void>& done : reads) done.get();
+      copy_to_device(static_cast<unsigned char*>(array.view.data) + begin, piece.data(), bytes,
+                     stream_);
     }
-  }
-  agree(comm_, fault);
+  });
   comm_.broadcast(array.view.data, array.memory.bytes(), 0, stream_);
   return array;
 }
@@ -281,17 +304,56 @@ TensorArray LayerSource::load_compute_tensor(const std::string& name) {
   return converted;
 }
 
-Norm LayerSource::load_norm(const std::string& module, std::vector<Buffer>& memory) {
-  const auto load = [&](const std::string& name) -> ConstTensor {
-    if (!checkpoint_.contains(name)) return {};
-    TensorArray array = load_compute_tensor(name);
-    memory.push_back(std::move(array.memory));
-    return array.view;
-  };
+ConstTensor LayerSource::load_small(const std::string& name, std::vector<Buffer>& memory) {
+  TensorArray array = load_compute_tensor(name);
+  memory.push_back(std::move(array.memory));
+  return array.view;
+}
+
+Norm LayerSource::load_norm(const std::optional<NormSpec>& spec, std::vector<Buffer>& memory) {
   Norm norm;
-  norm.weight = load(module + ".weight");
-  norm.bias = load(module + ".bias");
+  if (!spec) return norm;
+  if (spec->weight) norm.weight = load_small(spec->name + ".weight", memory);
+  if (spec->bias) norm.bias = load_small(spec->name + ".bias", memory);
   return norm;
+}
+
+Linear LayerSource::load_linear(const std::optional<LinearSpec>& spec,
+                                std::vector<Buffer>& memory) {
+  Linear linear;
+  if (!spec) return linear;
+  linear.name = spec->name;
+  TensorArray weight = load_compute_tensor(spec->name + ".weight");
+  linear.weight = weight.view;
+  memory.push_back(std::move(weight.memory));
+  if (spec->bias) linear.bias = load_small(spec->name + ".bias", memory);
+  return linear;
+}
+
+EmbeddingWeights LayerSource::load_embedding() {
+  const Embedding& e = architecture_.embedding;
+  EmbeddingWeights weights;
+  weights.tokens = load_tensor(e.tokens);
+  if (!e.positions.empty()) weights.positions = load_tensor(e.positions);
+  weights.norm = load_norm(e.norm, weights.memory);
+  weights.projection = load_linear(e.projection, weights.memory);
+  if (const auto& p = architecture_.per_layer) {
+    weights.per_layer_tokens = load_tensor(p->tokens);
+    weights.per_layer_projection = load_linear(p->projection, weights.memory);
+    weights.per_layer_norm = load_norm(p->norm, weights.memory);
+  }
+  return weights;
+}
+
+HeadWeights LayerSource::load_head() {
+  const Head& head = architecture_.head;
+  HeadWeights weights;
+  weights.norm = load_norm(head.norm, weights.memory);
+  weights.projection = load_linear(head.projection, weights.memory);
+  weights.head =
+      load_compute_tensor(head.tied ? architecture_.embedding.tokens : head.name + ".weight");
+  if (head.bias) weights.bias = load_compute_tensor(head.name + ".bias");
+  return weights;
 }
 
 }  // namespace qpipe

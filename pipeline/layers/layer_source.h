@@ -12,7 +12,8 @@
 #include "launch/comm.h"
 #include "pipeline/model/checkpoint.h"
 #include "pipeline/model/read_back.h"
-#include "stages/layer.h"
+#include "stages/embedding.h"
+#include "stages/head.h"
 
 namespace qpipe {
 
@@ -30,16 +31,17 @@ class LayerSource {
   // packed checkpoints.
   Layer load_layer(std::int64_t index, bool by_step = false);
 
-  // Any tensor, in the checkpoint's type, or converted to the compute type. Collective.
-  TensorArray load_tensor(const std::string& name);
-  TensorArray load_compute_tensor(const std::string& name);
-  // NAME.weight and, for layer norms, NAME.bias in the compute type; memory is added to `memory`.
-  Norm load_norm(const std::string& module, std::vector<Buffer>& memory);
+  // What lies before and behind the layers. Collective.
+  EmbeddingWeights load_embedding();
+  HeadWeights load_head();
 
  private:
   struct Slot {
-    TensorInfo info;
+    TensorInfo info;  // the shape as it is in memory
     std::size_t offset = 0;
+    bool transposed = false;  // in the file
+    bool waits =
+        false;  // a linear's weight, which waits in host memory where the layer is loaded by step
   };
   struct Plan {
     std::vector<Slot> slots;
@@ -55,6 +57,12 @@ class LayerSource {
   void receive_on_host(std::int64_t index, const Plan& plan);
   std::optional<HostBuffer> read_own(std::int64_t index);
   Layer make_layer(std::int64_t index, const std::map<std::string, Tensor>& stored, bool by_step);
+  // Any tensor, in the checkpoint's type, or converted to the compute type.
+  TensorArray load_tensor(const std::string& name);
+  TensorArray load_compute_tensor(const std::string& name);
+  ConstTensor load_small(const std::string& name, std::vector<Buffer>& memory);
+  Norm load_norm(const std::optional<NormSpec>& spec, std::vector<Buffer>& memory);
+  Linear load_linear(const std::optional<LinearSpec>& spec, std::vector<Buffer>& memory);
 
   const Checkpoint& checkpoint_;
   const Architecture& architecture_;

@@ -1,21 +1,19 @@
 #include <algorithm>
-#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
 #include <set>
 
 #include "pipeline/files/error.h"
 #include "pipeline/files/suggest.h"
 #include "pipeline/model/model.h"
+#include "pipeline/model/passed_through.h"
 #include "pipeline/model/read_back.h"
 #include "stages/layer.h"
 
 namespace qpipe {
 
 namespace {
-
-// Constants that older transformers versions stored with the weights; every reader recomputes them.
-constexpr std::array stored_constants = {
-    ".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached", ".masked_bias",
-    ".attn.bias",           ".attention.bias"};
 
 using Shape = std::vector<std::int64_t>;
 
@@ -31,6 +29,7 @@ struct Check {
   std::size_t most;
   std::set<std::string> known;
   std::vector<std::string> faults;
+  std::vector<std::string> unread{};  // tensors that the decoder doesn't need
 
   bool done() const { return faults.size() >= most; }
 
@@ -42,7 +41,8 @@ struct Check {
     known.insert(name);
     if (done()) return;
     if (!checkpoint.contains(name)) {
-      const std::string near = nearest_name(name, checkpoint.names());
+      std::string near = nearest_name(name, unread);
+      if (near.empty()) near = nearest_name(name, checkpoint.names());
       return fail("tensor '" + name + "' is missing, and config.json asks for it" +
                   (near.empty() ? "" : "; the nearest name is '" + near + "'"));
     }
@@ -77,15 +77,29 @@ struct Check {
     } else if (format != StoredFormat::unquantized && is_packed(checkpoint, module)) {
       packed(module, spec);
     } else {
-      weights(module + ".weight", {spec.out_features, spec.in_features});
+      weights(module + ".weight", spec.transposed ? Shape{spec.in_features, spec.out_features}
+                                                  : Shape{spec.out_features, spec.in_features});
     }
-    if (spec.bias) weights(module + ".bias", {spec.out_features});
   }
 
-  void norm(const std::string& module, std::int64_t width, bool bias) {
-    if (module.empty()) return;
-    weights(module + ".weight", {width});
-    if (bias) weights(module + ".bias", {width});
+  // A constant may be stored with one axis or with none.
+  void constant(const std::string& name) {
+    weights(name,
+            checkpoint.contains(name) && checkpoint.info(name).shape.empty() ? Shape{} : Shape{1});
+  }
+
+  // Of a quantized checkpoint: parts that the format doesn't have, or beside an unpacked weight.
+  // Loaders would take the linear for something else. Other tensors that the decoder doesn't need
+  // are no faults.
+  void stray_parts(const std::set<std::string>& decoder) {
+    if (format == StoredFormat::unquantized) return;
+    for (const std::string& name : checkpoint.names()) {
+      if (known.contains(name)) continue;
+      const std::string module = linear_of(name, decoder);
+      if (!module.empty())
+        fail("tensor '" + name + "' is unknown: quantization_config gives '" + module +
+             "' no such part beside its others");
+    }
   }
 };
 
@@ -95,30 +109,46 @@ std::vector<unsigned char> bytes_of(const Checkpoint& checkpoint, const std::str
   return bytes;
 }
 
+float element_of(const Checkpoint& checkpoint, const std::string& name) {
+  const std::vector<unsigned char> bytes = bytes_of(checkpoint, name);
+  const auto as = [&](auto value) {
+    std::memcpy(&value, bytes.data(), std::min(bytes.size(), sizeof value));
+    return to_float(value);
+  };
+  switch (checkpoint.info(name).dtype) {
+    case DType::f32: return as(0.0f);
+    case DType::f16: return as(f16{});
+    case DType::bf16: return as(bf16{});
+    default: return std::numeric_limits<float>::quiet_NaN();
+  }
+}
+
+// β and ε of xIELU are constants of the family that its checkpoints hold all the same: they must be
+// what is computed, but for rounding to bfloat16.
+void check_xielu(Check& check, const std::string& prefix, const Xielu& xielu) {
+  const std::string module = prefix + xielu.alpha_p.substr(0, xielu.alpha_p.rfind('.') + 1);
+  const std::pair<const char*, float> constants[] = {{"beta", xielu.beta}, {"eps", xielu.eps}};
+  for (const auto& [key, value] : constants) {
+    const std::string name = module + key;
+    if (check.done() || !check.checkpoint.contains(name)) continue;
+    const float stored = element_of(check.checkpoint, name);
+    if (!(std::fabs(stored - value) <= std::fabs(value) / 128.0f))
+      check.fail("'" + name + "' is " + std::to_string(stored) + ": it must be " +
+                 std::to_string(value));
+  }
+}
+
 }  // namespace
 
 std::vector<TensorInfo> expected_tensors(const Architecture& a, DType dtype) {
-  std::vector<TensorInfo> tensors{{a.embedding, dtype, {a.vocab, a.hidden}}};
-  const auto norm = [&](const std::string& module, std::int64_t width, bool bias) {
-    tensors.push_back({module + ".weight", dtype, {width}});
-    if (bias) tensors.push_back({module + ".bias", dtype, {width}});
+  std::vector<TensorInfo> tensors;
+  const auto add = [&](const std::string& prefix, const std::vector<TensorSpec>& specs) {
+    for (const TensorSpec& spec : specs) tensors.push_back({prefix + spec.name, dtype, spec.shape});
   };
-  for (std::int64_t layer = 0; layer < a.layers; ++layer) {
-    const std::string prefix = layer_prefix(a, layer);
-    for (const std::string& name : {a.names.attention_norm, a.names.mlp_norm})
-      if (!name.empty()) norm(prefix + name, a.hidden, a.norm_bias);
-    for (const std::string& name : {a.names.q_norm, a.names.k_norm})
-      if (!name.empty()) norm(prefix + name, a.heads.head_dim, false);
-    for (const LinearSpec& linear : all_linears(a)) {
-      tensors.push_back(
-          {prefix + linear.name + ".weight", dtype, {linear.out_features, linear.in_features}});
-      if (linear.bias)
-        tensors.push_back({prefix + linear.name + ".bias", dtype, {linear.out_features}});
-    }
-  }
-  norm(a.final_norm, a.hidden, a.norm_bias);
-  if (!a.tied_embeddings) tensors.push_back({a.lm_head + ".weight", dtype, {a.vocab, a.hidden}});
-  if (a.lm_head_bias) tensors.push_back({a.lm_head + ".bias", dtype, {a.vocab}});
+  add("", embedding_tensors(a));
+  for (std::int64_t layer = 0; layer < a.layers; ++layer)
+    add(layer_prefix(a, layer), layer_tensors(a.layer(layer)));
+  add("", head_tensors(a));
   return tensors;
 }
 
@@ -130,38 +160,39 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
       most,
       {},
       {}};
-  check.weights(a.embedding, {a.vocab, a.hidden});
+  check.unread = passed_through(a, checkpoint);
+  for (const TensorSpec& tensor : embedding_tensors(a)) check.weights(tensor.name, tensor.shape);
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     const std::string prefix = layer_prefix(a, layer);
-    const auto norm = [&](const std::string& name, std::int64_t width, bool bias) {
-      if (!name.empty()) check.norm(prefix + name, width, bias);
-    };
-    norm(a.names.attention_norm, a.hidden, a.norm_bias);
-    norm(a.names.mlp_norm, a.hidden, a.norm_bias);
-    norm(a.names.q_norm, a.heads.head_dim, false);
-    norm(a.names.k_norm, a.heads.head_dim, false);
-    for (const LinearSpec& linear : all_linears(a)) check.linear(prefix + linear.name, linear);
+    const std::vector<LinearSpec> linears = layer_linears(a.layer(layer));
+    for (const TensorSpec& tensor : layer_tensors(a.layer(layer))) {
+      const std::string name = prefix + tensor.name;
+      switch (tensor.role) {
+        case TensorRole::weight:
+          check.linear(prefix + linears[tensor.linear].name, linears[tensor.linear]);
+          break;
+        case TensorRole::linear_bias:
+        case TensorRole::norm: check.weights(name, tensor.shape); break;
+        case TensorRole::constant: check.constant(name); break;
+      }
+    }
+    const auto* mlp = std::get_if<Mlp>(&a.layer(layer).mlp);
+    if (mlp != nullptr && mlp->xielu) check_xielu(check, prefix, *mlp->xielu);
   }
-  check.norm(a.final_norm, a.hidden, a.norm_bias);
+  for (const TensorSpec& tensor : head_tensors(a)) check.weights(tensor.name, tensor.shape);
 
-  const std::string head = a.lm_head + ".weight";
-  if (!a.tied_embeddings || checkpoint.contains(head)) check.weights(head, {a.vocab, a.hidden});
-  if (a.lm_head_bias) check.weights(a.lm_head + ".bias", {a.vocab});
+  const std::string head = a.head.name + ".weight";
+  if (a.head.tied && checkpoint.contains(head)) check.weights(head, {a.vocab, a.embedding.width});
 
-  for (const std::string& name : checkpoint.names()) {
-    const bool constant = std::any_of(stored_constants.begin(), stored_constants.end(),
-                                      [&](const char* end) { return name.ends_with(end); });
-    if (!constant && check.known.count(name) == 0)
-      check.fail("tensor '" + name + "' is unknown to family " + a.model_type + " of " +
-                 std::to_string(a.layers) + " layers as config.json describes it");
-  }
+  check.stray_parts(decoder_tensors(a));
 
   // transformers ties only equal tensors when a checkpoint holds both.
-  if (check.faults.empty() && a.tied_embeddings && checkpoint.contains(head)) {
-    const bool equal = checkpoint.info(head).dtype == checkpoint.info(a.embedding).dtype &&
-                       bytes_of(checkpoint, head) == bytes_of(checkpoint, a.embedding);
+  if (check.faults.empty() && a.head.tied && checkpoint.contains(head)) {
+    const bool equal = checkpoint.info(head).dtype == checkpoint.info(a.embedding.tokens).dtype &&
+                       bytes_of(checkpoint, head) == bytes_of(checkpoint, a.embedding.tokens);
     if (!equal)
-      check.fail("tie_word_embeddings is true, but '" + head + "' differs from '" + a.embedding +
+      check.fail("tie_word_embeddings is true, but '" + head + "' differs from '" +
+                 a.embedding.tokens +
                  "'; set tie_word_embeddings to false in config.json to keep both");
   }
   return check.faults;

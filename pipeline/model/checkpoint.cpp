@@ -129,9 +129,11 @@ std::vector<std::string> shards_without_index(const fs::path& folder,
     throw UserError(ExitCode::no_input, folder.string() + ": " + fault);
   };
   if (shards.empty() && has_torch)
-    refuse(
-        "has PyTorch weights (pytorch_model*.bin) only; convert them to safetensors, for example "
-        "with save_pretrained of transformers");
+    refuse(fmt::format(
+        "has PyTorch weights (pytorch_model*.bin) only; convert them to safetensors: python3 -c "
+        "\"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{0}', "
+        "dtype='auto').save_pretrained('{0}')\"",
+        folder.string()));
   if (shards.empty()) refuse(fmt::format("has no .safetensors files; {}", download_again));
 
   const std::optional<ShardSetName> set = shard_set_of(shards.front());

@@ -25,12 +25,23 @@ void refuse(const ConfigJson& config, const std::string& key, const std::string&
   throw UserError(code, config.where + ": " + key + value + must);
 }
 
+bool has_key(const ConfigJson& config, const std::string& key) {
+  if (config.asked) config.asked->insert(key);
+  return config.object.contains(key);
+}
+
+void skip_keys(const ConfigJson& config, const std::vector<std::string>& keys) {
+  if (config.asked) config.asked->insert(keys.begin(), keys.end());
+}
+
 const Json* find_value(const ConfigJson& config, const std::string& key) {
+  if (config.asked) config.asked->insert(key);
   const auto found = config.object.find(key);
   return found == config.object.end() || found->is_null() ? nullptr : &*found;
 }
 
 bool is_null(const ConfigJson& config, const std::string& key) {
+  if (config.asked) config.asked->insert(key);
   const auto found = config.object.find(key);
   return found != config.object.end() && found->is_null();
 }
@@ -48,6 +59,12 @@ std::int64_t read_integer(const ConfigJson& config, const std::string& key, std:
   return value->get<std::int64_t>();
 }
 
+std::int64_t read_integer_or(const ConfigJson& config, const std::string& key,
+                             std::int64_t when_absent, std::int64_t lowest, std::int64_t highest) {
+  return find_value(config, key) == nullptr ? when_absent
+                                            : read_integer(config, key, lowest, highest);
+}
+
 double read_positive(const ConfigJson& config, const std::string& key) {
   const Json* value = find_value(config, key);
   const bool fits = value != nullptr && value->is_number() && std::isfinite(value->get<double>()) &&
@@ -57,11 +74,11 @@ double read_positive(const ConfigJson& config, const std::string& key) {
 }
 
 double read_positive(const ConfigJson& config, const std::string& key, double when_absent) {
-  return config.object.contains(key) ? read_positive(config, key) : when_absent;
+  return has_key(config, key) ? read_positive(config, key) : when_absent;
 }
 
 bool read_flag(const ConfigJson& config, const std::string& key, bool when_absent) {
-  if (!config.object.contains(key)) return when_absent;
+  if (!has_key(config, key)) return when_absent;
   const Json* value = find_value(config, key);
   if (value == nullptr) return false;
   if (!value->is_boolean()) refuse(config, key, "must be true or false");
@@ -76,7 +93,7 @@ std::string read_text(const ConfigJson& config, const std::string& key) {
 
 std::string read_text(const ConfigJson& config, const std::string& key,
                       const std::string& when_absent) {
-  return config.object.contains(key) ? read_text(config, key) : when_absent;
+  return has_key(config, key) ? read_text(config, key) : when_absent;
 }
 
 std::string joined(const std::vector<std::string>& names) {

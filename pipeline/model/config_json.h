@@ -2,7 +2,9 @@
 // what it must be.
 #pragma once
 
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -13,7 +15,14 @@ namespace qpipe {
 struct ConfigJson {
   const nlohmann::json& object;
   std::string where;  // "DIR/config.json", or "DIR/config.json: rope_scaling" for an object inside
+  // The keys that were asked for, where somebody keeps count.
+  std::shared_ptr<std::set<std::string>> asked = nullptr;
 };
+
+bool has_key(const ConfigJson& config, const std::string& key);
+
+// Keys that decide nothing here: known to the family, but not read by the reference.
+void skip_keys(const ConfigJson& config, const std::vector<std::string>& keys);
 
 [[noreturn]] void refuse(const ConfigJson& config, const std::string& key, const std::string& must,
                          ExitCode code = ExitCode::data);
@@ -24,6 +33,9 @@ bool is_null(const ConfigJson& config, const std::string& key);
 
 std::int64_t read_integer(const ConfigJson& config, const std::string& key, std::int64_t lowest,
                           std::int64_t highest);
+// `when_absent` also where it is null.
+std::int64_t read_integer_or(const ConfigJson& config, const std::string& key,
+                             std::int64_t when_absent, std::int64_t lowest, std::int64_t highest);
 // A finite number above zero.
 double read_positive(const ConfigJson& config, const std::string& key);
 double read_positive(const ConfigJson& config, const std::string& key, double when_absent);

@@ -15,6 +15,10 @@ namespace qpipe {
 // contradictory keys, options this build cannot compute.
 Architecture read_architecture(const nlohmann::json& config, const std::string& where);
 
+// The same with the names that the checkpoint has: the decoder may lie behind another beginning
+// ("model.language_model.", "language_model.model.", none).
+Architecture read_architecture(const Checkpoint& checkpoint);
+
 // The model_types of the table, sorted.
 std::vector<std::string> supported_families();
 
@@ -26,9 +30,10 @@ void check_sequence_length(const Architecture& architecture, std::int64_t seqlen
 std::vector<TensorInfo> expected_tensors(const Architecture& architecture, DType dtype);
 
 // Checks that every tensor the architecture needs is in the checkpoint with the right shape and a
-// float dtype (packed linears of a quantized checkpoint: the parts of its format,
-// pipeline/model/read_back.h), and that no tensor is left over. Throws UserError naming the first
-// tensor that is missing, of the wrong shape, or unknown.
+// float dtype (packed linears of a quantized checkpoint: the parts of its format and no others,
+// pipeline/model/read_back.h). What the decoder doesn't need is no fault
+// (pipeline/model/passed_through.h). Throws UserError naming the first tensor that is missing, of
+// the wrong shape, or a part too many.
 void check_tensors(const Architecture& architecture, const Checkpoint& checkpoint);
 
 // The same, one line for each tensor, or linear, at fault; at most `most`. Throws only for a

@@ -298,6 +298,60 @@ StoredFormat read_stored_format(const Json& config, const std::string& where) {
                               quantization.where, method));
 }
 
+namespace {
+
+std::int64_t rounded_up(std::int64_t n, std::int64_t divisor) {
+  return (n + divisor - 1) / divisor;
+}
+
+PackedLinear check_gptq(Check& check, std::int64_t out, std::int64_t in) {
+  const TensorInfo& qweight = check.find(".qweight", {DType::i32});
+  const TensorInfo& qzeros = check.find(".qzeros", {DType::i32});
+  const TensorInfo& scales = check.find(".scales", float_types);
+  const TensorInfo& g_idx = check.find(".g_idx", {DType::i32});
+  int bits = 0;
+  for (const int candidate : all_bits)
+    if (in % 32 == 0 && out % 32 == 0 && qweight.shape == Shape{in / 32 * candidate, out})
+      bits = candidate;
+  if (bits == 0)
+    check.fail(
+        fmt::format("tensor '{}' has shape {}, which holds no codes of 2, 3, 4 or 8 bits for a "
+                    "weight [{}, {}] of sizes that are "
+                    "multiples of 32",
+                    qweight.name, qweight.shape, out, in));
+  const std::int64_t groups = check.groups_of(scales, 0, in, false);
+  check.expect_shape(scales, {{groups, out}});
+  check.expect_shape(qzeros, {{groups, out / 32 * bits}});
+  check.expect_shape(g_idx, {{in}});
+  return {check.names, bits, rounded_up(in, groups), true};
+}
+
+PackedLinear check_ct_integer(Check& check, std::int64_t out, std::int64_t in) {
+  const TensorInfo& packed = check.find(".weight_packed", {DType::i32});
+  const std::optional<int> bits =
+      packed.shape.size() == 2 ? bits_of_words(in, packed.shape[1]) : std::nullopt;
+  if (!bits || packed.shape[0] != out)
+    check.fail(
+        fmt::format("tensor '{}' has shape {}, which holds no codes of 2, 3, 4 or 8 bits for a "
+                    "weight [{}, {}]",
+                    packed.name, packed.shape, out, in));
+  const TensorInfo& scale = check.find(".weight_scale", float_types);
+  const std::int64_t groups = check.groups_of(scale, 1, in, true);
+  check.expect_shape(scale, {{out, groups}});
+  const TensorInfo& shape = check.find(".weight_shape", {DType::i64, DType::i32}, {2});
+  const auto wide = shape.dtype == DType::i64 ? check.values<std::int64_t>(shape) : Shape{};
+  const auto narrow =
+      shape.dtype == DType::i32 ? check.values<std::int32_t>(shape) : std::vector<std::int32_t>{};
+  if (wide != Shape{out, in} && Shape(narrow.begin(), narrow.end()) != Shape{out, in})
+    check.content(shape, fmt::format("says another shape than [{}, {}], which config.json makes it",
+                                     out, in));
+  const bool zeros = check.has(".weight_zero_point");
+  if (zeros) check.find(".weight_zero_point", {DType::i32}, {packed_words(out, *bits), groups});
+  return {check.names, *bits, in / groups, zeros};
+}
+
+}  // namespace
+
 bool is_packed(const Checkpoint& checkpoint, const std::string& module) {
   const auto names = checkpoint.names_of(module);
   return std::any_of(names.begin(), names.end(), [&](const std::string& name) {
@@ -311,9 +365,6 @@ bool is_packed(const Checkpoint& checkpoint, const std::string& module) {
 PackedLinear check_packed_linear(StoredFormat format, const Checkpoint& checkpoint,
                                  const std::string& module, std::int64_t out, std::int64_t in) {
   Check check{checkpoint, module, {}};
-  const auto rounded_up = [](std::int64_t n, std::int64_t divisor) {
-    return (n + divisor - 1) / divisor;
-  };
   const auto whole = [&](std::int64_t size, std::int64_t divisor, const char* what) {
     if (size % divisor != 0)
       check.fail(fmt::format("linear '{}' has {} {}; {} needs a multiple of {}", module, size, what,
@@ -322,27 +373,7 @@ PackedLinear check_packed_linear(StoredFormat format, const Checkpoint& checkpoi
   switch (format) {
     case StoredFormat::unquantized: break;
     case StoredFormat::gptq_v1:
-    case StoredFormat::gptq_v2: {
-      const TensorInfo& qweight = check.find(".qweight", {DType::i32});
-      const TensorInfo& qzeros = check.find(".qzeros", {DType::i32});
-      const TensorInfo& scales = check.find(".scales", float_types);
-      const TensorInfo& g_idx = check.find(".g_idx", {DType::i32});
-      int bits = 0;
-      for (const int candidate : all_bits)
-        if (in % 32 == 0 && out % 32 == 0 && qweight.shape == Shape{in / 32 * candidate, out})
-          bits = candidate;
-      if (bits == 0)
-        check.fail(
-            fmt::format("tensor '{}' has shape {}, which holds no codes of 2, 3, 4 or 8 bits for a "
-                        "weight [{}, {}] of sizes that are "
-                        "multiples of 32",
-                        qweight.name, qweight.shape, out, in));
-      const std::int64_t groups = check.groups_of(scales, 0, in, false);
-      check.expect_shape(scales, {{groups, out}});
-      check.expect_shape(qzeros, {{groups, out / 32 * bits}});
-      check.expect_shape(g_idx, {{in}});
-      return {check.names, bits, rounded_up(in, groups), true};
-    }
+    case StoredFormat::gptq_v2: return check_gptq(check, out, in);
     case StoredFormat::awq: {
       whole(out, 8, "outputs");
       check.find(".qweight", {DType::i32}, {in, out / 8});
@@ -352,30 +383,7 @@ PackedLinear check_packed_linear(StoredFormat format, const Checkpoint& checkpoi
       check.find(".qzeros", {DType::i32}, {groups, out / 8});
       return {check.names, 4, in / groups, true};
     }
-    case StoredFormat::ct_integer: {
-      const TensorInfo& packed = check.find(".weight_packed", {DType::i32});
-      const std::optional<int> bits =
-          packed.shape.size() == 2 ? bits_of_words(in, packed.shape[1]) : std::nullopt;
-      if (!bits || packed.shape[0] != out)
-        check.fail(
-            fmt::format("tensor '{}' has shape {}, which holds no codes of 2, 3, 4 or 8 bits for a "
-                        "weight [{}, {}]",
-                        packed.name, packed.shape, out, in));
-      const TensorInfo& scale = check.find(".weight_scale", float_types);
-      const std::int64_t groups = check.groups_of(scale, 1, in, true);
-      check.expect_shape(scale, {{out, groups}});
-      const TensorInfo& shape = check.find(".weight_shape", {DType::i64, DType::i32}, {2});
-      const auto wide = shape.dtype == DType::i64 ? check.values<std::int64_t>(shape) : Shape{};
-      const auto narrow = shape.dtype == DType::i32 ? check.values<std::int32_t>(shape)
-                                                    : std::vector<std::int32_t>{};
-      if (wide != Shape{out, in} && Shape(narrow.begin(), narrow.end()) != Shape{out, in})
-        check.content(
-            shape,
-            fmt::format("says another shape than [{}, {}], which config.json makes it", out, in));
-      const bool zeros = check.has(".weight_zero_point");
-      if (zeros) check.find(".weight_zero_point", {DType::i32}, {packed_words(out, *bits), groups});
-      return {check.names, *bits, in / groups, zeros};
-    }
+    case StoredFormat::ct_integer: return check_ct_integer(check, out, in);
     case StoredFormat::ct_float8:
       check.find(".weight", {DType::f8_e4m3}, {out, in});
       check.expect_shape(check.find(".weight_scale", float_types), {{out, 1}, {1}, {}});

@@ -1,6 +1,7 @@
 #include "pipeline/model/rope_config.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numbers>
 
@@ -11,31 +12,33 @@ namespace {
 using Json = nlohmann::json;
 constexpr std::int64_t longest_context = std::int64_t{1} << 40;
 
-// The object with the kind's parameters; an empty one when config.json has none. rope_scaling
-// counts unless it is empty, as in transformers.
-ConfigJson scaling_object(const ConfigJson& config) {
-  static const Json none = Json::object();
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    const Json* value = find_value(config, key);
-    if (value == nullptr) continue;
-    if (!value->is_object()) refuse(config, key, "must be an object or null");
-    if (!value->empty()) return {*value, config.where + ": " + key};
-  }
-  return {none, config.where};
+constexpr std::array layer_types{"full_attention", "sliding_attention", "chunked_attention"};
+
+bool is_by_layer_type(const Json& object) {
+  return std::any_of(layer_types.begin(), layer_types.end(),
+                     [&](const char* type) { return object.contains(type); });
 }
 
 struct Context {
   const ConfigJson& config;
   const ConfigJson& scaling;
-  std::int64_t max_positions;
+  const RopeRule& rule;
   double theta;
 };
 
 std::int64_t original_positions(const Context& c) {
   const std::string key = "original_max_position_embeddings";
-  if (c.config.object.contains(key)) return read_integer(c.config, key, 1, longest_context);
-  return c.scaling.object.contains(key) ? read_integer(c.scaling, key, 1, longest_context)
-                                        : c.max_positions;
+  if (has_key(c.config, key)) return read_integer(c.config, key, 1, longest_context);
+  if (c.rule.original_positions > 0) return c.rule.original_positions;
+  return has_key(c.scaling, key) ? read_integer(c.scaling, key, 1, longest_context)
+                                 : c.rule.max_positions;
+}
+
+// max_positions / original length where `factor` is null or absent.
+double length_factor(const Context& c, double original) {
+  return find_value(c.scaling, "factor") == nullptr
+             ? static_cast<double>(c.rule.max_positions) / original
+             : read_positive(c.scaling, "factor");
 }
 
 void scale_linear(const Context& c, Rope& rope) {
@@ -65,9 +68,8 @@ void scale_llama3(const Context& c, Rope& rope) {
 
 void scale_yarn(const Context& c, std::int64_t rotated, Rope& rope) {
   const auto original = static_cast<double>(original_positions(c));
-  const double factor = is_null(c.scaling, "factor")
-                            ? static_cast<double>(c.max_positions) / original
-                            : read_positive(c.scaling, "factor");
+  const double factor = is_null(c.scaling, "factor") ? length_factor(c, original)
+                                                     : read_positive(c.scaling, "factor");
   // Zero and null mean absent, as in the reference.
   const auto or_else = [&](const char* key, double otherwise) {
     const Json* value = find_value(c.scaling, key);
@@ -115,31 +117,113 @@ void scale_yarn(const Context& c, std::int64_t rotated, Rope& rope) {
   }
 }
 
+// One divisor for each frequency.
+std::vector<float> read_divisors(const Context& c, const std::string& key, std::size_t count) {
+  const Json* values = find_value(c.scaling, key);
+  const auto is_divisor = [](const Json& v) { return v.is_number() && v.get<double>() > 0.0; };
+  if (values == nullptr || !values->is_array() || values->size() != count ||
+      !std::all_of(values->begin(), values->end(), is_divisor))
+    refuse(c.scaling, key,
+           "must be an array of " + std::to_string(count) +
+               " numbers above 0, one for each pair of columns that is rotated");
+  return values->get<std::vector<float>>();
+}
+
+void scale_longrope(const Context& c, std::int64_t rotated, Rope& rope) {
+  rope.longest = original_positions(c);
+  const auto original = static_cast<double>(rope.longest);
+  const double factor = length_factor(c, original);
+  if (find_value(c.scaling, "attention_factor") != nullptr)
+    rope.amplitude = static_cast<float>(read_positive(c.scaling, "attention_factor"));
+  else if (factor > 1.0)
+    rope.amplitude = static_cast<float>(std::sqrt(1.0 + std::log(factor) / std::log(original)));
+  const std::size_t count = rope.inverse_frequencies.size();
+  const std::vector<float> shorter = read_divisors(c, "short_factor", count);
+  const std::vector<float> longer = read_divisors(c, "long_factor", count);
+  rope.longer_frequencies.resize(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const float position = std::pow(static_cast<float>(c.theta),
+                                    static_cast<float>(2 * i) / static_cast<float>(rotated));
+    rope.inverse_frequencies[i] = 1.0f / (shorter[i] * position);
+    rope.longer_frequencies[i] = 1.0f / (longer[i] * position);
+  }
+}
+
+std::vector<float> frequencies(double theta, std::int64_t columns, std::int64_t width) {
+  std::vector<float> f;
+  for (std::int64_t i = 0; i < columns; i += 2)
+    f.push_back(1.0f / std::pow(static_cast<float>(theta),
+                                static_cast<float>(i) / static_cast<float>(width)));
+  return f;
+}
+
+// partial_rotary_factor of the object, or else of config.json.
+double read_fraction(const Context& c, bool allowed) {
+  const bool inside = c.scaling.object.contains("partial_rotary_factor");
+  const ConfigJson& from = inside ? c.scaling : c.config;
+  const std::string key = inside ? "partial_rotary_factor" : c.rule.share_key;
+  if (find_value(from, key) == nullptr) return c.rule.share;
+  const double fraction = read_positive(from, key);
+  if (fraction > 1.0) refuse(from, key, "must be at most 1");
+  if (fraction != 1.0 && !allowed)
+    refuse(from, key, "must be 1: this family rotates whole heads", ExitCode::unavailable);
+  return fraction;
+}
+
+std::string kind_of(const Context& c, const std::string& key) {
+  const std::string kind = read_text(c.scaling, key, "default");
+  // Phi-3's first names for it.
+  if (kind == "su" || (kind == "yarn" && c.scaling.object.contains("long_factor")))
+    return "longrope";
+  return kind == "mrope" ? "default" : kind;
+}
+
 }  // namespace
 
-Rope read_rope(const ConfigJson& config, const RopeRule& rule) {
-  const ConfigJson scaling = scaling_object(config);
-  for (const char* nested : {"full_attention", "sliding_attention"})
-    if (scaling.object.contains(nested))
-      refuse(scaling, nested,
-             "cannot be computed here: one set of rotary positions serves every layer",
-             ExitCode::unavailable);
-
-  const auto stated_in = [&](const std::string& key) -> const ConfigJson& {
-    return scaling.object.contains(key) ? scaling : config;
-  };
-  const double theta = read_positive(stated_in("rope_theta"), "rope_theta", 10000.0);
-  double fraction = 1.0;
-  const std::string fraction_key = "partial_rotary_factor";
-  const ConfigJson& fraction_from = stated_in(fraction_key);
-  if (find_value(fraction_from, fraction_key) != nullptr) {
-    fraction = read_positive(fraction_from, fraction_key);
-    if (fraction > 1.0) refuse(fraction_from, fraction_key, "must be at most 1");
-    if (fraction != 1.0 && !rule.partial)
-      refuse(fraction_from, fraction_key, "must be 1: this family rotates whole heads",
-             ExitCode::unavailable);
+// rope_scaling counts unless it is empty, as in transformers.
+ConfigJson rope_object(const ConfigJson& config, const RopeRule& rule) {
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    const Json* value = find_value(config, key);
+    if (value == nullptr) continue;
+    if (!value->is_object()) refuse(config, key, "must be an object or null");
+    const std::string where = config.where + ": " + key;
+    if (is_by_layer_type(*value)) {
+      if (rule.layer_type.empty())
+        refuse(config, key, "must be one object for all layers of this family",
+               ExitCode::unavailable);
+      const auto found = value->find(rule.layer_type);
+      if (found == value->end() || found->is_null()) return {rule.absent, where};
+      if (!found->is_object())
+        refuse({*value, where}, rule.layer_type, "must be an object or null");
+      return {*found, where + ": " + rule.layer_type};
+    }
+    if (!value->empty() && rule.scaled) return {*value, where};
   }
-  const auto rotated = static_cast<std::int64_t>(static_cast<double>(rule.head_dim) * fraction);
+  return {rule.absent, config.where};
+}
+
+Rope read_rope(const ConfigJson& config, const RopeRule& rule) {
+  const ConfigJson scaling = rope_object(config, rule);
+  // They decide nothing where the object has its own, or its kind needs none.
+  skip_keys(config, {"rope_theta", rule.theta_key, "partial_rotary_factor", rule.share_key,
+                     "original_max_position_embeddings"});
+  const bool inside = find_value(scaling, "rope_theta") != nullptr;
+  const ConfigJson& theta_from = inside ? scaling : config;
+  const std::string theta_key = inside ? "rope_theta" : rule.theta_key;
+  const double theta = find_value(theta_from, theta_key) == nullptr
+                           ? rule.theta
+                           : read_positive(theta_from, theta_key);
+  const Context context{config, scaling, rule, theta};
+  const std::string kind_key =
+      scaling.object.contains("rope_type") || !scaling.object.contains("type") ? "rope_type"
+                                                                               : "type";
+  const std::string kind = kind_of(context, kind_key);
+  const bool proportional = kind == "proportional";
+
+  const auto width = static_cast<double>(rule.head_dim);
+  const double fraction = read_fraction(context, rule.partial || proportional);
+  const std::int64_t rotated = proportional ? 2 * static_cast<std::int64_t>(fraction * width / 2.0)
+                                            : static_cast<std::int64_t>(width * fraction);
   if (rotated < 2 || rotated % 2 != 0)
     throw UserError(ExitCode::data,
                     config.where + ": rotary positions turn pairs of columns, but " +
@@ -150,18 +234,13 @@ Rope read_rope(const ConfigJson& config, const RopeRule& rule) {
   Rope rope;
   rope.enabled = true;
   rope.interleaved = rule.interleaved;
-  for (std::int64_t i = 0; i < rotated; i += 2)
-    rope.inverse_frequencies.push_back(
-        1.0f /
-        std::pow(static_cast<float>(theta), static_cast<float>(i) / static_cast<float>(rotated)));
-
-  const std::string kind_key =
-      scaling.object.contains("rope_type") || !scaling.object.contains("type") ? "rope_type"
-                                                                               : "type";
-  const std::string kind = read_text(scaling, kind_key, "default");
-  const Context context{config, scaling, rule.max_positions, theta};
+  rope.inverse_frequencies = frequencies(theta, rotated, proportional ? rule.head_dim : rotated);
   if (kind == "linear") {
     scale_linear(context, rope);
+  } else if (kind == "dynamic" && find_value(scaling, "alpha") != nullptr) {
+    const double exponent = static_cast<double>(rotated) / static_cast<double>(rotated - 2);
+    rope.inverse_frequencies =
+        frequencies(theta * std::pow(read_positive(scaling, "alpha"), exponent), rotated, rotated);
   } else if (kind == "dynamic") {
     read_positive(scaling, "factor");
     rope.longest = rule.max_positions;
@@ -169,8 +248,14 @@ Rope read_rope(const ConfigJson& config, const RopeRule& rule) {
     scale_llama3(context, rope);
   } else if (kind == "yarn") {
     scale_yarn(context, rotated, rope);
+  } else if (kind == "longrope") {
+    scale_longrope(context, rotated, rope);
+  } else if (proportional) {
+    if (has_key(scaling, "factor")) scale_linear(context, rope);
+    rope.inverse_frequencies.resize(static_cast<std::size_t>(rule.head_dim / 2), 0.0f);
   } else if (kind != "default") {
-    refuse(scaling, kind_key, "must be one of default, dynamic, linear, llama3, yarn",
+    refuse(scaling, kind_key,
+           "must be one of default, dynamic, linear, llama3, longrope, mrope, proportional, yarn",
            ExitCode::unavailable);
   }
   return rope;

@@ -25,9 +25,10 @@ constexpr std::int64_t length_bytes = 8;  // the header's length, little-endian,
 
 constexpr std::size_t most_dimensions = 64;  // as in PyTorch and NumPy
 
-constexpr std::array dtypes = {DType::f64, DType::f32,     DType::f16,    DType::bf16,
-                               DType::i64, DType::i32,     DType::i16,    DType::i8,
-                               DType::u8,  DType::boolean, DType::f8_e4m3};
+constexpr std::array dtypes = {
+    DType::f64,     DType::f32, DType::f16, DType::bf16,    DType::i64,     DType::i32,
+    DType::i16,     DType::i8,  DType::u8,  DType::boolean, DType::f8_e4m3, DType::f8_e5m2,
+    DType::f8_e8m0, DType::u16, DType::u32, DType::u64,     DType::c64};
 
 // Π shape · size_of(dtype), or nothing when it overflows or a size is negative.
 std::optional<std::int64_t> bytes_of(const std::vector<std::int64_t>& shape, DType dtype) {

@@ -8,16 +8,15 @@
 
 namespace qpipe {
 
-// Calls visit(key, value, rule, unit, help) for each option, sections in order. `Tree` is Options
-// or const Options; the value of "quantize.overrides" is a vector whose entries visit_override
-// visits.
-template <class Tree, class Visit>
-void visit_options(Tree& options, Visit&& visit) {
-  auto& model = options.model;
+// One function for each section.
+template <class Section, class Visit>
+void visit_model(Section& model, Visit& visit) {
   visit("model.path", model.path, Required{}, "",
         "folder of the Hugging Face checkpoint: config.json and safetensors");
+}
 
-  auto& calibration = options.calibration;
+template <class Section, class Visit>
+void visit_calibration(Section& calibration, Visit& visit) {
   visit("calibration.data", calibration.data, AnyValue{}, "",
         "token ids (.h5, .hdf5, .safetensors) or text (.txt, .jsonl, each also with .gz); needed "
         "by gptq and awq");
@@ -34,8 +33,10 @@ void visit_options(Tree& options, Visit&& visit) {
         "how text is cut: random windows of the concatenated text, or the start of each document");
   visit("calibration.cache", calibration.cache, AnyValue{}, "",
         "folder of tokenized text; empty: $XDG_CACHE_HOME/qpipe or ~/.cache/qpipe");
+}
 
-  auto& quantize = options.quantize;
+template <class Section, class Visit>
+void visit_quantize(Section& quantize, Visit& visit) {
   visit("quantize.method", quantize.method,
         OneOf{{"gptq", "awq", "rtn", "bnb-nf4", "bnb-fp4", "bnb-int8", "fp8", "fp8-block", "nvfp4",
                "mxfp4"}},
@@ -72,8 +73,10 @@ void visit_options(Tree& options, Visit&& visit) {
         "which layer outputs the next layer calibrates on; auto: original for awq, else quantized");
   visit("quantize.overrides", quantize.overrides, AnyValue{}, "",
         "settings of single modules; the first match wins");
+}
 
-  auto& awq = options.awq;
+template <class Section, class Visit>
+void visit_awq(Section& awq, Visit& visit) {
   visit("awq.search", awq.search, OneOf{{"exact", "gram"}}, "",
         "how scales are compared: by the outputs of attention and MLP, or by those of the linears "
         "alone (faster)");
@@ -93,8 +96,10 @@ void visit_options(Tree& options, Visit&& visit) {
         "grid with a zero point; false: centred on zero");
   visit("awq.rounding", awq.rounding, OneOf{{"rtn", "gptq"}}, "",
         "how the scaled weights are rounded: to nearest, or by gptq");
+}
 
-  auto& bnb = options.bnb;
+template <class Section, class Visit>
+void visit_bnb(Section& bnb, Visit& visit) {
   visit("bnb.block_size", bnb.block_size, OneOfNumbers{{64, 128, 256, 512, 1024, 2048, 4096}},
         "weights", "that share a scale, in 4 bits");
   visit("bnb.double_quant", bnb.double_quant, AnyValue{}, "",
@@ -103,8 +108,10 @@ void visit_options(Tree& options, Visit&& visit) {
         "type that the packed bytes are declared as; bfloat16 suits FSDP");
   visit("bnb.compute_dtype", bnb.compute_dtype, OneOf{{"auto", "bfloat16", "float16", "float32"}},
         "", "type that loaders compute in; auto: that of the unquantized tensors");
+}
 
-  auto& parallel = options.parallel;
+template <class Section, class Visit>
+void visit_parallel(Section& parallel, Visit& visit) {
   visit("parallel.backend", parallel.backend, OneOf{{"auto", "cpu", "cuda"}}, "",
         "auto: cuda when a GPU is there");
   visit("parallel.share_gpu", parallel.share_gpu, AnyValue{}, "", "let several ranks use one GPU");
@@ -116,8 +123,10 @@ void visit_options(Tree& options, Visit&& visit) {
         "CPU threads of each rank; 0: this rank's share of the cores");
   visit("parallel.timeout", parallel.timeout, AtLeast{1}, "s",
         "longest wait of a rank for the others");
+}
 
-  auto& memory = options.memory;
+template <class Section, class Visit>
+void visit_memory(Section& memory, Visit& visit) {
   visit("memory.micro_batch", memory.micro_batch, AtLeast{1}, "tokens",
         "block that goes through a layer at once; part of the result");
   visit(
@@ -125,8 +134,10 @@ void visit_options(Tree& options, Visit&& visit) {
       "of the card, for each rank; auto: 92% of what is free, divided by the ranks that share it");
   visit("memory.host", memory.host, SizeOrAuto{}, "",
         "of the machine, for each rank; auto: 80% of what is available, divided by its ranks");
+}
 
-  auto& output = options.output;
+template <class Section, class Visit>
+void visit_output(Section& output, Visit& visit) {
   visit("output.path", output.path, Required{}, "", "folder to write the quantized checkpoint to");
   visit("output.format", output.format,
         OneOf{{"auto", "gptq", "gptq_v2", "awq", "compressed-tensors", "bitsandbytes", "fp8"}}, "",
@@ -140,8 +151,10 @@ void visit_options(Tree& options, Visit&& visit) {
         "size of a safetensors file");
   visit("output.overwrite", output.overwrite, AnyValue{}, "",
         "write into a folder that is not empty");
+}
 
-  auto& run = options.run;
+template <class Section, class Visit>
+void visit_run(Section& run, Visit& visit) {
   visit("run.progress", run.progress, OneOf{{"auto", "bar", "plain", "none"}}, "",
         "auto: a bar on a terminal, else plain lines");
   visit("run.report", run.report, AnyValue{}, "",
@@ -153,8 +166,10 @@ void visit_options(Tree& options, Visit&& visit) {
         "none; never: start over");
   visit("run.log_level", run.log_level, OneOf{{"trace", "debug", "info", "warn", "error", "off"}},
         "", "least severe message that is logged");
+}
 
-  auto& evaluate = options.evaluate;
+template <class Section, class Visit>
+void visit_evaluate(Section& evaluate, Visit& visit) {
   visit("evaluate.data", evaluate.data, AnyValue{}, "",
         "tokens or text to compute the perplexity on; empty: no evaluation");
   visit("evaluate.dataset", evaluate.dataset, Required{}, "",
@@ -166,6 +181,23 @@ void visit_options(Tree& options, Visit&& visit) {
   visit("evaluate.seqlen", evaluate.seqlen, AtLeast{2}, "tokens", "length of each window");
   visit("evaluate.before", evaluate.before, AnyValue{}, "", "evaluate the original");
   visit("evaluate.after", evaluate.after, AnyValue{}, "", "evaluate the quantized model");
+}
+
+// Calls visit(key, value, rule, unit, help) for each option, sections in order. `Tree` is Options
+// or const Options; the value of "quantize.overrides" is a vector whose entries visit_override
+// visits.
+template <class Tree, class Visit>
+void visit_options(Tree& options, Visit&& visit) {
+  visit_model(options.model, visit);
+  visit_calibration(options.calibration, visit);
+  visit_quantize(options.quantize, visit);
+  visit_awq(options.awq, visit);
+  visit_bnb(options.bnb, visit);
+  visit_parallel(options.parallel, visit);
+  visit_memory(options.memory, visit);
+  visit_output(options.output, visit);
+  visit_run(options.run, visit);
+  visit_evaluate(options.evaluate, visit);
 }
 
 // The same for one [[quantize.overrides]] entry. Keys are without section.

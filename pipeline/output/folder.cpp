@@ -3,7 +3,7 @@
 #include <fstream>
 
 #include "pipeline/output/output.h"
-#include "pipeline/plan/format_choice.h"
+#include "pipeline/plan/quantization_config.h"
 
 namespace qpipe {
 
@@ -21,6 +21,19 @@ std::string source_license(const std::filesystem::path& folder) {
 
 std::string torch_name(DType dtype) { return dtype == DType::f16 ? "float16" : "bfloat16"; }
 
+// The decoder's type, in the model's configuration and where the decoder's own inside of it repeats
+// it. A vision tower keeps its type.
+void set_dtype(nlohmann::json& config, const std::string& name) {
+  config.erase("dtype");
+  config["torch_dtype"] = name;
+  for (const char* key : {"text_config", "llm_config", "language_config", "thinker_config"}) {
+    const auto inner = config.find(key);
+    if (inner == config.end() || !inner->is_object()) continue;
+    inner->erase("quantization_config");
+    if (inner->contains("dtype") || inner->contains("torch_dtype")) set_dtype(*inner, name);
+  }
+}
+
 }  // namespace
 
 std::string model_name(const Checkpoint& checkpoint) {
@@ -37,20 +50,18 @@ void write_folder(const Options& options, const Checkpoint& source, const Quanti
   copy_auxiliary_files(source.folder(), folder);
   std::vector<TextFile> files;
   if (!index.is_null()) files.push_back({"model.safetensors.index.json", index.dump(2) + "\n"});
-  const nlohmann::json quantization =
-      quantization_config(options, plan.defaults, plan.storage, plan.skipped());
+  const nlohmann::json quantization = quantization_config(options, plan);
   nlohmann::json config = source.config();
-  config.erase("dtype");
-  config["torch_dtype"] = torch_name(plan.storage.dtype);
+  set_dtype(config, torch_name(plan.storage.dtype));
   config["quantization_config"] = quantization;
   // GPTQModel and AutoGPTQ read this file first.
   if (plan.storage.format == Format::gptq || plan.storage.format == Format::gptq_v2)
     files.push_back({"quantize_config.json", quantization.dump(2) + "\n"});
-  std::vector<int> bits;
+  QuantizedLinears linears{{}, plan.skipped().empty()};
   for (const auto& [module, settings] : plan.modules)
-    if (!settings.skip) bits.push_back(settings.bits);
+    if (!settings.skip) linears.bits.push_back(settings.bits);
   const std::vector<Loader> loaders =
-      loaders_of(read_stored_format(config, (folder / "config.json").string()), quantization, bits);
+      loaders_of(read_stored_format(config, (folder / "config.json").string()), config, linears);
   files.push_back(
       {"README.md", model_card(report, plan, source_license(source.folder()), loaders)});
   files.push_back({"config.json", config.dump(2) + "\n"});

@@ -4,6 +4,8 @@
 #include <functional>
 #include <stdexcept>
 
+#include "pipeline/plan/family_loaders.h"
+
 namespace qpipe {
 
 namespace {
@@ -12,6 +14,9 @@ using Json = nlohmann::json;
 
 Loader yes(const char* name, const char* needs = "") { return {name, true, needs}; }
 Loader no(const char* name, const char* why) { return {name, false, why}; }
+Loader dequantized(const std::string& why) {
+  return {"transformers", true, why + "; only with CompressedTensorsConfig(dequantize=True)", true};
+}
 
 bool mixed(const std::vector<int>& bits) {
   return std::adjacent_find(bits.begin(), bits.end(), std::not_equal_to<>()) != bits.end();
@@ -26,15 +31,16 @@ bool marlin_groups(const Json& quantization) {
 bool is_true(const Json& object, const char* key) { return object.value(key, Json()) == true; }
 
 std::vector<Loader> gptq_loaders(StoredFormat format, const Json& quantization,
-                                 const std::vector<int>& bits) {
+                                 const QuantizedLinears& linears) {
+  const std::vector<int>& bits = linears.bits;
   const bool symmetric = is_true(quantization, "sym");
   const bool grouped = quantization.value("group_size", Json()) != -1;
   const bool v1 = format == StoredFormat::gptq_v1;
   std::vector<Loader> loaders;
   if (mixed(bits))
     loaders.push_back(no("transformers", "ignores `dynamic`, and the linears have different bits"));
-  else if (v1 && !symmetric)
-    loaders.push_back(no("transformers", "GPTQModel refuses an asymmetric grid in format gptq"));
+  else if (!linears.all)
+    loaders.push_back(no("transformers", "ignores `dynamic`, and some linears are not quantized"));
   else
     loaders.push_back(yes("transformers", "needs optimum and gptqmodel"));
   if (std::any_of(bits.begin(), bits.end(), [](int b) { return b != 4 && b != 8; }))
@@ -54,16 +60,23 @@ std::vector<Loader> gptq_loaders(StoredFormat format, const Json& quantization,
   return loaders;
 }
 
-}  // namespace
+// transformers makes room for unpacked zeros when it loads codes as they are.
+bool asymmetric_codes(const Json& quantization) {
+  const Json groups = quantization.value("config_groups", Json::object());
+  for (const Json& group : groups)
+    if (group.value("weights", Json::object()).value("symmetric", Json()) == false) return true;
+  return false;
+}
 
-std::vector<Loader> loaders_of(StoredFormat format, const Json& quantization,
-                               const std::vector<int>& bits) {
+std::vector<Loader> loaders_of_format(StoredFormat format, const Json& quantization,
+                                      const QuantizedLinears& linears) {
+  const std::vector<int>& bits = linears.bits;
   const Loader no_gptqmodel = no("GPTQModel", "loads gptq and awq only");
   const Loader no_autoawq = no("AutoAWQ", "loads awq only");
   switch (format) {
     case StoredFormat::unquantized: return {};
     case StoredFormat::gptq_v1:
-    case StoredFormat::gptq_v2: return gptq_loaders(format, quantization, bits);
+    case StoredFormat::gptq_v2: return gptq_loaders(format, quantization, linears);
     case StoredFormat::awq: {
       const bool zeros = is_true(quantization, "zero_point");
       return {yes("transformers", "needs gptqmodel"),
@@ -81,8 +94,9 @@ std::vector<Loader> loaders_of(StoredFormat format, const Json& quantization,
     case StoredFormat::ct_float8:
     case StoredFormat::ct_nvfp4:
     case StoredFormat::ct_mxfp4:
-      return {yes("transformers", "needs compressed-tensors 0.15"), yes("vLLM"), no_gptqmodel,
-              no_autoawq};
+      return {asymmetric_codes(quantization) ? dequantized("needs compressed-tensors 0.15")
+                                             : yes("transformers", "needs compressed-tensors 0.15"),
+              yes("vLLM"), no_gptqmodel, no_autoawq};
     case StoredFormat::bnb_four_bit:
     case StoredFormat::bnb_int8:
       return {yes("transformers", "needs bitsandbytes"),
@@ -93,11 +107,40 @@ std::vector<Loader> loaders_of(StoredFormat format, const Json& quantization,
   throw std::logic_error("loaders_of: " + name_of(format));
 }
 
-std::vector<int> bits_of(const std::vector<LinearReport>& linears) {
-  std::vector<int> bits;
+Format format_of(StoredFormat format) {
+  switch (format) {
+    case StoredFormat::gptq_v1: return Format::gptq;
+    case StoredFormat::gptq_v2: return Format::gptq_v2;
+    case StoredFormat::awq: return Format::awq;
+    case StoredFormat::bnb_four_bit:
+    case StoredFormat::bnb_int8: return Format::bitsandbytes;
+    case StoredFormat::fp8: return Format::fp8;
+    default: return Format::compressed_tensors;
+  }
+}
+
+}  // namespace
+
+std::vector<Loader> loaders_of(StoredFormat format, const Json& config,
+                               const QuantizedLinears& linears) {
+  std::vector<Loader> loaders =
+      loaders_of_format(format, config.value("quantization_config", Json::object()), linears);
+  for (const FamilyFault& fault : family_faults(format_of(format), config))
+    for (Loader& loader : loaders) {
+      if (loader.name != fault.program || !loader.loads || loader.dequantizes) continue;
+      loader = fault.dequantized ? dequantized(fault.why) : Loader{fault.program, false, fault.why};
+    }
+  return loaders;
+}
+
+QuantizedLinears quantized_linears(const std::vector<LinearReport>& linears) {
+  QuantizedLinears result;
   for (const LinearReport& linear : linears)
-    if (linear.packed) bits.push_back(linear.packed->bits);
-  return bits;
+    if (linear.packed)
+      result.bits.push_back(linear.packed->bits);
+    else
+      result.all = false;
+  return result;
 }
 
 }  // namespace qpipe

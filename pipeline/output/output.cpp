@@ -1,5 +1,6 @@
 #include "pipeline/output/output.h"
 
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <array>
@@ -7,7 +8,7 @@
 #include <cstring>
 #include <set>
 
-#include "pipeline/files/error.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/output/shard_plan.h"
 
 namespace qpipe {
@@ -56,25 +57,6 @@ void prepare_output_folder(const fs::path& folder, bool overwrite) {
                     folder.string() + ": is not writable: " + std::strerror(errno));
 }
 
-namespace {
-
-// Runs `work`; what it throws on any rank is thrown on all.
-template <class Work>
-void on_all(Comm& comm, const std::string& fault_before, Work work) {
-  std::string fault = fault_before;
-  if (fault.empty()) {
-    try {
-      work();
-    } catch (const std::exception& error) {
-      fault = error.what();
-    }
-  }
-  fault = comm.first_failure(fault);
-  if (!fault.empty()) throw UserError(ExitCode::io, fault);
-}
-
-}  // namespace
-
 ShardSet::ShardSet(const fs::path& folder, const std::vector<TensorInfo>& tensors,
                    std::int64_t max_shard_bytes, Comm& comm) {
   const auto plan = plan_shards(tensors, max_shard_bytes);
@@ -98,8 +80,8 @@ ShardSet::ShardSet(const fs::path& folder, const std::vector<TensorInfo>& tensor
         writers.emplace(shard, SafetensorsWriter(folder / shard_name(shard, plan.size()),
                                                  members[shard], role, leftover));
   };
-  on_all(comm, "", [&] { open_shards(SafetensorsWriter::Role::owner); });
-  on_all(comm, "", [&] { open_shards(SafetensorsWriter::Role::helper); });
+  on_all(comm, [&] { open_shards(SafetensorsWriter::Role::owner); });
+  on_all(comm, [&] { open_shards(SafetensorsWriter::Role::helper); });
   for (auto& [shard, writer] : writers) writers_.push_back(std::move(writer));
 }
 
@@ -124,15 +106,15 @@ void ShardSet::sync(const std::vector<std::string>& names) const {
   for (const std::size_t shard : shards) writers_[shard].sync();
 }
 
-void ShardSet::finish(const std::string& fault, Comm& comm) {
-  on_all(comm, fault, [&] {
+void ShardSet::finish(Comm& comm) {
+  on_all(comm, [&] {
     for (SafetensorsWriter& writer : writers_) writer.flush();
   });
   std::vector<double> written;
   for (const SafetensorsWriter& writer : writers_)
     written.push_back(static_cast<double>(writer.written_bytes()));
   const std::vector<double> by_rank = comm.all_gather(written);
-  on_all(comm, "", [&] {
+  on_all(comm, [&] {
     for (std::size_t shard = 0; shard < writers_.size(); ++shard) {
       if (static_cast<int>(shard % static_cast<std::size_t>(comm.size())) != comm.rank()) continue;
       double elsewhere = -written[shard];
@@ -143,17 +125,59 @@ void ShardSet::finish(const std::string& fault, Comm& comm) {
   });
 }
 
+namespace {
+
+// Weights of other frameworks that a loader of the output must not find.
+bool is_foreign_weight_file(const fs::path& path) {
+  const std::string name = path.filename().string();
+  for (const char* suffix : {".index.json", ".ckpt", ".npz", ".ot", ".onnx_data", ".tflite",
+                             ".nemo", ".pdparams", ".mlmodel", ".pkl"})
+    if (name.ends_with(suffix)) return true;
+  return false;
+}
+
+// A regular file of the model: in its folder, or behind a link into a hub's cache, whose
+// models--ORG--NAME/ has the files in blobs/ and the links to them in snapshots/REVISION/.
+bool belongs_to_model(const fs::directory_entry& entry, const fs::path& folder) {
+  std::error_code error;
+  if (!entry.is_regular_file(error)) return false;
+  const fs::path target = fs::canonical(entry.path(), error);
+  if (error) return false;
+  const fs::path model = fs::canonical(folder, error);
+  const fs::path inside = target.lexically_relative(model);
+  if (!inside.empty() && *inside.begin() != "..") return true;
+  const fs::path blobs = target.parent_path();
+  if (blobs.filename() == "blobs" && fs::is_directory(blobs.parent_path() / "snapshots", error))
+    return true;
+  spdlog::warn("{} is not copied: it is a link out of the model's folder", entry.path().string());
+  return false;
+}
+
+void copy_over(const fs::path& from, const fs::path& to) {
+  std::error_code error;
+  fs::copy_file(from, to, fs::copy_options::overwrite_existing, error);
+  if (error)
+    throw UserError(ExitCode::io,
+                    to.string() + ": cannot copy " + from.string() + ": " + error.message());
+}
+
+}  // namespace
+
 void copy_auxiliary_files(const fs::path& from, const fs::path& to) {
   for (const auto& entry : fs::directory_iterator(from)) {
     const std::string name = entry.path().filename().string();
-    if (!entry.is_regular_file() || name.starts_with(".") || is_weight_file(entry.path()) ||
-        is_written_here(entry.path()))
+    if (name.starts_with(".") || is_weight_file(entry.path()) ||
+        is_foreign_weight_file(entry.path()) || is_written_here(entry.path()))
       continue;
-    std::error_code error;
-    fs::copy_file(entry.path(), to / name, fs::copy_options::overwrite_existing, error);
-    if (error)
-      throw UserError(ExitCode::io, (to / name).string() + ": cannot copy " +
-                                        entry.path().string() + ": " + error.message());
+    if (belongs_to_model(entry, from)) copy_over(entry.path(), to / name);
+  }
+  const fs::path templates = from / "additional_chat_templates";
+  std::error_code error;
+  if (!fs::is_directory(fs::symlink_status(templates, error))) return;
+  for (const auto& entry : fs::directory_iterator(templates)) {
+    if (entry.path().extension() != ".jinja" || !belongs_to_model(entry, from)) continue;
+    fs::create_directories(to / templates.filename(), error);
+    copy_over(entry.path(), to / templates.filename() / entry.path().filename());
   }
 }
 

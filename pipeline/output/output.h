@@ -38,8 +38,8 @@ class ShardSet {
   bool read(const std::string& name, void* to) const;
   // Brings these tensors to the disk. Thread-safe.
   void sync(const std::vector<std::string>& names) const;
-  // Collective. `fault` is this rank's own ("" without): a fault of any rank is thrown on all.
-  void finish(const std::string& fault, Comm& comm);
+  // Collective. A fault of any rank is thrown on all.
+  void finish(Comm& comm);
 
   // model.safetensors.index.json; null when there is a single file.
   nlohmann::json index() const { return index_; }
@@ -52,8 +52,10 @@ class ShardSet {
   std::int64_t total_bytes_ = 0;
 };
 
-// Copies tokenizer, generation_config, chat template, remote code and other auxiliary files; not
-// weights, config.json or README.md.
+// Copies what stands beside the weights: tokenizer, processors, generation_config, chat template
+// and additional_chat_templates/, remote code (*.py), licence and the like. Not weights,
+// config.json or README.md, hidden files, other folders, and links that lead out of the model's
+// folder, but for those into a hub's cache.
 void copy_auxiliary_files(const std::filesystem::path& from, const std::filesystem::path& to);
 
 }  // namespace qpipe

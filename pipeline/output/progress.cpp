@@ -19,8 +19,7 @@ std::string duration(double seconds) {
 Progress::Progress(const std::string& mode, bool active, std::int64_t total)
     : bar_(mode == "bar" || (mode == "auto" && isatty(STDERR_FILENO) != 0)),
       active_(active && mode != "none"),
-      total_(std::max<std::int64_t>(total, 1)),
-      start_(std::chrono::steady_clock::now()) {}
+      total_(std::max<std::int64_t>(total, 1)) {}
 
 Progress::~Progress() {
   if (drawn_) std::fputc('\n', stderr);
@@ -28,8 +27,7 @@ Progress::~Progress() {
 
 void Progress::update(std::int64_t done, const std::string& what) {
   if (!active_) return;
-  const double elapsed =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  const double elapsed = clock_.seconds();
   const double left =
       done > 0 ? elapsed / static_cast<double>(done) * static_cast<double>(total_ - done) : 0.0;
   const std::string text =

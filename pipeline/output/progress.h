@@ -1,9 +1,10 @@
 // What rank 0 shows while a run goes on: a bar on a terminal, plain lines otherwise.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <string>
+
+#include "launch/clock.h"
 
 namespace qpipe {
 
@@ -16,7 +17,7 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   // The work begins: what went before does not count for the time that is left.
-  void start() { start_ = std::chrono::steady_clock::now(); }
+  void start() { clock_ = Clock(); }
   // `done` units of `total` are finished; `what` says where the run is ("layer 3/32 down_proj
   // mse 1.2e-04").
   void update(std::int64_t done, const std::string& what);
@@ -28,7 +29,7 @@ class Progress {
   bool active_ = false;
   bool drawn_ = false;
   std::int64_t total_ = 1;
-  std::chrono::steady_clock::time_point start_;
+  Clock clock_;
 };
 
 }  // namespace qpipe

@@ -11,25 +11,32 @@ namespace qpipe {
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModuleReport, name, bits, group_size, mean_squared_error, damp,
                                    fell_back, skipped)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ScaleReport, source, linears, ratio, loss)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LinearFactors, column, row)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Communication, team_bytes, team_seconds, hidden_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseSeconds, start, read, hessian, search, solve, forward,
                                    write, commit, wait, evaluate, total)
 
-nlohmann::json findings_since(const RunReport& report, std::size_t modules_begin,
-                              std::size_t scales_begin) {
-  nlohmann::json json{{"modules", nlohmann::json::array()}, {"scales", nlohmann::json::array()}};
-  for (std::size_t i = modules_begin; i < report.modules.size(); ++i)
-    json["modules"].push_back(report.modules[i]);
-  for (std::size_t i = scales_begin; i < report.scales.size(); ++i)
-    json["scales"].push_back(report.scales[i]);
-  return json;
+void to_json(nlohmann::json& json, const LayerFindings& findings) {
+  json = {{"modules", findings.modules},
+          {"scales", findings.scales},
+          {"zero_of_zero", findings.zero_of_zero}};
+  if (!findings.factors.empty()) json["factors"] = findings.factors;
 }
 
-void take_up_findings(const nlohmann::json& findings, RunReport& report) {
-  for (const nlohmann::json& module : findings.at("modules"))
-    report.modules.push_back(module.get<ModuleReport>());
-  for (const nlohmann::json& scale : findings.at("scales"))
-    report.scales.push_back(scale.get<ScaleReport>());
+void from_json(const nlohmann::json& json, LayerFindings& findings) {
+  json.at("modules").get_to(findings.modules);
+  json.at("scales").get_to(findings.scales);
+  json.at("zero_of_zero").get_to(findings.zero_of_zero);
+  if (json.contains("factors")) json.at("factors").get_to(findings.factors);
+}
+
+void take_up(const LayerFindings& findings, RunReport& report) {
+  const auto append = [](auto& all, const auto& some) {
+    all.insert(all.end(), some.begin(), some.end());
+  };
+  append(report.modules, findings.modules);
+  append(report.scales, findings.scales);
+  report.zero_of_zero = report.zero_of_zero || findings.zero_of_zero;
 }
 
 std::vector<PhaseSeconds> gather_seconds(const PhaseSeconds& seconds, Comm& comm) {
@@ -106,10 +113,13 @@ std::string use_section(const std::vector<Loader>& loaders) {
   for (const Loader& loader : loaders) {
     if (!loader.loads) continue;
     if (loader.name == "transformers")
-      text +=
-          "\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-          "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\", device_map=\"auto\")\n"
-          "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n";
+      text += fmt::format(
+          "\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer{}\n\n"
+          "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\", device_map=\"auto\"{})\n"
+          "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n",
+          loader.dequantizes ? ", CompressedTensorsConfig" : "",
+          loader.dequantizes ? ",\n    quantization_config=CompressedTensorsConfig(dequantize=True)"
+                             : "");
     if (loader.name == "vLLM") text += "\n`vllm serve THIS_FOLDER` serves it as it is.\n";
   }
   return text;

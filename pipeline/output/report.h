@@ -9,6 +9,7 @@
 #include "launch/comm.h"
 #include "pipeline/output/loaders.h"
 #include "pipeline/plan/plan.h"
+#include "stages/fold.h"
 
 namespace qpipe {
 
@@ -30,7 +31,18 @@ struct ScaleReport {
   double loss = 0.0;
 };
 
-// Of a rank's wall clock. Where several workers do different phases at once
+// What the quantization of a layer found.
+struct LayerFindings {
+  std::vector<ModuleReport> modules;
+  std::vector<ScaleReport> scales;
+  bool zero_of_zero = false;           // some zero of an asymmetric grid is 0
+  std::vector<LinearFactors> factors;  // AWQ's of each linear, where the layers after it need them
+};
+
+void to_json(nlohmann::json& json, const LayerFindings& findings);
+void from_json(const nlohmann::json& json, LayerFindings& findings);
+
+// Seconds of wall clock on one rank. Where several workers do different phases at once
 // (pipeline/layers/cast.h), their mean.
 struct PhaseSeconds {
   double start = 0.0;  // until the first layer: checks, devices, folders, calibration tokens
@@ -69,6 +81,7 @@ struct RunReport {
   std::int64_t bytes = 0;        // of all tensors written
   std::vector<ModuleReport> modules;
   std::vector<ScaleReport> scales;
+  bool zero_of_zero = false;                   // as in LayerFindings, of any layer
   PhaseSeconds seconds;                        // of rank 0
   std::vector<PhaseSeconds> seconds_of_ranks;  // of each
   Communication communication;
@@ -78,11 +91,7 @@ struct RunReport {
   std::string device;
 };
 
-// The report's entries from `modules_begin` and `scales_begin` on, and their return into another
-// report.
-nlohmann::json findings_since(const RunReport& report, std::size_t modules_begin,
-                              std::size_t scales_begin);
-void take_up_findings(const nlohmann::json& findings, RunReport& report);
+void take_up(const LayerFindings& findings, RunReport& report);
 
 // Collective; empty but on rank 0.
 std::vector<PhaseSeconds> gather_seconds(const PhaseSeconds& seconds, Comm& comm);

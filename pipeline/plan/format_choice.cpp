@@ -5,9 +5,6 @@
 #include <algorithm>
 
 #include "pipeline/files/error.h"
-#include "stages/formats/awq_format.h"
-#include "stages/formats/compressed_tensors_format.h"
-#include "stages/formats/fp8_format.h"
 
 namespace qpipe {
 
@@ -115,13 +112,6 @@ DType model_dtype(const std::string& option, DType source, const StorageSettings
   return source == DType::f16 ? DType::f16 : DType::bf16;
 }
 
-DType storage_dtype(const std::string& name) {
-  if (name == "bfloat16") return DType::bf16;
-  if (name == "float16") return DType::f16;
-  if (name == "float32") return DType::f32;
-  return DType::u8;
-}
-
 void add_notes(const Options& options, const LinearSettings& s, FormatChoice& choice) {
   const auto note = [&](const std::string& text) { choice.notes.push_back(text); };
   const bool for_vllm = options.output.target != "transformers";
@@ -176,6 +166,13 @@ void add_notes(const Options& options, const LinearSettings& s, FormatChoice& ch
 
 }  // namespace
 
+DType dtype_named(const std::string& name) {
+  if (name == "bfloat16") return DType::bf16;
+  if (name == "float16") return DType::f16;
+  if (name == "float32") return DType::f32;
+  return DType::u8;
+}
+
 FormatChoice choose_format(const Options& options, const LinearSettings& settings, DType source) {
   FormatChoice choice;
   StorageSettings& storage = choice.storage;
@@ -194,103 +191,17 @@ FormatChoice choose_format(const Options& options, const LinearSettings& setting
   storage.four_bit.kind = storage.codec == Codec::fp4 ? FourBitKind::fp4 : FourBitKind::nf4;
   storage.four_bit.block_size = options.bnb.block_size;
   storage.four_bit.double_quant = options.bnb.double_quant;
-  storage.four_bit.storage = storage_dtype(options.bnb.storage);
+  storage.four_bit.storage = dtype_named(options.bnb.storage);
   storage.four_bit.dtype = storage.dtype;
   add_notes(options, settings, choice);
   return choice;
 }
-
-namespace {
-
-// Modules with settings of their own, as GPTQModel's `dynamic`; null without any.
-nlohmann::json dynamic_json(const std::vector<ModuleOverride>& overrides) {
-  if (overrides.empty()) return nullptr;
-  nlohmann::json dynamic = nlohmann::json::object();
-  for (const ModuleOverride& o : overrides) {
-    // GPTQModel anchors its patterns at the start of the name.
-    const std::string pattern = ".*(?:" + o.match + ")";
-    if (o.skip) {
-      dynamic["-:" + pattern] = nlohmann::json::object();
-      continue;
-    }
-    nlohmann::json entry = nlohmann::json::object();
-    if (o.bits != 0) entry["bits"] = o.bits;
-    if (o.group_size != 0) entry["group_size"] = o.group_size;
-    if (!o.symmetric.empty()) entry["sym"] = o.symmetric == "true";
-    dynamic["+:" + pattern] = entry;
-  }
-  return dynamic;
-}
-
-// compressed-tensors: a group of its own for every override; names are preferred to the class
-// "Linear".
-std::vector<CtGroup> ct_groups(const std::vector<ModuleOverride>& overrides,
-                               const LinearSettings& settings) {
-  std::vector<CtGroup> groups{{{"Linear"}, settings}};
-  for (const ModuleOverride& o : overrides) {
-    if (o.skip) continue;
-    CtGroup group{{"re:.*(?:" + o.match + ")"}, settings};
-    apply_override(o, group.settings);
-    groups.push_back(group);
-  }
-  return groups;
-}
-
-CtFormat ct_format(Codec codec) {
-  switch (codec) {
-    case Codec::float8_rows: return CtFormat::float_quantized;
-    case Codec::nvfp4: return CtFormat::nvfp4_pack_quantized;
-    case Codec::mxfp4: return CtFormat::mxfp4_pack_quantized;
-    default: return CtFormat::pack_quantized;
-  }
-}
-
-DType compute_dtype(const std::string& name, DType model) {
-  if (name == "auto") return model;
-  return storage_dtype(name);
-}
-
-}  // namespace
 
 void apply_override(const ModuleOverride& o, LinearSettings& s) {
   s.skip = o.skip;
   if (o.bits != 0) s.bits = static_cast<int>(o.bits);
   if (o.group_size != 0) s.group_size = o.group_size;
   if (!o.symmetric.empty()) s.symmetric = o.symmetric == "true";
-}
-
-nlohmann::json quantization_config(const Options& options, const LinearSettings& settings,
-                                   const StorageSettings& storage,
-                                   const std::vector<std::string>& skipped) {
-  std::vector<std::string> with_head = skipped;
-  with_head.push_back("lm_head");
-  const bool integer = storage.codec == Codec::integer;
-  switch (storage.format) {
-    case Format::gptq:
-    case Format::gptq_v2:
-      return gptq_config_json({settings,
-                               storage.format == Format::gptq ? GptqFormat::v1 : GptqFormat::v2,
-                               options.quantize.true_sequential,
-                               dynamic_json(options.quantize.overrides), QPIPE_VERSION});
-    case Format::awq: return awq_config_json(settings.group_size, skipped);
-    case Format::compressed_tensors: {
-      CtConfig config;
-      config.format = ct_format(storage.codec);
-      config.groups = integer ? ct_groups(options.quantize.overrides, settings)
-                              : std::vector<CtGroup>{{{"Linear"}, settings}};
-      config.ignore = with_head;
-      return ct_config_json(config);
-    }
-    case Format::bitsandbytes: {
-      BnbConfig config;
-      if (storage.codec != Codec::int8_rows) config.four_bit = storage.four_bit;
-      config.compute_dtype = compute_dtype(options.bnb.compute_dtype, storage.dtype);
-      if (!skipped.empty()) config.skip_modules = with_head;
-      return bnb_config_json(config);
-    }
-    case Format::fp8: return fp8_config_json(with_head);
-  }
-  return nullptr;
 }
 
 }  // namespace qpipe

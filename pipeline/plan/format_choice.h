@@ -24,10 +24,7 @@ FormatChoice choose_format(const Options& options, const LinearSettings& setting
 // What the override changes in a module's settings.
 void apply_override(const ModuleOverride& o, LinearSettings& settings);
 
-// quantization_config of config.json. skipped: full names of the decoder's linears that stay as
-// they are.
-nlohmann::json quantization_config(const Options& options, const LinearSettings& settings,
-                                   const StorageSettings& storage,
-                                   const std::vector<std::string>& skipped);
+// "bfloat16", "float16", "float32", else u8.
+DType dtype_named(const std::string& name);
 
 }  // namespace qpipe

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/alignment.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/hessian.h"
 #include "kernels/scaled_rounding_loss.h"
@@ -20,6 +21,7 @@ namespace {
 constexpr std::int64_t f32 = 4;
 constexpr std::int64_t f64 = 8;
 constexpr std::int64_t i64 = 8;
+constexpr std::int64_t i32 = 4;
 
 using Uses = std::vector<Use>;
 
@@ -31,33 +33,28 @@ Uses operator+(Uses a, const Uses& b) {
 Use on_device(const std::string& purpose, std::int64_t bytes) { return {purpose, bytes, 0, 0}; }
 Use on_host(const std::string& purpose, std::int64_t bytes) { return {purpose, 0, bytes, 0}; }
 
-// Blocks begin at 256-byte boundaries (stages/activations.cpp).
-std::int64_t padded(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
-
 std::int64_t ceiling(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// What a phase does to the blocks of a store (stages/block_store.h).
-enum class Pass { none, scratch, read, write, update };
-
+// What a phase does to the blocks of the two stores.
 struct Passes {
-  Pass hidden = Pass::none;
-  Pass input = Pass::none;
+  Access hidden = Access::none;
+  Access input = Access::none;
   std::int64_t input_columns = 0;  // that are read, where nothing is written
 };
 
 // All of a rank's blocks where they are kept; elsewhere than on the device with windows there while
 // they pass by: one to work on, one that comes, one that goes. A file has as much staging memory on
 // the host.
-Use blocks_at(const std::string& purpose, Place place, Pass pass, std::int64_t blocks,
+Use blocks_at(const std::string& purpose, Place place, Access pass, std::int64_t blocks,
               std::int64_t block_bytes, std::int64_t read_bytes, std::int64_t copies = 1) {
   const std::int64_t all = blocks * block_bytes * copies;
   if (place == Place::device) return {purpose, all, 0, 0};
   constexpr std::int64_t most_windows = 3;
-  const std::int64_t window = pass == Pass::read ? read_bytes : block_bytes;
-  const std::int64_t windows = pass == Pass::none      ? 0
-                               : pass == Pass::scratch ? 1
-                               : pass == Pass::update  ? most_windows
-                                                       : 2;
+  const std::int64_t window = pass == Access::read ? read_bytes : block_bytes;
+  const std::int64_t windows = pass == Access::none      ? 0
+                               : pass == Access::scratch ? 1
+                               : pass == Access::update  ? most_windows
+                                                         : 2;
   const std::int64_t device = std::min(blocks, windows) * window;
   if (place == Place::host) return {purpose, device, all, 0};
   return {purpose, device, std::min(blocks, most_windows) * block_bytes, all};
@@ -70,30 +67,22 @@ Uses activations(const RunSizes& r, const Blocking& blocking, std::int64_t block
   const std::int64_t tokens = blocking.block_samples * blocking.seqlen;
   const auto bytes = [&](std::int64_t width) { return tokens * width * r.compute_element; };
   const Use hidden = blocks_at("hidden states", places.hidden, passes.hidden, blocks,
-                               padded(bytes(r.hidden)), bytes(r.hidden), copies);
+                               aligned(bytes(r.stream_width)), bytes(r.stream_width), copies);
   const Use scratch = on_device("forward scratch of a block", bytes(r.scratch_width));
   if (!places.inputs_kept) {
     Use input = blocks_at("step inputs", places.input, passes.input, blocks,
-                          padded(bytes(r.widest_input)), bytes(passes.input_columns));
+                          aligned(bytes(r.widest_input)), bytes(passes.input_columns));
     input.device += f32 * r.widest_input;
     return {hidden, input, scratch};
   }
   std::int64_t kept = 0;
   for (const std::int64_t width : r.input_widths)
-    kept += blocks * padded(bytes(width)) + f32 * width;
+    kept += blocks * aligned(bytes(width)) + f32 * width;
   return {hidden, on_device("step inputs", kept), scratch};
 }
 
 // As advance() of stages/activations.cpp visits them.
-Passes forward_passes(const StepSizes& step) {
-  switch (step.kind) {
-    case StepKind::attention_in:
-    case StepKind::mlp_in: return {Pass::none, Pass::update};
-    case StepKind::attention_out: return {Pass::update, Pass::update};
-    case StepKind::mlp_out: return {Pass::update, Pass::read, step.columns};
-  }
-  return {};
-}
+Passes forward_passes(const StepSizes& step) { return {step.hidden, step.input, step.columns}; }
 
 // A layer on the device, or with weights_by_step the linears of `in_use` alone
 // (pipeline/layers/layer_source.cpp, stages/waiting_weights.cpp).
@@ -210,7 +199,7 @@ std::int64_t sweep_bytes(const RunSizes& r, const StepSizes& step, int ranks) {
       mine = shares[i][rank].count + (i > 0 && together(linears[i - 1], linear) ? mine : 0);
       const std::int64_t at_once = std::min(mine, most_rows);
       const std::int64_t given =
-          r.awq ? f32 * std::min(shares[i][rank].count, most_rows) * d : 0;  // scaled and clipped
+          r.awq() ? f32 * std::min(shares[i][rank].count, most_rows) * d : 0;  // scaled and clipped
       const std::int64_t codes = linear.gptq ? at_once * (d + linear.groups() * (f32 + 1)) +
                                                    sweep_workspace_bytes(r, linear, at_once)
                                              : 0;
@@ -276,20 +265,9 @@ std::int64_t search_bytes(const RunSizes& r, const StepSizes& step) {
 std::vector<const StepSizes*> searched_steps(const RunSizes& r, const LayerSizes& layer,
                                              const StepSizes& step) {
   if (searches_by_hessian(r, step)) return {&step};
-  const auto runs = [&](const StepSizes& other) {
-    const bool attention =
-        other.kind == StepKind::attention_in || other.kind == StepKind::attention_out;
-    switch (*step.search) {
-      case Inspected::attention: return attention;
-      case Inspected::mlp: return !attention;
-      case Inspected::attention_and_mlp: return true;
-      case Inspected::linears: return other.kind == step.kind;
-    }
-    return false;
-  };
   std::vector<const StepSizes*> steps;
   for (const StepSizes& other : layer.steps)
-    if (runs(other)) steps.push_back(&other);
+    if (is_inspected(*step.search, other.part)) steps.push_back(&other);
   return steps;
 }
 
@@ -307,6 +285,23 @@ struct Rank {
   Uses always;  // in every phase
 };
 
+// copies: of the residual stream.
+Phase stream_phase(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
+                   std::int64_t copies) {
+  // One block is received, one is computed and one is sent; as many for the next round.
+  constexpr std::int64_t slots = 3;
+  const RunSizes& r = rank.run;
+  const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
+  Places whole = rank.places;
+  whole.weights_by_step = false;
+  return {"blocks from team to team",
+          rank.always + activations(r, r.blocking(), blocks, rank.places, {}, copies) +
+              Uses{weights(layer, {}, whole),
+                   on_device("blocks on their way",
+                             tokens * (copies * slots * r.stream_width + r.widest_input) *
+                                 r.compute_element)}};
+}
+
 void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
                std::vector<Phase>& phases) {
   const RunSizes& r = rank.run;
@@ -314,12 +309,12 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
   // A second residual stream: the input of a layer that runs again for those after it, or that of
   // the first team's next layer.
   const bool second =
-      (r.runs_again && r.layers > 1) || (streams(r, rank.teams) && r.layers > rank.teams.teams);
+      (r.runs_again() && r.layers > 1) || (streams(r, rank.teams) && r.layers > rank.teams.teams);
   const std::int64_t copies = second ? 2 : 1;
   const auto add = [&](const StepSizes& step, const char* work, const Passes& passes,
                        const std::vector<const StepSizes*>& in_use, const Uses& uses) {
     const Uses own =
-        r.calibrated ? activations(r, r.blocking(), blocks, places, passes, copies) : Uses{};
+        r.calibrates() ? activations(r, r.blocking(), blocks, places, passes, copies) : Uses{};
     phases.push_back(
         {step.name + ": " + work, rank.always + own + Uses{weights(layer, in_use, places)} + uses});
   };
@@ -327,31 +322,21 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
   // The way forward: Hessians gather, or one comes and goes.
   Held held;
   const auto held_of = [&](const StepSizes& step) {
-    return r.calibrated && step.solves()
+    return r.calibrates() && step.solves()
                ? Held{hessian_bytes(step.columns), host_hessian_bytes(r, step.columns)}
                : Held{};
   };
-  if (streams(r, rank.teams)) {
-    const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
-    constexpr std::int64_t slots =
-        3;  // one block is received, one is computed and one is sent; as many for the next round
-    Places whole = places;
-    whole.weights_by_step = false;
-    phases.push_back({"blocks from team to team",
-                      rank.always + activations(r, r.blocking(), blocks, places, {}, copies) +
-                          Uses{weights(layer, {}, whole),
-                               on_device("blocks on their way",
-                                         tokens * (copies * slots * r.hidden + r.widest_input) *
-                                             r.compute_element)}});
-  }
+  if (streams(r, rank.teams)) phases.push_back(stream_phase(rank, layer, blocks, copies));
   const bool goes_forward =
-      r.calibrated && !places.inputs_kept;  // else the blocks' way from team to team was all of it
-  if (goes_forward) add(layer.steps.front(), "its input", {Pass::read, Pass::write}, {}, {});
+      r.calibrates() &&
+      !places.inputs_kept;  // else the blocks' way from team to team was all of it
+  if (goes_forward && !layer.steps.empty())
+    add(layer.steps.front(), "its input", {Access::read, Access::write}, {}, {});
   for (const StepSizes& step : layer.steps) {
-    if (!r.calibrated) break;
+    if (!r.calibrates()) break;
     const Held own = held_of(step);
-    held = r.at_once ? Held{held.full + own.full, held.host + own.host} : own;
-    const Passes read{Pass::none, Pass::read, step.columns};
+    held = r.at_once() ? Held{held.full + own.full, held.host + own.host} : own;
+    const Passes read{Access::none, Access::read, step.columns};
     if (step.solves())
       add(step, "Hessian", read, {},
           {hessians(held, 0, places), hessian_sum(r, step.columns, places)});
@@ -365,13 +350,13 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     }
     if (goes_forward)
       add(step, "forward", forward_passes(step), {&step},
-          {hessians(r.at_once ? held : Held{}, 0, places)});
+          {hessians(r.at_once() ? held : Held{}, 0, places)});
   }
   // The way through the solutions. AWQ has the step's Hessian on the device.
   for (const StepSizes& step : layer.steps) {
     if (!step.solves()) continue;
     const Held own = held_of(step);
-    const Use kept = hessians(r.at_once ? held : own, r.awq ? own.full : 0, places);
+    const Use kept = hessians(r.at_once() ? held : own, r.awq() ? own.full : 0, places);
     const Use factors = on_device("Cholesky factors", factor_bytes(step));
     if (step.factors > 0)
       add(step, "factor", {}, {&step},
@@ -384,9 +369,9 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     const Use codes = on_device("codes", solved_bytes(step));
     add(step, "packing", {}, {&step},
         {kept, codes, on_device("packed tensors", largest_packed(step))});
-    if (r.awq)
+    if (r.awq())
       add(step, "errors", {}, {&step}, {kept, codes, on_device("errors", error_bytes(r, step))});
-    if (r.at_once) held = {held.full - own.full, held.host - own.host};
+    if (r.at_once()) held = {held.full - own.full, held.host - own.host};
   }
 }
 
@@ -431,15 +416,15 @@ void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
   };
   for (const LayerSizes& layer : r.layer_kinds)
     phases.push_back({"evaluation: layers",
-                      kept({Pass::update, Pass::scratch}) + Uses{weights(layer, {}, places)}});
+                      kept({Access::update, Access::scratch}) + Uses{weights(layer, {}, places)}});
   const std::int64_t logits = f32 * logit_rows * r.vocab;
   const std::int64_t head =
       r.head_compute_bytes == 0
           ? r.head_bytes + logits
           : std::max(r.head_bytes + r.head_compute_bytes, r.head_compute_bytes + logits);
   phases.push_back(
-      {"evaluation: logits",
-       kept({Pass::update, Pass::none}) + Uses{{"output head and logits", head, r.head_bytes, 0}}});
+      {"evaluation: logits", kept({Access::update, Access::none}) +
+                                 Uses{{"output head and logits", head, r.head_bytes, 0}}});
 }
 
 Uses in_every_phase(const RunSizes& r, const Teams& teams) {
@@ -457,9 +442,10 @@ Uses in_every_phase(const RunSizes& r, const Teams& teams) {
       {"libraries", r.backend == Backend::cuda ? library_device_bytes : 0, library_host_bytes, 0},
       on_device("tables and vectors", r.table_bytes + 8 * f32 * r.widest_input),
       on_host("token ids", r.samples * r.seqlen * 4 + r.evaluate_samples * r.evaluate_seqlen * 4),
-      on_host("a layer read ahead", r.casts ? 0 : layer),
-      on_host("tensors on the way to the output",
-              kept + (r.casts ? 0 : 2 * ceiling(packed, teams.ranks_of_team))),
+      on_host("a layer read ahead", r.casts() ? 0 : layer),
+      on_host(
+          "tensors on the way to the output",
+          kept + r.passed_host_bytes + (r.casts() ? 0 : 2 * ceiling(packed, teams.ranks_of_team))),
       {"zeros kept back", 0, ceiling(r.kept_back_bytes, teams.ranks()),
        ceiling(r.kept_back_bytes, teams.ranks())}};
 }
@@ -471,7 +457,7 @@ std::int64_t largest_share(const RunSizes& run, const Teams& teams) {
 }
 
 bool streams(const RunSizes& r, const Teams& teams) {
-  return r.calibrated && !r.quantized_propagation && teams.teams > 1;
+  return r.calibrates() && !r.quantized_propagation && teams.teams > 1;
 }
 
 Use Phase::total() const {
@@ -489,15 +475,19 @@ std::vector<Phase> memory_phases(const RunSizes& r, const Teams& teams, std::int
   const Rank rank{r, teams, places, in_every_phase(r, teams)};
   std::vector<Phase> phases;
   if (r.evaluate_samples > 0) add_evaluation(rank, phases);
-  if (r.casts) {
+  if (r.casts()) {
     phases.push_back(cast_phase(rank));
     return phases;
   }
-  if (r.calibrated)
+  if (r.calibrates())
     phases.push_back(
         {"embedding",
-         rank.always + activations(r, r.blocking(), blocks, places, {Pass::write, Pass::none}, 1) +
-             Uses{{"embedding table", r.embedding_bytes, r.embedding_bytes, 0}}});
+         rank.always +
+             activations(r, r.blocking(), blocks, places, {Access::write, Access::none}, 1) +
+             Uses{{"embedding table", r.embedding_bytes, r.embedding_bytes, 0},
+                  on_device("embeddings of a block",
+                            r.blocking().block_samples * r.seqlen *
+                                (i32 + r.embedding_columns * r.compute_element))}});
   for (const LayerSizes& layer : r.layer_kinds) add_layer(rank, layer, blocks, phases);
   return phases;
 }

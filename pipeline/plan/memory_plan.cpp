@@ -54,7 +54,7 @@ std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
     choices.front().inputs_kept = true;
     then([](Places& p) { p.inputs_kept = false; });
   }
-  if (run.calibrated) {
+  if (run.calibrates()) {
     then([](Places& p) { p.input = Place::host; });
     then([](Places& p) { p.hidden = Place::host; });
     const std::int64_t unit = hessian_panel(run.backend);
@@ -62,8 +62,8 @@ std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
          columns -= unit)
       then([&](Places& p) { p.hessian_panel_columns = columns; });
   }
-  if (!run.casts) then([](Places& p) { p.weights_by_step = true; });
-  if (run.calibrated) {
+  if (!run.casts()) then([](Places& p) { p.weights_by_step = true; });
+  if (run.calibrates()) {
     then([](Places& p) { p.hessian_on_host = true; });
     const std::vector<Places> on_host = choices;
     for (const bool hidden : {false, true})
@@ -109,10 +109,10 @@ std::string by_purpose(const Phase& phase, std::int64_t Use::*bytes) {
 // What fits: smaller blocks, or more ranks that share a layer.
 std::string advice(const RunSizes& run, const Teams& teams, const Budget& budget) {
   std::vector<std::string> ways;
-  if (run.calibrated)
+  if (run.calibrates())
     if (const std::int64_t tokens = largest_micro_batch(run, teams, budget, nullptr); tokens > 0)
       ways.push_back(fmt::format("memory.micro_batch = {} fits", tokens));
-  if (!run.casts)
+  if (!run.casts())
     for (int ranks = 2 * teams.ranks_of_team; ranks <= 128; ranks *= 2)
       if (any_fits(run, {std::max(ranks, teams.ranks()) / ranks, ranks}, budget)) {
         ways.push_back(fmt::format("{} ranks for each layer fit{}", ranks,
@@ -127,7 +127,7 @@ std::string advice(const RunSizes& run, const Teams& teams, const Budget& budget
 
 Teams teams_of_run(int ranks, std::int64_t wanted, const RunSizes& run) {
   try {
-    return choose_teams(ranks, run.layers, !run.calibrated || !run.quantized_propagation,
+    return choose_teams(ranks, run.layers, !run.calibrates() || !run.quantized_propagation,
                         static_cast<int>(wanted));
   } catch (const std::invalid_argument&) {
     throw UserError(

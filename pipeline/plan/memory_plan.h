@@ -35,8 +35,8 @@ struct MemoryPlan {
 // The first that fits, by the time that it costs: all on the device; inputs of the steps on the
 // host; hidden states, too; Hessians summed by panels of columns; weights of a step at a time;
 // finished Hessians on the host; the same with the disk in place of the host for inputs, then for
-// hidden states. What turns out not to be needed is taken back. Does not throw: without any that
-// fits, the nearest one.
+// hidden states. Then each saving that the result fits without is undone. Does not throw:
+// without any that fits, the nearest one.
 MemoryPlan plan_memory(const RunSizes& run, const Teams& teams, const Budget& budget);
 
 // Tokens of the largest memory.micro_batch that fits, with these places or, without, with any; 0

@@ -2,12 +2,18 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <regex>
+#include <set>
+#include <stdexcept>
 
 #include "kernels/clip_search.h"
 #include "pipeline/files/error.h"
+#include "pipeline/model/passed_through.h"
 #include "pipeline/options/sizes.h"
+#include "pipeline/plan/family_loaders.h"
 #include "pipeline/plan/format_choice.h"
+#include "pipeline/plan/module_names.h"
 #include "stages/clip.h"
 #include "stages/layer.h"
 
@@ -79,12 +85,105 @@ void check_clip(const std::string& module, const LinearSpec& linear, const Linea
 
 // The type of the decoder's first linear.
 DType source_dtype(const Architecture& architecture, const Checkpoint& checkpoint) {
-  return checkpoint
-      .info(layer_prefix(architecture, 0) + all_linears(architecture).front().name + ".weight")
-      .dtype;
+  for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
+    for (const LinearSpec& linear : layer_linears(architecture.layer(layer)))
+      return checkpoint.info(layer_prefix(architecture, layer) + linear.name + ".weight").dtype;
+  return checkpoint.info(architecture.embedding.tokens).dtype;
+}
+
+// The tensors that the decoder doesn't read go last; and all modules of floats are named.
+void pass_through_the_rest(const Architecture& architecture, const Checkpoint& checkpoint,
+                           QuantizePlan& plan) {
+  std::set<std::string> written;
+  for (const TensorInfo& tensor : plan.tensors) written.insert(tensor.name);
+  std::vector<std::string> unread;  // inside of the decoder layers
+  for (const std::string& name : passed_through(architecture, checkpoint)) {
+    if (written.contains(name)) {
+      plan.notes.push_back(fmt::format(
+          "'{}' of the original is left out: a part of a quantized linear has its name", name));
+      continue;
+    }
+    plan.passed.push_back(checkpoint.info(name));
+    plan.tensors.push_back(plan.passed.back());
+    for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
+      if (name.starts_with(layer_prefix(architecture, layer))) unread.push_back(name);
+  }
+  if (!unread.empty())
+    plan.notes.push_back(fmt::format(
+        "{} tensor(s) of decoder layers are copied, but config.json gives the decoder no use for "
+        "them; the first is '{}'",
+        unread.size(), unread.front()));
+
+  // Tables and norms of heads have two axes as linears do.
+  std::set<std::string> others{architecture.embedding.tokens, architecture.embedding.positions,
+                               architecture.head.name + ".weight"};
+  if (architecture.per_layer) others.insert(architecture.per_layer->tokens);
+  for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
+    for (const TensorSpec& tensor : layer_tensors(architecture.layer(layer)))
+      if (tensor.role != TensorRole::weight)
+        others.insert(layer_prefix(architecture, layer) + tensor.name);
+  std::vector<TensorInfo> floats = plan.kept;
+  floats.insert(floats.end(), plan.passed.begin(), plan.passed.end());
+  for (std::string& module : float_linears(floats))
+    if (!others.contains(module + ".weight") && !plan.modules.contains(module))
+      plan.unquantized.push_back(std::move(module));
+}
+
+// quantize.overrides: the first entry that matches a module counts.
+class Overrides {
+ public:
+  explicit Overrides(const std::vector<ModuleOverride>& entries)
+      : entries_(entries), used_(entries.size(), false) {
+    for (const ModuleOverride& entry : entries) patterns_.emplace_back(entry.match);
+  }
+
+  void apply(const std::string& module, LinearSettings& settings) {
+    const auto found = std::find_if(patterns_.begin(), patterns_.end(), [&](const std::regex& r) {
+      return std::regex_search(module, r);
+    });
+    if (found == patterns_.end()) return;
+    const auto i = static_cast<std::size_t>(found - patterns_.begin());
+    apply_override(entries_[i], settings);
+    used_[i] = true;
+  }
+
+  void check_used(const std::string& some_module) const {
+    const auto unused = std::find(used_.begin(), used_.end(), false);
+    if (unused == used_.end()) return;
+    const auto i = static_cast<std::size_t>(unused - used_.begin());
+    throw UserError(
+        ExitCode::config,
+        fmt::format(
+            "quantize.overrides[{}]: match = \"{}\" matches no module; modules are named like {}",
+            i, entries_[i].match, some_module));
+  }
+
+ private:
+  const std::vector<ModuleOverride>& entries_;
+  std::vector<std::regex> patterns_;
+  std::vector<bool> used_;
+};
+
+Procedure choose_procedure(const Options& options, const QuantizePlan& plan) {
+  if (plan.storage.codec != Codec::integer) return Procedure::cast;
+  if (options.quantize.method == "awq") return Procedure::awq;
+  if (plan.defaults.method == Method::rtn) return Procedure::round;
+  return options.quantize.true_sequential && plan.quantized_propagation ? Procedure::sequential
+                                                                        : Procedure::at_once;
 }
 
 }  // namespace
+
+bool calibrates(Procedure procedure) {
+  switch (procedure) {
+    case Procedure::cast:
+    case Procedure::round: return false;
+    case Procedure::sequential:
+    case Procedure::at_once:
+    case Procedure::awq: return true;
+  }
+  throw std::logic_error("calibrates: no such procedure");
+}
 
 QuantizePlan plan_quantization(const Options& options, const Architecture& architecture,
                                const Checkpoint& checkpoint) {
@@ -94,83 +193,69 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       choose_format(options, plan.defaults, source_dtype(architecture, checkpoint));
   plan.storage = choice.storage;
   plan.notes = choice.notes;
+  if (options.output.target != "vllm")
+    for (const FamilyFault& fault : family_faults(plan.storage.format, checkpoint.config()))
+      plan.notes.push_back(fmt::format("{} does not load this family in format {}{}: it {}",
+                                       fault.program, name_of(plan.storage.format),
+                                       fault.dequantized ? " but dequantized" : "", fault.why));
   plan.layer_prefix = architecture.layer_prefix;
-  plan.awq = options.quantize.method == "awq";
+  plan.lm_head = architecture.head.name;
+  const bool awq = options.quantize.method == "awq";
   plan.quantized_propagation =
-      options.quantize.propagate == "auto" ? !plan.awq : options.quantize.propagate == "quantized";
+      options.quantize.propagate == "auto" ? !awq : options.quantize.propagate == "quantized";
+  plan.procedure = choose_procedure(options, plan);
   plan.max_shard_bytes = parse_size(options.output.max_shard_size);
-  plan.calibrated = !plan.casts() && (plan.awq || plan.defaults.method == Method::gptq);
-  if (plan.awq && options.awq.search == "gram") {
+  if (awq && options.awq.search == "gram") {
     plan.search_rows = options.awq.search_rows;
     if (options.awq.rounding == "rtn") plan.hessian_tokens = options.awq.search_tokens;
   }
 
-  std::vector<std::regex> patterns;
-  for (const ModuleOverride& o : options.quantize.overrides) patterns.emplace_back(o.match);
-  std::vector<bool> used(patterns.size(), false);
-
+  Overrides overrides(options.quantize.overrides);
   const auto keep = [&](const std::string& name) {
     const TensorInfo& info = checkpoint.info(name);
     plan.kept.push_back({name, plan.storage.dtype, info.shape});
     plan.tensors.push_back(plan.kept.back());
   };
-  keep(architecture.embedding);
+  for (const TensorSpec& tensor : embedding_tensors(architecture)) keep(tensor.name);
   double packed_bits = 0.0;
   double packed_weights = 0.0;
   for (std::int64_t layer = 0; layer < architecture.layers; ++layer) {
     const std::string prefix = layer_prefix(architecture, layer);
-    for (const LinearSpec& linear : all_linears(architecture)) {
+    const LayerSpec& spec = architecture.layer(layer);
+    const std::vector<LinearSpec> linears = layer_linears(spec);
+    for (const TensorSpec& tensor : layer_tensors(spec)) {
+      if (tensor.role != TensorRole::weight) {
+        keep(prefix + tensor.name);
+        continue;
+      }
+      const LinearSpec& linear = linears[tensor.linear];
       const std::string module = prefix + linear.name;
       LinearSettings settings = plan.defaults;
-      for (std::size_t i = 0; i < patterns.size(); ++i) {
-        if (!std::regex_search(module, patterns[i])) continue;
-        apply_override(options.quantize.overrides[i], settings);
-        used[i] = true;
-        break;
-      }
+      overrides.apply(module, settings);
       plan.modules[module] = settings;
       if (settings.skip) {
-        keep(module + ".weight");
-      } else {
-        const std::string fault = size_fault(linear, settings, plan.storage);
-        if (!fault.empty())
-          throw UserError(ExitCode::config,
-                          fmt::format("{} (out {}, in {}): {}", module, linear.out_features,
-                                      linear.in_features, fault));
-        if (plan.awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
-        if (!settings.symmetric && plan.storage.format == Format::gptq) plan.may_need_v2 = true;
-        for (const NamedTensor& tensor : stored_tensors(
-                 module, linear.out_features, linear.in_features, settings, plan.storage)) {
-          plan.tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-          packed_bits += 8.0 * static_cast<double>(plan.tensors.back().bytes());
-        }
-        packed_weights +=
-            static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
+        keep(prefix + tensor.name);
+        continue;
       }
-      if (linear.bias) keep(module + ".bias");
-    }
-    const LayerNames& names = architecture.names;
-    for (const std::string& norm :
-         {names.attention_norm, names.mlp_norm, names.q_norm, names.k_norm}) {
-      if (norm.empty()) continue;
-      keep(prefix + norm + ".weight");
-      if (checkpoint.contains(prefix + norm + ".bias")) keep(prefix + norm + ".bias");
+      const std::string fault = size_fault(linear, settings, plan.storage);
+      if (!fault.empty())
+        throw UserError(ExitCode::config,
+                        fmt::format("{} (out {}, in {}): {}", module, linear.out_features,
+                                    linear.in_features, fault));
+      if (awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
+      if (!settings.symmetric && plan.storage.format == Format::gptq) plan.may_need_v2 = true;
+      for (const NamedTensor& part : stored_tensors(module, linear.out_features, linear.in_features,
+                                                    settings, plan.storage)) {
+        plan.tensors.push_back({part.name, part.dtype, part.shape});
+        packed_bits += 8.0 * static_cast<double>(plan.tensors.back().bytes());
+      }
+      packed_weights +=
+          static_cast<double>(linear.out_features) * static_cast<double>(linear.in_features);
     }
   }
-  for (std::size_t i = 0; i < used.size(); ++i)
-    if (!used[i])
-      throw UserError(
-          ExitCode::config,
-          fmt::format(
-              "quantize.overrides[{}]: match = \"{}\" matches no module; modules are named like {}",
-              i, options.quantize.overrides[i].match, plan.modules.begin()->first));
-  keep(architecture.final_norm + ".weight");
-  if (checkpoint.contains(architecture.final_norm + ".bias"))
-    keep(architecture.final_norm + ".bias");
-  if (!architecture.tied_embeddings) {
-    keep(architecture.lm_head + ".weight");
-    if (architecture.lm_head_bias) keep(architecture.lm_head + ".bias");
-  }
+  if (!plan.modules.empty()) overrides.check_used(plan.modules.begin()->first);
+  for (const TensorSpec& tensor : head_tensors(architecture)) keep(tensor.name);
+  pass_through_the_rest(architecture, checkpoint, plan);
   plan.bits_per_weight = packed_weights > 0.0 ? packed_bits / packed_weights : 0.0;
   return plan;
 }

@@ -14,24 +14,44 @@
 
 namespace qpipe {
 
-// Elements of a tensor that are copied to the output at once.
+// Elements of a tensor that are copied to the output at once, or its bytes where it passes through.
 inline constexpr std::int64_t copied_elements = std::int64_t{1} << 22;
+inline constexpr std::int64_t copied_bytes = std::int64_t{1} << 24;
+
+// How codes come about. Whoever switches on it has no default, so that a new one is an error of
+// the compiler wherever it is forgotten.
+enum class Procedure {
+  cast,        // they follow from the weights alone, tensor by tensor
+  round,       // to nearest, on grids that are searched
+  sequential,  // GPTQ; each step's input comes from the quantized steps before it
+  at_once,     // GPTQ; all inputs of a layer come from its original weights
+  awq,         // scaled first; modules' settings say how the scaled weights are rounded
+};
+
+// Whether the procedure needs calibration data.
+bool calibrates(Procedure procedure);
 
 struct QuantizePlan {
+  Procedure procedure = Procedure::round;
   LinearSettings defaults;
   // Full module name → settings (skip included), for every linear of every decoder layer.
   std::map<std::string, LinearSettings> modules;
   StorageSettings storage;
-  std::vector<TensorInfo> tensors;  // of the output, in order: embedding, layers, final norm, head
+  std::vector<TensorInfo> tensors;  // of the output, in order: embedding, layers, final norm, head,
+                                    // and what passes through
   std::vector<TensorInfo>
-      kept;                  // those of them that are copied from the source, in the output's type
-  std::string layer_prefix;  // of the names of the layers' tensors
+      kept;  // those of them that are copied from the source, in the output's type
+  std::vector<TensorInfo> passed;  // the last of them: copied byte for byte, as the decoder doesn't
+                                   // read them (pipeline/model/passed_through.h)
+  // Modules of kept and passed tensors that a loader could take for linears to quantize, but for
+  // the skipped ones among `modules` and the head: towers, projectors, MTP layers, routers.
+  std::vector<std::string> unquantized;
+  std::string layer_prefix;        // of the names of the layers' tensors
+  std::string lm_head;             // the head's module
   std::vector<std::string> notes;  // for the user
   bool may_need_v2 =
       false;  // gptq was asked for an asymmetric grid: gptq_v2 if a zero of 0 turns up
   bool quantized_propagation = true;
-  bool awq = false;         // modules' settings say how the scaled weights are rounded
-  bool calibrated = false;  // the method needs calibration data
   std::int64_t hessian_tokens =
       0;  // that Hessians are of, evenly spaced; 0: all. Some where they only measure errors
   std::int64_t search_rows = 0;  // of each linear, that AWQ's Gram losses are of; 0: all
@@ -39,9 +59,8 @@ struct QuantizePlan {
   Places places;
   double bits_per_weight = 0.0;  // of the quantized linears, with scales, zeros and indices
 
-  bool casts() const {
-    return storage.codec != Codec::integer;
-  }                                          // codes follow from the weights alone
+  bool casts() const { return procedure == Procedure::cast; }
+  bool calibrates() const { return qpipe::calibrates(procedure); }
   std::vector<std::string> skipped() const;  // the modules that stay as they are
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 #include "stages/calibrate.h"
 #include "stages/factor_team.h"
@@ -18,7 +19,7 @@ double as_double(std::int64_t value) { return static_cast<double>(value); }
 // Layers that a team works on while the others work on theirs; all of them where each layer waits
 // for the one before.
 std::int64_t layers_in_turn(const RunSizes& r, const Teams& teams) {
-  const bool waits = r.calibrated && r.quantized_propagation;
+  const bool waits = r.calibrates() && r.quantized_propagation;
   return waits ? r.layers : (r.layers + teams.teams - 1) / teams.teams;
 }
 
@@ -45,8 +46,8 @@ double linear_flops(const LayerSizes& layer, double tokens) {
 }
 
 // q·k and p·v over half of the square.
-double attention_flops(const RunSizes& r, double tokens) {
-  return 2.0 * tokens * as_double(r.seqlen * r.attention_width);
+double attention_flops(const RunSizes& r, const LayerSizes& layer, double tokens) {
+  return 2.0 * tokens * as_double(r.seqlen * layer.attention_width());
 }
 
 // Of a layer's pass; a round's layers follow one another by two blocks
@@ -58,18 +59,22 @@ double pipeline_passes(const RunSizes& r, const Teams& teams) {
 }
 
 double pass_seconds(const RunSizes& r, const LayerSizes& layer, double tokens, const Rates& rates) {
-  return (linear_flops(layer, tokens) + attention_flops(r, tokens)) / rates.forward;
+  return (linear_flops(layer, tokens) + attention_flops(r, layer, tokens)) / rates.forward;
 }
 
 // Again where the layer runs with quantized weights, or ahead for the teams after it, where its
 // inputs are not kept.
-double forward_seconds(const RunSizes& r, const Teams& teams, const LayerSizes& layer,
-                       const Places& places, double tokens, const Rates& rates) {
-  const double passes = streams(r, teams)
-                            ? pipeline_passes(r, teams) + (places.inputs_kept ? 0.0 : 1.0)
-                        : r.runs_again ? 2.0
-                                       : 1.0;
-  return passes * pass_seconds(r, layer, tokens, rates);
+double forward_passes(const RunSizes& r, const Teams& teams, const Places& places) {
+  switch (r.procedure) {
+    case Procedure::cast:
+    case Procedure::round: return 0.0;
+    case Procedure::sequential: return 1.0;
+    case Procedure::at_once:
+    case Procedure::awq:
+      if (streams(r, teams)) return pipeline_passes(r, teams) + (places.inputs_kept ? 0.0 : 1.0);
+      return r.runs_again() ? 2.0 : 1.0;
+  }
+  throw std::logic_error("forward_passes: no such procedure");
 }
 
 // Of a rank's tokens, where all ranks together take `sampled`; 0: all.
@@ -93,13 +98,10 @@ double search_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& t
   for (const StepSizes& step : layer.steps) {
     if (!step.search) continue;
     if (r.exact_search && *step.search != Inspected::linears) {
-      const bool attention = *step.search != Inspected::mlp;
-      const bool mlp = *step.search != Inspected::attention;
-      double flops = attention ? attention_flops(r, searched) : 0.0;
+      const bool attention = is_inspected(*step.search, Part::mixer);
+      double flops = attention ? attention_flops(r, layer, searched) : 0.0;
       for (const StepSizes& other : layer.steps) {
-        const bool in_attention =
-            other.kind == StepKind::attention_in || other.kind == StepKind::attention_out;
-        if (!(in_attention ? attention : mlp)) continue;
+        if (!is_inspected(*step.search, other.part)) continue;
         for (const LinearSizes& linear : other.linears)
           flops += 2.0 * searched * as_double(linear.elements());
       }
@@ -171,7 +173,7 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
                     double tokens) {
   Crossings result;
   const double element = as_double(r.compute_element);
-  const double passes = r.runs_again && places.weights_by_step ? 2.0 : 1.0;
+  const double passes = r.runs_again() && places.weights_by_step ? 2.0 : 1.0;
   const auto add = [&](Place place, double read, double written) {
     if (place == Place::device) return;
     result.host += read + written;
@@ -187,9 +189,9 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
     add(places.input, bytes * ((step.solves() ? panels : 0.0) + (step.search ? 1.0 : 0.0) + passes),
         bytes * passes);
   }
-  const double hidden = tokens * as_double(r.hidden) * element;
+  const double hidden = tokens * as_double(r.stream_width) * element;
   add(places.hidden, hidden * 3.0 * passes, hidden * 2.0 * passes);
-  if (r.runs_again && !places.weights_by_step) add(places.hidden, hidden, hidden);
+  if (r.runs_again() && !places.weights_by_step) add(places.hidden, hidden, hidden);
   if (places.weights_by_step)
     result.host += 3.0 * as_double(layer.stored_bytes());  // to forward, to solve, and back
   if (places.hessian_on_host)
@@ -202,7 +204,7 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
 
 // Activations in host memory.
 double locked_bytes(const RunSizes& r, const Places& places, double tokens) {
-  const std::int64_t columns = (places.hidden == Place::host ? r.hidden : 0) +
+  const std::int64_t columns = (places.hidden == Place::host ? r.stream_width : 0) +
                                (places.input == Place::host ? r.widest_input : 0);
   return tokens * as_double(columns * r.compute_element);
 }
@@ -225,11 +227,11 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
   const auto add = [&](const char* purpose, double per_layer) {
     if (bytes(per_layer) > 0) result.push_back({purpose, bytes(per_layer)});
   };
-  if (r.casts) return result;
+  if (r.casts()) return result;
   add("weights", ring * mean_over_layers(r, [](const LayerSizes& layer) {
                    return as_double(layer.stored_bytes());
                  }));
-  if (r.calibrated) {
+  if (r.calibrates()) {
     add("sums of Hessians",
         2.0 * ring * mean_over_layers(r, [](const LayerSizes& layer) {
           double sum = 0.0;
@@ -253,9 +255,9 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
                        sum += as_double(linear.elements() + 5 * linear.rows * linear.groups());
                  return sum;
                }));
-  if (teams.teams > 1 && r.calibrated)
+  if (teams.teams > 1 && r.calibrates())
     add(hidden_states,
-        largest_tokens(r, teams) * as_double(r.hidden) * as_double(r.compute_element));
+        largest_tokens(r, teams) * as_double(r.stream_width) * as_double(r.compute_element));
   return result;
 }
 
@@ -268,21 +270,21 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
   };
   const auto per_layer = [&](auto value) { return layers * mean_over_layers(r, value); };
   const double ranks_of_machine = as_double(teams.ranks()) / machines;
-  const double tokens = r.calibrated ? largest_tokens(r, teams) : 0.0;
+  const double tokens = r.calibrates() ? largest_tokens(r, teams) : 0.0;
   const double network = machines > 1 ? rates.fabric : rates.network;
   add("start", rates.start + ranks_of_machine * locked_bytes(r, places, tokens) / rates.page_lock);
-  if (r.calibrated) {
+  if (r.calibrates()) {
     const double forward = per_layer([&](const LayerSizes& layer) {
-      return forward_seconds(r, teams, layer, places, tokens, rates);
+      return forward_passes(r, teams, places) * pass_seconds(r, layer, tokens, rates);
     });
     const double hessian = per_layer(
         [&](const LayerSizes& layer) { return hessian_seconds(r, layer, teams, tokens, rates); });
     add("forward", forward);
     add("Hessians", hessian);
-    add("AWQ's search", r.awq ? per_layer([&](const LayerSizes& layer) {
+    add("AWQ's search", r.awq() ? per_layer([&](const LayerSizes& layer) {
           return search_seconds(r, layer, teams, tokens, rates);
         })
-                              : 0.0);
+                                : 0.0);
     add("factors and codes",
         per_layer([&](const LayerSizes& layer) { return solve_seconds(r, layer, teams, rates); }));
     // Blocks travel while others are computed: what is longer counts.
@@ -294,7 +296,7 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
     add("waiting for offloaded blocks", travel - forward - hessian);
     if (teams.teams > 1) {  // beside the pass through the round, or with nothing beside
       const double hidden =
-          layers * tokens * as_double(r.hidden) * as_double(r.compute_element) / network;
+          layers * tokens * as_double(r.stream_width) * as_double(r.compute_element) / network;
       const double beside =
           per_layer([&](const LayerSizes& layer) { return pass_seconds(r, layer, tokens, rates); });
       add("waiting for hidden states", streams(r, teams) ? hidden - beside : hidden);
@@ -313,7 +315,7 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
       at_once *
       mean_over_layers(r, [](const LayerSizes& layer) { return as_double(layer.packed_bytes()); }) /
       machines / rates.write;
-  add("writing, after the last layers", std::max(last, time.write - (r.calibrated ? work : 0.0)));
+  add("writing, after the last layers", std::max(last, time.write - (r.calibrates() ? work : 0.0)));
   const double stored = as_double(r.layers) * mean_over_layers(r, [](const LayerSizes& layer) {
                           return as_double(layer.stored_bytes());
                         });

@@ -3,17 +3,16 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <stdexcept>
 #include <utility>
 
+#include "kernels/alignment.h"
 #include "stages/architecture.h"
 #include "stages/layer.h"
 
 namespace qpipe {
 
 namespace {
-
-// Every tensor of a layer begins at such a boundary (pipeline/layers/layer_source.cpp).
-std::int64_t aligned(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 std::int64_t in_type(const TensorInfo& info, std::int64_t element) {
   return info.bytes() / static_cast<std::int64_t>(size_of(info.dtype)) * element;
@@ -28,12 +27,12 @@ struct Source {
   std::int64_t element;
 };
 
-LinearSizes linear_sizes(const Source& s, const std::string& module) {
+LinearSizes linear_sizes(const Source& s, const std::string& module, const LinearSpec& spec) {
   const TensorInfo& info = s.checkpoint.info(module + ".weight");
   const LinearSettings& settings = s.plan.modules.at(module);
   LinearSizes sizes;
-  sizes.rows = info.rows();
-  sizes.columns = info.cols();
+  sizes.rows = spec.out_features;
+  sizes.columns = spec.in_features;
   sizes.stored_bytes = aligned(info.bytes());
   sizes.copy_bytes = info.dtype == s.compute ? 0 : in_type(info, s.element);
   sizes.quantized = !settings.skip;
@@ -45,43 +44,45 @@ LinearSizes linear_sizes(const Source& s, const std::string& module) {
 }
 
 LayerSizes layer_sizes(const Source& s, std::int64_t index) {
-  const Architecture& a = s.architecture;
-  const std::string prefix = layer_prefix(a, index);
-  const std::vector<LinearSpec> linears = all_linears(a);
+  const std::string prefix = layer_prefix(s.architecture, index);
+  const LayerSpec& spec = s.architecture.layer(index);
+  const std::vector<LinearSpec> linears = layer_linears(spec);
   LayerSizes layer;
   layer.count = 1;
-  const auto add_small = [&](const std::string& name) {
-    if (!s.checkpoint.contains(name)) return;
-    const TensorInfo& info = s.checkpoint.info(name);
+  for (const TensorSpec& tensor : layer_tensors(spec)) {
+    if (tensor.role == TensorRole::weight) continue;
+    const TensorInfo& info = s.checkpoint.info(prefix + tensor.name);
     layer.small_bytes += aligned(info.bytes());
     if (info.dtype != s.compute) layer.small_copy_bytes += in_type(info, s.element);
-  };
-  for (const std::string& norm :
-       {a.names.attention_norm, a.names.mlp_norm, a.names.q_norm, a.names.k_norm})
-    for (const char* part : {".weight", ".bias"})
-      if (!norm.empty()) add_small(prefix + norm + part);
-  for (const Step& step : layer_steps(a)) {
-    if (step.linears.empty()) continue;
-    StepSizes& sizes = layer.steps.emplace_back();
-    const std::string& first = linears[step.linears.front()].name;
-    sizes.kind = step.kind;
-    sizes.name = first.substr(first.rfind('.') + 1);
-    sizes.columns = input_width(a, step.kind);
-    std::set<std::pair<bool, std::int64_t>>
-        orders;  // stages/solve.cpp: linears of one order share a factor
-    for (const std::size_t i : step.linears) {
-      const std::string module = prefix + linears[i].name;
-      const LinearSizes& linear = sizes.linears.emplace_back(linear_sizes(s, module));
-      const LinearSettings& settings = s.plan.modules.at(module);
-      if (linear.gptq)
-        orders.emplace(settings.desc_act,
-                       settings.act_group_aware && !settings.desc_act ? linear.group_columns : 0);
-      if (linears[i].bias) add_small(module + ".bias");
+  }
+  const std::vector<ScalingPair> pairs =
+      s.plan.procedure == Procedure::awq ? scaling_pairs(spec) : std::vector<ScalingPair>{};
+  const std::vector<Step> steps = layer_steps(spec);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    const Step& step = steps[i];
+    for (const Group& group : step.groups) {
+      StepSizes& sizes = layer.steps.emplace_back();
+      const std::string& first = linears[group.linears.front()].name;
+      sizes.part = step.part;
+      sizes.name = first.substr(first.rfind('.') + 1);
+      sizes.columns = group.width;
+      sizes.hidden = step.hidden;
+      sizes.input = step.input;
+      sizes.attention_width = step.attention_width;
+      std::set<std::pair<bool, std::int64_t>> orders;  // linears of one order share a factor
+      for (const std::size_t l : group.linears) {
+        const std::string module = prefix + linears[l].name;
+        const LinearSizes& linear = sizes.linears.emplace_back(linear_sizes(s, module, linears[l]));
+        const LinearSettings& settings = s.plan.modules.at(module);
+        if (linear.gptq)
+          orders.emplace(settings.desc_act,
+                         settings.act_group_aware && !settings.desc_act ? linear.group_columns : 0);
+      }
+      sizes.factors = static_cast<std::int64_t>(orders.size());
+      if (!sizes.solves()) continue;
+      for (const ScalingPair& pair : pairs)
+        if (pair.step == i) sizes.search = pair.inspected;
     }
-    sizes.factors = static_cast<std::int64_t>(orders.size());
-    if (!s.plan.awq || !sizes.solves()) continue;
-    for (const ScalingPair& pair : scaling_pairs(a))
-      if (pair.step == step.kind) sizes.search = pair.inspected;
   }
   return layer;
 }
@@ -100,6 +101,12 @@ std::int64_t sum_of(const LayerSizes& layer, std::int64_t LinearSizes::*bytes) {
 
 }  // namespace
 
+std::int64_t LayerSizes::attention_width() const {
+  std::int64_t width = 0;
+  for (const StepSizes& step : steps) width += step.attention_width;
+  return width;
+}
+
 bool StepSizes::solves() const {
   return std::any_of(linears.begin(), linears.end(),
                      [](const LinearSizes& linear) { return linear.quantized; });
@@ -110,6 +117,17 @@ std::int64_t LayerSizes::stored_bytes() const {
 }
 std::int64_t LayerSizes::copy_bytes() const { return sum_of(*this, &LinearSizes::copy_bytes); }
 std::int64_t LayerSizes::packed_bytes() const { return sum_of(*this, &LinearSizes::packed_bytes); }
+
+bool RunSizes::at_once() const {
+  switch (procedure) {
+    case Procedure::cast:
+    case Procedure::round:
+    case Procedure::sequential: return false;
+    case Procedure::at_once:
+    case Procedure::awq: return true;
+  }
+  throw std::logic_error("RunSizes: no such procedure");
+}
 
 RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoint& checkpoint,
                    const QuantizePlan& plan, Backend backend) {
@@ -123,37 +141,42 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   r.backend = backend;
   r.compute_element = source.element;
   r.hidden = a.hidden;
+  r.stream_width = a.stream_width();
   r.vocab = a.vocab;
   r.widest_input = widest_input(a);
-  for (const StepKind kind : step_kinds) r.input_widths.push_back(input_width(a, kind));
+  for (std::size_t step = 0; step < most_steps(a); ++step)
+    r.input_widths.push_back(widest_input(a, step));
   r.scratch_width = scratch_width(a);
-  r.attention_width = a.heads.heads * a.heads.head_dim;
   r.layers = a.layers;
-  r.casts = plan.casts();
+  r.procedure = plan.procedure;
   r.casts_steps = plan.storage.codec == Codec::nvfp4;
-  r.calibrated = plan.calibrated;
-  r.awq = plan.awq;
-  r.at_once = plan.awq || !options.quantize.true_sequential || !plan.quantized_propagation;
   r.quantized_propagation = plan.quantized_propagation;
-  r.runs_again = r.at_once && plan.quantized_propagation;
-  r.exact_search = plan.awq && options.awq.search == "exact";
+  r.exact_search = r.awq() && options.awq.search == "exact";
   r.grid = options.awq.grid;
   r.search_tokens = options.awq.search_tokens;
   r.search_rows = plan.search_rows;
   r.hessian_tokens = plan.hessian_tokens;
-  r.samples = plan.calibrated ? options.calibration.samples : 0;
+  r.samples = plan.calibrates() ? options.calibration.samples : 0;
   r.seqlen = options.calibration.seqlen;
   r.micro_batch = options.memory.micro_batch;
   if (!options.evaluate.data.empty() && (options.evaluate.before || options.evaluate.after))
     r.evaluate_samples = options.evaluate.samples;
   r.evaluate_seqlen = options.evaluate.seqlen;
-  r.table_bytes =
-      (a.rope.enabled ? static_cast<std::int64_t>(a.rope.inverse_frequencies.size()) * 4 : 0) +
-      static_cast<std::int64_t>(a.key_bias_slopes.size()) * r.seqlen * 4;
+  r.table_bytes = table_bytes(a, r.seqlen);
 
-  const TensorInfo& embedding = checkpoint.info(a.embedding);
-  const TensorInfo& head = a.tied_embeddings ? embedding : checkpoint.info(a.lm_head + ".weight");
-  r.embedding_bytes = embedding.bytes();
+  const std::set<std::string> tables{a.embedding.tokens, a.embedding.positions,
+                                     a.per_layer ? a.per_layer->tokens : ""};
+  for (const TensorSpec& tensor : embedding_tensors(a)) {
+    const TensorInfo& info = checkpoint.info(tensor.name);
+    r.embedding_bytes +=
+        tables.contains(tensor.name) ? info.bytes() : in_type(info, source.element);
+  }
+  // Before a projection, and a second time in the stream: stages/embedding.cpp.
+  if (a.embedding.projection) r.embedding_columns = a.embedding.width;
+  if (a.per_layer)
+    r.embedding_columns = std::max(r.embedding_columns, a.per_layer->projection.out_features);
+  const TensorInfo& head =
+      checkpoint.info(a.head.tied ? a.embedding.tokens : a.head.name + ".weight");
   r.head_bytes = head.bytes();
   if (head.dtype != source.compute) r.head_compute_bytes = in_type(head, source.element);
   for (const TensorInfo& info : plan.kept)
@@ -164,6 +187,8 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
                                   (stored.dtype == info.dtype ? 0 : size_of(info.dtype));
       r.kept_host_bytes.push_back(piece * static_cast<std::int64_t>(element));
     }
+  for (const TensorInfo& info : plan.passed)
+    r.passed_host_bytes = std::max(r.passed_host_bytes, std::min(copied_bytes, info.bytes()));
   for (const TensorInfo& info : plan.tensors) {
     r.output_bytes += info.bytes();
     if (plan.may_need_v2 && info.name.ends_with(".qzeros")) r.kept_back_bytes += info.bytes();

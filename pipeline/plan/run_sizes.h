@@ -32,12 +32,15 @@ struct LinearSizes {
 };
 
 struct StepSizes {
-  StepKind kind = StepKind::attention_in;
+  Part part = Part::mixer;
   std::string name;                  // "down_proj": the first linear's
   std::int64_t columns = 0;          // width of the input
   std::vector<LinearSizes> linears;  // those that read it
   std::int64_t factors = 0;          // Cholesky factors: one for each order of the columns
   std::optional<Inspected> search;   // AWQ: what the search of the step's pair compares
+  Access hidden = Access::none;      // what its forward pass does to the residual stream
+  Access input = Access::update;     // and to its input
+  std::int64_t attention_width = 0;  // heads · head_dim where it runs attention
 
   bool solves() const;  // some linear is quantized
   bool operator==(const StepSizes&) const = default;
@@ -48,6 +51,7 @@ struct LayerSizes {
   std::int64_t small_bytes = 0;       // norms and biases in the checkpoint's type
   std::int64_t small_copy_bytes = 0;  // their copies in the compute type, where that is another
   std::vector<StepSizes> steps;
+  std::int64_t attention_width() const;  // of its steps
 
   std::int64_t stored_bytes() const;
   std::int64_t copy_bytes() const;  // copies of the linears
@@ -57,30 +61,28 @@ struct LayerSizes {
 struct RunSizes {
   Backend backend = Backend::cuda;
   std::int64_t compute_element = 2;  // bytes: bfloat16 on CUDA, float32 on the CPU
-  std::int64_t hidden = 0;
+  std::int64_t hidden = 0;           // columns that a layer reads
+  std::int64_t stream_width = 0;     // of the residual stream, with what it carries
   std::int64_t vocab = 0;
   std::int64_t widest_input = 0;
   std::vector<std::int64_t> input_widths;  // of all steps, also one without linears of its own
   std::int64_t scratch_width = 0;
-  std::int64_t attention_width = 0;     // heads · head_dim
   std::int64_t table_bytes = 0;         // rotary frequencies or ALiBi
-  std::int64_t embedding_bytes = 0;     // as the checkpoint has it
+  std::int64_t embedding_bytes = 0;     // tables as the checkpoint has them, and what follows them
+  std::int64_t embedding_columns = 0;   // of a token on its way into the residual stream
   std::int64_t head_bytes = 0;          // the embedding's when tied
   std::int64_t head_compute_bytes = 0;  // of a copy; 0 when the type is the compute type
   std::vector<std::int64_t>
       kept_host_bytes;  // of each tensor outside of the layers: to read and to convert it
+  std::int64_t passed_host_bytes = 0;  // to copy the tensors that pass through, one at a time
   std::int64_t layers = 0;
   std::vector<LayerSizes> layer_kinds;  // layers of equal sizes together
   std::int64_t output_bytes = 0;
   std::int64_t kept_back_bytes = 0;  // zeros that may have to be rewritten at the end
 
-  bool casts = false;        // codes follow from the weights alone
+  Procedure procedure = Procedure::round;
   bool casts_steps = false;  // a step's linears together
-  bool calibrated = false;
-  bool awq = false;
-  bool at_once = false;  // all of a layer's Hessians are there before the first linear is solved
   bool quantized_propagation = false;
-  bool runs_again = false;  // with the quantized weights, from a copy of the layer's input
   bool exact_search = false;
   std::int64_t grid = 0;
   std::int64_t search_tokens = 0;   // of the exact search; 0: all, as below
@@ -93,6 +95,13 @@ struct RunSizes {
   std::int64_t evaluate_samples = 0;  // 0: none, or as many as the file has
   std::int64_t evaluate_seqlen = 0;
 
+  bool casts() const { return procedure == Procedure::cast; }
+  bool calibrates() const { return qpipe::calibrates(procedure); }
+  bool awq() const { return procedure == Procedure::awq; }
+  // All of a layer's Hessians are there before the first linear is solved.
+  bool at_once() const;
+  // With the quantized weights, from a copy of the layer's input.
+  bool runs_again() const { return at_once() && quantized_propagation; }
   Blocking blocking() const { return cut_samples(samples, seqlen, micro_batch); }
 };
 

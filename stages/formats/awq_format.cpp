@@ -29,9 +29,9 @@ std::vector<PackedTensor> pack_awq_linear(const std::string& module, const Quant
   const auto infos = awq_tensors(module, out, in, q.settings.group_size);
   require_contiguous_groups(module, q);
 
-  const Array<std::uint32_t> qweight(in, out / 8, stream);
+  Array<std::uint32_t> qweight(in, out / 8, stream);
   pack_awq(q.code, qweight, stream);
-  const Array<std::uint32_t> qzeros(groups, out / 8, stream);
+  Array<std::uint32_t> qzeros(groups, out / 8, stream);
   const auto place = upload(q.stored_group, stream);
   pack_awq(stored_zeros(q, place, stream), qzeros, stream);
   return {downloaded_tensor(infos[0], qweight.view, stream),
@@ -45,11 +45,11 @@ void unpack_awq_linear(const AwqLinearView& packed, Tensor weight, Stream& strea
   const std::int64_t groups = packed.scales.rows;
   require(packed.scales.cols == out && groups > 0 && in % groups == 0,
           "unpack_awq_linear: scales must be [groups, out]");
-  const Array<std::uint8_t> code(out, in, stream);
+  Array<std::uint8_t> code(out, in, stream);
   unpack_awq(packed.qweight, code, stream);
-  const Array<std::uint8_t> zero(out, groups, stream);
+  Array<std::uint8_t> zero(out, groups, stream);
   unpack_awq(packed.qzeros, zero, stream);
-  const Array<float> scales(groups, out, stream);
+  Array<float> scales(groups, out, stream);
   convert(packed.scales, scales.view, stream);
   const Array<float> scale = upload_matrix(
       transposed(download_matrix(scales.view, stream), groups, out), out, groups, stream);

@@ -268,7 +268,7 @@ void unpack_four_bit(const FourBitView& view, const QuantState& state, Tensor we
   if (weight.dtype == state.dtype && weight.contiguous()) {
     dequantize_blocks(view.packed, absmax, state.kind, state.block_size, weight, stream);
   } else {
-    const TensorArray rounded(state.dtype, weight.rows, weight.cols, stream);
+    TensorArray rounded(state.dtype, weight.rows, weight.cols, stream);
     dequantize_blocks(view.packed, absmax, state.kind, state.block_size, rounded, stream);
     convert(rounded, weight, stream);
   }

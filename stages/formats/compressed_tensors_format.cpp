@@ -77,7 +77,7 @@ void unpack_ct_integer(const CtIntegerView& packed, int bits, Tensor weight, Str
   const std::int64_t groups = packed.weight_scale.cols;
   require(packed.weight_scale.rows == out && groups > 0 && in % groups == 0,
           "unpack_ct_integer: weight_scale must be [out, groups]");
-  const Array<std::uint8_t> code(out, in, stream);
+  Array<std::uint8_t> code(out, in, stream);
   unpack_rows(packed.weight_packed, bits, code, stream);
   Array<std::uint8_t> zero;
   if (packed.weight_zero_point.empty()) {

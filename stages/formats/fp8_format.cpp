@@ -24,7 +24,7 @@ std::vector<PackedTensor> pack_fp8(const std::string& module, Matrix<const std::
 
 void unpack_fp8(Matrix<const std::uint8_t> code, ConstTensor weight_scale_inv, Tensor weight,
                 Stream& stream) {
-  const Array<float> scale(weight_scale_inv.rows, weight_scale_inv.cols, stream);
+  Array<float> scale(weight_scale_inv.rows, weight_scale_inv.cols, stream);
   convert(weight_scale_inv, scale.view, stream);
   dequantize_float8(code, scale, float8_block, float8_block, weight, stream);
   stream.synchronize();

@@ -35,7 +35,7 @@ std::vector<PackedTensor> pack_gptq(const std::string& module, const QuantizedLi
   tensors.push_back(downloaded_tensor(infos[0], qweight.view, stream));
 
   const auto place = upload(q.stored_group, stream);  // of groups as solved
-  const Array<std::uint32_t> qzeros(groups, out * bits / 32, stream);
+  Array<std::uint32_t> qzeros(groups, out * bits / 32, stream);
   pack_zeros(stored_zeros(q, place, stream), bits, format == GptqFormat::v1 ? -1 : 0, qzeros,
              stream);
   tensors.push_back(downloaded_tensor(infos[1], qzeros.view, stream));

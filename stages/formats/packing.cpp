@@ -60,8 +60,8 @@ PackedTensor packed_scales(NamedTensor info, const std::vector<float>& scales) {
 
 PackedTensor packed_scales(NamedTensor info, const QuantizedLinear& quantized,
                            Matrix<const std::int32_t> place, Stream& stream) {
-  const Array<f16> scales(quantized.scale.view.cols, quantized.scale.view.rows, stream);
-  const Array<std::int32_t> inexact(1, 1, stream);
+  Array<f16> scales(quantized.scale.view.cols, quantized.scale.view.rows, stream);
+  Array<std::int32_t> inexact(1, 1, stream);
   fill_zero(inexact.view.data, inexact.memory.bytes(), stream);
   pack_scales(quantized.scale, place, scales, inexact, stream);
   PackedTensor packed = downloaded_tensor(std::move(info), scales.view, stream);

@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """Perplexities of a small model after each method, with their chance part: each is the mean of runs that differ in `memory.micro_batch` alone.
 
-    python3 tests/bench/perplexity.py --qpipe build/release/qpipe --model models/SmolLM2-135M-Instruct --tokens TOKENS [--runs NAME,...]
-                                      [--micro-batches 512,1024,...] [--work DIR] [--set k=v ...]
+    python3 tests/bench/perplexity.py --qpipe build/release/qpipe --model models/SmolLM2-135M-Instruct --tokens TOKENS [--runs NAME ...] [--exact]
+                                      [--micro-batches 512,1024,...] [--work DIR] [--original] [--set k=v ...]
 
 The size of a block changes the order in which matrix products are added up, so only last bits; a model of this size makes one or two percent of perplexity of
-them. TOKENS is a safetensors file with `calib` (128 x 512 tokens) and `eval`. Prints a Markdown table: mean, standard deviation, smallest and largest."""
+them. TOKENS is a safetensors file with `calib` (128 x 512 tokens) and `eval` (tests/bench/make_tokens.py). Prints a Markdown table: mean, standard deviation,
+smallest and largest. Once through the methods on Gemma 3 270M (scripts/fetch_gemma3.py):
+
+    python3 tests/bench/perplexity.py --model models/gemma-3-270m --tokens models/gemma-3-270m.tokens.safetensors --original --micro-batches 16384 \\
+        --runs "GPTQ 4-bit (default)" "AWQ 4-bit" "RTN 4-bit symmetric" "NF4" --exact"""
 import argparse
 import json
 import os
@@ -37,7 +41,7 @@ RUNS = {  # settings; whether calibration, with its last bits, has a part in it
 }
 
 
-def perplexity(args, config, settings):
+def perplexity(args, config, settings, when="after"):
     command = [args.qpipe, config]
     for setting in settings + args.set:
         command += ["--set", setting]
@@ -45,7 +49,7 @@ def perplexity(args, config, settings):
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}")
     with open(os.path.join(args.work, "out.report.json")) as f:
-        return json.load(f)["perplexity"]["after"]
+        return json.load(f)["perplexity"][when]
 
 
 def main():
@@ -53,7 +57,9 @@ def main():
     parser.add_argument("--qpipe", default="build/release/qpipe")
     parser.add_argument("--model", required=True)
     parser.add_argument("--tokens", required=True)
-    parser.add_argument("--runs", help="parts of the names, separated by commas")
+    parser.add_argument("--runs", nargs="*", default=[], help="parts of the names")
+    parser.add_argument("--exact", action="store_true", help="--runs are whole names")
+    parser.add_argument("--original", action="store_true", help="the original's perplexity as well")
     parser.add_argument("--micro-batches", default="512,1024,2048,4096,8192,16384,32768,65536")
     parser.add_argument("--work", default="/tmp/qpipe-perplexity")
     parser.add_argument("--set", action="append", default=[], help="further options of qpipe, section.key=value")
@@ -84,8 +90,12 @@ before = false
 """)
     batches = [int(b) for b in args.micro_batches.split(",")]
     print("| method | perplexity | standard deviation | smallest to largest |\n| --- | ---: | ---: | ---: |")
+    if args.original:  # by the way of the fastest method
+        before = perplexity(args, config, ["quantize.method=rtn", "evaluate.before=true", "evaluate.after=false"], "before")
+        print(f"| the original | {before:.2f} | | |", flush=True)
     for name, (settings, calibrated) in RUNS.items():
-        if args.runs and not any(part in name for part in args.runs.split(",")):
+        chosen = name in args.runs if args.exact else any(part in name for part in args.runs)
+        if args.runs and not chosen:
             continue
         found = [perplexity(args, config, settings + [f"memory.micro_batch={b}"]) for b in (batches if calibrated else batches[:1])]
         mean = sum(found) / len(found)

@@ -9,8 +9,8 @@ namespace {
 
 class ActivationTest : public ForwardTest {
  protected:
-  static constexpr Activation all[] = {Activation::silu, Activation::gelu, Activation::gelu_tanh,
-                                       Activation::relu};
+  static constexpr Activation all[] = {Activation::silu, Activation::gelu,  Activation::gelu_tanh,
+                                       Activation::relu, Activation::relu2, Activation::quick_gelu};
   const std::vector<std::int64_t> widths{1, 7, 8, 64, 257, 1536, 4099};
 
   // Normal values with a few far out, where exp overflows or f(x) vanishes.
@@ -23,9 +23,9 @@ class ActivationTest : public ForwardTest {
     return x;
   }
 
-  // Around f(x): 8 roundings, and those of the exponent (2 |x| of them for silu). 1 + tanh and 1 +
-  // erf cancel for x < 0, which costs 2^-23 |x| in absolute terms; the cube in gelu_tanh makes its
-  // argument's error larger, but there f is close to 0 or x.
+  // Around f(x): 8 roundings, and those of the exponent (2 |x| of them for silu, 1.702 times as
+  // many for quick_gelu). 1 + tanh and 1 + erf cancel for x < 0, which costs 2^-23 |x| in absolute
+  // terms; the cube in gelu_tanh makes its argument's error larger, but there f is close to 0 or x.
   static double error(Activation f, double x) {
     const double value = std::abs(reference::activation(f, x));
     switch (f) {
@@ -33,6 +33,9 @@ class ActivationTest : public ForwardTest {
       case Activation::gelu:
       case Activation::gelu_tanh: return single * (8.0 * value + 4.0 * std::abs(x));
       case Activation::relu: return 0.0;
+      case Activation::relu2: return single * value;
+      case Activation::quick_gelu:
+        return single * (8.0 + 2.0 * 1.702 * std::abs(x)) * value + 1e-37;
     }
     return 0.0;
   }
@@ -92,16 +95,60 @@ TEST_P(ActivationTest, KnownValues) {
   const std::vector<double> silu{0.7310585786, -0.2689414214, 2.8577223804, 0.0};
   const std::vector<double> gelu{0.8413447461, -0.1586552539, 2.9959503059, 0.0};
   const std::vector<double> gelu_tanh{0.8411919906, -0.1588080094, 2.9963626079, 0.0};
+  const std::vector<double> relu2{1.0, 0.0, 9.0, 0.0};
+  const std::vector<double> quick_gelu{0.8457957660, -0.1542042340, 2.9819286902, 0.0};
   const std::vector<double> tolerance(4, 3.0 * epsilon() + 1e-7);
   for (const auto& [f, want] :
        {std::pair{Activation::silu, silu}, std::pair{Activation::gelu, gelu},
-        std::pair{Activation::gelu_tanh, gelu_tanh}}) {
+        std::pair{Activation::gelu_tanh, gelu_tanh}, std::pair{Activation::relu2, relu2},
+        std::pair{Activation::quick_gelu, quick_gelu}}) {
     const auto y = poisoned(stream.compute_dtype(), 1, 4);
     activation(upload(x, 1, 4), f, y, stream);
     expect_close(download(y), want, tolerance);
     for (std::size_t i = 0; i < x.size(); ++i)
       EXPECT_NEAR(reference::activation(f, x[i]), want[i], 1e-9);
   }
+}
+
+// Parameters as Apertus has them, positive and negative, in every float type. x² e.g. is rounded
+// several times; for x ≤ 0, expm1(x) − x cancels, |expm1(x)| ≤ |x|.
+TEST_P(ActivationTest, XieluMatchesTheReference) {
+  constexpr std::int64_t tokens = 5;
+  constexpr float beta = 0.5f;
+  constexpr float eps = -1e-6f;
+  for (const auto& [raw_p, raw_n] : {std::pair{0.203f, -1.05f}, std::pair{-3.0f, 2.5f}})
+    for (const DType type : {DType::f32, DType::f16, DType::bf16})
+      for (const std::int64_t ffn : widths) {
+        SCOPED_TRACE(testing::Message() << "alphas " << raw_p << ", " << raw_n << " in "
+                                        << name_of(type) << ", ffn " << ffn);
+        const auto alphas = upload_as<float>({raw_p, raw_n}, 1, 2);
+        TensorArray stored(type, 1, 2, stream);
+        convert(ConstTensor(alphas.view), stored, stream);
+        TensorArray widened(DType::f32, 1, 2, stream);
+        convert(stored, widened, stream);
+        const auto exact = download(widened);
+        const auto x = round_to_compute(inputs(tokens * ffn, 1));
+        const double p = std::log1p(std::exp(exact[0]));
+        const double n = beta + std::log1p(std::exp(exact[1]));
+        std::vector<double> want;
+        std::vector<double> tolerance;
+        for (const double value : x) {
+          want.push_back(reference::xielu(value, exact[0], exact[1], beta, eps));
+          const double terms =
+              (value > 0.0 ? p * value * value : 2.0 * n * (std::abs(value) + 1e-6)) +
+              beta * std::abs(value);
+          tolerance.push_back(12.0 * single * terms + epsilon() * std::abs(want.back()));
+        }
+        const auto x_device = upload_padded(stream.compute_dtype(), x, tokens, ffn);
+        const auto y = poisoned_padded(stream.compute_dtype(), tokens, ffn, 1, 4);
+        const ConstTensor both = stored;
+        xielu(x_device.view, both.col_range(0, 1), both.col_range(1, 1), beta, eps, y.view, stream);
+        const auto apart = download_inside(y);
+        expect_close(apart, want, tolerance);
+        xielu(x_device.view, both.col_range(0, 1), both.col_range(1, 1), beta, eps, x_device.view,
+              stream);
+        EXPECT_EQ(count_different(download_inside(x_device), apart), 0u) << "in place";
+      }
 }
 
 TEST_P(ActivationTest, EmbedReadsTablesOfEveryFloatType) {
@@ -166,6 +213,8 @@ TEST_P(ActivationTest, AcceptsNoTokens) {
   const TensorArray gate_up(type, 0, 16, stream), y(type, 0, 8, stream);
   EXPECT_NO_THROW(gated_activation(gate_up, Activation::silu, y, stream));
   EXPECT_NO_THROW(activation(y, Activation::silu, y, stream));
+  const auto alpha = upload_as<float>({1.0f}, 1, 1);
+  EXPECT_NO_THROW(xielu(y, alpha.view, alpha.view, 0.5f, -1e-6f, y, stream));
   EXPECT_NO_THROW(convert(y, y, stream));
   EXPECT_NO_THROW(scale(y, 2.0f, stream));
   EXPECT_NO_THROW(stream.synchronize());
@@ -183,6 +232,11 @@ TEST_P(ActivationTest, RefusesInconsistentArguments) {
   EXPECT_THROW(gated_activation(wide, Activation::silu, half, stream), std::invalid_argument);
   EXPECT_THROW(activation(x, Activation::silu, tall, stream), std::invalid_argument);
   EXPECT_THROW(activation(x, Activation::silu, half, stream), std::invalid_argument);
+  const Array<float> alpha(1, 1, stream), alphas(1, 2, stream);
+  EXPECT_THROW(xielu(x, ConstTensor(alpha.view), ConstTensor(alphas.view), 0.5f, 0.0f, y, stream),
+               std::invalid_argument);
+  EXPECT_THROW(xielu(x, ConstTensor(alpha.view), ConstTensor(alpha.view), 0.5f, 0.0f, tall, stream),
+               std::invalid_argument);
   EXPECT_THROW(embed(more_ids, x, 1.0f, y, stream), std::invalid_argument);
   EXPECT_THROW(embed(ids, wide, 1.0f, y, stream), std::invalid_argument);
   EXPECT_THROW(embed(ids, integers, 1.0f, y, stream), std::invalid_argument);

@@ -31,6 +31,15 @@ HeadLayout make_layout(Side side, std::int64_t heads, std::int64_t kv_heads,
   return layout;
 }
 
+// q|k|v side by side, v heads of another width.
+HeadLayout make_layout_with_values(std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim,
+                                   std::int64_t v_dim) {
+  HeadLayout layout = make_layout(Side::by_side, heads, kv_heads, head_dim);
+  layout.kv_block = kv_heads;
+  layout.v_dim = v_dim;
+  return layout;
+}
+
 using Case = reference::AttentionCase;
 
 Case make_case(HeadLayout layout, std::int64_t samples, std::int64_t seqlen) {
@@ -46,9 +55,10 @@ std::string describe(const Case& c) {
   return std::to_string(c.samples) + " x " + std::to_string(c.seqlen) + " tokens, " +
          std::to_string(c.layout.heads) + "/" + std::to_string(c.layout.kv_heads) + " heads of " +
          std::to_string(c.layout.head_dim) + ", q group stride " +
-         std::to_string(c.layout.q_group_stride) + ", window " + std::to_string(c.window) +
-         ", scale " + std::to_string(c.scale) + ", cap " + std::to_string(c.soft_cap) +
-         (c.key_bias.empty() ? "" : ", key bias");
+         std::to_string(c.layout.q_group_stride) + ", values of " +
+         std::to_string(c.layout.value_dim()) + ", window " + std::to_string(c.window) +
+         ", chunk " + std::to_string(c.chunk) + ", scale " + std::to_string(c.scale) + ", cap " +
+         std::to_string(c.soft_cap) + (c.key_bias.empty() ? "" : ", key bias");
 }
 
 // ALiBi: slope_h · j, slopes 2^(−8 (h+1) / heads).
@@ -65,7 +75,7 @@ std::vector<float> alibi(std::int64_t heads, std::int64_t seqlen) {
 class AttentionTest : public ForwardTest {
  protected:
   static std::int64_t tokens(const Case& c) { return c.samples * c.seqlen; }
-  static std::int64_t out_width(const Case& c) { return c.layout.heads * c.layout.head_dim; }
+  static std::int64_t out_width(const Case& c) { return c.layout.heads * c.layout.value_dim(); }
 
   std::vector<float> random_qkv(const Case& c, unsigned seed = 1) const {
     return round_to_compute(random_normal(tokens(c) * c.layout.width(), seed));
@@ -73,12 +83,13 @@ class AttentionTest : public ForwardTest {
 
   // out lies in poisoned memory with 8 columns more, qkv with 16 more.
   std::vector<float> run(const std::vector<float>& qkv, const Case& c) {
-    const auto qkv_device =
-        upload_padded(stream.compute_dtype(), qkv, tokens(c), c.layout.width(), 8, 8);
+    const std::int64_t width = static_cast<std::int64_t>(qkv.size()) / tokens(c);
+    const auto qkv_device = upload_padded(stream.compute_dtype(), qkv, tokens(c), width, 8, 8);
     const auto out = poisoned_padded(stream.compute_dtype(), tokens(c), out_width(c), 0, 8);
     AttentionOptions options;
     options.scale = static_cast<float>(c.scale);
     options.window = c.window;
+    options.chunk = c.chunk;
     options.soft_cap = static_cast<float>(c.soft_cap);
     const auto bias = c.key_bias.empty() ? Array<float>{}
                                          : upload_as<float>(c.key_bias, c.layout.heads, c.seqlen);
@@ -96,7 +107,7 @@ class AttentionTest : public ForwardTest {
     const auto qkv = random_qkv(c);
     const auto want = reference::attention(qkv, c);
     std::vector<double> tolerance(want.out.size());
-    const auto d = static_cast<std::size_t>(c.layout.head_dim);
+    const auto d = static_cast<std::size_t>(c.layout.value_dim());
     for (std::size_t i = 0; i < tolerance.size(); ++i) {
       const double delta =
           2.0 * single *
@@ -123,9 +134,71 @@ TEST_P(AttentionTest, RaggedSequenceLengths) {
 
 TEST_P(AttentionTest, HeadDimensions) {
   for (const std::int64_t head_dim :
-       {8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 120, 128, 136, 160, 192, 256})
+       {8, 16, 24, 32, 40, 48, 64, 72, 80, 96, 112, 120, 128, 136, 160, 192, 256, 264, 320, 512})
     for (const std::int64_t seqlen : {40, 129})
       check(make_case(make_layout(Side::by_side, 2, 1, head_dim), 2, seqlen));
+}
+
+// 512: the columns of v are split, 16 keys are a tile.
+TEST_P(AttentionTest, WideHeads) {
+  for (const std::int64_t seqlen : {1, 15, 16, 17, 63, 64, 65, 200}) {
+    auto c = make_case(make_layout(Side::by_side, 4, 2, 512), 2, seqlen);
+    check(c);
+    c.window = 20;
+    check(c);
+    c.soft_cap = 2.0;
+    c.key_bias = random_normal(4 * seqlen, 5, 2.0f);
+    check(c);
+  }
+}
+
+TEST_P(AttentionTest, ValuesOfAnotherWidth) {
+  struct Widths {
+    std::int64_t head_dim, v_dim;
+  };
+  for (const auto& [head_dim, v_dim] :
+       {Widths{192, 128}, Widths{24, 24}, Widths{24, 16}, Widths{16, 24}, Widths{40, 104},
+        Widths{96, 64}, Widths{64, 128}, Widths{136, 128}, Widths{192, 136}, Widths{160, 192},
+        Widths{256, 64}, Widths{8, 256}, Widths{512, 128}, Widths{264, 256}, Widths{128, 264},
+        Widths{256, 512}})
+    for (const std::int64_t seqlen : {40, 129}) {
+      auto c = make_case(make_layout_with_values(6, 3, head_dim, v_dim), 2, seqlen);
+      check(c);
+      c.window = 20;
+      c.key_bias = random_normal(6 * seqlen, 5, 2.0f);
+      check(c);
+    }
+}
+
+TEST_P(AttentionTest, Chunks) {
+  for (const std::int64_t seqlen : {7, 65, 200, 300})
+    for (const std::int64_t chunk : {1, 2, 7, 16, 63, 64, 65, 100, 128, 199, 200, 1000})
+      for (const std::int64_t window : {0, 30}) {
+        auto c = make_case(make_layout(Side::by_side, 4, 2, 32), 2, seqlen);
+        c.chunk = chunk;
+        c.window = window;
+        check(c);
+        c.soft_cap = 3.0;
+        c.key_bias = random_normal(4 * seqlen, 5, 2.0f);
+        check(c);
+      }
+}
+
+// What lies in earlier chunks must not change what a token sees, by a single bit.
+TEST_P(AttentionTest, DoesNotSeeEarlierChunks) {
+  for (const std::int64_t chunk : {16, 64, 70}) {
+    SCOPED_TRACE(testing::Message() << "chunk " << chunk);
+    auto c = make_case(make_layout(Side::by_side, 4, 2, 64), 1, 200);
+    c.chunk = chunk;
+    auto qkv = random_qkv(c);
+    const auto clean = run(qkv, c);
+    const auto values = round_to_compute(random_normal(chunk * c.layout.width(), 9, 40.0f));
+    std::copy(values.begin(), values.end(), qkv.begin());
+    const auto changed = run(qkv, c);
+    EXPECT_EQ(count_different(rows(clean, c, chunk, 200), rows(changed, c, chunk, 200)), 0u);
+    EXPECT_GT(count_different(rows(clean, c, chunk - 1, chunk), rows(changed, c, chunk - 1, chunk)),
+              200u);
+  }
 }
 
 TEST_P(AttentionTest, GroupsOfHeads) {
@@ -308,6 +381,73 @@ TEST_P(AttentionTest, HeadsDoNotLeak) {
   }
 }
 
+// The same heads at other columns, NaN between them: the same rotation and the same output. Columns
+// written out by hand, in units of head_dim.
+TEST_P(AttentionTest, HeadsAnywhereInARow) {
+  struct Place {
+    const char* name;
+    HeadLayout layout;
+    std::int64_t columns;          // of a row, in heads
+    std::vector<std::int64_t> at;  // of q0 … q3, then of the k heads, then of the v heads
+  };
+  for (const std::int64_t d : {16, 80}) {
+    const auto four = make_layout(Side::by_side, 4, 4, d);
+    const auto two = make_layout(Side::by_side, 4, 2, d);
+    auto codegen = four;  // two blocks of q q v v k k
+    codegen.q_block = codegen.kv_block = 2;
+    codegen.q_group_stride = codegen.kv_stride = 6 * d;
+    codegen.v_begin = 2 * d;
+    codegen.k_begin = 4 * d;
+    auto gated = two;  // q and its gate, two by two; then k k v v
+    gated.q_block = 1;
+    gated.q_group_stride = 2 * d;
+    gated.k_begin = 8 * d;
+    gated.v_begin = 10 * d;
+    auto pairs = two;  // k v k v, then all q in one block
+    pairs.q_block = 4;
+    pairs.kv_stride = 3 * d;
+    pairs.k_begin = 4 * d;
+    pairs.v_begin = 5 * d;
+    for (const auto& [name, layout, columns, at] :
+         {Place{"CodeGen", codegen, 12, {0, 1, 6, 7, 4, 5, 10, 11, 2, 3, 8, 9}},
+          Place{"gated", gated, 12, {0, 2, 4, 6, 8, 9, 10, 11}},
+          Place{"pairs", pairs, 10, {0, 1, 2, 3, 4, 7, 5, 8}}}) {
+      SCOPED_TRACE(testing::Message() << name << ", heads of " << d);
+      auto c = make_case(layout.kv_heads == 4 ? four : two, 2, 70);
+      const auto qkv = random_qkv(c);
+      const std::int64_t from_width = c.layout.width();
+      const std::int64_t width = columns * d;
+      std::vector<float> moved = poison(tokens(c) * width);
+      for (std::int64_t t = 0; t < tokens(c); ++t)
+        for (std::size_t h = 0; h < at.size(); ++h)
+          std::copy_n(qkv.begin() + t * from_width + static_cast<std::int64_t>(h) * d, d,
+                      moved.begin() + t * width + at[h] * d);
+      const auto frequencies =
+          upload_as<float>({1.0f, 0.6f, 0.3f, 0.1f, 0.06f, 0.03f, 0.01f, 0.001f}, 1, 8);
+      const auto side_by_side =
+          upload_padded(stream.compute_dtype(), qkv, tokens(c), from_width, 8, 8);
+      const auto device = upload_padded(stream.compute_dtype(), moved, tokens(c), width, 8, 8);
+      rope(side_by_side.view, c.layout, frequencies, 1.0f, false, c.seqlen, stream);
+      rope(device.view, layout, frequencies, 1.0f, false, c.seqlen, stream);
+      const auto turned = download_inside(side_by_side);
+      const auto turned_moved = download_inside(device);
+      EXPECT_GT(count_different(turned, qkv), 1000u);
+      std::size_t different = 0;
+      for (std::int64_t t = 0; t < tokens(c); ++t)
+        for (std::size_t h = 0; h < at.size(); ++h)
+          for (std::int64_t e = 0; e < d; ++e)
+            different += turned[static_cast<std::size_t>(t * from_width +
+                                                         static_cast<std::int64_t>(h) * d + e)] !=
+                         turned_moved[static_cast<std::size_t>(t * width + at[h] * d + e)];
+      EXPECT_EQ(different, 0u) << "rope";
+      check(c);
+      const auto want = run(qkv, c);
+      c.layout = layout;
+      EXPECT_EQ(count_different(run(moved, c), want), 0u) << "attention";
+    }
+  }
+}
+
 TEST_P(AttentionTest, IsRepeatableForAnyNumberOfThreads) {
   const auto c = make_case(make_layout(Side::by_side, 4, 2, 80), 3, 150);
   const auto qkv = random_qkv(c);
@@ -348,8 +488,19 @@ TEST_P(AttentionTest, RefusesInconsistentArguments) {
   auto outside = layout;
   outside.v_begin += 16;
   EXPECT_THROW(attention(qkv, outside, 6, plain, out, stream), std::invalid_argument);
+  outside = layout;
+  outside.q_block = 3;  // the fourth head of the second block
+  outside.q_group_stride = layout.width() - 32;
+  EXPECT_NO_THROW(attention(qkv, outside, 6, plain, out, stream));
+  outside.q_group_stride = layout.width();
+  EXPECT_THROW(attention(qkv, outside, 6, plain, out, stream), std::invalid_argument);
+  options.window = 0;
+  options.chunk = -1;
+  EXPECT_THROW(attention(qkv, layout, 6, options, out, stream), std::invalid_argument);
+  EXPECT_THROW(attention(qkv, make_layout_with_values(4, 2, 16, 8), 6, plain, out, stream),
+               std::invalid_argument);  // out is [tokens, 4 · 8]
   if (stream.on_cuda())
-    for (const std::int64_t head_dim : {12, 264}) {
+    for (const std::int64_t head_dim : {12, 520}) {
       const auto unsupported = make_layout(Side::by_side, 4, 2, head_dim);
       const TensorArray wide(type, 12, unsupported.width(), stream),
           wide_out(type, 12, 4 * head_dim, stream);

@@ -251,12 +251,28 @@ TEST_F(CommHost, AllGatherOfAnyLengths) {
   EXPECT_EQ(comm.all_gather(mine), expected);
 }
 
-TEST_F(CommHost, FirstFailureIsTheLowestRanks) {
-  EXPECT_EQ(comm.first_failure(""), "");
-  for (int first = 0; first < comm.size(); ++first)
-    EXPECT_EQ(comm.first_failure(
-                  comm.rank() >= first ? "fault of rank " + std::to_string(comm.rank()) : ""),
-              "fault of rank " + std::to_string(first));
+TEST_F(CommHost, TheLowestRanksFaultIsAgreedOn) {
+  EXPECT_FALSE(comm.agree(std::nullopt));
+  for (int first = 0; first < comm.size(); ++first) {
+    std::optional<Comm::Fault> mine;
+    if (comm.rank() >= first)
+      mine = {70 + comm.rank(), "fault of rank " + std::to_string(comm.rank())};
+    const auto fault = comm.agree(mine);
+    ASSERT_TRUE(fault);
+    EXPECT_EQ(fault->code, 70 + first);
+    EXPECT_EQ(fault->message, "fault of rank " + std::to_string(first));
+  }
+}
+
+TEST_F(CommHost, AFaultMayHaveAnyCodeAndNoMessage) {
+  for (const int code : {0, 1, 255}) {
+    std::optional<Comm::Fault> mine;
+    if (comm.rank() == comm.size() - 1) mine = {code, ""};
+    const auto fault = comm.agree(mine);
+    ASSERT_TRUE(fault);
+    EXPECT_EQ(fault->code, code);
+    EXPECT_EQ(fault->message, "");
+  }
 }
 
 TEST_F(CommHost, BarrierWaitsForTheLast) {

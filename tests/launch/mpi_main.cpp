@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <iostream>
+#include <optional>
 
 #include "kernels/blas_kernels.h"
 #include "launch/comm.h"
@@ -49,8 +50,9 @@ int main(int argc, char** argv) {
   if (!comm.root()) delete listeners.Release(listeners.default_result_printer());
   listeners.Append(new RankListener(comm.rank(), comm.size()));
   const int result = RUN_ALL_TESTS();
-  const std::string failure =
-      comm.first_failure(result == 0 ? "" : "rank " + std::to_string(comm.rank()) + " failed");
-  if (comm.root() && !failure.empty()) std::cerr << failure << std::endl;
-  return failure.empty() ? 0 : 1;
+  std::optional<qpipe::Comm::Fault> failure;
+  if (result != 0) failure = {1, "rank " + std::to_string(comm.rank()) + " failed"};
+  failure = comm.agree(failure);
+  if (comm.root() && failure) std::cerr << failure->message << std::endl;
+  return failure ? 1 : 0;
 }

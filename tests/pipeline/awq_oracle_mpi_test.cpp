@@ -72,8 +72,7 @@ struct TinyModel {
     activations = make_activations(architecture, cut_samples(64, 48, 1024), comm.rank(),
                                    comm.size(), Places{}, stream);
     tables = make_tables(architecture, 48, stream);
-    embed_tokens(architecture, ids, source.load_tensor(architecture.embedding), activations,
-                 stream);
+    embed_tokens(architecture, source.load_embedding(), ids, activations, stream);
     settings.method = Method::rtn;
     settings.symmetric = false;
     settings.group_size = 32;
@@ -120,8 +119,8 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
   if (!fs::exists(GetParam().search)) GTEST_SKIP() << "no oracle: " << GetParam().search;
   const Peer peer(GetParam().search);
   TinyModel s;
-  const std::vector<Step> steps = layer_steps(s.architecture);
-  const std::vector<ScalingPair> pairs = scaling_pairs(s.architecture);
+  const std::vector<Step> steps = layer_steps(s.architecture.layer(0));
+  const std::vector<ScalingPair> pairs = scaling_pairs(s.architecture.layer(0));
   ASSERT_EQ(pairs.size(), 4u);
   const ScaleSearch search;
   int equal = 0;
@@ -129,21 +128,22 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
   double peer_total = 0.0;
   for (std::int64_t index = 0; index < s.architecture.layers; ++index) {
     Layer layer = s.source.load_layer(index);
-    start_layer(s.architecture, layer, s.activations, s.stream);
+    start_layer(layer, s.activations, s.stream);
     std::vector<ScaledPair> ours;
     std::vector<ScaledPair> peers;
     std::vector<Hessian> hessians;
     for (std::size_t i = 0; i < steps.size(); ++i) {
-      const std::string source = source_name(s.architecture, pairs[i]);
+      const std::string source = source_name(*layer.spec, pairs[i]);
       SCOPED_TRACE("layer " + std::to_string(index) + " " + source);
-      hessians.push_back(calibrate(s.activations, "test", 0, Places{}, s.comm, s.stream));
+      hessians.push_back(calibrate(s.activations, whole_input(s.activations), "test", 0, Places{},
+                                   s.comm, s.stream));
       const std::vector<LinearSettings> settings(pairs[i].linears.size(), s.settings);
-      ours.push_back(search_scale(s.architecture, s.tables, layer, pairs[i], settings,
-                                  s.activations, hessians[i], search, s.comm, s.stream));
+      ours.push_back(search_scale(s.tables, layer, pairs[i], settings, s.activations, hessians[i],
+                                  search, s.comm, s.stream));
       peers.push_back({pairs[i], peer.find("scale", source, index), 0.0, 0.0});
-      const auto candidates =
-          candidate_scales(mean_magnitude(s.activations, "test", s.comm, s.stream),
-                           mean_relative_magnitude(layer, pairs[i], settings, s.stream), search);
+      const auto candidates = candidate_scales(
+          mean_magnitude(s.activations, whole_input(s.activations), "test", s.comm, s.stream),
+          mean_relative_magnitude(layer, pairs[i], settings, s.stream), search);
       std::size_t nearest = 0;
       for (std::size_t c = 0; c < candidates.size(); ++c)
         if (distance(candidates[c], peers[i].scale) < distance(candidates[nearest], peers[i].scale))
@@ -156,12 +156,12 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
       else
         EXPECT_LE(std::abs(ours[i].ratio - peers[i].ratio), 0.0501);
       equal += ours[i].ratio == peers[i].ratio ? 1 : 0;
-      const std::vector<double> losses = scale_losses(
-          s.architecture, s.tables, layer, pairs[i], settings, s.activations, hessians[i],
-          {ours[i].scale, peers[i].scale}, ScaleSearch{}, s.comm, s.stream);
+      const std::vector<double> losses =
+          scale_losses(s.tables, layer, pairs[i], settings, s.activations, hessians[i],
+                       {ours[i].scale, peers[i].scale}, ScaleSearch{}, s.comm, s.stream);
       EXPECT_EQ(losses[0], ours[i].loss);
       EXPECT_LE(losses[0], losses[1] * rounding);
-      advance(s.architecture, s.tables, layer, steps[i].kind, s.activations, s.stream);
+      advance(layer, s.tables, steps, i, s.activations, s.stream);
     }
     const std::vector<LinearFactors> our_factors = linear_factors(layer, ours);
     const std::vector<LinearFactors> peer_factors = linear_factors(layer, peers);
@@ -174,13 +174,13 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
                      hessians[i].matrix.memory.bytes(), s.stream);
       divide_input(hessians[i], ours[i].scale, s.stream);
       divide_input(peer_hessian, peers[i].scale, s.stream);
-      for (const std::size_t l : steps[i].linears) {
+      for (const std::size_t l : steps[i].groups.front().linears) {
         const Linear& linear = layer.linears[l];
         const Array<float> our_weight = scaled_weight(linear, our_factors[l], s.stream);
         const Array<float> peer_weight = scaled_weight(linear, peer_factors[l], s.stream);
         if (may_clip(linear.name)) {
           clip_weight(our_weight, hessians[i], s.settings, s.stream);
-          std::vector<float> limit = peer.find("clip", all_linears(s.architecture)[l].name, index);
+          std::vector<float> limit = peer.find("clip", layer_linears(*layer.spec)[l].name, index);
           clamp_groups(
               peer_weight,
               Matrix<const float>(limit.data(), peer_weight.view.rows, peer_weight.view.cols / 32),

@@ -103,51 +103,156 @@ class Engine : public testing::TestWithParam<Case> {
   Comm comm;
 };
 
-class Models : public Engine {};
+// ‖difference‖ / ‖logits‖ of a plain bfloat16 run of the reference implementation, in percent
+// (shared/oracles/README.md). Those of the four that transformers lacks are Llama's, whose
+// mathematics they are.
+struct Variant {
+  const char* name;
+  double bf16_error;
+};
+constexpr Variant variants[] = {{"llama", 1.3},
+                                {"llama-mha", 1.6},
+                                {"llama-mha-tied-bias", 1.6},
+                                {"llama3-rope", 1.3},
+                                {"llama-linear-rope", 1.4},
+                                {"llama-yarn", 1.7},
+                                {"mistral", 1.3},
+                                {"mistral-window", 1.6},
+                                {"qwen2", 1.5},
+                                {"qwen3", 1.4},
+                                {"falcon-7b-style", 0.7},
+                                {"falcon-40b-style", 0.7},
+                                {"falcon-11b-style", 0.7},
+                                {"falcon-rw-alibi", 0.9},
+                                {"gemma", 0.6},
+                                {"gemma2", 0.7},
+                                {"gemma3", 0.6},
+                                {"gemma3-mm", 0.6},
+                                {"gemma3-mm-v5", 0.6},
+                                {"gemma4-text", 1.2},
+                                {"gemma4-small", 1.3},
+                                {"phi", 0.8},
+                                {"phi3", 1.3},
+                                {"phi3-longrope", 1.9},
+                                {"phi3-longrope-short", 1.8},
+                                {"granite", 0.6},
+                                {"granitemoehybrid-dense", 0.5},
+                                {"cohere", 1.0},
+                                {"cohere-qk-norm", 0.8},
+                                {"cohere2", 1.0},
+                                {"olmo", 1.0},
+                                {"olmo2", 1.0},
+                                {"olmo3", 1.1},
+                                {"stablelm", 1.3},
+                                {"stablelm-2", 0.9},
+                                {"starcoder2", 0.8},
+                                {"gpt-neox", 0.7},
+                                {"gpt2", 0.7},
+                                {"gptj", 0.6},
+                                {"gpt-bigcode", 0.9},
+                                {"opt", 0.7},
+                                {"opt-350m-style", 0.8},
+                                {"bloom", 0.8},
+                                {"mpt", 0.7},
+                                {"smollm3", 1.6},
+                                {"arcee", 1.4},
+                                {"apertus", 1.0},
+                                {"seed-oss", 1.4},
+                                {"nemotron", 2.3},
+                                {"exaone", 1.5},
+                                {"exaone4", 1.2},
+                                {"mistral3", 1.5},
+                                {"mistral3-ministral3", 1.7},
+                                {"hunyuan-dense", 1.4},
+                                {"ernie4_5", 1.5},
+                                {"glm", 1.5},
+                                {"glm4", 1.6},
+                                {"internlm2", 1.6},
+                                {"baichuan-7b", 1.6},
+                                {"deci", 1.6},
+                                {"nemotron-nas", 1.6},
+                                {"qwen2_5-vl", 1.3},
+                                {"qwen3-vl", 1.4}};
 
-// CPU: float32 against float32, rounding only. CUDA: bf16 has unit roundoff 2^-8 and three layers
-// of about ten roundings each; a plain bf16 run of the reference implementation errs by 1.0-1.6% on
-// these models, and twice that is the bound.
-double bound(Backend backend) { return backend == Backend::cuda ? 0.03 : 2e-4; }
+std::vector<Case> all_variants() {
+  std::vector<Case> cases;
+  for (const Variant& variant : variants)
+    for (const Case& one : on_backends({variant.name})) cases.push_back(one);
+  return cases;
+}
 
+class Models : public Engine {
+ protected:
+  // CPU: float32 against float32, rounding only. CUDA: twice what a plain bfloat16 run errs.
+  double bound() const {
+    if (GetParam().backend == Backend::cpu) return 2e-4;
+    const auto* variant = std::find_if(std::begin(variants), std::end(variants),
+                                       [&](const auto& v) { return v.name == GetParam().name; });
+    return 2.0 * variant->bf16_error / 100.0;
+  }
+
+  // The stream's own columns, without what it carries.
+  std::vector<float> hidden_columns(const Activations& activations, std::int64_t hidden) {
+    const std::vector<float> all = hidden_of(activations);
+    const auto width = static_cast<std::size_t>(activations.hidden.width());
+    std::vector<float> values;
+    for (std::size_t row = 0; row < all.size() / width; ++row)
+      for (std::size_t c = 0; c < static_cast<std::size_t>(hidden); ++c)
+        values.push_back(all[row * width + c]);
+    return values;
+  }
+
+  void set_hidden(Activations& activations, std::int64_t hidden, const std::vector<float>& values) {
+    const TensorArray block(stream.compute_dtype(), activations.hidden.rows(0),
+                            activations.hidden.width(), stream);
+    read_block(activations.hidden, 0, block, stream);
+    Array<float> wide(block.view.rows, hidden, stream);
+    copy_to_device(wide.view.data, values.data(), wide.memory.bytes(), stream);
+    convert(wide.view, block.view.col_range(0, hidden), stream);
+    write_block(activations.hidden, 0, block, stream);
+  }
+};
+
+// Float32 goes through the layers one after another; bfloat16 starts each layer from the
+// reference's input, so that its error is that layer's.
 TEST_P(Models, HiddenStatesAndLogitsMatchTheReference) {
-  if (comm.size() > 1) GTEST_SKIP() << "one rank holds all samples";
-  const Checkpoint checkpoint(oracles / "models" / GetParam().name);
-  const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
+  const fs::path folder = oracles / "models" / GetParam().name;
+  const Checkpoint checkpoint(folder);
+  const Architecture architecture = read_architecture(checkpoint);
   check_tensors(architecture, checkpoint);
-  const SafetensorsFile reference(oracles / "models" / GetParam().name / "reference.safetensors");
+  const SafetensorsFile reference(folder / "reference.safetensors");
   const Tokens tokens = reference_tokens(reference);
 
   LayerSource source(checkpoint, architecture, comm, stream);
   Activations activations = make_activations(
       architecture, cut_samples(tokens.samples, tokens.seqlen, 16384), 0, 1, Places{}, stream);
   ASSERT_EQ(activations.blocks(), 1u);
-  embed_tokens(architecture, tokens.ids, source.load_tensor(architecture.embedding), activations,
-               stream);
-  EXPECT_LT(relative_error(hidden_of(activations), read_floats(reference, "hidden.0")),
-            bound(GetParam().backend))
-      << "embedding";
+  embed_tokens(architecture, source.load_embedding(), tokens.ids, activations, stream);
+  const std::int64_t hidden = architecture.hidden;
+  double worst =
+      relative_error(hidden_columns(activations, hidden), read_floats(reference, "hidden.0"));
+  EXPECT_LT(worst, bound()) << "embedding";
   const DecoderTables tables = make_tables(architecture, tokens.seqlen, stream);
   for (std::int64_t index = 0; index < architecture.layers; ++index) {
+    const auto state = [&](std::int64_t l) {
+      return read_floats(reference, "hidden." + std::to_string(l));
+    };
+    if (stream.on_cuda()) set_hidden(activations, hidden, state(index));
     const Layer layer = source.load_layer(index);
-    forward_layer(architecture, tables, layer, activations, stream);
-    const double error = relative_error(
-        hidden_of(activations), read_floats(reference, "hidden." + std::to_string(index + 1)));
-    EXPECT_LT(error, bound(GetParam().backend)) << "output of layer " << index;
+    forward_layer(layer, tables, activations, stream);
+    const double error = relative_error(hidden_columns(activations, hidden), state(index + 1));
+    EXPECT_LT(error, bound()) << "output of layer " << index;
+    worst = std::max(worst, error);
   }
   const double error =
       relative_error(logits_of(checkpoint, architecture, tokens), read_floats(reference, "logits"));
-  EXPECT_LT(error, bound(GetParam().backend));
+  EXPECT_LT(error, bound()) << "logits";
   RecordProperty("relative_error", std::to_string(error));
+  std::printf("%s: hidden states %.1e, logits %.1e of at most %.1e\n", GetParam().name.c_str(),
+              worst, error, bound());
 }
 
-INSTANTIATE_TEST_SUITE_P(Oracles, Models,
-                         testing::ValuesIn(on_backends({"llama", "llama-mha", "llama-mha-tied-bias",
-                                                        "llama3-rope", "llama-linear-rope",
-                                                        "llama-yarn", "mistral", "mistral-window",
-                                                        "qwen2", "qwen3", "falcon-7b-style",
-                                                        "falcon-40b-style", "falcon-rw-alibi"})),
-                         case_name);
+INSTANTIATE_TEST_SUITE_P(Oracles, Models, testing::ValuesIn(all_variants()), case_name);
 
 class PeerCheckpoints : public Engine {};
 
@@ -171,11 +276,10 @@ double peer_bound(const std::string& name) {
 TEST_P(PeerCheckpoints, ReadBackGivesThePeersLogits) {
   const std::string name = GetParam().name;
   const Checkpoint checkpoint(oracles / "checkpoints" / name);
-  const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
+  const Architecture architecture = read_architecture(checkpoint);
   check_tensors(architecture, checkpoint);
   const SafetensorsFile reference(oracles / "checkpoints" / name / "reference.safetensors");
   Tokens tokens = reference_tokens(reference);
-  if (comm.size() > 1) GTEST_SKIP() << "one rank holds all samples";
   const std::vector<float> logits = logits_of(checkpoint, architecture, tokens);
   const bool cuda = GetParam().backend == Backend::cuda;  // bfloat16
   int answers = 0;
@@ -222,7 +326,7 @@ INSTANTIATE_TEST_SUITE_P(
 // the number of ranks.
 TEST_P(PeerCheckpoints, PerplexityDoesNotDependOnTheBlocks) {
   const Checkpoint checkpoint(oracles / "checkpoints" / GetParam().name);
-  const Architecture architecture = read_architecture(checkpoint.config(), "config.json");
+  const Architecture architecture = read_architecture(checkpoint);
   const Tokens tokens = reference_tokens(
       SafetensorsFile(oracles / "checkpoints" / GetParam().name / "reference.safetensors"));
   const double one_block =

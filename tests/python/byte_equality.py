@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Any number of ranks, in any layout of teams, writes the same bytes: usage byte_equality.py QPIPE SHARED MPIEXEC [--share-gpu] [--ranks 1,2,4].
+"""Any number of ranks, in any layout of teams, writes the same bytes:
+
+    byte_equality.py QPIPE SHARED MPIEXEC [--share-gpu] [--ranks 1,2,4] [--families]
 
 Quantizes a tiny model with several settings and compares every file of the output folders with those of one rank. A deeper one, which goes around the ring
-more than once, is quantized in every layout of --layouts, teams x ranks of a team."""
+more than once, is quantized in every layout of --layouts, teams x ranks of a team. --families in place of all this: one variant for each kind of step, few settings."""
 import argparse
 import hashlib
 import json
@@ -13,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from variants import VARIANTS
 
 SETTINGS = {
     "sym4": ["quantize.group_size=32"],
@@ -47,6 +51,27 @@ LAYOUT_SETTINGS = {
     "awq-quantized": ["quantize.method=awq", "quantize.group_size=32", "quantize.propagate=quantized", "awq.rounding=gptq"],
     "rtn": ["quantize.method=rtn", "quantize.group_size=32"],
 }
+
+# One for each kind of step: norms, head layouts, MLPs and blocks that Llama, Falcon and Qwen do not have.
+FAMILIES = [
+    "gemma2",  # four norms, soft caps
+    "gemma3",  # two RoPE bases
+    "olmo2",  # norms after the blocks, q and k norm over the whole width
+    "cohere-qk-norm",  # parallel, interleaved RoPE
+    "gpt2",  # weights stored [in, out]
+    "opt-350m-style",  # project_in and project_out, no final norm
+    "gemma4-small",  # keys and values of other layers, per-layer embeddings
+    "stablelm-2",  # parallel, layer norm per head
+    "phi",  # layer norm, partial RoPE
+    "phi3-longrope",  # fused qkv and gate, up
+    "apertus",  # xIELU
+    "mpt",  # ALiBi
+    "deci",  # another number of kv heads in each layer
+    "nemotron-nas",  # layers without attention or MLP, or with one linear in their place
+    "hunyuan-dense",  # q and k norm after RoPE
+    "mistral3-ministral3",  # inside a vision-language model, queries scaled by position
+]
+FAMILY_SETTINGS = ("sym4", "awq", "bnb-nf4")
 
 
 def make_deep(source, target, deep_layers):
@@ -91,6 +116,7 @@ def main():
     parser.add_argument("--settings", default="", help="only those whose name contains this")
     parser.add_argument("--layouts", default="1x1,1x2,2x1,1x3,3x1,1x4,2x2,4x1,1x8,2x4,4x2,8x1", help="teams x ranks of a team, the first is the reference")
     parser.add_argument("--deep-layers", type=int, default=9)
+    parser.add_argument("--families", action="store_true", help="one variant for each kind of step, in place of the rest")
     args = parser.parse_args()
     if not os.path.isdir(os.path.join(args.shared, "oracles")):
         print("no oracles: skipped")
@@ -151,6 +177,14 @@ samples = 5
             return True
 
         ranks = [(f"{r} ranks", int(r), []) for r in args.ranks.split(",") if r]
+        models = f"{args.shared}/oracles/models"
+        if args.families:
+            for model, name in ((m, n) for m in FAMILIES for n in FAMILY_SETTINGS):
+                if args.settings in name:
+                    settings = SETTINGS[name] + VARIANTS[model].options + ["calibration.samples=30"]
+                    failures += not runs_equal(f"{model} {name}", f"{models}/{model}", settings, ranks)
+            print(f"{failures} failures")
+            return 1 if failures else 0
         for model in args.models.split(","):
             for name, settings in SETTINGS.items():
                 if model != "llama" and name not in ("sym4", "static-groups", "v1-asym", "awq"):

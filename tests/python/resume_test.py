@@ -70,6 +70,14 @@ def descendants(pid):
     return found
 
 
+def first_line(process):
+    """A byte at a time: communicate() would lose what a buffer had read beyond it."""
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(process.stdout.fileno(), 1)):
+        line += byte
+    return line.decode()
+
+
 class Resume(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -203,7 +211,7 @@ class Resume(unittest.TestCase):
             total = set()
             for ranks in (4, 1, 3):
                 process = self.start(ranks, SETTINGS[name])
-                text = process.stdout.readline()  # all ranks count signals by now
+                text = first_line(process)  # all ranks count signals by now
                 victims = descendants(process.pid)
                 os.kill(random.Random(ranks).choice(victims), signal.SIGUSR1)
                 text += process.communicate(timeout=60)[0]
@@ -225,7 +233,7 @@ class Resume(unittest.TestCase):
             self.uninterrupted(name)
             for ranks, teams in ((2, 2), (4, 2), (3, 3)):
                 process = self.start(ranks, [*SETTINGS[name], f"parallel.teams={teams}"])
-                process.stdout.readline()
+                first_line(process)
                 before = set(glob.glob(self.output + ".run/layer-*.json"))
                 while not set(glob.glob(self.output + ".run/layer-*.json")) - before and process.poll() is None:
                     time.sleep(0.002)

@@ -17,6 +17,16 @@ double read(const Values& values, std::int64_t row, std::int64_t col, std::int64
   return values[at(row, col, cols)];
 }
 
+// Row t mod n of values [n, cols].
+double read_cyclic(const Values& values, std::int64_t row, std::int64_t col, std::int64_t cols) {
+  return read(values, row % (static_cast<std::int64_t>(values.size()) / cols), col, cols);
+}
+
+double factor(const Values& weight, std::int64_t row, std::int64_t col, std::int64_t cols,
+              double offset) {
+  return weight.empty() ? 1.0 : offset + read_cyclic(weight, row, col, cols);
+}
+
 }  // namespace
 
 Exact linear(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
@@ -31,23 +41,23 @@ Exact linear(const Values& x, const Values& weight, const Values& bias, std::int
   return y;
 }
 
-Exact rms_norm(const Values& x, const Values& weight, std::int64_t tokens, std::int64_t d,
-               double eps, double offset) {
+Exact rms_norm(const Values& x, const Values& weight, std::int64_t rows, std::int64_t d, double eps,
+               double offset) {
   Exact y(x.size());
-  for (std::int64_t t = 0; t < tokens; ++t) {
+  for (std::int64_t t = 0; t < rows; ++t) {
     double squares = 0.0;
     for (std::int64_t i = 0; i < d; ++i) squares += read(x, t, i, d) * read(x, t, i, d);
     const double rms = std::sqrt(squares / static_cast<double>(d) + eps);
     for (std::int64_t i = 0; i < d; ++i)
-      y[at(t, i, d)] = read(x, t, i, d) / rms * (offset + read(weight, 0, i, d));
+      y[at(t, i, d)] = read(x, t, i, d) / rms * factor(weight, t, i, d, offset);
   }
   return y;
 }
 
-Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
-                 std::int64_t d, double eps) {
+Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t rows,
+                 std::int64_t d, double eps, double offset) {
   Exact y(x.size());
-  for (std::int64_t t = 0; t < tokens; ++t) {
+  for (std::int64_t t = 0; t < rows; ++t) {
     double mean = 0.0;
     for (std::int64_t i = 0; i < d; ++i) mean += read(x, t, i, d) / static_cast<double>(d);
     double variance = 0.0;
@@ -55,7 +65,8 @@ Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std:
       variance += std::pow(read(x, t, i, d) - mean, 2) / static_cast<double>(d);
     for (std::int64_t i = 0; i < d; ++i) {
       const double normal = (read(x, t, i, d) - mean) / std::sqrt(variance + eps);
-      y[at(t, i, d)] = normal * read(weight, 0, i, d) + (bias.empty() ? 0.0 : read(bias, 0, i, d));
+      y[at(t, i, d)] = normal * factor(weight, t, i, d, offset) +
+                       (bias.empty() ? 0.0 : read_cyclic(bias, t, i, d));
     }
   }
   return y;
@@ -69,8 +80,16 @@ double activation(Activation f, double x) {
       return 0.5 * x *
              (1.0 + std::tanh(std::sqrt(2.0 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
     case Activation::relu: return std::max(x, 0.0);
+    case Activation::relu2: return std::pow(std::max(x, 0.0), 2);
+    case Activation::quick_gelu: return x / (1.0 + std::exp(-1.702 * x));
   }
   return 0.0;
+}
+
+double xielu(double x, double alpha_p, double alpha_n, double beta, double eps) {
+  const auto softplus = [](double value) { return std::log1p(std::exp(value)); };
+  if (x > 0.0) return softplus(alpha_p) * x * x + beta * x;
+  return (std::expm1(std::min(x, eps)) - x) * (beta + softplus(alpha_n)) + beta * x;
 }
 
 Exact rope(const Values& qkv, const HeadLayout& layout, const Values& inverse_frequencies,
@@ -102,9 +121,10 @@ AttentionResult attention(const Values& qkv, const AttentionCase& c) {
   const HeadLayout& layout = c.layout;
   const std::int64_t width = layout.width();
   const std::int64_t d = layout.head_dim;
+  const std::int64_t dv = layout.value_dim();
   const std::int64_t tokens = c.samples * c.seqlen;
   AttentionResult result;
-  result.out.assign(static_cast<std::size_t>(tokens * layout.heads * d), 0.0);
+  result.out.assign(static_cast<std::size_t>(tokens * layout.heads * dv), 0.0);
   result.magnitude = result.out;
   result.score.assign(static_cast<std::size_t>(tokens * layout.heads), 0.0);
   for (std::int64_t t = 0; t < tokens; ++t)
@@ -117,6 +137,7 @@ AttentionResult attention(const Values& qkv, const AttentionCase& c) {
       std::vector<std::int64_t> rows;
       for (std::int64_t j = 0; j <= i; ++j) {
         if (c.window > 0 && j <= i - c.window) continue;
+        if (c.chunk > 0 && j / c.chunk != i / c.chunk) continue;
         double dot = 0.0;
         double absolute = 0.0;
         for (std::int64_t e = 0; e < d; ++e) {
@@ -136,10 +157,10 @@ AttentionResult attention(const Values& qkv, const AttentionCase& c) {
       double sum = 0.0;
       for (double& value : p) sum += value = std::exp(value - maximum);
       for (std::size_t j = 0; j < p.size(); ++j)
-        for (std::int64_t e = 0; e < d; ++e) {
+        for (std::int64_t e = 0; e < dv; ++e) {
           const double v = read(qkv, rows[j], layout.v_column(g) + e, width);
-          result.out[at(t, h * d + e, layout.heads * d)] += p[j] / sum * v;
-          result.magnitude[at(t, h * d + e, layout.heads * d)] += p[j] / sum * std::abs(v);
+          result.out[at(t, h * dv + e, layout.heads * dv)] += p[j] / sum * v;
+          result.magnitude[at(t, h * dv + e, layout.heads * dv)] += p[j] / sum * std::abs(v);
         }
     }
   return result;

@@ -17,12 +17,15 @@ using Exact = std::vector<double>;
 Exact linear(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
              std::int64_t in, std::int64_t out);
 
-Exact rms_norm(const Values& x, const Values& weight, std::int64_t tokens, std::int64_t d,
-               double eps, double offset);
-Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t tokens,
-                 std::int64_t d, double eps);
+// Row t of x [rows, d] is scaled by row t mod n of weight [n, d], or not at all where weight is
+// empty; bias likewise.
+Exact rms_norm(const Values& x, const Values& weight, std::int64_t rows, std::int64_t d, double eps,
+               double offset);
+Exact layer_norm(const Values& x, const Values& weight, const Values& bias, std::int64_t rows,
+                 std::int64_t d, double eps, double offset);
 
 double activation(Activation f, double x);
+double xielu(double x, double alpha_p, double alpha_n, double beta, double eps);
 
 // Rotates q and k of the whole matrix; the angle is rounded to float32, as the contract says.
 Exact rope(const Values& qkv, const HeadLayout& layout, const Values& inverse_frequencies,
@@ -34,12 +37,13 @@ struct AttentionCase {
   std::int64_t seqlen = 1;
   double scale = 1.0;
   std::int64_t window = 0;
+  std::int64_t chunk = 0;
   double soft_cap = 0.0;
   Values key_bias;  // [heads, seqlen] or empty
 };
 
 struct AttentionResult {
-  Exact out;        // [tokens, heads · head_dim]
+  Exact out;        // [tokens, heads · v_dim]
   Exact magnitude;  // Σ_j p_j |v_j|, same shape: what errors of p are multiplied by
   Exact score;  // [tokens, heads]: max_j (scale Σ|q||k| + |bias|): what rounding errors of a score
                 // are relative to

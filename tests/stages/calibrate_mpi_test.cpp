@@ -44,7 +44,8 @@ struct Planted {
 
   std::string message(std::int64_t tokens = 0) {
     try {
-      calibrate(activations, "layer 3, input of m", tokens, Places{}, comm, stream);
+      calibrate(activations, whole_input(activations), "layer 3, input of m", tokens, Places{},
+                comm, stream);
     } catch (const std::domain_error& error) {
       return error.what();
     }
@@ -80,8 +81,8 @@ TEST(Calibrate, ASampleOfTheTokens) {
   for (const auto& [sample, expected] :
        {std::pair{9, 1.0f + 3.0f / 15.0f}, {16, 1.0f + 3.0f / 15.0f}, {7, 1.0f}}) {
     Planted planted(17, 5, 10, {sample}, 2.0f);
-    const Hessian h =
-        calibrate(planted.activations, "test", 20, Places{}, planted.comm, planted.stream);
+    const Hessian h = calibrate(planted.activations, whole_input(planted.activations), "test", 20,
+                                Places{}, planted.comm, planted.stream);
     EXPECT_FLOAT_EQ(h.diagonal[3], expected);
     EXPECT_FLOAT_EQ(h.diagonal[0], 1.0f);
   }
@@ -110,7 +111,7 @@ TEST(Calibrate, PlacesChangeNoBits) {
       column_max_abs(input, a.input().maximum, stream);
       write_block(a.input().blocks, local, input, stream);
     }
-    Hessian h = calibrate(a, "test", 0, places, comm, stream);
+    Hessian h = calibrate(a, whole_input(a), "test", 0, places, comm, stream);
     EXPECT_EQ(h.matrix.empty(), places.hessian_on_host);
     bring_to_device(h, stream);
     std::vector<float> values(static_cast<std::size_t>(d * d));
@@ -118,7 +119,7 @@ TEST(Calibrate, PlacesChangeNoBits) {
     for (std::int64_t i = 0; i < d; ++i)
       EXPECT_EQ(values[static_cast<std::size_t>(i * (d + 1))],
                 h.diagonal[static_cast<std::size_t>(i)]);
-    return std::pair{values, mean_magnitude(a, "test", comm, stream)};
+    return std::pair{values, mean_magnitude(a, whole_input(a), "test", comm, stream)};
   };
   const auto expected = made({});
   for (const Place input : {Place::device, Place::host, Place::disk})

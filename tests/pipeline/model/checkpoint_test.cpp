@@ -156,7 +156,7 @@ TEST_F(CheckpointTest, FolderFaults) {
   refused(path() / "empty", "is empty");
   refused(path(), "has no .safetensors files");
   write("pytorch_model-00001-of-00001.bin", "PK");
-  refused(path(), "convert them to safetensors");
+  refused(path(), "convert them to safetensors: python3 -c");
   remove("config.json");
   refused(path(), "has no config.json");
   const fs::path closed = path() / "closed";

@@ -18,9 +18,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::array every_dtype = {DType::f32, DType::f16,     DType::bf16,   DType::f64,
-                                    DType::i64, DType::i32,     DType::i16,    DType::i8,
-                                    DType::u8,  DType::boolean, DType::f8_e4m3};
+constexpr std::array every_dtype = {
+    DType::f32,     DType::f16, DType::bf16, DType::f64,     DType::i64,     DType::i32,
+    DType::i16,     DType::i8,  DType::u8,   DType::boolean, DType::f8_e4m3, DType::f8_e5m2,
+    DType::f8_e8m0, DType::u16, DType::u32,  DType::u64,     DType::c64};
 
 // {"a": ENTRY} with six F32 values, and 24 bytes of data.
 std::string with_a(const std::string& entry, std::size_t data_bytes = 24) {
@@ -155,9 +156,10 @@ TEST(SafetensorsRead, EntryFaults) {
                  {"\"a\": has keys other than"});
   expect_refused(with_a(R"({"dtype":7,"shape":[2,3],"data_offsets":[0,24]})"),
                  {"\"a\": dtype is not a string"});
-  expect_refused(with_a(R"({"dtype":"F8_E5M2","shape":[24],"data_offsets":[0,24]})"),
-                 {"\"a\": dtype \"F8_E5M2\" is not supported",
-                  "F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, F8_E4M3"});
+  expect_refused(with_a(R"({"dtype":"F6_E2M3","shape":[32],"data_offsets":[0,24]})"),
+                 {"\"a\": dtype \"F6_E2M3\" is not supported",
+                  "F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL, F8_E4M3, F8_E5M2, F8_E8M0, "
+                  "U16, U32, U64, C64"});
   expect_refused(with_a(R"({"dtype":"f32","shape":[2,3],"data_offsets":[0,24]})"),
                  {"dtype \"f32\" is not supported"});
   expect_refused(with_a(R"({"dtype":"F32","shape":6,"data_offsets":[0,24]})"),

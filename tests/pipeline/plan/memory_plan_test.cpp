@@ -160,7 +160,7 @@ TEST(MemoryPlan, LargeModelsFitSmallCards) {
     // One H and its factor, or one H and its 64-bit sum, are there at once or by panels: less than
     // the factor alone is not possible.
     const std::int64_t d = run.widest_input;
-    if (run.calibrated) {
+    if (run.calibrates()) {
       EXPECT_GE(plan.device_peak().total().device, 4 * d * d);
     }
   }

@@ -1,0 +1,124 @@
+#include "pipeline/model/describe_kinds.h"
+
+#include <algorithm>
+
+#include "stages/layer.h"
+
+namespace qpipe {
+
+namespace {
+
+using Words = std::vector<std::string>;
+
+class Description {
+ public:
+  void add(bool is_so, const std::string& words) {
+    if (is_so) words_.push_back(words);
+  }
+  Words words() const { return words_; }
+
+ private:
+  Words words_;
+};
+
+void describe(const Rope& rope, std::int64_t head_dim, Description& d) {
+  if (!rope.enabled) return;
+  const auto rotated = 2 * static_cast<std::int64_t>(rope.inverse_frequencies.size());
+  d.add(true, std::string(rotated < head_dim ? "partial " : "") +
+                  (rope.interleaved ? "interleaved RoPE" : "RoPE"));
+}
+
+void describe(const Attention& a, Description& d) {
+  const HeadLayout& h = a.heads;
+  d.add(true, h.kv_heads == h.heads ? "multi-head attention"
+              : h.kv_heads == 1     ? "multi-query attention"
+                                    : "grouped-query attention");
+  d.add(a.qkv.size() == 1 && a.takes_kv < 0, "fused q, k, v");
+  describe(a.rope, h.head_dim, d);
+  d.add(!a.alibi.slopes.empty(), "ALiBi");
+  d.add(a.window > 0, "window");
+  d.add(a.chunk > 0, "chunks");
+  const auto layout = a.q_norm ? a.q_norm->layout : HeadNorm::Weight::shared;
+  d.add(a.q_norm.has_value(),
+        std::string("norms of q and k") +
+            (layout == HeadNorm::Weight::whole    ? " over all heads"
+             : layout == HeadNorm::Weight::shared ? ""
+                                                  : " with weights for each head") +
+            (a.norms_after_rope ? " after RoPE" : ""));
+  d.add(a.v_norm.has_value(), "norm of v");
+  d.add(a.values_are_keys, "values from k's projection");
+  d.add(a.keeps_kv >= 0, "keys and values kept for later layers");
+  d.add(a.takes_kv >= 0, "keys and values of an earlier layer");
+  d.add(a.query_scale_beta != 0.0f, "queries scaled by position");
+  d.add(a.soft_cap > 0.0f, "soft cap on scores");
+  d.add(a.clip_qkv > 0.0f, "clipped q, k, v");
+}
+
+void describe(const Mlp& m, Description& d) {
+  d.add(true, m.xielu ? "plain MLP with xIELU" : m.gated ? "gated MLP" : "plain MLP");
+  d.add(!m.xielu && m.activation == Activation::relu2, "squared ReLU");
+  d.add(m.gated && m.in.size() == 1, "fused gate and up");
+}
+
+void describe_norms(const LayerSpec& spec, Description& d) {
+  const std::optional<NormSpec>& norm = spec.mixer_norm    ? spec.mixer_norm
+                                        : spec.mlp_norm    ? spec.mlp_norm
+                                        : spec.after_mixer ? spec.after_mixer
+                                                           : spec.after_mlp;
+  if (norm) {
+    d.add(norm->kind == NormKind::layer, "layer norm");
+    d.add(norm->offset != 0.0f, "norms stored as w − 1");
+    d.add(!norm->weight, "norms without weights");
+  }
+  const bool before = spec.mixer_norm || spec.mlp_norm;
+  const bool after = spec.after_mixer || spec.after_mlp;
+  d.add(after && before, "norms before and behind the blocks");
+  d.add(after && !before,
+        spec.residual == Residual::normed ? "norms of the sums" : "norms behind the blocks");
+  d.add(spec.residual == Residual::parallel,
+        spec.mlp_norm ? "parallel blocks with two norms" : "parallel blocks");
+}
+
+Words describe(const LayerSpec& spec) {
+  Description d;
+  if (const auto* a = std::get_if<Attention>(&spec.mixer)) describe(*a, d);
+  d.add(std::holds_alternative<SingleLinear>(spec.mixer), "a linear in place of attention");
+  d.add(std::holds_alternative<Nothing>(spec.mixer), "no attention");
+  if (const auto* m = std::get_if<Mlp>(&spec.mlp)) describe(*m, d);
+  d.add(std::holds_alternative<SingleLinear>(spec.mlp), "a linear in place of the MLP");
+  d.add(std::holds_alternative<Nothing>(spec.mlp), "no MLP");
+  describe_norms(spec, d);
+  d.add(spec.per_layer.has_value(), "per-layer embeddings");
+  d.add(!spec.scalar.empty(), "scaled output");
+  const std::vector<LinearSpec> linears = layer_linears(spec);
+  d.add(std::any_of(linears.begin(), linears.end(), [](const auto& l) { return l.transposed; }),
+        "weights stored [in, out]");
+  d.add(spec.residual_multiplier != 1.0f, "residual multiplier");
+  return d.words();
+}
+
+}  // namespace
+
+Words describe_kinds(const Architecture& a) {
+  std::vector<Words> kinds;
+  for (const LayerSpec& kind : a.kinds) kinds.push_back(describe(kind));
+  Words all;
+  for (const Words& kind : kinds)
+    for (const std::string& words : kind)
+      if (std::find(all.begin(), all.end(), words) == all.end()) all.push_back(words);
+  for (std::string& words : all)
+    if (!std::all_of(kinds.begin(), kinds.end(), [&](const Words& kind) {
+          return std::find(kind.begin(), kind.end(), words) != kind.end();
+        }))
+      words += " (some layers)";
+  Description outside;
+  outside.add(!a.embedding.positions.empty(), "learned positions");
+  outside.add(a.embedding.norm.has_value(), "norm of the embedding");
+  outside.add(a.embedding.projection.has_value(), "projected embedding");
+  outside.add(a.head.soft_cap > 0.0f, "soft cap on logits");
+  outside.add(a.head.tied, "tied head");
+  for (const std::string& words : outside.words()) all.push_back(words);
+  return all;
+}
+
+}  // namespace qpipe

@@ -1,0 +1,89 @@
+// Granite: Llama with factors for the embedding, the scores, what is added to the residual stream,
+// and the logits. HyperCLOVA X is Granite with norms after both blocks.
+#include "pipeline/model/families/families.h"
+#include "pipeline/model/readers.h"
+#include "pipeline/model/rope_config.h"
+
+namespace qpipe {
+
+namespace {
+
+float read_multiplier(const ConfigJson& config, const std::string& key) {
+  return static_cast<float>(read_positive(config, key, 1.0));
+}
+
+Attention granite_attention(const ConfigJson& config, const Sizes& s) {
+  const bool bias = read_flag(config, "attention_bias", false);
+  Attention attention = gqa(s, bias, bias);
+  attention.scale = read_multiplier(config, "attention_multiplier");
+  return attention;
+}
+
+Architecture granite_of(const ConfigJson& config, const Sizes& s, const std::string& model_type,
+                        const Attention& attention, const Mlp& mlp) {
+  Architecture a = llama_like(config, s, model_type, mlp, [&](std::int64_t) { return attention; });
+  a.embedding.multiplier = read_multiplier(config, "embedding_multiplier");
+  a.head.multiplier = 1.0f / read_multiplier(config, "logits_scaling");
+  for (LayerSpec& kind : a.kinds)
+    kind.residual_multiplier = read_multiplier(config, "residual_multiplier");
+  return a;
+}
+
+}  // namespace
+
+Architecture read_granite(const ConfigJson& config) {
+  const Sizes s = read_sizes(config);
+  Attention attention = granite_attention(config, s);
+  attention.rope = read_rope(config, {.head_dim = s.head_dim, .max_positions = s.max_positions});
+  return granite_of(config, s, "granite", attention,
+                    gated_mlp(s, read_activation(config, "hidden_act", "silu"),
+                              read_flag(config, "mlp_bias", false)));
+}
+
+// Granite 4 without Mamba layers and experts: its MLP is the shared expert of the others.
+Architecture read_granite_hybrid(const ConfigJson& config) {
+  if (read_integer_or(config, "num_local_experts", 8, 0, most_layers) > 0)
+    refuse(config, "num_local_experts", "must be 0: experts of this family are not computed here",
+           ExitCode::unavailable);
+  SizeKeys keys;
+  keys.ffn = {"shared_intermediate_size"};
+  const Sizes s = read_sizes(config, keys);
+  const std::vector<std::string> types =
+      read_layer_types(config, s.layers, {"attention", "full_attention"});
+  if (types.empty())
+    refuse(config, "layer_types", "must name attention layers: Mamba layers are not computed here",
+           ExitCode::unavailable);
+  skip_keys(config, {"intermediate_size", "num_experts_per_tok", "mamba_n_heads", "mamba_n_groups",
+                     "mamba_d_state", "mamba_d_head", "mamba_d_conv", "mamba_expand",
+                     "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias", "time_step_limit",
+                     "time_step_min", "time_step_max", "time_step_floor", "layers_block_type"});
+  read_one_of(config, "normalization_function", {"rmsnorm"});
+  Attention attention = granite_attention(config, s);
+  if (read_one_of(config, "position_embedding_type", {nullptr, "rope", "nope"}) == "rope")
+    attention.rope = read_rope(config, {.head_dim = s.head_dim, .max_positions = s.max_positions});
+  else
+    skip_keys(config, {"rope_theta", "rope_scaling", "rope_parameters"});
+  return granite_of(config, s, "granitemoehybrid", attention,
+                    fused_gated_mlp(s, read_activation(config, "hidden_act", "silu"), false,
+                                    "shared_mlp.input_linear", "shared_mlp.output_linear"));
+}
+
+Architecture read_hyperclovax(const ConfigJson& config) {
+  const Sizes s = read_sizes(config);
+  Attention attention = granite_attention(config, s);
+  if (find_value(config, "attention_multiplier") == nullptr)
+    attention.scale = gqa(s, false, false).scale;
+  attention.rope = read_rope(config, {.head_dim = s.head_dim, .max_positions = s.max_positions});
+  Architecture a = granite_of(config, s, "hyperclovax", attention,
+                              gated_mlp(s, read_activation(config, "hidden_act", "silu"),
+                                        read_flag(config, "mlp_bias", false)));
+  a.head.multiplier = read_multiplier(config, "logits_scaling");  // Granite divides by it
+  if (read_flag(config, "use_post_norm", true))
+    for (LayerSpec& kind : a.kinds) {
+      kind.after_mixer = rms_norm_of(config, "post_norm1", s.hidden);
+      kind.after_mlp = rms_norm_of(config, "post_norm2", s.hidden);
+    }
+  return a;
+}
+
+}  // namespace qpipe

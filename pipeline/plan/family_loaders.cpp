@@ -1,0 +1,92 @@
+#include "pipeline/plan/family_loaders.h"
+
+#include <algorithm>
+#include <string_view>
+
+namespace qpipe {
+
+namespace {
+
+using Names = std::vector<std::string_view>;
+
+constexpr auto scaled_activation =
+    "gives NaN: it puts a scale of AutoAWQ's behind the activation, which is not stored";
+
+struct Row {
+  Names families;
+  std::vector<Format> formats;
+  const char* program;
+  const char* why;
+  bool dequantized = false;
+};
+
+const std::vector<Row>& table() {
+  static const std::vector<Format> integers{Format::gptq, Format::gptq_v2};
+  static const std::vector<Format> all_integers{Format::gptq, Format::gptq_v2, Format::awq};
+  static const std::vector<Row> rows = {
+      {{"falcon"}, integers, "transformers", "leaves Falcon's linears out and computes nonsense"},
+      {{"falcon"},
+       {Format::bitsandbytes},
+       "transformers",
+       "leaves Falcon's linears out, and finds other shapes"},
+      {{"falcon", "gpt_bigcode"},
+       {Format::compressed_tensors},
+       "transformers",
+       "reads weights that are packed",
+       true},
+      {{"gpt2", "gpt_bigcode"},
+       integers,
+       "transformers",
+       "initializes weights that are packed, and stops"},
+      {{"gpt2"},
+       {Format::awq, Format::compressed_tensors},
+       "transformers",
+       "looks for linears alone, and GPT-2's are Conv1D there"},
+      {{"gpt_bigcode"}, {Format::awq}, "transformers", "reads weights that are packed"},
+      {{"mpt"}, integers, "transformers", "does not find MPT's layers"},
+      {{"bloom", "falcon", "gpt_neox", "gptj", "mpt", "starcoder2"},
+       {Format::awq},
+       "transformers",
+       scaled_activation},
+      {{"gpt_neox"}, all_integers, "GPTQModel", "gives NaN"},
+      {{"exaone"}, all_integers, "GPTQModel", "takes it for Llama"},
+      {{"granitemoehybrid"}, all_integers, "GPTQModel", "stops with an error"},
+      {{"glm", "glm4", "phi3"},
+       all_integers,
+       "GPTQModel",
+       "splits gate_up_proj, which is stored whole"},
+      {{"arcee", "nemotron", "olmo"}, {Format::awq}, "GPTQModel", "does not know the family"},
+      {{"baichuan", "deci", "internlm2", "nemotron-nas"},
+       {Format::gptq, Format::gptq_v2, Format::awq, Format::compressed_tensors,
+        Format::bitsandbytes, Format::fp8},
+       "transformers",
+       "does not have the family; with the repository's own code it was not tried"},
+      {{"baichuan", "deci", "internlm2", "nemotron-nas"},
+       all_integers,
+       "GPTQModel",
+       "needs the repository's own code, with which it was not tried"}};
+  return rows;
+}
+
+template <class Values, class Value>
+bool contains(const Values& values, const Value& value) {
+  return std::find(values.begin(), values.end(), value) != values.end();
+}
+
+}  // namespace
+
+std::vector<FamilyFault> family_faults(Format format, const nlohmann::json& config) {
+  const std::string family = config.value("model_type", "");
+  std::vector<FamilyFault> faults;
+  for (const Row& row : table())
+    if (contains(row.families, family) && contains(row.formats, format))
+      faults.push_back({row.program, row.why, row.dequantized});
+  const bool integers =
+      format == Format::gptq || format == Format::gptq_v2 || format == Format::awq;
+  const bool with_a_tower = config.contains("vision_config");
+  if (with_a_tower && integers)
+    faults.push_back({"GPTQModel", "looks for other names in vision-language models"});
+  return faults;
+}
+
+}  // namespace qpipe

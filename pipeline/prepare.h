@@ -1,0 +1,84 @@
+// What a run decides before any layer is read, and what it opens to work with.
+#pragma once
+
+#include <future>
+#include <memory>
+#include <optional>
+
+#include "launch/clock.h"
+#include "launch/comm.h"
+#include "launch/device.h"
+#include "launch/ring.h"
+#include "pipeline/data/dataset.h"
+#include "pipeline/journal/journal.h"
+#include "pipeline/journal/store.h"
+#include "pipeline/layers/layer_source.h"
+#include "pipeline/output/progress.h"
+#include "pipeline/output/report.h"
+#include "pipeline/plan/run_sizes.h"
+#include "pipeline/schedule.h"
+#include "stages/activations.h"
+
+namespace qpipe {
+
+// The checkpoint's, checked. Throws UserError when it cannot be quantized.
+Architecture read_original(const Checkpoint& source);
+
+// What is decided and who takes part. The members are made in this order.
+struct Run {
+  // Collective. Checks and plans everything but memory, takes this rank's device, meets the other
+  // ranks and tells the user. begin: what the reported times count from.
+  Run(const Options& options, Clock::Time begin);
+  void wait_for_kernels();  // if they are being loaded
+
+  const Options& options;
+  Clock clock;
+  std::future<void> opening;  // of the device, ahead of time
+  Checkpoint source;
+  Architecture architecture;
+  QuantizePlan plan;
+  Placement placement;
+  Stream stream;
+  Comm comm;
+  RunSizes sizes;
+  Teams teams;
+  Progress progress;
+  RunReport report;
+  std::int64_t room = 0;  // on the device, beyond what is planned
+  Tokens calibration;
+  Tokens evaluation;
+  std::future<void> kernels;  // are loaded in the background
+};
+
+// Where everything lies, so that it fits; `places` as they are, if given. Collective.
+void choose_places(Run& run, const std::optional<Places>& places);
+
+// Tokens of calibration and evaluation, on every rank. Collective. Loads kernels beside it.
+void read_tokens(Run& run, const std::optional<Places>& places);
+
+// Collective.
+Journal open_journal(Run& run);
+
+// none when the options do not ask for it. Collective.
+std::optional<double> perplexity_of_original(Run& run, Journal& journal);
+
+// What the layers are quantized with: the output, this rank's team, and the first layer's input.
+struct Opened {
+  // Collective. `run` and `journal` outlive it.
+  Opened(Run& run, Journal& journal);
+
+  Journal& journal;
+  ShardSet shards;
+  Store store;
+  Schedule schedule;
+  std::unique_ptr<Comm> part;  // of the ranks, where there are several teams
+  Comm& team;
+  std::unique_ptr<Ring> ring;           // where hidden states travel
+  std::unique_ptr<LayerSource> layers;  // not for casts, which read for themselves
+  Activations activations;
+  DecoderTables tables;
+  Comm::Traffic traffic_before;      // of the team, on other work
+  std::size_t bytes_of_workers = 0;  // on the device, of casts
+};
+
+}  // namespace qpipe

@@ -1,0 +1,171 @@
+// Everything that is not quantized is named, in the way of each format's loaders.
+#include "pipeline/plan/quantization_config.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <regex>
+
+#include "pipeline/model/model.h"
+#include "tests/pipeline/extra_tensors.h"
+
+namespace qpipe {
+namespace {
+
+using Json = nlohmann::json;
+using Names = std::vector<std::string>;
+
+class QuantizationConfig : public testing::Test {
+ protected:
+  QuantizationConfig() {
+    std::ifstream file(std::filesystem::path(QPIPE_TESTS) / "golden/models/llama/config.json");
+    source_config = Json::parse(file);
+    options.quantize.group_size = 32;
+  }
+
+  QuantizePlan plan(bool extras) const {
+    const Architecture architecture = read_architecture(source_config, "config.json");
+    std::vector<TensorInfo> tensors = expected_tensors(architecture, DType::bf16);
+    if (extras) {
+      TensorMap more;
+      add_extras(more);
+      for (const auto& [name, tensor] : more) tensors.push_back(tensor.info);
+    }
+    return plan_quantization(options, architecture, Checkpoint("model", source_config, tensors));
+  }
+  Json config(bool extras) const { return quantization_config(options, plan(extras)); }
+
+  void skip(const std::string& match) {
+    options.quantize.overrides.push_back({match, true, 0, 0, ""});
+  }
+
+  // What GPTQModel and vLLM make of a module's name: the first rule that matches from its start.
+  static std::string rule_for(const Json& dynamic, const std::string& module) {
+    for (const auto& [rule, value] : dynamic.items())
+      if (std::regex_search(module, std::regex(rule.substr(2)),
+                            std::regex_constants::match_continuous))
+        return rule.substr(0, 2) + (value.empty() ? "" : value.dump());
+    return "";
+  }
+
+  Options options;
+  Json source_config;
+};
+
+// The matrices of add_extras that are no tables.
+const Names extra_linears{"model.layers.1.self_attn.indexer.wk",
+                          "model.layers.3.eh_proj",
+                          "model.layers.3.mlp.experts.0.gate_proj",
+                          "model.layers.3.mlp.experts.0.up_proj",
+                          "model.layers.3.mlp.experts.1.gate_proj",
+                          "model.layers.3.mlp.experts.1.up_proj",
+                          "model.layers.3.mlp.gate",
+                          "model.layers.3.shared_head.head",
+                          "mtp.fc",
+                          "visual.blocks.0.attn.k_proj",
+                          "visual.blocks.0.attn.q_proj",
+                          "visual.blocks.0.attn.v_proj",
+                          "visual.blocks.0.mlp.fc1",
+                          "visual.blocks.1.attn.k_proj",
+                          "visual.blocks.1.attn.q_proj",
+                          "visual.blocks.1.attn.v_proj",
+                          "visual.blocks.1.mlp.fc1",
+                          "visual.merger.mlp.0",
+                          "visual.merger.mlp.2"};
+
+TEST_F(QuantizationConfig, OfAPlainModelNamesTheHeadAlone) {
+  EXPECT_TRUE(plan(false).unquantized.empty());
+  EXPECT_FALSE(config(false).contains("dynamic"));
+  options.quantize.method = "awq";
+  EXPECT_TRUE(config(false)["modules_to_not_convert"].is_null());
+  EXPECT_FALSE(config(false).contains("dynamic"));
+  options.quantize.method = "fp8";
+  EXPECT_EQ(config(false)["ignore"], Json({"lm_head"}));
+  options.quantize.method = "fp8-block";
+  EXPECT_EQ(config(false)["modules_to_not_convert"], Json({"lm_head"}));
+  options.quantize.method = "bnb-nf4";
+  EXPECT_TRUE(config(false)["llm_int8_skip_modules"].is_null());
+}
+
+TEST_F(QuantizationConfig, PlanNamesEveryMatrixThatPassesThrough) {
+  EXPECT_EQ(plan(true).unquantized, extra_linears);
+}
+
+TEST_F(QuantizationConfig, IgnoreNamesEachAndWhatLiesBesideTheLayers) {
+  options.quantize.method = "fp8";
+  skip("layers\\.1\\.mlp\\.down_proj");
+  Names expected{"model.layers.1.mlp.down_proj"};
+  expected.insert(expected.end(), extra_linears.begin(), extra_linears.end());
+  expected.push_back(R"(re:(?:.*\.)?(?:layers\.3|mtp|visual)(?:\..*)?$)");
+  expected.push_back("lm_head");
+  EXPECT_EQ(config(true)["ignore"], Json(expected));
+}
+
+TEST_F(QuantizationConfig, ModulesToNotConvert) {
+  Names expected = extra_linears;
+  // Loaders call the inside of a tower as they like.
+  for (const char* tower : {"mtp", "model.mtp", "visual", "model.visual", "lm_head"})
+    expected.emplace_back(tower);
+  options.quantize.method = "fp8-block";
+  EXPECT_EQ(config(true)["modules_to_not_convert"], Json(expected));
+  options.quantize.method = "awq";
+  const Json awq = config(true);
+  EXPECT_EQ(awq["modules_to_not_convert"], Json(expected));
+  for (const std::string& module : extra_linears)
+    EXPECT_EQ(rule_for(awq["dynamic"], module), "-:") << module;
+  EXPECT_EQ(rule_for(awq["dynamic"], "model.layers.1.mlp.up_proj"), "");
+}
+
+TEST_F(QuantizationConfig, SkipModulesHaveTheFusedNames) {
+  options.quantize.method = "bnb-nf4";
+  skip("layers\\.1\\.mlp\\.(gate|up)_proj");
+  skip("layers\\.2\\.self_attn\\.q_proj");
+  EXPECT_EQ(
+      config(false)["llm_int8_skip_modules"],
+      Json({"model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj",
+            "model.layers.2.self_attn.q_proj", "model.layers.1.mlp.gate_up_proj", "lm_head"}));
+  const Json list = config(true)["llm_int8_skip_modules"];
+  for (const char* name : {"visual.blocks.1.attn.qkv_proj", "model.layers.3.mlp.experts",
+                           "model.layers.1.mlp.gate_up_proj", "mtp.fc", "lm_head"})
+    EXPECT_NE(std::find(list.begin(), list.end(), name), list.end()) << name;
+  for (const char* name : {"model.layers.2.self_attn.qkv_proj", "visual.pos_embed",
+                           "model.layers.3.embed_tokens", "model.layers.0.mlp.gate_up_proj"})
+    EXPECT_EQ(std::find(list.begin(), list.end(), name), list.end()) << name;
+}
+
+TEST_F(QuantizationConfig, DynamicNamesEachAndTheFusedOnes) {
+  const Json dynamic = config(true)["dynamic"];
+  for (const std::string& module : extra_linears)
+    EXPECT_EQ(rule_for(dynamic, module), "-:") << module;
+  for (const char* module : {"visual.blocks.1.attn.qkv_proj", "model.layers.3.mlp.experts"})
+    EXPECT_EQ(rule_for(dynamic, module), "-:") << module;
+  const QuantizePlan decoder = plan(true);
+  for (const auto& [module, settings] : decoder.modules)
+    EXPECT_EQ(rule_for(dynamic, module), "") << module;
+}
+
+TEST_F(QuantizationConfig, DynamicOfOverridesHasTheFusedNames) {
+  options.quantize.overrides.push_back({"layers\\.0\\.self_attn\\.[qkv]_proj", false, 8, 0, ""});
+  options.quantize.overrides.push_back({"layers\\.1\\.mlp\\.(gate|up)_proj", true, 0, 0, ""});
+  options.quantize.overrides.push_back({"layers\\.2\\.self_attn\\.q_proj", false, 8, 0, ""});
+  const Json dynamic = config(false)["dynamic"];
+  EXPECT_EQ(rule_for(dynamic, "model.layers.0.self_attn.qkv_proj"), "+:{\"bits\":8}");
+  EXPECT_EQ(rule_for(dynamic, "model.layers.0.self_attn.o_proj"), "");
+  EXPECT_EQ(rule_for(dynamic, "model.layers.1.mlp.gate_up_proj"), "-:");
+  EXPECT_EQ(rule_for(dynamic, "model.layers.1.mlp.down_proj"), "");
+  EXPECT_EQ(rule_for(dynamic, "model.layers.2.self_attn.qkv_proj"), "");  // they do not agree
+  EXPECT_EQ(dynamic.size(), 5u);
+}
+
+// An override of the decoder's linears must not make a tower's of the same name quantized ones.
+TEST_F(QuantizationConfig, OverridesDoNotReachTheTowers) {
+  options.quantize.overrides.push_back({"[qkv]_proj", false, 8, 0, ""});
+  const Json dynamic = config(true)["dynamic"];
+  EXPECT_EQ(rule_for(dynamic, "model.layers.2.self_attn.q_proj"), "+:{\"bits\":8}");
+  EXPECT_EQ(rule_for(dynamic, "model.layers.2.self_attn.qkv_proj"), "+:{\"bits\":8}");
+  for (const char* part : {"q_proj", "k_proj", "v_proj", "qkv_proj"})
+    EXPECT_EQ(rule_for(dynamic, std::string("model.visual.blocks.1.attn.") + part), "-:") << part;
+}
+
+}  // namespace
+}  // namespace qpipe

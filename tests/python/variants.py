@@ -1,0 +1,95 @@
+"""The dense variants of architectures among the oracles, all of which qpipe must read, and what serves each. Needs no packages."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Variant:
+    """loaders: who loads the packed folder as it is. GPTQ: ct (transformers with compressed-tensors) or gptqmodel (in the format gptq);
+    AWQ: awq (transformers) or gptqmodel-awq; NF4: bnb (transformers). pipeline/plan/family_loaders.cpp tells users who does not."""
+
+    loaders: str = "ct awq bnb"
+    transposed: bool = False  # the checkpoint stores [in, out], a quantized one [out, in]
+    attention: str = "eager"
+    options: list = field(default_factory=list)
+
+
+NONE = Variant("")  # no loader, but the peer's unpacking and the reference's float32
+# transformers leaves Falcon's linears out of bitsandbytes and asks packed ones for their weight.
+FALCON = Variant("gptqmodel gptqmodel-awq")
+# transformers expects AutoAWQ's scale of the activation in these, which qpipe does not need, and makes one up. GPTQModel gives NaN
+# for gpt_neox.
+SCALED_ACTIVATION = Variant("ct gptqmodel-awq bnb")
+
+
+def skip(match):
+    """Integer codes need sizes that are multiples of 32."""
+    return [f"quantize.overrides=[{{match = '{match}', skip = true}}]"]
+
+
+VARIANTS = {
+    "llama": Variant(),
+    "llama-mha": Variant(),
+    "llama-mha-tied-bias": Variant(),
+    "llama3-rope": Variant(),
+    "llama-linear-rope": Variant(),
+    "llama-yarn": Variant(),
+    "mistral": Variant(),
+    "mistral-window": Variant(),
+    "qwen2": Variant(),
+    "qwen3": Variant(),
+    "gemma": Variant(),
+    "gemma2": Variant(),
+    "gemma3": Variant(),
+    "phi3": Variant(),
+    "phi": Variant(),
+    "falcon-7b-style": FALCON,
+    "falcon-40b-style": FALCON,
+    "falcon-11b-style": FALCON,
+    "falcon-rw-alibi": Variant("gptqmodel gptqmodel-awq", attention="sdpa"),  # eager adds ALiBi twice
+    "opt": Variant(),
+    "opt-350m-style": Variant(),
+    "gpt-neox": Variant("ct bnb"),
+    "gpt2": Variant("gptqmodel gptqmodel-awq bnb", transposed=True),
+    "gptj": SCALED_ACTIVATION,
+    "gpt-bigcode": Variant("gptqmodel gptqmodel-awq bnb"),
+    "bloom": SCALED_ACTIVATION,
+    "mpt": SCALED_ACTIVATION,
+    "starcoder2": SCALED_ACTIVATION,
+    "stablelm": Variant(),
+    "stablelm-2": Variant(),
+    "olmo": Variant(),
+    "olmo2": Variant(),
+    "olmo3": Variant(),
+    "smollm3": Variant(),
+    "arcee": Variant(),
+    "apertus": Variant(),
+    "seed-oss": Variant(),
+    "nemotron": Variant(),
+    "exaone": Variant(),
+    "exaone4": Variant(),
+    "mistral3": Variant(),
+    "mistral3-ministral3": Variant(),
+    "internlm2": NONE,
+    "baichuan-7b": NONE,
+    "deci": Variant("", options=skip(r"layers\.0\.self_attn\.[kv]_proj")),
+    "nemotron-nas": Variant("", options=skip(r"layers\.0\.self_attn\.[kv]_proj")),
+    "hunyuan-dense": Variant(),
+    "ernie4_5": Variant(),
+    "glm": Variant(),
+    "glm4": Variant(),
+    "qwen2_5-vl": Variant(),
+    "qwen3-vl": Variant(),
+    "gemma3-mm": Variant(),
+    "gemma3-mm-v5": Variant(),
+    "gemma4-text": Variant(),
+    "gemma4-small": Variant(options=skip(r"per_layer|layers\.0\.self_attn\.[kv]_proj")),
+    "phi3-longrope": Variant(),
+    "phi3-longrope-short": Variant(),
+    "cohere": Variant(),
+    "cohere-qk-norm": Variant(),
+    "cohere2": Variant(),
+    "granite": Variant(),
+    "granitemoehybrid-dense": Variant(),
+}

@@ -1,0 +1,143 @@
+// Which pairs a layer has, by what it computes. The pairs of the families' own layers, and that
+// folding leaves those unchanged: tests/pipeline/awq_fold_mpi_test.cpp.
+#include "stages/awq_pairs.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+
+namespace qpipe {
+namespace {
+
+NormSpec rms(const std::string& name) { return {name, 64}; }
+
+// A Llama layer of four heads of 16, with `kv_heads` of keys and values.
+LayerSpec llama(std::int64_t kv_heads = 4) {
+  LayerSpec spec;
+  spec.hidden = 64;
+  Attention a;
+  a.heads = {4, kv_heads, 16, 64 / kv_heads, 16, 64, 64 + 16 * kv_heads};
+  a.qkv = {{"q", 64, 64}, {"k", 16 * kv_heads, 64}, {"v", 16 * kv_heads, 64}};
+  a.out = {"o", 64, 64};
+  spec.mixer = a;
+  Mlp m;
+  m.in = {{"gate", 96, 64}, {"up", 96, 64}};
+  m.out = {"down", 64, 96};
+  spec.mlp = m;
+  spec.mixer_norm = rms("norm");
+  spec.mlp_norm = rms("mlp_norm");
+  return spec;
+}
+
+// "norm > q k v", "v[0] > o": source, its first row where it is a linear, and what takes it in.
+std::vector<std::string> pairs_of(const LayerSpec& spec) {
+  std::vector<std::string> texts;
+  for (const ScalingPair& pair : scaling_pairs(spec)) {
+    std::string text = source_name(spec, pair);
+    if (!pair.norm) text.append("[").append(std::to_string(pair.source_first_row)).append("]");
+    text += " >";
+    for (const std::size_t i : pair.linears) text.append(" ").append(layer_linears(spec)[i].name);
+    texts.push_back(text);
+  }
+  return texts;
+}
+
+using Texts = std::vector<std::string>;
+
+Attention& attention(LayerSpec& spec) { return std::get<Attention>(spec.mixer); }
+Mlp& mlp(LayerSpec& spec) { return std::get<Mlp>(spec.mlp); }
+
+bool has(const LayerSpec& spec, const std::string& pair) {
+  const Texts pairs = pairs_of(spec);
+  return std::find(pairs.begin(), pairs.end(), pair) != pairs.end();
+}
+
+TEST(AwqPairs, OfALlamaLayer) {
+  EXPECT_EQ(pairs_of(llama()),
+            (Texts{"norm > q k v", "v[0] > o", "mlp_norm > gate up", "up[0] > down"}));
+  EXPECT_EQ(pairs_of(llama(2)), (Texts{"norm > q k v", "mlp_norm > gate up", "up[0] > down"}));
+}
+
+// What stands between v and o, or reads v besides.
+TEST(AwqPairs, ValuesOfWhichMoreThanTheOutputProjectionIsMadeTakeNoFactor) {
+  const std::vector<std::function<void(Attention&)>> changes = {
+      [](Attention& a) { a.clip_qkv = 1.0f; },
+      [](Attention& a) { a.v_norm = HeadNorm{rms("v_norm")}; },
+      [](Attention& a) { a.keeps_kv = 0; }, [](Attention& a) { a.takes_kv = 0; },
+      [](Attention& a) { a.values_are_keys = true; },
+      // v's rows lie among those of q and k: BLOOM, GPT-NeoX.
+      [](Attention& a) {
+        a.heads = {4, 4, 16, 48, 48, 16, 32};
+        a.qkv = {{"qkv", 192, 64}};
+      }};
+  for (std::size_t i = 0; i < changes.size(); ++i) {
+    LayerSpec spec = llama();
+    changes[i](attention(spec));
+    for (const std::string& pair : pairs_of(spec)) EXPECT_FALSE(pair.ends_with("> o")) << i;
+  }
+  LayerSpec fused = llama();
+  attention(fused).qkv = {{"qkv", 192, 64}};
+  EXPECT_TRUE(has(fused, "qkv[128] > o"));
+  LayerSpec grouped = llama(2);
+  attention(grouped).qkv = {{"qkv", 128, 64}};
+  EXPECT_FALSE(has(grouped, "qkv[96] > o"));
+}
+
+// The exact search runs a part of the layer alone, which those that share keys and values cannot.
+TEST(AwqPairs, LayersThatShareKeysAreComparedByTheirLinears) {
+  LayerSpec spec = llama();
+  EXPECT_EQ(scaling_pairs(spec).front().inspected, Inspected::mixer);
+  attention(spec).keeps_kv = 0;
+  EXPECT_EQ(scaling_pairs(spec).front().inspected, Inspected::linears);
+  EXPECT_TRUE(has(spec, "norm > q k v"));
+}
+
+TEST(AwqPairs, EveryReaderOfASharedNormTakesItsFactor) {
+  LayerSpec spec = llama(2);
+  spec.residual = Residual::parallel;
+  EXPECT_EQ(pairs_of(spec), (Texts{"norm > q k v", "mlp_norm > gate up", "up[0] > down"}));
+  spec.mlp_norm.reset();
+  EXPECT_EQ(pairs_of(spec), (Texts{"norm > q k v gate up", "up[0] > down"}));
+  EXPECT_EQ(scaling_pairs(spec).front().inspected, Inspected::mixer_and_mlp);
+  EXPECT_EQ(inspected_linears(spec, scaling_pairs(spec).front()).size(), 7u);
+}
+
+// A norm without a weight has nothing to divide; one behind a block makes a sum, not an input.
+TEST(AwqPairs, NormsThatMakeNoInputOrStoreNoWeightAreLeftAlone) {
+  LayerSpec spec = llama(2);
+  spec.mixer_norm->weight = false;
+  spec.after_mlp = spec.mlp_norm;
+  spec.mlp_norm.reset();
+  EXPECT_EQ(pairs_of(spec), (Texts{"up[0] > down"}));
+}
+
+TEST(AwqPairs, OnlyReluAndGatedMlpsPassAFactorOn) {
+  LayerSpec spec = llama(2);
+  mlp(spec).in = {{"fc1", 96, 64}};
+  mlp(spec).gated = false;
+  for (const Activation other : {Activation::gelu, Activation::relu2, Activation::silu}) {
+    mlp(spec).activation = other;
+    EXPECT_FALSE(has(spec, "fc1[0] > down"));
+  }
+  mlp(spec).activation = Activation::relu;
+  EXPECT_TRUE(has(spec, "fc1[0] > down"));
+  mlp(spec).xielu = Xielu{};
+  EXPECT_FALSE(has(spec, "fc1[0] > down"));
+
+  spec = llama(2);
+  mlp(spec).in = {{"gate_up", 192, 64}};
+  EXPECT_TRUE(has(spec, "gate_up[96] > down"));
+}
+
+TEST(AwqPairs, ALinearInPlaceOfABlockReadsTheNorm) {
+  LayerSpec spec = llama();
+  spec.mixer = SingleLinear{{"mixer", 64, 64}};
+  spec.mlp = Nothing{};
+  spec.mlp_norm.reset();
+  EXPECT_EQ(pairs_of(spec), (Texts{"norm > mixer"}));
+  spec.mixer = Nothing{};
+  EXPECT_EQ(pairs_of(spec), Texts{});
+}
+
+}  // namespace
+}  // namespace qpipe
