@@ -51,9 +51,9 @@ std::vector<double> mean_relative_magnitude(const Layer& layer, const ScalingPai
                                             const std::vector<LinearSettings>& settings,
                                             Stream& stream);
 
-// One row of factors for each ratio r: s = max(x̄^r / (w̄^(1−r) + 1e-4), 1e-4) with duo scaling, else
-// max(x̄^r, 1e-4); then s /= √(max s · min s), and 1 where that is not a positive finite float32. x̄,
-// w̄ [d].
+// One row of factors for each ratio r: s = max(x̄^r / (w̄^(1−r) + 1e-4), 1e-4) with duo scaling,
+// else max(x̄^r, 1e-4); then s /= √(max s · min s), and 1 where that is not a positive finite
+// float32. x̄ and w̄ [d].
 std::vector<std::vector<float>> candidate_scales(const std::vector<double>& activation,
                                                  const std::vector<double>& weight,
                                                  const ScaleSearch& options);
