@@ -7,22 +7,14 @@ namespace qpipe {
 
 namespace {
 
+// The same attention in every layer, but for its window.
 Architecture llama_of(const ConfigJson& config, const Sizes& s, const std::string& model_type,
-                      const Attention& attention, const Mlp& mlp,
+                      Attention attention, const Mlp& mlp,
                       const std::vector<std::int64_t>& windows) {
-  Architecture a = decoder(config, s, model_type);
-  a.head.norm = rms_norm_of(config, "model.norm", s.hidden);
-  LayerSpec layer;
-  layer.mixer_norm = rms_norm_of(config, "input_layernorm", s.hidden);
-  layer.mlp_norm = rms_norm_of(config, "post_attention_layernorm", s.hidden);
-  layer.mlp = mlp;
-  set_layers(a, [&](std::int64_t l) {
-    Attention of_layer = attention;
-    of_layer.window = windows.at(static_cast<std::size_t>(l));
-    layer.mixer = of_layer;
-    return layer;
+  return llama_like(config, s, model_type, mlp, [&](std::int64_t l) {
+    attention.window = windows.at(static_cast<std::size_t>(l));
+    return attention;
   });
-  return a;
 }
 
 }  // namespace

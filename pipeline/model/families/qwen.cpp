@@ -12,19 +12,12 @@ Architecture qwen(const ConfigJson& config, const Sizes& s, const std::string& m
                   Attention attention) {
   read_one_of(config, "use_mrope", {false});
   attention.rope = read_rope(config, {s.head_dim, s.max_positions});
-  Architecture a = decoder(config, s, model_type);
-  a.head.norm = rms_norm_of(config, "model.norm", s.hidden);
-  LayerSpec layer;
-  layer.mixer_norm = rms_norm_of(config, "input_layernorm", s.hidden);
-  layer.mlp_norm = rms_norm_of(config, "post_attention_layernorm", s.hidden);
-  layer.mlp = gated_mlp(s, read_activation(config, "hidden_act", "silu"), false);
+  const Mlp mlp = gated_mlp(s, read_activation(config, "hidden_act", "silu"), false);
   const std::vector<std::int64_t> windows = windows_by_layer(config, s.layers);
-  set_layers(a, [&](std::int64_t l) {
+  return llama_like(config, s, model_type, mlp, [&](std::int64_t l) {
     attention.window = windows.at(static_cast<std::size_t>(l));
-    layer.mixer = attention;
-    return layer;
+    return attention;
   });
-  return a;
 }
 
 SizeKeys qwen_keys() {
