@@ -34,8 +34,7 @@ void apply(const std::optional<HeadNorm>& head_norm, const Layer& layer, Tensor 
            const Heads& heads, Stream& stream) {
   if (!head_norm) return;
   const NormSpec& spec = head_norm->norm;
-  const auto stored = layer.norms.find(spec.name);
-  const Norm norm = stored == layer.norms.end() ? Norm{} : stored->second;
+  const Norm& norm = layer.norms.at(spec.name);
   const Tensor x = columns_of(qkv, heads);
   if (head_norm->layout == HeadNorm::Weight::whole) {
     require(heads.slices.stride == heads.slices.head_dim,

@@ -60,6 +60,14 @@ std::int64_t outputs(const Linears& linears) {
   return width;
 }
 
+void add_linear(const LinearSpec& l, std::vector<TensorSpec>& tensors, std::size_t index = 0) {
+  const auto shape = l.transposed ? std::vector{l.in_features, l.out_features}
+                                  : std::vector{l.out_features, l.in_features};
+  tensors.push_back({l.name + ".weight", shape, TensorRole::weight, index});
+  if (l.bias)
+    tensors.push_back({l.name + ".bias", {l.out_features}, TensorRole::linear_bias, index});
+}
+
 void add_norm(const std::optional<NormSpec>& norm, std::vector<NormTensors>& norms) {
   if (!norm) return;
   NormTensors& tensors = norms.emplace_back(NormTensors{norm->name, 1, norm->width, {}, {}});
@@ -132,8 +140,7 @@ const std::optional<NormSpec>& norm_before(const LayerSpec& spec, Part part) {
 void read_stream(const Layer& layer, Part part, ConstTensor hidden, Tensor y, Stream& stream) {
   const std::optional<NormSpec>& norm = norm_before(*layer.spec, part);
   if (!norm) return convert(hidden, y, stream);
-  const auto stored = layer.norms.find(norm->name);
-  apply_norm(*norm, stored == layer.norms.end() ? Norm{} : stored->second, hidden, y, stream);
+  apply_norm(*norm, layer.norms.at(norm->name), hidden, y, stream);
 }
 
 // h += multiplier · after(x Wᵀ + b), or h ← after(h + multiplier · (x Wᵀ + b)).
@@ -142,8 +149,7 @@ void add_output(const Layer& layer, const LinearSpec& out, const std::optional<N
   const LayerSpec& spec = *layer.spec;
   const Linear& last = layer.linear(out);
   const auto normed = [&](Tensor z) {
-    const auto stored = layer.norms.find(after->name);
-    apply_norm(*after, stored == layer.norms.end() ? Norm{} : stored->second, z, z, stream);
+    apply_norm(*after, layer.norms.at(after->name), z, z, stream);
   };
   if (!after || spec.residual == Residual::normed) {
     linear_add(x, last.weight, last.bias, spec.residual_multiplier, hidden, stream);
@@ -206,13 +212,7 @@ std::vector<NormTensors> layer_norms(const LayerSpec& spec) {
 std::vector<TensorSpec> layer_tensors(const LayerSpec& spec) {
   std::vector<TensorSpec> tensors;
   const Linears linears = layer_linears(spec);
-  for (std::size_t i = 0; i < linears.size(); ++i) {
-    const LinearSpec& l = linears[i];
-    const auto shape = l.transposed ? std::vector{l.in_features, l.out_features}
-                                    : std::vector{l.out_features, l.in_features};
-    tensors.push_back({l.name + ".weight", shape, TensorRole::weight, i});
-    if (l.bias) tensors.push_back({l.name + ".bias", {l.out_features}, TensorRole::linear_bias, i});
-  }
+  for (std::size_t i = 0; i < linears.size(); ++i) add_linear(linears[i], tensors, i);
   add_tensors(layer_norms(spec), tensors);
   const auto add_constant = [&](const std::string& name) {
     tensors.push_back({name, {1}, TensorRole::constant});
@@ -224,15 +224,6 @@ std::vector<TensorSpec> layer_tensors(const LayerSpec& spec) {
   if (!spec.scalar.empty()) add_constant(spec.scalar);
   return tensors;
 }
-
-namespace {
-
-void add_linear(const LinearSpec& l, std::vector<TensorSpec>& tensors) {
-  tensors.push_back({l.name + ".weight", {l.out_features, l.in_features}, TensorRole::weight});
-  if (l.bias) tensors.push_back({l.name + ".bias", {l.out_features}, TensorRole::linear_bias});
-}
-
-}  // namespace
 
 std::vector<TensorSpec> embedding_tensors(const Architecture& a) {
   const Embedding& e = a.embedding;

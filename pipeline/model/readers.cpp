@@ -111,6 +111,20 @@ float read_positive_or_zero(const ConfigJson& config, const std::string& key) {
   return find_value(config, key) == nullptr ? 0.0f : static_cast<float>(read_positive(config, key));
 }
 
+Sizes read_gpt_sizes(const ConfigJson& config, std::int64_t absent_max_positions) {
+  SizeKeys keys;
+  keys.layers = {"n_layer", "num_hidden_layers"};
+  keys.hidden = {"n_embd", "hidden_size"};
+  keys.heads = {"n_head", "num_attention_heads"};
+  keys.kv_heads = keys.head_dim = {};
+  keys.ffn = {"n_inner"};
+  keys.ffn_is_four_hidden = true;
+  keys.max_positions = {"n_positions", "max_position_embeddings"};
+  keys.absent_max_positions = absent_max_positions;
+  skip_keys(config, {"n_ctx"});
+  return read_sizes(config, keys);
+}
+
 NormSpec rms_norm_of(const ConfigJson& config, const std::string& name, std::int64_t width,
                      const std::string& key, double absent) {
   return norm_of(config, NormKind::rms, name, width, key, absent);

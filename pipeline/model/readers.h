@@ -47,6 +47,8 @@ struct SizeKeys {
 };
 
 Sizes read_sizes(const ConfigJson& config, const SizeKeys& keys = {});
+// n_layer, n_embd, n_head, n_inner, n_positions: GPT-2 and its relatives.
+Sizes read_gpt_sizes(const ConfigJson& config, std::int64_t absent_max_positions);
 
 // The first of `names` that is there and not null, from 1 on.
 std::optional<std::int64_t> find_size(const ConfigJson& config,

@@ -10,20 +10,6 @@ namespace qpipe {
 
 namespace {
 
-Sizes gpt_sizes(const ConfigJson& config) {
-  SizeKeys keys;
-  keys.layers = {"n_layer", "num_hidden_layers"};
-  keys.hidden = {"n_embd", "hidden_size"};
-  keys.heads = {"n_head", "num_attention_heads"};
-  keys.kv_heads = keys.head_dim = {};
-  keys.ffn = {"n_inner"};
-  keys.ffn_is_four_hidden = true;
-  keys.max_positions = {"n_positions", "max_position_embeddings"};
-  keys.absent_max_positions = 1024;
-  skip_keys(config, {"n_ctx"});
-  return read_sizes(config, keys);
-}
-
 Architecture gpt(const ConfigJson& config, const Sizes& s, const std::string& model_type) {
   Architecture a = decoder(config, s, model_type, true, {"transformer.", "wte", "h", "lm_head"});
   a.embedding.positions = "transformer.wpe.weight";
@@ -82,7 +68,7 @@ std::vector<bool> local_layers(const ConfigJson& config, std::int64_t layers) {
 }  // namespace
 
 Architecture read_gpt2(const ConfigJson& config) {
-  const Sizes s = gpt_sizes(config);
+  const Sizes s = read_gpt_sizes(config, 1024);
   Architecture a = gpt(config, s, "gpt2");
   skip_keys(config, {"reorder_and_upcast_attn"});  // decides on roundings
   Attention attention = gpt_attention(config, s, side_by_side(s.heads, s.heads, s.head_dim));
@@ -100,7 +86,7 @@ Architecture read_gpt2(const ConfigJson& config) {
 }
 
 Architecture read_gpt_bigcode(const ConfigJson& config) {
-  Sizes s = gpt_sizes(config);
+  Sizes s = read_gpt_sizes(config, 1024);
   const bool one_kv_head = read_flag(config, "multi_query", true);
   if (one_kv_head) s.kv_heads = 1;
   read_one_of(config, "num_key_value_heads", {s.kv_heads});

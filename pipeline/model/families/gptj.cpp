@@ -8,19 +8,6 @@ namespace qpipe {
 
 namespace {
 
-Sizes gptj_sizes(const ConfigJson& config) {
-  SizeKeys keys;
-  keys.layers = {"n_layer", "num_hidden_layers"};
-  keys.hidden = {"n_embd", "hidden_size"};
-  keys.heads = {"n_head", "num_attention_heads"};
-  keys.kv_heads = keys.head_dim = {};
-  keys.ffn = {"n_inner"};
-  keys.ffn_is_four_hidden = true;
-  keys.max_positions = {"n_positions", "max_position_embeddings"};
-  skip_keys(config, {"n_ctx"});
-  return read_sizes(config, keys);
-}
-
 Architecture gptj(const ConfigJson& config, const Sizes& s, const std::string& model_type,
                   Attention attention) {
   read_one_of(config, "rotary", {true});
@@ -43,14 +30,14 @@ Architecture gptj(const ConfigJson& config, const Sizes& s, const std::string& m
 }  // namespace
 
 Architecture read_gptj(const ConfigJson& config) {
-  const Sizes s = gptj_sizes(config);
+  const Sizes s = read_gpt_sizes(config, 2048);
   return gptj(config, s, "gptj",
               gqa(s, false, false, {"attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj"}));
 }
 
 // Four parts of a quarter of the heads each, as the model was cut for training: q, v, k.
 Architecture read_codegen(const ConfigJson& config) {
-  const Sizes s = gptj_sizes(config);
+  const Sizes s = read_gpt_sizes(config, 2048);
   constexpr std::int64_t parts = 4;
   if (s.heads % parts != 0)
     throw UserError(ExitCode::data, config.where + ": n_head = " + std::to_string(s.heads) +
