@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "pipeline/files/printable.h"
+
 namespace qpipe {
 
 enum class ExitCode : int {
@@ -21,10 +23,11 @@ enum class ExitCode : int {
   config = 78,     // a key or value in the configuration
 };
 
+// Its text is one line that a terminal can bear, whatever names it quotes.
 class UserError : public std::runtime_error {
  public:
   UserError(ExitCode exit_code, const std::string& message)
-      : std::runtime_error(message), code(exit_code) {}
+      : std::runtime_error(printable(message)), code(exit_code) {}
   ExitCode code;
 };
 
