@@ -1,4 +1,5 @@
 // config.json: what its architecture is, and how its weights are stored.
+#include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
 #include "pipeline/model/model.h"
 #include "pipeline/model/read_back.h"
