@@ -11,7 +11,7 @@ namespace qpipe {
 namespace {
 
 // Connecting takes seconds on any machine, however short the limit for a collective is.
-constexpr std::chrono::seconds connect_timeout{120};
+constexpr std::chrono::seconds connect_timeout{30};
 
 std::string describe(ncclResult_t status, ncclComm_t comm) {
   const char* detail = ncclGetLastError(comm);
