@@ -184,6 +184,7 @@ TEST_P(CommDevice, WaitsAreBounded) {
   const auto limit = std::chrono::seconds(stream.on_cuda() ? 10 : 1);
   Comm bounded(stream, {limit, true});
   const auto x = upload_as(std::vector<std::int64_t>(1 << 20, 1), 1, 1 << 20);
+  bounded.connect_ahead(stream);
   if (comm.rank() != 0) {
     const auto begin = std::chrono::steady_clock::now();
     std::string message;
@@ -214,6 +215,7 @@ TEST_P(CommDevice, BlockingCopiesAreBounded) {
   const auto x = upload_as(std::vector<std::int64_t>(256, 1), 1, 256);
   Event behind(stream);
   CopyQueue queue(stream);
+  bounded.connect_ahead(stream);
   if (comm.rank() != 0) {
     const auto begin = std::chrono::steady_clock::now();
     bounded.all_reduce_sum(x, stream);

@@ -23,7 +23,7 @@ SIZES = {  # hidden, ffn, heads, layers, vocabulary, samples, tokens of each
     "small": (128, 256, 4, 6, 512, 16, 64),
     "large": (2048, 5632, 16, 16, 8192, 128, 1024),
 }
-LAUNCHER_VARIABLES = ("OMPI_", "PMIX_", "PMI_", "SLURM_")
+LAUNCHER_VARIABLES = ("OMPI_COMM_", "PMIX_", "PMI_", "SLURM_")  # of a job around this one; OMPI_MCA_ are settings
 
 
 def bf16_noise(count, rng):
