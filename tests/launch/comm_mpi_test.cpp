@@ -215,7 +215,8 @@ TEST_P(CommDevice, BlockingCopiesAreBounded) {
   const auto x = upload_as(std::vector<std::int64_t>(256, 1), 1, 256);
   Event behind(stream);
   CopyQueue queue(stream);
-  bounded.connect_ahead(stream);
+  bounded.all_reduce_sum(x, stream);  // the first one connects the ranks, and the host waits for it
+  bounded.wait(stream);
   if (comm.rank() != 0) {
     const auto begin = std::chrono::steady_clock::now();
     bounded.all_reduce_sum(x, stream);

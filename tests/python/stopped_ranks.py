@@ -3,7 +3,7 @@
 [--backend cpu|cuda] [--share-gpu] [--ranks 2] [--tries 3] [--methods gptq,awq] [--size small|large] [--timeout 5] [--seed 1] [--work FOLDER]
 
 At a random moment one rank is killed, or stopped: the others end the run within the timeout + 10 s, with a line that names what they waited for.
-A signal to mpirun, or to the only rank: exit code 75, or 0 when the work was done before. Every run goes on to the bytes of an undisturbed one."""
+A signal to one rank: exit code 75, or 0 when the work was nearly done. Every run goes on to the bytes of an undisturbed one."""
 import argparse
 import glob
 import hashlib
@@ -189,10 +189,9 @@ def main():
                     time.sleep(rng.uniform(0, 0.1 * whole))
                 pids = ranks_below(args, process.pid)
                 at = time.monotonic() - begin
-                if kind == "ask":
-                    process.send_signal(signal.SIGUSR1)
-                elif pids:
-                    os.kill(rng.choice(pids), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+                number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "ask": signal.SIGUSR1}[kind]
+                if pids:
+                    os.kill(rng.choice(pids), number)
                 code, err, seconds = finish(args, process, args.timeout + 60)
                 what = f"{method} {kind} {i} at {at:.2f} s: exit code {code} after {seconds:.1f} s"
                 lines = [line for line in err.splitlines() if "qpipe: " in line]
@@ -200,7 +199,7 @@ def main():
                 # NCCL has 30 s to start, however short the timeout is.
                 if code is None or seconds > max(args.timeout, 30 if args.backend == "cuda" else 0) + 10 + whole:
                     faults.append(what + ": does not end in time")
-                if kind == "ask" and code not in (0, 75):
+                if kind == "ask" and code != 75 and not (code == 0 and at > 0.8 * whole):
                     faults.append(what + ": not 75: " + err[-500:])
                 if kind == "stop" and code != 0 and not re.search(f"not (finished|come to the end within) (after )?({args.timeout}|30) s", err):
                     faults.append(what + ": says not what was waited for: " + err[-500:])
