@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstring>
 #include <string_view>
 
@@ -43,14 +44,16 @@ std::string fault_of(const ChildResult& result) {
     case ChildResult::End::too_much_output:
       return "has more token ids than this machine's memory holds; ask for fewer samples";
     case ChildResult::End::killed:
+      if (result.status == SIGXCPU)
+        return fmt::format("reading it does not come to an end; {}", anew);
       return fmt::format("libhdf5 crashed on it (signal {}); {}", result.status, anew);
     case ChildResult::End::exited: break;
   }
   if (result.status == 0) return {};
   const std::string_view said(result.errors);
-  const std::string line(said.substr(0, said.find('\n')));
-  return line.empty() ? fmt::format("cannot be read (exit status {}); {}", result.status, anew)
-                      : line;
+  if (result.status == static_cast<int>(ExitCode::data) && !said.empty())
+    return std::string(said.substr(0, said.find('\n')));
+  return fmt::format("libhdf5 crashed on it (exit status {}); {}", result.status, anew);
 }
 
 // Moves the front of `bytes` to the values; false where it is too short.

@@ -99,9 +99,12 @@ Tokens read_safetensors(const fs::path& path, const std::string& dataset, std::i
     case DType::i64: return read_tensor<std::int64_t>(file, dataset, wanted, where);
     case DType::i32: return read_tensor<std::int32_t>(file, dataset, wanted, where);
     case DType::i16: return read_tensor<std::int16_t>(file, dataset, wanted, where);
+    case DType::u32: return read_tensor<std::uint32_t>(file, dataset, wanted, where);
+    case DType::u16: return read_tensor<std::uint16_t>(file, dataset, wanted, where);
+    case DType::u8: return read_tensor<std::uint8_t>(file, dataset, wanted, where);
     default:
-      refuse(where,
-             fmt::format("holds {}; token ids must be I32, I64 or I16", name_of(info.dtype)));
+      refuse(where, fmt::format("holds {}; token ids must be I32, I64, I16, U32, U16 or U8",
+                                name_of(info.dtype)));
   }
 }
 

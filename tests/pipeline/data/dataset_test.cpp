@@ -172,6 +172,12 @@ TEST_F(DatasetTest, ReadsSafetensors) {
   request.dataset = "input_ids";
   request.data = write_safetensors<std::int64_t>(DType::i64, {1, 2}, {1, std::int64_t{1} << 33});
   expect_fault(request, ExitCode::data, {"sample 0, position 1", "8589934592"});
+  request.data = write_safetensors<std::uint16_t>(DType::u16, {1, 2}, {1, 9});
+  EXPECT_EQ(load_tokens(request).ids, (Ids{1, 9}));
+  request.data = write_safetensors<std::uint8_t>(DType::u8, {2, 1}, {8, 7});
+  EXPECT_EQ(load_tokens(request).ids, (Ids{8, 7}));
+  request.data = write_safetensors<std::uint32_t>(DType::u32, {1, 2}, {1, 0x80000000});
+  expect_fault(request, ExitCode::data, {"sample 0, position 1", "2147483648"});
   request.data = write_safetensors<float>(DType::f32, {1, 2}, {1, 2});
   expect_fault(request, ExitCode::data, {"F32", "I64"});
 }
