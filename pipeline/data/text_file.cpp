@@ -111,7 +111,7 @@ std::string fields_with_strings(const nlohmann::json& record) {
 std::string document_of(std::string_view line, const std::string& where,
                         const std::string& text_field) {
   const nlohmann::json record =
-      parse_json(line, where, "each line must be one JSON object", JsonKind::python);
+      parse_json(line, where + ":", "each line must be one JSON object", JsonKind::python);
   if (!record.is_object()) refuse(where, "is not a JSON object; each line must be one");
   const auto text = record.find(text_field);
   if (text == record.end()) refuse_without_field(record, where, text_field);

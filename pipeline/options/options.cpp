@@ -89,6 +89,11 @@ std::string quotes_hint(const toml::node& node, const std::string& key, bool wan
   const bool number =
       !text->empty() && text->find_first_not_of("+-.0123456789eE") == std::string::npos;
   if (wants_boolean ? !boolean : !number) return {};
+  // --set keeps as text what TOML does not take for a number.
+  constexpr std::size_t always_fits = 18;
+  if (number && text->size() > always_fits &&
+      text->find_first_not_of("+-0123456789") == std::string::npos)
+    return "; integers have 64 bits";
   return fmt::format("; write {} = {} without quotes", key.substr(key.rfind('.') + 1), *text);
 }
 

@@ -216,7 +216,7 @@ TEST_F(OptionsTest, NumbersBeyondAllUse) {
           if (key != "calibration.seed")
             set_fault(key + "=" + most, "--set " + key + " = ", {"must be"});
           set_fault(key + "=" + least, "--set " + key + " = ", {"must be"});
-          set_fault(key + "=9223372036854775808", "--set " + key + " = ", {});
+          set_fault(key + "=9223372036854775808", "--set " + key + " = ", {"64 bits"});
           set_fault(key + "=nan", "--set " + key + " = ", {});
         }
       });
