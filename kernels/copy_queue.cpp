@@ -4,7 +4,7 @@
 
 namespace qpipe {
 
-Event::Event(const Stream& stream) : device_(stream.device()) {
+Event::Event(const Stream& stream) : device_(stream.device()), waiter_(stream.waiter()) {
   if constexpr (has_cuda)
     if (stream.on_cuda()) event_.reset(cuda::create_event(device_));
 }
@@ -15,7 +15,7 @@ void Event::Destroy::operator()(CUevent_st* event) const {
 
 void Event::wait() const {
   if constexpr (has_cuda)
-    if (event_) cuda::wait_for_event(event_.get(), device_);
+    if (event_) cuda::wait_for_event(event_.get(), device_, *waiter_);
 }
 
 void record(Event& event, Stream& stream) {
@@ -28,7 +28,7 @@ void wait_for(const Event& event, Stream& stream) {
     if (event.event_) cuda::wait_for_event(event.event_.get(), stream);
 }
 
-CopyQueue::CopyQueue(const Stream& stream) {
+CopyQueue::CopyQueue(const Stream& stream) : waiter_(stream.waiter()) {
   if constexpr (has_cuda)
     if (stream.on_cuda()) queue_.reset(cuda::create_copy_queue(stream.device()));
 }
@@ -56,7 +56,7 @@ void CopyQueue::wait_for(const Event& event) {
 
 void CopyQueue::synchronize() {
   if constexpr (has_cuda)
-    if (queue_) cuda::synchronize(queue_.get());
+    if (queue_) cuda::synchronize(queue_.get(), *waiter_);
 }
 
 }  // namespace qpipe

@@ -12,9 +12,10 @@ CUevent_st* create_event(int device) {
 
 void destroy_event(CUevent_st* event) noexcept { cudaEventDestroy(event); }
 
-void wait_for_event(CUevent_st* event, int device) {
+void wait_for_event(CUevent_st* event, int device, const Waiter& waiter) {
   check(cudaSetDevice(device));  // a new thread has device 0, and would make a context there
-  check(cudaEventSynchronize(event));
+  wait_for_device(
+      waiter, [&] { return cudaEventQuery(event); }, [&] { return cudaEventSynchronize(event); });
 }
 
 void record_event(CUevent_st* event, Stream& stream) {
@@ -47,6 +48,9 @@ void wait_for_event(CUevent_st* event, CUstream_st* queue) {
   check(cudaStreamWaitEvent(queue, event, 0));
 }
 
-void synchronize(CUstream_st* queue) { check(cudaStreamSynchronize(queue)); }
+void synchronize(CUstream_st* queue, const Waiter& waiter) {
+  wait_for_device(
+      waiter, [&] { return cudaStreamQuery(queue); }, [&] { return cudaStreamSynchronize(queue); });
+}
 
 }  // namespace qpipe::cuda

@@ -26,6 +26,7 @@ class Event {
     void operator()(CUevent_st* event) const;
   };
   int device_ = 0;
+  std::shared_ptr<const Waiter> waiter_;
   std::unique_ptr<CUevent_st, Destroy> event_;
 };
 
@@ -49,13 +50,14 @@ class CopyQueue {
   struct Destroy {
     void operator()(CUstream_st* queue) const;
   };
+  std::shared_ptr<const Waiter> waiter_;
   std::unique_ptr<CUstream_st, Destroy> queue_;
 };
 
 namespace cuda {
 CUevent_st* create_event(int device);
 void destroy_event(CUevent_st* event) noexcept;
-void wait_for_event(CUevent_st* event, int device);
+void wait_for_event(CUevent_st* event, int device, const Waiter& waiter);
 void record_event(CUevent_st* event, Stream& stream);
 void wait_for_event(CUevent_st* event, Stream& stream);
 CUstream_st* create_copy_queue(int device);
@@ -63,7 +65,7 @@ void destroy_copy_queue(CUstream_st* queue) noexcept;
 void copy(void* to, const void* from, std::size_t bytes, CUstream_st* queue);
 void record_event(CUevent_st* event, CUstream_st* queue);
 void wait_for_event(CUevent_st* event, CUstream_st* queue);
-void synchronize(CUstream_st* queue);
+void synchronize(CUstream_st* queue, const Waiter& waiter);
 }  // namespace cuda
 
 }  // namespace qpipe

@@ -28,9 +28,23 @@ class CudaHandles {
   void* cublas_workspace_ = nullptr;  // fixed, so that cuBLAS chooses the same algorithm every time
 };
 
-// Throw std::runtime_error with the library's message and the caller's position.
+// Throw with the library's message and the caller's position: SystemFault where the device, its
+// driver or its memory fails, std::runtime_error otherwise.
 void check(cudaError_t status, std::source_location where = std::source_location::current());
 void check(cublasStatus_t status, std::source_location where = std::source_location::current());
+// Returns when query() (cudaStreamQuery, cudaEventQuery) is no longer cudaErrorNotReady: by the
+// waiter, or without one by block().
+template <class Query, class Block>
+void wait_for_device(const Waiter& waiter, Query query, Block block,
+                     std::source_location where = std::source_location::current()) {
+  if (!waiter) return check(block(), where);
+  waiter([&] {
+    const cudaError_t status = query();
+    if (status != cudaErrorNotReady) check(status, where);
+    if (status == cudaErrorNotReady) cudaGetLastError();  // the query leaves it behind
+    return status == cudaSuccess;
+  });
+}
 inline void check_launch(std::source_location where = std::source_location::current()) {
   check(cudaGetLastError(), where);
 }

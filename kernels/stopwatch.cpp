@@ -27,7 +27,7 @@ void Stopwatch::stop() {
 
 double Stopwatch::seconds() {
   if constexpr (has_cuda)
-    if (cuda_) return cuda::seconds(*cuda_);
+    if (cuda_) return cuda::seconds(*cuda_, *stream_.waiter());
   return seconds_;
 }
 

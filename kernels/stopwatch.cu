@@ -23,11 +23,13 @@ void mark(CudaStopwatch& watch, Stream& stream) {
   check(cudaEventRecord(event, stream.cuda().stream));
 }
 
-double seconds(CudaStopwatch& watch) {
+double seconds(CudaStopwatch& watch, const Waiter& waiter) {
   double sum = 0.0;
   for (std::size_t i = 0; i + 1 < watch.marks.size(); i += 2) {
     float ms = 0.0f;
-    check(cudaEventSynchronize(watch.marks[i + 1]));
+    const cudaEvent_t stop = watch.marks[i + 1];
+    wait_for_device(
+        waiter, [&] { return cudaEventQuery(stop); }, [&] { return cudaEventSynchronize(stop); });
     check(cudaEventElapsedTime(&ms, watch.marks[i], watch.marks[i + 1]));
     sum += 1e-3 * static_cast<double>(ms);
   }

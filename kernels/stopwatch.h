@@ -34,7 +34,7 @@ namespace cuda {
 CudaStopwatch* create_stopwatch();
 void destroy_stopwatch(CudaStopwatch* watch);
 void mark(CudaStopwatch& watch, Stream& stream);
-double seconds(CudaStopwatch& watch);
+double seconds(CudaStopwatch& watch, const Waiter& waiter);
 }  // namespace cuda
 
 }  // namespace qpipe

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -23,6 +24,10 @@ namespace qpipe {
 inline constexpr bool has_cuda = QPIPE_CUDA != 0;
 
 enum class Backend { cpu, cuda };
+
+// How a thread waits for a device: calls done() until it is true, and throws when that takes too
+// long or can never be (launch/nccl_waits.h: another rank's part of a collective). From any thread.
+using Waiter = std::function<void(const std::function<bool()>& done)>;
 
 class CudaHandles;  // kernels/cuda_handles.h: stream, cuBLAS, cuSOLVER
 class HostMemory;   // kernels/stream.cpp: what HostBuffers take and give back
@@ -43,7 +48,12 @@ class Stream {
   DType compute_dtype() const { return on_cuda() ? DType::bf16 : DType::f32; }
   std::string device_name()
       const;  // of a CPU: the kernels that OpenBLAS has chosen, on which the last bits depend
+  // Returns when all that is queued is done, by the waiter if there is one.
   void synchronize();
+  // From now on, for all waits of the host for what is queued: synchronize(), blocking copies, and
+  // those of the stream's CopyQueues and Events. Without one they last as long as the work does.
+  void set_waiter(Waiter waiter) { *waiter_ = std::move(waiter); }
+  std::shared_ptr<const Waiter> waiter() const { return waiter_; }
   // For a thread other than the one that made the stream, before it uses it: threads start on CUDA
   // device 0. One thread at a time.
   void adopt_thread() const;
@@ -67,6 +77,7 @@ class Stream {
   std::size_t in_use_ = 0;
   std::size_t peak_ = 0;
   std::size_t limit_ = 0;
+  std::shared_ptr<Waiter> waiter_ = std::make_shared<Waiter>();  // shared with queues and events
   struct DestroyHandles {
     void operator()(CudaHandles* handles) const;
   };

@@ -4,21 +4,51 @@
 
 #include "kernels/cuda_handles.h"
 #include "kernels/stream_cuda.h"
+#include "kernels/system_fault.h"
 
 namespace qpipe {
 
 namespace {
-[[noreturn]] void fail(const char* library, const char* message, std::source_location where) {
-  throw std::runtime_error(std::string(library) + ": " + message + " (" + where.file_name() + ":" +
-                           std::to_string(where.line()) + ")");
+
+std::string described(const char* library, const char* message, std::source_location where) {
+  return std::string(library) + ": " + message + " (" + where.file_name() + ":" +
+         std::to_string(where.line()) + ")";
 }
+
+// Not qpipe's: another program took the memory, a card or its driver is at fault.
+bool is_of_the_machine(cudaError_t status) {
+  switch (status) {
+    case cudaErrorMemoryAllocation:
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorSystemNotReady:
+    case cudaErrorCompatNotSupportedOnDevice:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorDeviceUninitialized:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorHardwareStackError:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorOperatingSystem: return true;
+    default: return false;
+  }
+}
+
 }  // namespace
 
 void check(cudaError_t status, std::source_location where) {
-  if (status != cudaSuccess) fail("CUDA", cudaGetErrorString(status), where);
+  if (status == cudaSuccess) return;
+  const std::string text = described("CUDA", cudaGetErrorString(status), where);
+  if (is_of_the_machine(status)) throw SystemFault(text);
+  throw std::runtime_error(text);
 }
 void check(cublasStatus_t status, std::source_location where) {
-  if (status != CUBLAS_STATUS_SUCCESS) fail("cuBLAS", cublasGetStatusString(status), where);
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  const std::string text = described("cuBLAS", cublasGetStatusString(status), where);
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw SystemFault(text);
+  throw std::runtime_error(text);
 }
 
 namespace {
@@ -75,7 +105,11 @@ void destroy_handles(CudaHandles* handles) noexcept { delete handles; }
 
 void use_device(int device) { check(cudaSetDevice(device)); }
 
-void synchronize(Stream& stream) { check(cudaStreamSynchronize(stream.cuda().stream)); }
+void synchronize(Stream& stream) {
+  wait_for_device(
+      *stream.waiter(), [&] { return cudaStreamQuery(stream.cuda().stream); },
+      [&] { return cudaStreamSynchronize(stream.cuda().stream); });
+}
 
 namespace {
 
@@ -89,7 +123,7 @@ void make_room(std::size_t bytes, Stream& stream) {
   check(cudaDeviceGetDefaultMemPool(&pool, stream.device()));
   check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved));
   if (reserved + bytes <= stream.limit()) return;
-  check(cudaStreamSynchronize(stream.cuda().stream));  // only then are freed blocks the pool's
+  synchronize(stream);  // only then are freed blocks the pool's
   check(cudaMemPoolTrimTo(pool, 0));
 }
 
@@ -104,10 +138,12 @@ void* allocate(std::size_t bytes, Stream& stream) {
     std::size_t free_bytes = 0;
     std::size_t total_bytes = 0;
     check(cudaMemGetInfo(&free_bytes, &total_bytes));
-    throw std::runtime_error(
-        "out of GPU memory: " + std::to_string(bytes >> 20) + " MiB asked, " +
-        std::to_string(free_bytes >> 20) + " of " + std::to_string(total_bytes >> 20) +
-        " MiB free, " + std::to_string(stream.bytes_in_use() >> 20) + " MiB held by this rank");
+    throw SystemFault("out of GPU memory: " + std::to_string(bytes >> 20) + " MiB asked, " +
+                      std::to_string(free_bytes >> 20) + " of " +
+                      std::to_string(total_bytes >> 20) + " MiB free, " +
+                      std::to_string(stream.bytes_in_use() >> 20) +
+                      " MiB held by this rank; end other programs on this GPU, or set memory.gpu "
+                      "to what they leave");
   }
   check(status);
   return data;
@@ -118,8 +154,9 @@ void page_lock(void* data, std::size_t bytes, int device) {
   const cudaError_t status = cudaHostRegister(data, bytes, cudaHostRegisterDefault);
   if (status == cudaSuccess) return;
   cudaGetLastError();
-  throw std::runtime_error("cannot page-lock " + std::to_string(bytes >> 20) +
-                           " MiB of host memory: " + cudaGetErrorString(status));
+  throw SystemFault("cannot page-lock " + std::to_string(bytes >> 20) +
+                    " MiB of host memory: " + cudaGetErrorString(status) +
+                    "; raise the limit of locked memory (ulimit -l) or free memory");
 }
 
 void page_unlock(void* data, int device) noexcept {
@@ -130,8 +167,10 @@ void page_unlock(void* data, int device) noexcept {
 void release(void* data, Stream& stream) noexcept { cudaFreeAsync(data, stream.cuda().stream); }
 
 void copy(void* to, const void* from, std::size_t bytes, bool wait, Stream& stream) {
+  // To or from memory that is not page-locked CUDA waits for the stream inside of the call.
+  if (wait && *stream.waiter()) synchronize(stream);
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream.cuda().stream));
-  if (wait) check(cudaStreamSynchronize(stream.cuda().stream));
+  if (wait) synchronize(stream);
 }
 
 void fill_zero(void* data, std::size_t bytes, Stream& stream) {

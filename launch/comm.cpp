@@ -22,6 +22,14 @@ void pretend_own_host(int rank, bool one_host) {
   if (one_host) setenv("NCCL_SOCKET_IFNAME", "lo", 0);
 }
 
+// What is queued on the stream may be behind a collective.
+void bound_waits(Stream& stream, const std::shared_ptr<NcclWaits>& waits) {
+  if constexpr (has_cuda)
+    stream.set_waiter([waits](const std::function<bool()>& done) {
+      cuda::wait(*waits, done, "wait for the GPU");
+    });
+}
+
 }  // namespace
 
 void Comm::State::learn_rank_and_size() {
@@ -36,9 +44,9 @@ Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<Sta
   if (!mpi_is_active()) return;
   {
     State::Attempt attempt(s);
-    std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
-    check(MPI_Comm_idup(MPI_COMM_WORLD, &s.mpi, requests.data()));
-    finish(requests, "start of a communicator", options.timeout);
+    Requests requests;
+    check(MPI_Comm_idup(MPI_COMM_WORLD, &s.mpi, requests.add()));
+    requests.finish("start of a communicator", options.timeout);
     s.learn_rank_and_size();
   }
   if (s.size == 1) return;
@@ -58,6 +66,9 @@ Comm::Comm(Stream& stream, const Options& options) : state_(std::make_unique<Sta
         gpu_conflict(s.all_gather(cuda::gpu_uuid(stream.device()), "start of NCCL"), hosts);
     if (!conflict.empty() && !options.share_gpu) throw std::runtime_error(conflict);
     s.shared_gpu = !conflict.empty();  // the same on all ranks
+    s.waits = cuda::create_nccl_waits(this_rank(), options.timeout);
+    s.waiter_before = *stream.waiter();
+    bound_waits(stream, s.waits);
     if (s.shared_gpu)
       pretend_own_host(s.rank, std::equal(hosts.begin() + 1, hosts.end(), hosts.begin()));
   }
@@ -67,6 +78,7 @@ Comm::Comm(Comm& parent, int team, Stream& stream) : state_(std::make_unique<Sta
   State& s = *state_;
   s.options = parent.state_->options;
   s.shared_gpu = parent.state_->shared_gpu;
+  s.waits = parent.state_->waits;
   if (parent.size() == 1) return;
   parent.barrier();  // bounded, which MPI_Comm_split is not
   {
@@ -91,8 +103,7 @@ void Comm::connect_ahead(Stream& stream) {
     id = broadcast(id, 0);
     State& s = *state_;
     State::Attempt attempt(s);
-    s.nccl.reset(cuda::create_nccl_comm(id, s.rank, s.size, s.shared_gpu, this_rank(),
-                                        s.options.timeout, stream));
+    s.nccl.reset(cuda::create_nccl_comm(id, s.rank, s.size, s.shared_gpu, s.waits, stream));
   }
 }
 
@@ -101,25 +112,31 @@ Comm::~Comm() = default;
 int Comm::rank() const { return state_->rank; }
 int Comm::size() const { return state_->size; }
 
-template <class WithNccl, class StartWithMpi>
+template <class WithNccl, class WithMpi>
 void Comm::transfer(std::size_t bytes, const std::string& operation, WithNccl with_nccl,
-                    StartWithMpi start_with_mpi, Stream& stream) {
+                    WithMpi with_mpi, Stream& stream) {
   if (size() == 1 || bytes == 0) return;
   connect_ahead(stream);
   State::Transfer transfer(*state_, bytes, stream);
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return with_nccl(*state_->nccl);
-  std::vector<MPI_Request> requests;
-  start_with_mpi(requests);
-  finish(requests, operation, state_->options.timeout);
+    if (stream.on_cuda()) {
+      if (!*stream.waiter()) bound_waits(stream, state_->waits);
+      return with_nccl(*state_->nccl, operation);
+    }
+  with_mpi(state_->operation(operation));
 }
 
 void Comm::broadcast(void* data, std::size_t bytes, int from, Stream& stream) {
   require(state_->rank_exists(from), "Comm::broadcast: no such rank");
   transfer(
       bytes, "broadcast of " + std::to_string(bytes) + " bytes from rank " + std::to_string(from),
-      [&](auto& nccl) { cuda::broadcast(nccl, data, bytes, from, stream); },
-      [&](auto& requests) { start_broadcast(data, bytes, from, state_->mpi, requests); }, stream);
+      [&](auto& nccl, const std::string& operation) {
+        cuda::broadcast(nccl, data, bytes, from, operation, stream);
+      },
+      [&](const MpiOperation& operation) {
+        qpipe::broadcast({{data, bytes, from}}, operation);
+      },
+      stream);
 }
 
 void Comm::all_reduce_sum(Matrix<std::int64_t> x, Stream& stream) {
@@ -127,10 +144,11 @@ void Comm::all_reduce_sum(Matrix<std::int64_t> x, Stream& stream) {
   const auto count = static_cast<std::size_t>(x.size());
   transfer(
       count * sizeof(std::int64_t), "all_reduce_sum of " + std::to_string(count) + " integers",
-      [&](auto& nccl) { cuda::all_reduce_sum(nccl, x.data, count, stream); },
-      [&](auto& requests) {
-        start_all_reduce(x.data, count, sizeof(std::int64_t), MPI_INT64_T, MPI_SUM, state_->mpi,
-                         requests);
+      [&](auto& nccl, const std::string& operation) {
+        cuda::all_reduce_sum(nccl, x.data, count, operation, stream);
+      },
+      [&](const MpiOperation& operation) {
+        all_reduce(x.data, count, sizeof(std::int64_t), MPI_INT64_T, MPI_SUM, operation);
       },
       stream);
 }
@@ -143,10 +161,11 @@ void Comm::all_reduce_max(Matrix<float> x, Stream& stream) {
   static_assert(sizeof(float) == sizeof(std::uint32_t));
   transfer(
       count * sizeof(float), "all_reduce_max of " + std::to_string(count) + " floats",
-      [&](auto& nccl) { cuda::all_reduce_max(nccl, x.data, count, stream); },
-      [&](auto& requests) {
-        start_all_reduce(x.data, count, sizeof(float), MPI_UINT32_T, MPI_MAX, state_->mpi,
-                         requests);
+      [&](auto& nccl, const std::string& operation) {
+        cuda::all_reduce_max(nccl, x.data, count, operation, stream);
+      },
+      [&](const MpiOperation& operation) {
+        all_reduce(x.data, count, sizeof(float), MPI_UINT32_T, MPI_MAX, operation);
       },
       stream);
 }
@@ -163,15 +182,19 @@ void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<
                       static_cast<std::size_t>(range.count) * row_bytes});
     bytes += pieces.back().bytes;
   }
-  const auto start_with_mpi = [&](auto& requests) {
-    for (std::size_t owner = 0; owner < pieces.size(); ++owner)
-      start_broadcast(static_cast<char*>(data) + pieces[owner].begin, pieces[owner].bytes,
-                      static_cast<int>(owner), state_->mpi, requests);
+  const auto with_mpi = [&](const MpiOperation& operation) {
+    std::vector<MpiPiece> by_owner;
+    for (const cuda::Piece& piece : pieces)
+      by_owner.push_back(
+          {static_cast<char*>(data) + piece.begin, piece.bytes, static_cast<int>(by_owner.size())});
+    qpipe::broadcast(by_owner, operation);
   };
   transfer(
       bytes, "all_gather_rows of " + std::to_string(bytes) + " bytes",
-      [&](auto& nccl) { cuda::broadcast_pieces(nccl, data, pieces, stream); }, start_with_mpi,
-      stream);
+      [&](auto& nccl, const std::string& operation) {
+        cuda::broadcast_pieces(nccl, data, pieces, operation, stream);
+      },
+      with_mpi, stream);
 }
 
 void Comm::wait(Stream& stream) {
@@ -186,57 +209,27 @@ Comm::Traffic Comm::traffic() { return {state_->moved_bytes, state_->watch.secon
 void Comm::barrier() {
   if (size() == 1) return;
   State::Attempt attempt(*state_);
-  std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
-  check(MPI_Ibarrier(state_->mpi, requests.data()));
-  finish(requests, "barrier", state_->options.timeout);
+  Requests requests;
+  check(MPI_Ibarrier(state_->mpi, requests.add()));
+  requests.finish("barrier", state_->options.timeout);
 }
 
 std::string Comm::broadcast(const std::string& text, int from) {
   require(state_->rank_exists(from), "Comm::broadcast: no such rank");
   if (size() == 1) return text;
   State::Attempt attempt(*state_);
-  std::vector<MPI_Request> requests;
-  const std::string operation = "broadcast of a text from rank " + std::to_string(from);
+  const MpiOperation operation =
+      state_->operation("broadcast of a text from rank " + std::to_string(from));
   auto length = static_cast<std::int64_t>(text.size());
-  start_broadcast(&length, sizeof(length), from, state_->mpi, requests);
-  finish(requests, operation, state_->options.timeout);
+  qpipe::broadcast({{&length, sizeof(length), from}}, operation);
   std::string result = rank() == from ? text : std::string(static_cast<std::size_t>(length), '\0');
-  start_broadcast(result.data(), result.size(), from, state_->mpi, requests);
-  finish(requests, operation, state_->options.timeout);
+  qpipe::broadcast({{result.data(), result.size(), from}}, operation);
   return result;
 }
 
 std::vector<std::string> Comm::gather(const std::string& text) {
-  if (size() == 1) return {text};
-  State::Attempt attempt(*state_);
-  std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
-  const auto ranks = static_cast<std::size_t>(size());
-  const auto mine = static_cast<std::int64_t>(text.size());
-  std::vector<std::int64_t> lengths(ranks);
-  check(MPI_Igather(&mine, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, 0, state_->mpi,
-                    requests.data()));
-  finish(requests, "gather", state_->options.timeout);
-
-  // Point to point, because MPI_Igatherv counts all ranks' bytes in one int.
-  std::vector<std::string> all;
-  if (!root()) {
-    for (std::size_t begin = 0; begin < text.size(); begin += mpi_chunk_bytes)
-      check(MPI_Isend(text.data() + begin,
-                      static_cast<int>(std::min(mpi_chunk_bytes, text.size() - begin)), MPI_BYTE, 0,
-                      0, state_->mpi, &requests.emplace_back(MPI_REQUEST_NULL)));
-  } else {
-    all.resize(ranks);
-    all[0] = text;
-    for (std::size_t from = 1; from < ranks; ++from) {
-      all[from].resize(static_cast<std::size_t>(lengths[from]));
-      for (std::size_t begin = 0; begin < all[from].size(); begin += mpi_chunk_bytes)
-        check(MPI_Irecv(all[from].data() + begin,
-                        static_cast<int>(std::min(mpi_chunk_bytes, all[from].size() - begin)),
-                        MPI_BYTE, static_cast<int>(from), 0, state_->mpi,
-                        &requests.emplace_back(MPI_REQUEST_NULL)));
-    }
-  }
-  finish(requests, "gather", state_->options.timeout);
+  std::vector<std::string> all = state_->all_gather(text, "gather");
+  if (!root()) all.clear();
   return all;
 }
 

@@ -21,10 +21,12 @@ namespace qpipe {
 // everything here works as a single rank, and no time goes to MPI's search for networks and
 // helpers. MPI_Finalize waits for all ranks, so the destructor leaves it out while an exception
 // unwinds. main catches inside the session's scope and calls abort_all_ranks, so that the others
-// end at once.
+// end at once. MPI_Init waits for all ranks, without a limit of its own: after `patience` a line on
+// stderr says so, and after `timeout` the process ends with EX_OSERR (71).
 class MpiSession {
  public:
-  MpiSession(int& argc, char**& argv);
+  MpiSession(int& argc, char**& argv, std::chrono::seconds timeout = std::chrono::seconds(600),
+             std::chrono::seconds patience = std::chrono::seconds(20));
   ~MpiSession();
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
@@ -80,8 +82,7 @@ class Comm {
                        Stream& stream);
 
   // Returns when the stream has done all that is queued, within the timeout and with NCCL's errors
-  // reported; call it before a blocking copy of a collective's result (Stream::synchronize would
-  // wait for a failed rank forever).
+  // reported. So do Stream::synchronize and blocking copies on the Comm's stream.
   void wait(Stream& stream);
 
   // What the operations on device buffers moved so far: this rank's buffers' bytes, and the seconds
@@ -112,11 +113,11 @@ class Comm {
   friend class Ring;
   struct State;
 
-  // An operation on device buffers: with_nccl(communicator), which is connected at the first of
-  // them, or start_with_mpi(requests).
-  template <class WithNccl, class StartWithMpi>
+  // An operation on device buffers: with_nccl(communicator, operation), which is connected at the
+  // first of them, or with_mpi(operation).
+  template <class WithNccl, class WithMpi>
   void transfer(std::size_t bytes, const std::string& operation, WithNccl with_nccl,
-                StartWithMpi start_with_mpi, Stream& stream);
+                WithMpi with_mpi, Stream& stream);
 
   std::unique_ptr<State> state_;
 };

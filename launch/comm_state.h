@@ -3,6 +3,7 @@
 
 #include <exception>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -26,17 +27,20 @@ struct Comm::State {
   int rank = 0;
   int size = 1;
   int exceptions = std::uncaught_exceptions();
-  bool shared_gpu = false;  // some GPU of the job serves several ranks
-  bool failed = false;      // an operation did not finish: the ranks are no longer in step
+  bool shared_gpu = false;           // some GPU of the job serves several ranks
+  bool failed = false;               // an operation did not finish: the ranks are no longer in step
+  std::shared_ptr<NcclWaits> waits;  // for the GPU, where ranks meet on it: all Comms' of the job
   std::unique_ptr<NcclComm, DestroyNcclComm> nccl;
   Stream& stream;
-  Stopwatch watch;  // of the operations on device buffers
+  std::optional<Waiter> waiter_before;  // of the stream, which outlives the Comm
+  Stopwatch watch;                      // of the operations on device buffers
   std::int64_t moved_bytes = 0;
 
   explicit State(Stream& own) : stream(own), watch(own) {}
 
   ~State() {
     nccl.reset();
+    if (waiter_before) stream.set_waiter(*waiter_before);
     if (mpi != MPI_COMM_NULL && !failed && std::uncaught_exceptions() <= exceptions)
       MPI_Comm_free(&mpi);
   }
@@ -61,19 +65,19 @@ struct Comm::State {
     int exceptions_ = std::uncaught_exceptions();
   };
 
-  std::vector<std::string> all_gather(const std::string& bytes, const char* operation) {
+  MpiOperation operation(const std::string& name) const { return {mpi, name, options.timeout}; }
+
+  std::vector<std::string> all_gather(const std::string& bytes, const char* name) {
     if (size == 1) return {bytes};
     Attempt attempt(*this);
-    return all_gather_bytes(bytes, mpi, operation, options.timeout);
+    return all_gather_bytes(bytes, operation(name));
   }
 
   // The least value of all ranks.
-  std::int64_t all_reduce_min(std::int64_t value, const char* operation) {
+  std::int64_t all_reduce_min(std::int64_t value, const char* name) {
     if (size == 1) return value;
     Attempt attempt(*this);
-    std::vector<MPI_Request> requests;
-    start_all_reduce(&value, 1, sizeof(value), MPI_INT64_T, MPI_MIN, mpi, requests);
-    finish(requests, operation, options.timeout);
+    all_reduce(&value, 1, sizeof(value), MPI_INT64_T, MPI_MIN, operation(name));
     return value;
   }
 

@@ -22,7 +22,7 @@ constexpr std::chrono::seconds start_timeout{600};
 
 std::vector<std::string> of_all_ranks(const std::string& text) {
   if (!mpi_is_active()) return {text};
-  return all_gather_bytes(text, MPI_COMM_WORLD, "placing the ranks on devices", start_timeout);
+  return all_gather_bytes(text, {MPI_COMM_WORLD, "placing the ranks on devices", start_timeout});
 }
 
 // Cores in the affinity mask of a process (0: this one).

@@ -1,11 +1,14 @@
 #include "launch/leave.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
-#include "launch/bounded_wait.h"
+#include "kernels/poll_until.h"
+#include "launch/comm.h"
 #include "launch/mpi_calls.h"
 
 namespace qpipe {
@@ -66,7 +69,14 @@ bool leave_together(int exit_code, std::chrono::milliseconds patience) {
   return wait_all(requests, patience) && verdict == 1;
 }
 
-void leave_at_once([[maybe_unused]] int exit_code) {
+void leave_at_once(int exit_code, std::chrono::seconds timeout) {
+  if (mpi_is_active() && !leave_together(exit_code, timeout)) {
+    dprintf(STDERR_FILENO,
+            "qpipe: %s: the work is done, but another rank did not come to the end within %lld s; "
+            "it is ended\n",
+            this_rank().c_str(), static_cast<long long>(timeout.count()));
+    abort_all_ranks(exit_code);
+  }
 // A sanitizer reports, and a build that counts lines writes its counts, only at an orderly exit.
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(QPIPE_COVERAGE)
   if (mpi_is_active()) check(MPI_Finalize());

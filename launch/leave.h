@@ -23,8 +23,9 @@ bool leave_together(int exit_code, std::chrono::milliseconds patience);
 
 // The last call of a process whose work is done, on the disk and told: finalises MPI, flushes the
 // streams, and ends without destructors. Gigabytes of page-locked memory are not unlocked one piece
-// after the other; the system takes them back at once. Collective. Does nothing in builds with a
-// sanitizer, which looks for leaks.
-void leave_at_once(int exit_code);
+// after the other; the system takes them back at once. Collective. A rank that does not come within
+// `timeout` is ended with the others, because MPI_Finalize would wait for it for ever. Without the
+// end of the process in builds with a sanitizer, which looks for leaks.
+void leave_at_once(int exit_code, std::chrono::seconds timeout);
 
 }  // namespace qpipe

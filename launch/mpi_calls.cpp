@@ -3,9 +3,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <stdexcept>
+#include <cstring>
+#include <utility>
 
-#include "launch/bounded_wait.h"
+#include "kernels/poll_until.h"
+#include "kernels/system_fault.h"
 
 namespace qpipe {
 
@@ -14,8 +16,8 @@ void check(int status, std::source_location where) {
   char text[MPI_MAX_ERROR_STRING] = "unknown error";
   int length = 0;
   MPI_Error_string(status, text, &length);
-  throw std::runtime_error(this_rank() + ": MPI: " + text + " (" + where.file_name() + ":" +
-                           std::to_string(where.line()) + ")");
+  throw SystemFault(this_rank() + ": MPI: " + text + " (" + where.file_name() + ":" +
+                    std::to_string(where.line()) + ")");
 }
 
 bool mpi_is_active() {
@@ -37,66 +39,96 @@ std::string this_rank() {
   return "rank " + std::to_string(rank) + " on host " + host_name();
 }
 
-void finish(std::vector<MPI_Request>& requests, const std::string& operation,
-            std::chrono::seconds timeout) {
-  const auto done = [&] {
-    int flag = 0;
-    check(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &flag,
-                      MPI_STATUSES_IGNORE));
-    return flag != 0;
-  };
-  if (!poll_until(done, timeout))
-    throw std::runtime_error(
-        this_rank() + ": " + operation + " was not finished after " +
-        std::to_string(timeout.count()) +
-        " s: another rank failed, hangs or is late (parallel.timeout raises the limit)");
-  requests.clear();
+Requests::~Requests() {
+  // After a fault: never freed, see the class.
+  if (std::any_of(held_.requests.begin(), held_.requests.end(),
+                  [](MPI_Request request) { return request != MPI_REQUEST_NULL; }))
+    new Held(std::move(held_));
 }
 
-void start_broadcast(void* data, std::size_t bytes, int from, MPI_Comm comm,
-                     std::vector<MPI_Request>& requests, std::size_t chunk_bytes) {
-  for (std::size_t begin = 0; begin < bytes; begin += chunk_bytes) {
-    const int count = static_cast<int>(std::min(chunk_bytes, bytes - begin));
-    check(MPI_Ibcast(static_cast<char*>(data) + begin, count, MPI_BYTE, from, comm,
-                     &requests.emplace_back(MPI_REQUEST_NULL)));
-  }
+MPI_Request* Requests::add() { return &held_.requests.emplace_back(MPI_REQUEST_NULL); }
+
+void* Requests::copy_of(void* data, std::size_t bytes, bool back) {
+  held_.copies.push_back({std::make_unique<unsigned char[]>(bytes), back ? data : nullptr, bytes});
+  void* memory = held_.copies.back().memory.get();
+  if (bytes > 0) std::memcpy(memory, data, bytes);
+  bytes_ += bytes;
+  return memory;
 }
 
-void start_all_reduce(void* x, std::size_t count, std::size_t element_bytes, MPI_Datatype type,
-                      MPI_Op op, MPI_Comm comm, std::vector<MPI_Request>& requests,
-                      std::size_t chunk_bytes) {
-  const std::size_t chunk = chunk_bytes / element_bytes;
+const void* Requests::copy_of(const void* data, std::size_t bytes) {
+  return copy_of(const_cast<void*>(data), bytes, false);
+}
+
+bool Requests::done() {
+  int flag = 0;
+  check(MPI_Testall(static_cast<int>(size()), held_.requests.data(), &flag, MPI_STATUSES_IGNORE));
+  return flag != 0;
+}
+
+void Requests::finish(const std::string& operation, std::chrono::seconds timeout) {
+  if (!poll_until([this] { return done(); }, timeout))
+    throw SystemFault(this_rank() + ": " + operation + " was not finished after " +
+                      std::to_string(timeout.count()) +
+                      " s: another rank failed, hangs or is late (parallel.timeout raises the "
+                      "limit)");
+  for (const Copy& copy : held_.copies)
+    if (copy.original != nullptr) std::memcpy(copy.original, copy.memory.get(), copy.bytes);
+  held_ = {};
+  bytes_ = 0;
+}
+
+void broadcast(const std::vector<MpiPiece>& pieces, const MpiOperation& operation) {
+  Requests requests;
+  int rank = 0;
+  check(MPI_Comm_rank(operation.comm, &rank));
+  for (const MpiPiece& piece : pieces)
+    for (std::size_t begin = 0; begin < piece.bytes; begin += operation.chunk_bytes) {
+      const std::size_t bytes = std::min(operation.chunk_bytes, piece.bytes - begin);
+      if (requests.size() > 0 && requests.bytes() + bytes > operation.chunk_bytes)
+        requests.finish(operation.name, operation.timeout);
+      void* copy =
+          requests.copy_of(static_cast<char*>(piece.data) + begin, bytes, piece.from != rank);
+      check(MPI_Ibcast(copy, static_cast<int>(bytes), MPI_BYTE, piece.from, operation.comm,
+                       requests.add()));
+    }
+  requests.finish(operation.name, operation.timeout);
+}
+
+void all_reduce(void* x, std::size_t count, std::size_t element_bytes, MPI_Datatype type, MPI_Op op,
+                const MpiOperation& operation) {
+  const std::size_t chunk = std::max<std::size_t>(operation.chunk_bytes / element_bytes, 1);
   for (std::size_t begin = 0; begin < count; begin += chunk) {
-    const int elements = static_cast<int>(std::min(chunk, count - begin));
-    check(MPI_Iallreduce(MPI_IN_PLACE, static_cast<char*>(x) + begin * element_bytes, elements,
-                         type, op, comm, &requests.emplace_back(MPI_REQUEST_NULL)));
+    const std::size_t elements = std::min(chunk, count - begin);
+    Requests requests;
+    void* copy = requests.copy_of(static_cast<char*>(x) + begin * element_bytes,
+                                  elements * element_bytes, true);
+    check(MPI_Iallreduce(MPI_IN_PLACE, copy, static_cast<int>(elements), type, op, operation.comm,
+                         requests.add()));
+    requests.finish(operation.name, operation.timeout);
   }
 }
 
-std::vector<std::string> all_gather_bytes(const std::string& bytes, MPI_Comm comm,
-                                          const std::string& operation,
-                                          std::chrono::seconds timeout) {
+std::vector<std::string> all_gather_bytes(const std::string& bytes, const MpiOperation& operation) {
   int rank = 0;
   int size = 0;
-  check(MPI_Comm_rank(comm, &rank));
-  check(MPI_Comm_size(comm, &size));
-  std::vector<MPI_Request> requests(1, MPI_REQUEST_NULL);
-  const auto mine = static_cast<std::int64_t>(bytes.size());
+  check(MPI_Comm_rank(operation.comm, &rank));
+  check(MPI_Comm_size(operation.comm, &size));
   std::vector<std::int64_t> lengths(static_cast<std::size_t>(size));
-  check(
-      MPI_Iallgather(&mine, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, comm, requests.data()));
-  finish(requests, operation, timeout);
+  lengths[static_cast<std::size_t>(rank)] = static_cast<std::int64_t>(bytes.size());
+  all_reduce(lengths.data(), lengths.size(), sizeof(std::int64_t), MPI_INT64_T, MPI_MAX, operation);
 
   std::vector<std::string> all(static_cast<std::size_t>(size));
+  std::vector<MpiPiece> pieces;
   for (int owner = 0; owner < size; ++owner) {
     std::string& text = all[static_cast<std::size_t>(owner)];
     if (owner == rank)
       text = bytes;
     else
       text.resize(static_cast<std::size_t>(lengths[static_cast<std::size_t>(owner)]));
-    start_broadcast(text.data(), text.size(), owner, comm, requests);
+    pieces.push_back({text.data(), text.size(), owner});
   }
-  finish(requests, operation, timeout);
+  broadcast(pieces, operation);
   return all;
 }
 

@@ -7,15 +7,17 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <source_location>
 #include <string>
 #include <vector>
 
 namespace qpipe {
 
-inline constexpr std::size_t mpi_chunk_bytes = std::size_t{1} << 30;  // MPI counts are ints
+// Of one MPI call, whose counts are ints, and of what is copied aside at a time.
+inline constexpr std::size_t mpi_chunk_bytes = std::size_t{64} << 20;
 
-// Throws std::runtime_error with MPI's message and the caller's position.
+// Throws SystemFault with MPI's message and the caller's position.
 void check(int status, std::source_location where = std::source_location::current());
 
 // Between MPI_Init and MPI_Finalize.
@@ -25,24 +27,63 @@ bool mpi_is_active();
 std::string this_rank();
 std::string host_name();
 
-// Waits until all requests are done and empties the list. Throws std::runtime_error naming rank,
-// host and operation after `timeout`; the requests are then still under way, so that the job has to
-// end.
-void finish(std::vector<MPI_Request>& requests, const std::string& operation,
-            std::chrono::seconds timeout);
+// Operations under way, with the memory that they read and write: neither ends before the other. An
+// operation that outlasts its timeout goes on in MPI's hands, where nothing can cancel a
+// collective; its memory then stays for the rest of the process, so that a late message harms
+// nobody.
+class Requests {
+ public:
+  Requests() = default;
+  ~Requests();
+  Requests(const Requests&) = delete;
+  Requests& operator=(const Requests&) = delete;
 
-// Starts a broadcast in pieces of chunk_bytes at most. Nothing for 0 bytes.
-void start_broadcast(void* data, std::size_t bytes, int from, MPI_Comm comm,
-                     std::vector<MPI_Request>& requests, std::size_t chunk_bytes = mpi_chunk_bytes);
+  // For one MPI_I… call.
+  MPI_Request* add();
+  // Memory for the calls: a copy of the caller's, which finish() copies back when `back` is set.
+  void* copy_of(void* data, std::size_t bytes, bool back);
+  const void* copy_of(const void* data, std::size_t bytes);
+  // Returns when all are done. Throws SystemFault naming rank, host and operation after `timeout`.
+  void finish(const std::string& operation, std::chrono::seconds timeout);
 
-// x ← sum or maximum over the ranks, in pieces of chunk_bytes at most.
-void start_all_reduce(void* x, std::size_t count, std::size_t element_bytes, MPI_Datatype type,
-                      MPI_Op op, MPI_Comm comm, std::vector<MPI_Request>& requests,
-                      std::size_t chunk_bytes = mpi_chunk_bytes);
+  std::size_t size() const { return held_.requests.size(); }
+  std::size_t bytes() const { return bytes_; }
 
+ private:
+  struct Copy {
+    std::unique_ptr<unsigned char[]> memory;
+    void* original = nullptr;  // where it goes back to; null: nowhere
+    std::size_t bytes = 0;
+  };
+  struct Held {
+    std::vector<MPI_Request> requests;
+    std::vector<Copy> copies;
+  };
+  bool done();
+
+  Held held_;
+  std::size_t bytes_ = 0;
+};
+
+// What the following work with, and how messages call it.
+struct MpiOperation {
+  MPI_Comm comm = MPI_COMM_NULL;
+  std::string name;
+  std::chrono::seconds timeout{};
+  std::size_t chunk_bytes = mpi_chunk_bytes;
+};
+
+// Blocking, bounded, in chunks. A piece is a run of bytes that one rank has and all get.
+struct MpiPiece {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+  int from = 0;
+};
+void broadcast(const std::vector<MpiPiece>& pieces, const MpiOperation& operation);
+// x ← sum or maximum over the ranks.
+void all_reduce(void* x, std::size_t count, std::size_t element_bytes, MPI_Datatype type, MPI_Op op,
+                const MpiOperation& operation);
 // The bytes of every rank, in rank order, of any lengths.
-std::vector<std::string> all_gather_bytes(const std::string& bytes, MPI_Comm comm,
-                                          const std::string& operation,
-                                          std::chrono::seconds timeout);
+std::vector<std::string> all_gather_bytes(const std::string& bytes, const MpiOperation& operation);
 
 }  // namespace qpipe

@@ -3,29 +3,44 @@
 
 #include <nccl.h>
 
+#include <atomic>
 #include <chrono>
 #include <exception>
-#include <functional>
 #include <source_location>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "kernels/cuda_handles.h"
 #include "launch/nccl_comm.h"
+#include "launch/nccl_waits.h"
 
 namespace qpipe {
+
+struct NcclWaits {
+  std::string who;
+  std::chrono::seconds timeout{};
+  std::thread::id owner = std::this_thread::get_id();
+  std::atomic<bool> late = false;  // a wait of some thread took too long
+  std::vector<NcclComm*> comms;    // the owner's alone
+};
 
 struct NcclComm {
   ncclComm_t comm = nullptr;  // null after an abort
   bool starting = true;       // until the first call that needs it
-  std::string who;
-  std::chrono::seconds timeout{};
+  std::string queued;         // the last operation since the stream was waited for
+  std::shared_ptr<NcclWaits> waits;
   cudaStream_t stream = nullptr;
   int exceptions = std::uncaught_exceptions();
 };
 
 namespace nccl {
 
-// Aborts the communicator and throws std::runtime_error with rank, host, operation and reason.
+// Throws SystemFault with rank, host, operation and reason.
+[[noreturn]] void throw_fault(const std::string& who, const std::string& operation,
+                              const std::string& reason, std::source_location where);
+
+// Aborts the communicator and throws.
 [[noreturn]] void fail(NcclComm& comm, const std::string& operation, const std::string& reason,
                        std::source_location where = std::source_location::current());
 
@@ -47,11 +62,7 @@ void settle(NcclComm& comm, ncclResult_t status, const std::string& operation,
 // As cuda::create_nccl_comm, on the current device, for work on `stream`. Goes on while NCCL starts
 // the communicator in the background.
 NcclComm* create(const std::string& unique_id, int rank, int size, bool over_sockets,
-                 const std::string& who, std::chrono::seconds timeout, cudaStream_t stream);
-
-// Calls `query` (cudaStreamQuery, cudaEventQuery) until it is successful, with the communicator's
-// errors reported.
-void wait(NcclComm& comm, const std::function<cudaError_t()>& query, const std::string& operation);
+                 std::shared_ptr<NcclWaits> waits, cudaStream_t stream);
 
 }  // namespace nccl
 }  // namespace qpipe

@@ -2,7 +2,8 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "launch/bounded_wait.h"
+#include "kernels/poll_until.h"
+#include "kernels/system_fault.h"
 #include "launch/nccl_calls.h"
 
 namespace qpipe {
@@ -10,7 +11,7 @@ namespace qpipe {
 namespace {
 
 // Connecting takes seconds on any machine, however short the limit for a collective is.
-constexpr std::chrono::seconds connect_timeout{120};
+constexpr std::chrono::seconds connect_timeout{30};
 
 std::string describe(ncclResult_t status, ncclComm_t comm) {
   const char* detail = ncclGetLastError(comm);
@@ -22,12 +23,17 @@ std::string describe(ncclResult_t status, ncclComm_t comm) {
 
 namespace nccl {
 
+void throw_fault(const std::string& who, const std::string& operation, const std::string& reason,
+                 std::source_location where) {
+  throw SystemFault(who + ": NCCL " + operation + ": " + reason + " (" + where.file_name() + ":" +
+                    std::to_string(where.line()) + ")");
+}
+
 void fail(NcclComm& comm, const std::string& operation, const std::string& reason,
           std::source_location where) {
   if (comm.comm != nullptr) ncclCommAbort(comm.comm);  // ends kernels that wait for a peer
   comm.comm = nullptr;
-  throw std::runtime_error(comm.who + ": NCCL " + operation + ": " + reason + " (" +
-                           where.file_name() + ":" + std::to_string(where.line()) + ")");
+  throw_fault(comm.waits->who, operation, reason, where);
 }
 
 std::string too_late(std::chrono::seconds timeout) {
@@ -53,41 +59,22 @@ void settle(NcclComm& comm, ncclResult_t status, const std::string& operation,
 }
 
 void check_usable(NcclComm& comm, const std::string& operation) {
-  if (comm.comm == nullptr)
-    throw std::runtime_error(comm.who + ": NCCL " + operation +
-                             ": the communicator was aborted earlier");
-  if (comm.starting) settle(comm, ncclInProgress, "start", std::max(comm.timeout, connect_timeout));
+  if (comm.comm == nullptr) fail(comm, operation, "the communicator was aborted earlier");
+  if (comm.starting)
+    settle(comm, ncclInProgress, "start", std::max(comm.waits->timeout, connect_timeout));
   comm.starting = false;
 }
 
-void wait(NcclComm& comm, const std::function<cudaError_t()>& query, const std::string& operation) {
-  check_usable(comm, operation);
-  const auto where = std::source_location::current();
-  bool waited = false;
-  const auto done = [&] {
-    const cudaError_t status = query();
-    if (status != cudaSuccess && status != cudaErrorNotReady)
-      fail(comm, operation, cudaGetErrorString(status), where);
-    waited = waited || status == cudaErrorNotReady;
-    is_settled(comm, operation,
-               where);  // throws when a peer failed, also while the stream still waits for it
-    return status == cudaSuccess;
-  };
-  const bool in_time = poll_until(done, comm.timeout);
-  if (waited) cudaGetLastError();  // the query leaves cudaErrorNotReady behind
-  if (!in_time) fail(comm, operation, too_late(comm.timeout), where);
-}
-
 NcclComm* create(const std::string& unique_id, int rank, int size, bool over_sockets,
-                 const std::string& who, std::chrono::seconds timeout, cudaStream_t stream) {
+                 std::shared_ptr<NcclWaits> waits, cudaStream_t stream) {
   ncclUniqueId id{};
   if (unique_id.size() != sizeof(id.internal))
     throw std::invalid_argument("create_nccl_comm: not an NCCL id");
   std::memcpy(id.internal, unique_id.data(), sizeof(id.internal));
   auto* comm = new NcclComm;
   try {
-    comm->who = who;
-    comm->timeout = timeout;
+    comm->waits = std::move(waits);
+    comm->waits->comms.push_back(comm);
     comm->stream = stream;
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
@@ -105,6 +92,7 @@ NcclComm* create(const std::string& unique_id, int rank, int size, bool over_soc
 }  // namespace nccl
 
 using nccl::check_usable;
+using nccl::fail;
 using nccl::is_settled;
 using nccl::settle;
 
@@ -119,9 +107,9 @@ std::string nccl_unique_id() {
 }
 
 NcclComm* create_nccl_comm(const std::string& unique_id, int rank, int size, bool over_sockets,
-                           const std::string& who, std::chrono::seconds timeout, Stream& stream) {
+                           std::shared_ptr<NcclWaits> waits, Stream& stream) {
   check(cudaSetDevice(stream.device()));
-  return nccl::create(unique_id, rank, size, over_sockets, who, timeout, stream.cuda().stream);
+  return nccl::create(unique_id, rank, size, over_sockets, std::move(waits), stream.cuda().stream);
 }
 
 void destroy_nccl_comm(NcclComm* comm) noexcept {
@@ -129,62 +117,85 @@ void destroy_nccl_comm(NcclComm* comm) noexcept {
   if (comm->comm != nullptr) {
     try {
       if (std::uncaught_exceptions() > comm->exceptions)
-        throw std::runtime_error("another exception is on its way");
+        fail(*comm, "end", "another exception is on its way");
       const auto where = std::source_location::current();
       const auto idle = [&] {
         return is_settled(*comm, "end", where) &&
                cudaStreamQuery(comm->stream) != cudaErrorNotReady;
       };
-      if (!poll_until(idle, comm->timeout)) throw std::runtime_error("the stream does not end");
-      settle(*comm, ncclCommFinalize(comm->comm), "end", comm->timeout);
+      if (!poll_until(idle, comm->waits->timeout)) fail(*comm, "end", "the stream does not end");
+      settle(*comm, ncclCommFinalize(comm->comm), "end", comm->waits->timeout);
       ncclCommDestroy(comm->comm);
     } catch (...) {
       if (comm->comm != nullptr) ncclCommAbort(comm->comm);
     }
     cudaGetLastError();  // cudaStreamQuery leaves cudaErrorNotReady behind
   }
+  if (comm->waits) std::erase(comm->waits->comms, comm);
   delete comm;
 }
 
-void broadcast(NcclComm& comm, void* data, std::size_t bytes, int from, Stream& stream) {
-  check_usable(comm, "broadcast");
-  settle(comm, ncclBroadcast(data, data, bytes, ncclUint8, from, comm.comm, stream.cuda().stream),
-         "broadcast", comm.timeout);
+namespace {
+
+// Around a call of NCCL's: it is queued when this returns.
+template <class Call>
+void queue(NcclComm& comm, const std::string& operation, Call call) {
+  check_usable(comm, operation);
+  comm.queued = operation;
+  settle(comm, call(), operation, comm.waits->timeout);
+}
+
+}  // namespace
+
+void broadcast(NcclComm& comm, void* data, std::size_t bytes, int from,
+               const std::string& operation, Stream& stream) {
+  queue(comm, operation, [&] {
+    return ncclBroadcast(data, data, bytes, ncclUint8, from, comm.comm, stream.cuda().stream);
+  });
 }
 
 void broadcast_pieces(NcclComm& comm, void* data, const std::vector<Piece>& pieces,
-                      Stream& stream) {
-  check_usable(comm, "all_gather_rows");
-  ncclResult_t status = ncclGroupStart();
-  for (std::size_t owner = 0; owner < pieces.size(); ++owner) {
-    if (pieces[owner].bytes == 0) continue;
-    char* piece = static_cast<char*>(data) + pieces[owner].begin;
-    const ncclResult_t queued =
-        ncclBroadcast(piece, piece, pieces[owner].bytes, ncclUint8, static_cast<int>(owner),
-                      comm.comm, stream.cuda().stream);
-    if (status == ncclSuccess && queued != ncclInProgress) status = queued;
-  }
-  const ncclResult_t ended = ncclGroupEnd();  // closes the group also after a refused call
-  settle(comm, status == ncclSuccess ? ended : status, "all_gather_rows", comm.timeout);
+                      const std::string& operation, Stream& stream) {
+  queue(comm, operation, [&] {
+    ncclResult_t status = ncclGroupStart();
+    for (std::size_t owner = 0; owner < pieces.size(); ++owner) {
+      if (pieces[owner].bytes == 0) continue;
+      char* piece = static_cast<char*>(data) + pieces[owner].begin;
+      const ncclResult_t queued =
+          ncclBroadcast(piece, piece, pieces[owner].bytes, ncclUint8, static_cast<int>(owner),
+                        comm.comm, stream.cuda().stream);
+      if (status == ncclSuccess && queued != ncclInProgress) status = queued;
+    }
+    const ncclResult_t ended = ncclGroupEnd();  // closes the group also after a refused call
+    return status == ncclSuccess ? ended : status;
+  });
 }
 
-void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count, Stream& stream) {
-  check_usable(comm, "all_reduce_sum");
-  settle(comm, ncclAllReduce(x, x, count, ncclInt64, ncclSum, comm.comm, stream.cuda().stream),
-         "all_reduce_sum", comm.timeout);
+void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count,
+                    const std::string& operation, Stream& stream) {
+  queue(comm, operation, [&] {
+    return ncclAllReduce(x, x, count, ncclInt64, ncclSum, comm.comm, stream.cuda().stream);
+  });
 }
 
-void all_reduce_max(NcclComm& comm, float* x, std::size_t count, Stream& stream) {
-  check_usable(comm, "all_reduce_max");
+void all_reduce_max(NcclComm& comm, float* x, std::size_t count, const std::string& operation,
+                    Stream& stream) {
   // Floats ≥ +0 are ordered as their bits are, and a NaN has greater bits than any of them; ncclMax
   // on floats may drop a NaN.
-  settle(comm, ncclAllReduce(x, x, count, ncclUint32, ncclMax, comm.comm, stream.cuda().stream),
-         "all_reduce_max", comm.timeout);
+  queue(comm, operation, [&] {
+    return ncclAllReduce(x, x, count, ncclUint32, ncclMax, comm.comm, stream.cuda().stream);
+  });
 }
 
 void wait(NcclComm& comm, Stream& stream) {
-  nccl::wait(
-      comm, [&] { return cudaStreamQuery(stream.cuda().stream); }, "wait for the GPU");
+  check_usable(comm, "wait for the GPU");
+  const Waiter waiter = [&](const std::function<bool()>& done) {
+    wait(*comm.waits, done, "wait for the GPU");
+  };
+  wait_for_device(
+      waiter, [&] { return cudaStreamQuery(stream.cuda().stream); },
+      [&] { return cudaStreamSynchronize(stream.cuda().stream); });
+  comm.queued.clear();
 }
 
 }  // namespace cuda

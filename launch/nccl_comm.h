@@ -3,7 +3,7 @@
 //
 // The communicator is non-blocking: every call is followed by a bounded wait for NCCL to have
 // queued it, and on an error or at the end of the timeout the communicator is aborted and
-// std::runtime_error names rank, host and operation. Later calls then throw at once.
+// SystemFault names rank, host and operation. Later calls then throw at once.
 #pragma once
 
 #include <chrono>
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "launch/comm.h"
+#include "launch/nccl_waits.h"
 
 namespace qpipe {
 
@@ -22,23 +23,27 @@ namespace cuda {
 // The bytes that rank 0 makes and all ranks pass to create_nccl_comm.
 std::string nccl_unique_id();
 
-// Collective; the first call on the communicator waits until it has started. who: "rank 3 on host
-// n17", for messages. over_sockets: NCCL's own socket transport (ranks that share a GPU).
+// Collective; the first call on the communicator waits until it has started. over_sockets: NCCL's
+// own socket transport (ranks that share a GPU).
 NcclComm* create_nccl_comm(const std::string& unique_id, int rank, int size, bool over_sockets,
-                           const std::string& who, std::chrono::seconds timeout, Stream& stream);
+                           std::shared_ptr<NcclWaits> waits, Stream& stream);
 // Collective unless a call failed or an exception is on its way: then the communicator is aborted.
 void destroy_nccl_comm(NcclComm* comm) noexcept;
 
-// In stream order; pieces of [begin, begin + bytes) bytes, one for each rank, each copied from its
-// rank to all others.
+// In stream order. operation: what messages call it. Pieces of [begin, begin + bytes) bytes, one
+// for each rank, each copied from its rank to all others.
 struct Piece {
   std::size_t begin = 0;
   std::size_t bytes = 0;
 };
-void broadcast(NcclComm& comm, void* data, std::size_t bytes, int from, Stream& stream);
-void broadcast_pieces(NcclComm& comm, void* data, const std::vector<Piece>& pieces, Stream& stream);
-void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count, Stream& stream);
-void all_reduce_max(NcclComm& comm, float* x, std::size_t count, Stream& stream);  // x ≥ +0 or NaN
+void broadcast(NcclComm& comm, void* data, std::size_t bytes, int from,
+               const std::string& operation, Stream& stream);
+void broadcast_pieces(NcclComm& comm, void* data, const std::vector<Piece>& pieces,
+                      const std::string& operation, Stream& stream);
+void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count,
+                    const std::string& operation, Stream& stream);
+void all_reduce_max(NcclComm& comm, float* x, std::size_t count, const std::string& operation,
+                    Stream& stream);  // x ≥ +0 or NaN
 
 // Returns when the stream is empty.
 void wait(NcclComm& comm, Stream& stream);

@@ -74,14 +74,19 @@ void ring_exchange(NcclRing& ring, const void* to_next, std::size_t send_bytes, 
       queue(
           ncclRecv(from_previous, receive_bytes, ncclUint8, ring.previous, comm.comm, ring.stream));
     const ncclResult_t ended = ncclGroupEnd();  // closes the group also after a refused call
-    nccl::settle(comm, status == ncclSuccess ? ended : status, "exchange", comm.timeout);
+    nccl::settle(comm, status == ncclSuccess ? ended : status, "exchange", comm.waits->timeout);
   }
   ring.over.push_back(record_event(ring.stream));
 }
 
 void ring_wait_oldest(NcclRing& ring, const std::string& operation) {
-  nccl::wait(
-      ring.comm, [&] { return cudaEventQuery(ring.over.front().get()); }, operation);
+  nccl::check_usable(ring.comm, operation);
+  cudaEvent_t event = ring.over.front().get();
+  const Waiter waiter = [&](const std::function<bool()>& done) {
+    wait(*ring.comm.waits, done, operation);
+  };
+  wait_for_device(
+      waiter, [&] { return cudaEventQuery(event); }, [&] { return cudaEventSynchronize(event); });
   ring.over.pop_front();
 }
 

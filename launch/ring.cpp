@@ -27,10 +27,10 @@ struct Ring::State {
   std::string next;  // "rank 3", of the job
   std::string previous;
   std::unique_ptr<NcclRing, DestroyNcclRing>
-      nccl;                           // its stream outlives the communicator that works on it
-  std::optional<Comm> comm;           // of the ring: its ranks are the teams
-  std::deque<std::string> steps;      // under way: what they do, for messages
-  std::vector<MPI_Request> requests;  // of the one step that is under way, on the CPU
+      nccl;                       // its stream outlives the communicator that works on it
+  std::optional<Comm> comm;       // of the ring: its ranks are the teams
+  std::deque<std::string> steps;  // under way: what they do, for messages
+  Requests requests;              // of the one step that is under way, on the CPU
   std::int64_t bytes = 0;
 
   bool on_cuda() const { return nccl != nullptr; }
@@ -45,14 +45,16 @@ struct Ring::State {
     const int to = (comm->rank() + 1) % size;
     const int from = (comm->rank() + size - 1) % size;
     const MPI_Comm mpi = comm->state_->mpi;
-    for (std::size_t begin = 0; begin < in.bytes; begin += mpi_chunk_bytes)
-      check(MPI_Irecv(static_cast<char*>(in.data) + begin,
-                      static_cast<int>(std::min(mpi_chunk_bytes, in.bytes - begin)), MPI_BYTE, from,
-                      tag, mpi, &requests.emplace_back(MPI_REQUEST_NULL)));
-    for (std::size_t begin = 0; begin < out.bytes; begin += mpi_chunk_bytes)
-      check(MPI_Isend(static_cast<const char*>(out.data) + begin,
-                      static_cast<int>(std::min(mpi_chunk_bytes, out.bytes - begin)), MPI_BYTE, to,
-                      tag, mpi, &requests.emplace_back(MPI_REQUEST_NULL)));
+    for (std::size_t begin = 0; begin < in.bytes; begin += mpi_chunk_bytes) {
+      const std::size_t count = std::min(mpi_chunk_bytes, in.bytes - begin);
+      void* copy = requests.copy_of(static_cast<char*>(in.data) + begin, count, true);
+      check(MPI_Irecv(copy, static_cast<int>(count), MPI_BYTE, from, tag, mpi, requests.add()));
+    }
+    for (std::size_t begin = 0; begin < out.bytes; begin += mpi_chunk_bytes) {
+      const std::size_t count = std::min(mpi_chunk_bytes, out.bytes - begin);
+      const void* copy = requests.copy_of(static_cast<const char*>(out.data) + begin, count);
+      check(MPI_Isend(copy, static_cast<int>(count), MPI_BYTE, to, tag, mpi, requests.add()));
+    }
   }
 
   void finish_oldest() {
@@ -61,7 +63,7 @@ struct Ring::State {
         cuda::ring_wait_oldest(*nccl, steps.front());
         return steps.pop_front();
       }
-    finish(requests, steps.front(), comm->state_->options.timeout);
+    requests.finish(steps.front(), comm->state_->options.timeout);
     steps.pop_front();
   }
 };

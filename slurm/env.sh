@@ -64,6 +64,24 @@ stop_if_stalled() {
   fi
 }
 
+# The processes of $QPIPE below process $1, on this node.
+ranks_below() {
+  local child program
+  program=$(readlink -f "$QPIPE")
+  for child in $(pgrep -P "$1"); do
+    [[ $(readlink "/proc/$child/exe") != "$program" ]] || echo "$child"
+    ranks_below "$child"
+  done
+}
+
+# One rank is enough: all agree on the signal. Some builds of mpirun (Open MPI 4.1.6 of Ubuntu 24.04) do not hand it on, so that the launcher
+# is asked only where no rank of its own runs here, as with srun.
+ask_to_stop() {
+  local ranks
+  mapfile -t ranks < <(ranks_below "$1")
+  kill -USR1 "${ranks[0]:-$1}" || :
+}
+
 # quantize CONFIG.toml [--set section.key=value ...]: one start of qpipe. Ends the script with qpipe's exit code; 75, interrupted with its work
 # committed, requeues the job, whose next start goes on from there.
 quantize() {
@@ -71,8 +89,8 @@ quantize() {
   local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
   job=${job:-$SLURM_JOB_ID}
   local starts=slurm-$job.starts pid='' interrupted=0 signalled status effective folder launcher
-  # USR1: srun and mpirun hand it on to every rank. TERM they would take as an order to kill the ranks; Slurm sends it to the ranks itself.
-  trap 'signalled=1 interrupted=1; [[ -z $pid ]] || kill -USR1 "$pid" || :' USR1
+  # TERM srun and mpirun would take as an order to kill the ranks; Slurm sends it to the ranks itself.
+  trap 'signalled=1 interrupted=1; [[ -z $pid ]] || ask_to_stop "$pid"' USR1
   trap 'signalled=1' TERM
 
   [[ -x $QPIPE ]] || fail "no program $QPIPE: submit from the folder of the repository, or set QPIPE" 66

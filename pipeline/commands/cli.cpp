@@ -5,12 +5,13 @@
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
-#include <cstdlib>
 #include <vector>
 
 #include "kernels/stream.h"
+#include "launch/comm.h"
 #include "launch/leave.h"
 #include "pipeline/files/error.h"
+#include "pipeline/files/terminal.h"
 #include "pipeline/model/checkpoint.h"
 #include "pipeline/model/model.h"
 #include "pipeline/quantize.h"
@@ -51,8 +52,8 @@ constexpr const char* usage =
         `qpipe COMMAND --help` tells a command's options and defaults
 
 Exit codes: 0 done, 64 wrong arguments, 65 damaged data, 66 missing input, 69 unsupported here,
-70 defect of qpipe, 73 or 74 output cannot be written, 75 stopped by a signal (the same command
-goes on), 78 wrong configuration.
+70 defect of qpipe, 71 the machine or another rank failed, 73 or 74 output cannot be written,
+75 stopped by a signal (71, 75: the same command goes on), 78 wrong configuration.
 
 Options of CONFIG.toml:
 
@@ -66,19 +67,6 @@ std::string version_text() {
   throw UserError(ExitCode::usage, message + "; `qpipe --help` lists the commands and options");
 }
 
-struct Environment {
-  bool found = false;
-  int rank = 0;
-};
-
-// Open MPI, PMIx, MPICH and Intel MPI, Slurm: the innermost launcher first, as mpirun may run
-// inside a Slurm allocation.
-Environment read_environment() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"})
-    if (const char* text = std::getenv(name)) return {true, std::atoi(text)};
-  return {};
-}
-
 // Logs go to stderr: stdout is for results.
 void set_log_level(const std::string& level) {
   if (spdlog::get("qpipe") == nullptr) spdlog::set_default_logger(spdlog::stderr_color_mt("qpipe"));
@@ -86,18 +74,20 @@ void set_log_level(const std::string& level) {
 }
 
 int run(const ShowText& command) {
-  fmt::print("{}", command.text);
+  print_result(command.text);
   return static_cast<int>(ExitCode::ok);
 }
 
 int run(const QuantizeRequest& command) {
   set_log_level(command.options.run.log_level);
-  if (command.dry_run && environment_rank() == 0) {
-    fmt::print("{}", options_as_toml(command.options));
-    std::fflush(stdout);
+  if (command.dry_run && world().rank == 0) {
+    print_result(options_as_toml(command.options));
+    finish_results();
   }
-  quantize(command.options, command.dry_run, {}, {}, command.begin,
-           [] { leave_at_once(static_cast<int>(ExitCode::ok)); });
+  quantize(command.options, command.dry_run, {}, {}, command.begin, [&] {
+    leave_at_once(static_cast<int>(ExitCode::ok),
+                  std::chrono::seconds(command.options.parallel.timeout));
+  });
   return static_cast<int>(ExitCode::ok);
 }
 
@@ -121,8 +111,8 @@ int run(const TokenizeRequest& command) {
   request.vocab = read_architecture(checkpoint).vocab;
   const Tokens tokens = load_tokens(request);
   write_tokens_hdf5(tokens, command.out, request.dataset);
-  fmt::print("{}: /{} [{}, {}], from {}\n", command.out.string(), request.dataset, tokens.samples,
-             tokens.seqlen, tokens.source);
+  print_result("{}: /{} [{}, {}], from {}\n", command.out.string(), request.dataset, tokens.samples,
+               tokens.seqlen, tokens.source);
   return static_cast<int>(ExitCode::ok);
 }
 
@@ -323,14 +313,26 @@ void require_input(const std::string& option, const std::string& path, bool fold
 
 }  // namespace
 
-int environment_rank() { return read_environment().rank; }
-
-bool has_launcher() { return read_environment().found; }
-
 bool is_collective(const Command& command) {
   return std::holds_alternative<QuantizeRequest>(command) ||
          std::holds_alternative<CompareRequest>(command) ||
          std::holds_alternative<EvalRequest>(command);
+}
+
+bool can_go_on_later(const Command& command) {
+  if (const auto* request = std::get_if<QuantizeRequest>(&command)) return !request->dry_run;
+  return std::holds_alternative<CompareRequest>(command) ||
+         std::holds_alternative<TokenizeRequest>(command);
+}
+
+std::chrono::seconds timeout_of(const Command& command) {
+  const auto of = [](const Options& options) {
+    return std::chrono::seconds(options.parallel.timeout);
+  };
+  if (const auto* request = std::get_if<QuantizeRequest>(&command)) return of(request->options);
+  if (const auto* request = std::get_if<CompareRequest>(&command))
+    return of(request->options.front());
+  return Comm::Options{}.timeout;
 }
 
 int run_command(const Command& command) {

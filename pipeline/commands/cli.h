@@ -43,12 +43,14 @@ Command read_command(int argc, const char* const* argv);
 // Whether the command works on all ranks together, and needs MPI; the others are for rank 0 alone.
 bool is_collective(const Command& command);
 
+// Whether the command can stop where the next start goes on, and asks for signals
+// (launch/signals.h).
+bool can_go_on_later(const Command& command);
+
+// How long ranks wait for each other.
+std::chrono::seconds timeout_of(const Command& command);
+
 // Returns the exit code. Collective commands need an MpiSession.
 int run_command(const Command& command);
-
-// This process's rank as the launcher's environment tells it before MPI_Init: 0 without a launcher.
-int environment_rank();
-// Whether a launcher's environment is there at all; only MPI knows how many ranks there are.
-bool has_launcher();
 
 }  // namespace qpipe

@@ -12,6 +12,7 @@
 #include "pipeline/commands/compare_table.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/suggest.h"
+#include "pipeline/files/terminal.h"
 #include "pipeline/model/checkpoint.h"
 #include "pipeline/model/model.h"
 #include "pipeline/model/read_back.h"
@@ -278,9 +279,9 @@ int run_compare(const CompareRequest& request) {
     write_files(comparison, request.stem);
   }
   if (first) {
-    fmt::print("{}", comparison_text(comparison));
-    std::fflush(stdout);
-    fmt::print(stderr, "table in {0}.md and {0}.json\n", request.stem.string());
+    print_result(comparison_text(comparison));
+    finish_results();
+    tell(fmt::format("table in {0}.md and {0}.json\n", printable(request.stem.string())));
   }
   return static_cast<int>(ExitCode::ok);
 }

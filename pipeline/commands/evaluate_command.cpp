@@ -8,6 +8,7 @@
 #include "pipeline/data/tokens_on_ranks.h"
 #include "pipeline/evaluate.h"
 #include "pipeline/files/error.h"
+#include "pipeline/files/terminal.h"
 #include "pipeline/model/model.h"
 
 namespace qpipe {
@@ -61,9 +62,9 @@ int run_eval(const EvalRequest& request) {
     writer.finish();
   }
   if (comm.root())
-    fmt::print("perplexity {:.4f}  ({} tokens predicted in {} windows of {}, {:.1f} s on {})\n",
-               perplexity.value, perplexity.tokens, tokens.samples, tokens.seqlen, seconds,
-               stream.device_name());
+    print_result("perplexity {:.4f}  ({} tokens predicted in {} windows of {}, {:.1f} s on {})\n",
+                 perplexity.value, perplexity.tokens, tokens.samples, tokens.seqlen, seconds,
+                 stream.device_name());
   return 0;
 }
 

@@ -5,6 +5,7 @@
 
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
+#include "pipeline/files/terminal.h"
 #include "pipeline/model/describe_kinds.h"
 #include "pipeline/model/model.h"
 
@@ -20,14 +21,14 @@ int run_families(const FamiliesRequest& request) {
   }
   const std::vector<std::string> families = supported_families();
   if (request.json) {
-    fmt::print("{}\n", nlohmann::json{{"families", families}, {"models", models}}.dump(2));
+    print_result("{}\n", nlohmann::json{{"families", families}, {"models", models}}.dump(2));
     return static_cast<int>(ExitCode::ok);
   }
-  if (models.empty()) fmt::print("{}\n", fmt::join(families, "\n"));
+  if (models.empty()) print_result("{}\n", fmt::join(families, "\n"));
   for (const nlohmann::json& model : models)
-    fmt::print("{}: {}: {}\n", model["folder"].get<std::string>(),
-               model["model_type"].get<std::string>(),
-               fmt::join(model["kinds"].get<std::vector<std::string>>(), ", "));
+    print_result("{}: {}: {}\n", model["folder"].get<std::string>(),
+                 model["model_type"].get<std::string>(),
+                 fmt::join(model["kinds"].get<std::vector<std::string>>(), ", "));
   return static_cast<int>(ExitCode::ok);
 }
 

@@ -2,57 +2,106 @@
 #include <fmt/format.h>
 
 #include <exception>
+#include <filesystem>
+#include <new>
 #include <optional>
+#include <system_error>
 
 #include "kernels/blas_kernels.h"
+#include "kernels/system_fault.h"
 #include "launch/comm.h"
+#include "launch/launcher.h"
 #include "launch/leave.h"
+#include "launch/signals.h"
 #include "pipeline/commands/cli.h"
 #include "pipeline/files/error.h"
+#include "pipeline/files/terminal.h"
 
 namespace {
 
 using namespace qpipe;
+
+// Before the shared libraries' constructors run: with BLAS, MPI and CUDA they take a while.
+void hold_signals(int, char**, char**) { hold_stop_signals(); }
+__attribute__((section(".preinit_array"), used)) void (*const first)(int, char**,
+                                                                     char**) = hold_signals;
 
 // Ranks that check the same files reach the same fault at about the same time; a rank that waits
 // longer than this is alone with its own.
 constexpr std::chrono::seconds patience{5};
 
 void say(const std::string& message) {
-  fmt::print(stderr, "qpipe: error: {}\n", message);
-  std::fflush(stderr);
+  tell(fmt::format("qpipe: error: {}\n", printable(message)));
 }
 
 std::string on_rank(const World& me) {
   return me.size > 1 ? fmt::format("rank {} on {}: ", me.rank, me.host) : "";
 }
 
+// Whether this process speaks for all that were started with it.
+bool is_first() { return !is_below_launcher() || launcher_in_environment().rank == 0; }
+
 // A fault that all ranks find alike is told by rank 0, and all return its code. Before that no rank
 // may end: the launcher would kill the others, rank 0 and its message included.
 int end_with(const UserError& error, std::optional<MpiSession>& session, int& argc, char**& argv) {
   const int code = static_cast<int>(error.code);
-  const bool first = (session ? world().rank : environment_rank()) == 0;
-  if (first) say(error.what());
-  if (!session && has_launcher()) session.emplace(argc, argv);
+  const bool speaks = session ? world().rank == 0 : is_first();
+  if (speaks) say(error.what());
+  if (!session && launcher_in_environment().found) session.emplace(argc, argv);
   const World me = world();
   if (me.size == 1 || leave_together(code, patience)) return code;
-  if (!first) say(on_rank(me) + error.what());
+  if (!speaks) say(on_rank(me) + error.what());
   abort_all_ranks(code);
 }
 
-int end_with(const std::exception& error, const std::optional<MpiSession>& session) {
-  const int code = static_cast<int>(ExitCode::software);
+// A fault of this rank alone.
+int end_with(ExitCode exit_code, const std::string& message) {
+  const int code = static_cast<int>(exit_code);
   const World me = world();
-  say(on_rank(me) + error.what());
-  if (session && me.size > 1) abort_all_ranks(code);
+  say((message.starts_with("rank ") ? "" : on_rank(me)) + message);
+  if (me.size > 1) abort_all_ranks(code);
   return code;
 }
 
-// The work of one process, which the others of a launcher neither do nor wait for.
-int run_alone(const Command& command) {
-  if (environment_rank() != 0) return 0;
+// The exception that is being handled and is no UserError.
+int end_with_exception() {
   try {
-    return run_command(command);
+    throw;
+  } catch (const SystemFault& error) {
+    return end_with(ExitCode::os, error.what());
+  } catch (const std::bad_alloc&) {
+    return end_with(ExitCode::os,
+                    "out of host memory; use a machine with more or fewer ranks on it, or lower "
+                    "memory.host");
+  } catch (const std::filesystem::filesystem_error& error) {
+    return end_with(ExitCode::io, error.what());
+  } catch (const std::exception& error) {
+    return end_with(ExitCode::software, error.what());
+  } catch (...) {
+    return end_with(ExitCode::software, "an exception that says nothing");
+  }
+}
+
+void check_launcher() {
+  if (const int tasks = tasks_of_srun_without_mpi(); tasks > 0)
+    throw UserError(ExitCode::config,
+                    fmt::format("srun has started {} tasks without MPI, which would each do all of "
+                                "the work; use srun --mpi=pmix (srun --mpi=list tells what there "
+                                "is), or mpirun",
+                                tasks));
+}
+
+int run_to_the_end(const Command& command) {
+  const int code = run_command(command);
+  finish_results();
+  return code;
+}
+
+// The work of one process, which the other ranks of a launcher neither do nor wait for.
+int run_alone(const Command& command) {
+  if (is_started_by_launcher() && launcher_in_environment().rank != 0) return 0;
+  try {
+    return run_to_the_end(command);
   } catch (const UserError& error) {
     say(error.what());
     return static_cast<int>(error.code);
@@ -62,18 +111,22 @@ int run_alone(const Command& command) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  restart_with_better_blas_kernels(argv);
+  prepare_terminal();
+  restart_with_better_blas_kernels(argv);  // signals still wait
+  count_stop_signals();
   std::optional<MpiSession> session;
   try {
     const Command command = read_command(argc, argv);
+    if (!can_go_on_later(command)) end_at_stop_signals();
     if (!is_collective(command)) return run_alone(command);
-    if (has_launcher()) session.emplace(argc, argv);
-    const int code = run_command(command);
-    leave_at_once(code);
+    check_launcher();
+    if (launcher_in_environment().found) session.emplace(argc, argv, timeout_of(command));
+    const int code = run_to_the_end(command);
+    leave_at_once(code, timeout_of(command));
     return code;
   } catch (const UserError& error) {
     return end_with(error, session, argc, argv);
-  } catch (const std::exception& error) {
-    return end_with(error, session);
+  } catch (...) {
+    return end_with_exception();
   }
 }

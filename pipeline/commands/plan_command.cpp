@@ -12,6 +12,7 @@
 #include "pipeline/files/durable_file.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
+#include "pipeline/files/terminal.h"
 #include "pipeline/model/model.h"
 #include "pipeline/options/sizes.h"
 #include "pipeline/output/folder.h"
@@ -113,13 +114,13 @@ std::string amount(std::int64_t bytes) { return bytes == 0 ? "-" : size_text(byt
 
 void print_phase(const char* title, const Phase& phase) {
   constexpr const char* row = "  {:<42}{:>13}{:>13}{:>13}\n";
-  fmt::print("{} (\"{}\")\n", title, phase.name);
-  fmt::print(row, "", "GPU", "host", "disk");
+  print_result("{} (\"{}\")\n", title, phase.name);
+  print_result(row, "", "GPU", "host", "disk");
   for (const Use& use : phase.uses)
     if (use.device + use.host + use.disk > 0)
-      fmt::print(row, use.purpose, amount(use.device), amount(use.host), amount(use.disk));
+      print_result(row, use.purpose, amount(use.device), amount(use.host), amount(use.disk));
   const Use total = phase.total();
-  fmt::print(row, "total", amount(total.device), amount(total.host), amount(total.disk));
+  print_result(row, "total", amount(total.device), amount(total.host), amount(total.disk));
 }
 
 // Ranks of a team differ by a block of samples at most.
@@ -134,8 +135,8 @@ void print_smaller_share(const Answer& a) {
     device = std::max(device, phase.total().device);
     host = std::max(host, phase.total().host);
   }
-  fmt::print("  ranks with {} in place of {} blocks of samples: {} GPU, {} host\n", least, blocks,
-             size_text(device), size_text(host));
+  print_result("  ranks with {} in place of {} blocks of samples: {} GPU, {} host\n", least, blocks,
+               size_text(device), size_text(host));
 }
 
 void print(const Answer& a) {
@@ -143,31 +144,32 @@ void print(const Answer& a) {
   const Phase& host = a.memory.host_peak();
   print_phase("Memory of a rank at its peak", device);
   if (host.name != device.name && host.total().host > device.total().host)
-    fmt::print("  host memory at its peak (\"{}\"): {}\n", host.name, size_text(host.total().host));
+    print_result("  host memory at its peak (\"{}\"): {}\n", host.name,
+                 size_text(host.total().host));
   print_smaller_share(a);
   if (a.ranks_of_machine > 1)
-    fmt::print("  host memory of a machine with {} ranks: {} at most\n", a.ranks_of_machine,
-               size_text(host.total().host * a.ranks_of_machine));
-  fmt::print("  places: {}\n", describe(a.memory.places));
-  fmt::print("\nDisk: output {}; run folder {}\n", size_text(a.run.output_bytes),
-             size_text(a.memory.disk_bytes() * a.teams.ranks()));
+    print_result("  host memory of a machine with {} ranks: {} at most\n", a.ranks_of_machine,
+                 size_text(host.total().host * a.ranks_of_machine));
+  print_result("  places: {}\n", describe(a.memory.places));
+  print_result("\nDisk: output {}; run folder {}\n", size_text(a.run.output_bytes),
+               size_text(a.memory.disk_bytes() * a.teams.ranks()));
 
   if (!a.sent.empty()) {
-    fmt::print("\nSent by a rank in the whole run\n");
-    for (const Traffic& t : a.sent) fmt::print("  {:<42}{:>13}\n", t.purpose, size_text(t.bytes));
+    print_result("\nSent by a rank in the whole run\n");
+    for (const Traffic& t : a.sent) print_result("  {:<42}{:>13}\n", t.purpose, size_text(t.bytes));
   }
   if (a.time) {
-    fmt::print("\nTime, as estimated\n");
+    print_result("\nTime, as estimated\n");
     for (const PhaseTime& phase : a.time->phases)
-      fmt::print("  {:<42}{:>13}\n", phase.name, seconds_text(phase.seconds));
+      print_result("  {:<42}{:>13}\n", phase.name, seconds_text(phase.seconds));
     constexpr const char* row = "  {:<42}{:>13}\n";
-    fmt::print(row, "reading, in the background", seconds_text(a.time->read));
-    fmt::print(row, "writing, in the background", seconds_text(a.time->write));
-    fmt::print(row, "total", seconds_text(a.time->total));
+    print_result(row, "reading, in the background", seconds_text(a.time->read));
+    print_result(row, "writing, in the background", seconds_text(a.time->write));
+    print_result(row, "total", seconds_text(a.time->total));
   }
   if (a.run.calibrates())
-    fmt::print("\nLargest memory.micro_batch that fits {}: {} tokens (set: {})\n",
-               a.memory.fits ? "with these places" : "at all", a.micro_batch, a.run.micro_batch);
+    print_result("\nLargest memory.micro_batch that fits {}: {} tokens (set: {})\n",
+                 a.memory.fits ? "with these places" : "at all", a.micro_batch, a.run.micro_batch);
 }
 
 nlohmann::json as_json(const Use& use) {
@@ -270,21 +272,21 @@ int run_plan(const PlanRequest& request) {
     notes.emplace_back(
         "evaluate.samples = 0: the evaluation is not counted, as its data are not read here");
 
-  for (const std::string& note : notes) fmt::print("note: {}\n", note);
-  fmt::print("{} ({}, {} layers), {} as {}, {:.3f} bits per weight\n", model_name(source),
-             architecture.model_type, architecture.layers, options.quantize.method,
-             name_of(plan.storage.format), plan.bits_per_weight);
-  fmt::print(
+  for (const std::string& note : notes) print_result("note: {}\n", note);
+  print_result("{} ({}, {} layers), {} as {}, {:.3f} bits per weight\n", model_name(source),
+               architecture.model_type, architecture.layers, options.quantize.method,
+               name_of(plan.storage.format), plan.bits_per_weight);
+  print_result(
       "{} rank(s): {} team(s) of {}, {} machine(s); GPU memory of a rank {}, host memory of a rank "
       "{}\n\n",
       teams.ranks(), teams.teams, teams.ranks_of_team, machines, limit(budget.device),
       limit(budget.host));
   print(answer);
   if (!request.json.empty()) write_text_file(request.json, as_json(answer).dump(2) + "\n");
-  std::fflush(stdout);
+  finish_results();
   if (!answer.memory.fits)
     throw UserError(ExitCode::config, does_not_fit(run, teams, budget, answer.memory));
-  fmt::print("\n{}\n", verdict(answer));
+  print_result("\n{}\n", verdict(answer));
   return static_cast<int>(ExitCode::ok);
 }
 

@@ -13,6 +13,7 @@
 #include "pipeline/commands/verify_original.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
+#include "pipeline/files/terminal.h"
 #include "pipeline/model/model.h"
 #include "pipeline/model/passed_through.h"
 #include "pipeline/output/output.h"
@@ -734,24 +735,24 @@ int run_verify(const VerifyRequest& request) {
 
   const auto packed = std::count_if(result.linears.begin(), result.linears.end(),
                                     [](const auto& linear) { return linear.packed.has_value(); });
-  fmt::print("{}: {}, {} of {} linears packed, {:.3f} bits per weight\n", request.folder.string(),
-             name_of(result.format), packed, result.linears.size(), result.bits_per_weight);
+  print_result("{}: {}, {} of {} linears packed, {:.3f} bits per weight\n", request.folder.string(),
+               name_of(result.format), packed, result.linears.size(), result.bits_per_weight);
   for (const LinearReport& linear : result.linears) {
     const std::string error =
         linear.relative_error ? fmt::format(", error {:.5f}", *linear.relative_error) : "";
-    fmt::print("  {}: {}, {:.3f} bits per weight{}\n", linear.name, kind_of(linear),
-               linear.bits_per_weight, error);
+    print_result("  {}: {}, {:.3f} bits per weight{}\n", linear.name, kind_of(linear),
+                 linear.bits_per_weight, error);
   }
   if (const LinearReport* worst = worst_of(result))
-    fmt::print("largest error |W - Q| / |W|: {:.5f}, {}\n", *worst->relative_error, worst->name);
-  for (const std::string& note : result.notes) fmt::print("note: {}\n", note);
+    print_result("largest error |W - Q| / |W|: {:.5f}, {}\n", *worst->relative_error, worst->name);
+  for (const std::string& note : result.notes) print_result("note: {}\n", printable(note));
   for (const Loader& loader : result.loaders)
-    fmt::print("{} {}{}\n", loader.name, loader.loads ? "loads it" : "does not load it",
-               loader.why.empty() ? "" : ": " + loader.why);
-  std::fflush(stdout);
-  for (const std::string& fault : result.faults) fmt::print(stderr, "qpipe: fault: {}\n", fault);
-  fmt::print("{}\n", result.faults.empty() ? "no faults"
-                                           : fmt::format("{} fault(s)", result.faults.size()));
+    print_result("{} {}{}\n", loader.name, loader.loads ? "loads it" : "does not load it",
+                 loader.why.empty() ? "" : ": " + loader.why);
+  finish_results();
+  for (const std::string& fault : result.faults) tell("qpipe: fault: " + printable(fault) + "\n");
+  print_result("{}\n", result.faults.empty() ? "no faults"
+                                             : fmt::format("{} fault(s)", result.faults.size()));
   return static_cast<int>(result.faults.empty() ? ExitCode::ok : ExitCode::data);
 }
 

@@ -1,8 +1,10 @@
 #include "pipeline/data/dataset.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <new>
 #include <optional>
 #include <utility>
 
@@ -13,6 +15,8 @@
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
 #include "pipeline/files/xxh3.h"
+#include "pipeline/options/limits.h"
+#include "pipeline/options/sizes.h"
 
 namespace qpipe {
 
@@ -28,9 +32,11 @@ std::optional<std::int32_t> eos_token_of(const nlohmann::json& config) {
   const auto found = config.find("eos_token_id");
   if (found == config.end()) return std::nullopt;
   const nlohmann::json& id = found->is_array() && !found->empty() ? found->front() : *found;
-  if (!id.is_number_integer() || !std::in_range<std::int32_t>(id.get<std::int64_t>()))
-    return std::nullopt;
-  return id.get<std::int32_t>();
+  const bool in_range =
+      id.is_number_unsigned()
+          ? std::in_range<std::int32_t>(id.get<std::uint64_t>())
+          : id.is_number_integer() && std::in_range<std::int32_t>(id.get<std::int64_t>());
+  return in_range ? std::optional(id.get<std::int32_t>()) : std::nullopt;
 }
 
 std::optional<std::int32_t> eos_token(const fs::path& folder) {
@@ -175,26 +181,56 @@ std::string hash_of(const Tokens& tokens) {
   return hash.hexadecimal();
 }
 
-}  // namespace
-
-Tokens load_tokens(const DatasetRequest& request) {
+void check_request(const DatasetRequest& request) {
   if (request.samples < 0 || request.seqlen < 0)
     throw UserError(ExitCode::config,
                     fmt::format("samples is {} and seqlen is {}; neither may be negative",
                                 request.samples, request.seqlen));
-  const bool text = is_text_file(request.data);
-  if (!text && !is_token_file(request.data))
-    throw UserError(ExitCode::no_input,
-                    fmt::format("{}: unknown kind of file; give token ids (.h5, .hdf5, "
-                                ".safetensors) or text (.txt, .jsonl, "
-                                "also .gz)",
+  if (request.samples > most_samples || request.seqlen > most_seqlen ||
+      request.samples * request.seqlen > most_tokens)
+    throw UserError(
+        ExitCode::config,
+        fmt::format("samples is {} and seqlen is {}; that is more than {} samples, {} "
+                    "tokens of each or {} tokens",
+                    request.samples, request.seqlen, most_samples, most_seqlen, most_tokens));
+  const std::int64_t memory_bytes = sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+  const std::int64_t bytes =
+      request.samples * request.seqlen * static_cast<std::int64_t>(sizeof(std::int32_t));
+  if (bytes > memory_bytes / 2)
+    throw UserError(ExitCode::config,
+                    fmt::format("{} samples of {} tokens take {}, more than half of this machine's "
+                                "memory; lower samples or seqlen",
+                                request.samples, request.seqlen, size_text(bytes)));
+}
+
+Tokens read(const DatasetRequest& request) {
+  if (is_text_file(request.data)) return read_text(request);
+  if (is_token_file(request.data))
+    return read_token_file(request.data, request.dataset, request.samples, request.seqlen);
+  throw UserError(ExitCode::no_input,
+                  fmt::format("{}: unknown kind of file; give token ids (.h5, .hdf5, "
+                              ".safetensors) or text (.txt, .jsonl, "
+                              "also .gz)",
+                              request.data.string()));
+}
+
+}  // namespace
+
+Tokens load_tokens(const DatasetRequest& request) {
+  check_request(request);
+  try {
+    Tokens tokens = read(request);
+    check_ids(tokens, request.vocab, request.data);
+    tokens.hash = hash_of(tokens);
+    return tokens;
+  } catch (const std::bad_alloc&) {
+    throw UserError(ExitCode::data,
+                    fmt::format("{}: this machine's memory does not hold it; ask for fewer samples "
+                                "or give a smaller file",
                                 request.data.string()));
-  Tokens tokens =
-      text ? read_text(request)
-           : read_token_file(request.data, request.dataset, request.samples, request.seqlen);
-  check_ids(tokens, request.vocab, request.data);
-  tokens.hash = hash_of(tokens);
-  return tokens;
+  } catch (const fs::filesystem_error& error) {
+    throw UserError(ExitCode::io, error.what());
+  }
 }
 
 }  // namespace qpipe

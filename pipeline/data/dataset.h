@@ -24,7 +24,7 @@ struct DatasetRequest {
   std::string mode = "windows";  // windows: random windows of the concatenated text; documents:
                                  // each document's first seqlen tokens; sequential: consecutive
                                  // windows from the start (evaluation)
-  std::int64_t samples = 0;  // 0: all there are
+  std::int64_t samples = 0;      // 0: all there are
   std::int64_t seqlen = 0;
   std::int64_t seed = 0;
   std::filesystem::path tokenizer;  // folder with tokenizer.json, for text
@@ -41,7 +41,8 @@ struct DatasetRequest {
 // overlap, and need only seqlen tokens of text. documents takes different ones, chosen at random,
 // that have seqlen tokens or more. Throws UserError: missing file, wrong shape or type, too few
 // tokens (says how many there are and how many are needed), id outside the vocabulary (names sample
-// and position), tokenizer failure.
+// and position), tokenizer failure, memory that does not hold it; ExitCode::temporary when a stop
+// signal came.
 Tokens load_tokens(const DatasetRequest& request);
 
 // Writes `dataset` int32 [samples, seqlen] as HDF5: under PATH.tmp, then renamed. Throws UserError.

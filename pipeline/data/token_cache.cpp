@@ -7,10 +7,11 @@
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
-#include <sstream>
 
 #include "pipeline/data/text_file.h"
+#include "pipeline/files/error.h"
 #include "pipeline/files/input_file.h"
+#include "pipeline/files/printable.h"
 #include "pipeline/files/xxh3.h"
 
 namespace qpipe {
@@ -20,6 +21,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::size_t hash_digits = 32;
+constexpr std::int64_t most_tokenizer_bytes = std::int64_t{1} << 30;
 
 // Lengths go before contents, so that two lists of parts never give the same bytes.
 void add_part(Xxh3& hash, const std::string& part) {
@@ -54,6 +56,12 @@ std::string cache_key(const fs::path& path, const std::string& text_field,
   add_part(hash, path.stem().extension().string() + path.extension().string());
   add_part(hash, text_field);
   add_file(hash, path);
+  if (const InputFile tokenizer(tokenizer_json); tokenizer.bytes() > most_tokenizer_bytes)
+    throw UserError(
+        ExitCode::data,
+        fmt::format("{}: has {} bytes, which no tokenizer needs (limit {}); restore the "
+                    "model's original file",
+                    tokenizer_json.string(), tokenizer.bytes(), most_tokenizer_bytes));
   add_file(hash, tokenizer_json);
   add_file(hash, tokenizer_helper());
   return hash.hexadecimal();
@@ -70,16 +78,22 @@ fs::path user_cache_folder() {
 // A cache entry: the hash of the rest in hexadecimal, then to_bytes(text).
 std::optional<TokenizedText> read_entry(const fs::path& path) {
   std::error_code error;
-  if (!fs::exists(path, error)) return std::nullopt;
-  std::ostringstream contents;
-  contents << std::ifstream(path, std::ios::binary).rdbuf();
-  const std::string bytes = contents.str();
-  if (bytes.size() > hash_digits) {
-    const std::string payload = bytes.substr(hash_digits);
-    if (bytes.compare(0, hash_digits, hash_of(payload)) == 0)
-      if (std::optional<TokenizedText> text = from_bytes(payload)) return text;
+  if (!fs::exists(fs::symlink_status(path, error))) return std::nullopt;
+  std::string fault = "are damaged";
+  try {
+    const InputFile file(path);  // not a FIFO, which could make this wait for ever
+    check_text_bytes(file);      // of another file in its place
+    std::string bytes(static_cast<std::size_t>(file.bytes()), '\0');
+    file.read(bytes.data(), file.bytes(), 0, "token ids");
+    if (bytes.size() > hash_digits) {
+      const std::string payload = bytes.substr(hash_digits);
+      if (bytes.compare(0, hash_digits, hash_of(payload)) == 0)
+        if (std::optional<TokenizedText> text = from_bytes(payload)) return text;
+    }
+  } catch (const UserError& unreadable) {
+    fault = fmt::format("cannot be read ({})", unreadable.what());
   }
-  spdlog::warn("{}: the cached token ids are damaged; making them again", path.string());
+  spdlog::warn("{}: the cached token ids {}; making them again", printable(path.string()), fault);
   return std::nullopt;
 }
 
@@ -103,6 +117,7 @@ void write_entry(const fs::path& path, const TokenizedText& text) {
 
 TokenizedText tokenize_once(const fs::path& path, const std::string& text_field,
                             const fs::path& tokenizer_json, fs::path folder) {
+  check_text_bytes(InputFile(path));  // before all of it is hashed
   const std::string key = cache_key(path, text_field, tokenizer_json);
   if (folder.empty()) folder = user_cache_folder();
   const fs::path entry = folder / (key + ".tokens");

@@ -2,15 +2,11 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <hdf5.h>
 
-#include <algorithm>
-#include <array>
 #include <utility>
 
+#include "pipeline/data/read_hdf5.h"
 #include "pipeline/files/error.h"
-#include "pipeline/files/input_file.h"
-#include "pipeline/files/json_text.h"
 #include "pipeline/model/safetensors.h"
 
 namespace qpipe {
@@ -20,38 +16,6 @@ namespace fs = std::filesystem;
 namespace {
 
 using Shape = std::vector<std::int64_t>;
-
-// HDF5 prints its error stack by default; while this lives it does not.
-class QuietHdf5 {
- public:
-  QuietHdf5() {
-    H5Eget_auto2(H5E_DEFAULT, &print_, &data_);
-    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-  }
-  ~QuietHdf5() { H5Eset_auto2(H5E_DEFAULT, print_, data_); }
-  QuietHdf5(const QuietHdf5&) = delete;
-  QuietHdf5& operator=(const QuietHdf5&) = delete;
-
- private:
-  H5E_auto2_t print_ = nullptr;
-  void* data_ = nullptr;
-};
-
-class Hdf5Id {
- public:
-  Hdf5Id(hid_t id, herr_t (*close)(hid_t)) : id_(id), close_(close) {}
-  ~Hdf5Id() {
-    if (id_ >= 0) close_(id_);
-  }
-  Hdf5Id(const Hdf5Id&) = delete;
-  Hdf5Id& operator=(const Hdf5Id&) = delete;
-  explicit operator bool() const { return id_ >= 0; }
-  operator hid_t() const { return id_; }
-
- private:
-  hid_t id_;
-  herr_t (*close_)(hid_t);
-};
 
 [[noreturn]] void refuse(const std::string& where, const std::string& fault) {
   throw UserError(ExitCode::data, where + ": " + fault);
@@ -85,86 +49,44 @@ Cut cut(const Shape& shape, std::int64_t samples, std::int64_t seqlen, const std
   return result;
 }
 
-// `values`: `stride` of them in each row, of which the first seqlen are wanted.
+std::string source_of(const Cut& cut, const std::string& where) {
+  const auto part = [](std::int64_t taken, std::int64_t all) {
+    return taken == all ? fmt::format("all {}", all) : fmt::format("first {} of {}", taken, all);
+  };
+  return fmt::format("{}: {} samples, {} tokens of each", where, part(cut.samples, cut.rows),
+                     part(cut.seqlen, cut.columns));
+}
+
+Tokens read_hdf5_tokens(const fs::path& path, const std::string& dataset, std::int64_t samples,
+                        std::int64_t seqlen) {
+  Hdf5Ids found = read_hdf5(path, dataset, samples, seqlen);
+  const std::string where = fmt::format("{} ({})", path.string(), dataset);
+  const Cut wanted = cut(found.sizes, samples, seqlen, where);
+  // As many as the reader handed on, so that the product cannot overflow.
+  const auto ids = static_cast<std::int64_t>(found.ids.size());
+  if (ids % wanted.seqlen != 0 || ids / wanted.seqlen != wanted.samples)
+    refuse(where, "its reader gave half an answer; write the tokens anew");
+  return {std::move(found.ids), wanted.samples, wanted.seqlen, source_of(wanted, where), {}};
+}
+
+// Row by row: of a file with many more samples only those that are wanted are read.
 template <typename Integer>
-Tokens to_tokens(const std::vector<Integer>& values, const Cut& cut, std::int64_t stride,
-                 const std::string& where) {
-  Tokens tokens;
-  tokens.samples = cut.samples;
-  tokens.seqlen = cut.seqlen;
-  tokens.ids.reserve(static_cast<std::size_t>(cut.samples * cut.seqlen));
-  for (std::int64_t sample = 0; sample < cut.samples; ++sample)
-    for (std::int64_t position = 0; position < cut.seqlen; ++position) {
-      const Integer id = values[static_cast<std::size_t>(sample * stride + position)];
+Tokens read_tensor(const SafetensorsFile& file, const std::string& name, const Cut& wanted,
+                   const std::string& where) {
+  Tokens tokens{{}, wanted.samples, wanted.seqlen, source_of(wanted, where), {}};
+  std::vector<Integer> row(static_cast<std::size_t>(wanted.seqlen));
+  const std::int64_t row_bytes = wanted.columns * std::int64_t{sizeof(Integer)};
+  for (std::int64_t sample = 0; sample < wanted.samples; ++sample) {
+    file.read(name, sample * row_bytes, wanted.seqlen * std::int64_t{sizeof(Integer)}, row.data());
+    for (std::int64_t position = 0; position < wanted.seqlen; ++position) {
+      const Integer id = row[static_cast<std::size_t>(position)];
       if (!std::in_range<std::int32_t>(id))
         refuse(where,
                fmt::format("sample {}, position {}: {} is not a token id", sample, position, id));
       tokens.ids.push_back(static_cast<std::int32_t>(id));
     }
-  const auto part = [](std::int64_t taken, std::int64_t all) {
-    return taken == all ? fmt::format("all {}", all) : fmt::format("first {} of {}", taken, all);
-  };
-  tokens.source = fmt::format("{}: {} samples, {} tokens of each", where,
-                              part(cut.samples, cut.rows), part(cut.seqlen, cut.columns));
-  return tokens;
-}
-
-std::vector<std::string> names_in(hid_t group) {
-  std::vector<std::string> names;
-  H5G_info_t info;
-  if (H5Gget_info(group, &info) < 0) return names;
-  for (hsize_t i = 0; i < info.nlinks; ++i) {
-    std::array<char, 256> name{};
-    if (H5Lget_name_by_idx(group, ".", H5_INDEX_NAME, H5_ITER_INC, i, name.data(), name.size(),
-                           H5P_DEFAULT) >= 0)
-      names.push_back(in_quotes(name.data()));
   }
-  return names;
-}
-
-Tokens read_hdf5(const fs::path& path, const std::string& dataset, std::int64_t samples,
-                 std::int64_t seqlen) {
-  const InputFile readable(path);  // says better than HDF5 why a file cannot be read
-  const QuietHdf5 quiet;
-  // Read-only file systems refuse the lock that HDF5 takes by default.
-  const Hdf5Id access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
-  H5Pset_file_locking(access, false, true);
-  const Hdf5Id file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access), H5Fclose);
-  if (!file) refuse(path.string(), "is not an HDF5 file, or is damaged");
-  const Hdf5Id data(H5Dopen2(file, dataset.c_str(), H5P_DEFAULT), H5Dclose);
-  if (!data)
-    refuse(path.string(), fmt::format("has no dataset {}; set dataset to one of: {}",
-                                      in_quotes(dataset), fmt::join(names_in(file), ", ")));
-
-  const std::string where = fmt::format("{} ({})", path.string(), dataset);
-  const Hdf5Id type(H5Dget_type(data), H5Tclose);
-  if (H5Tget_class(type) != H5T_INTEGER)
-    refuse(where, "does not hold integers; token ids must be int32, int64, uint16 or uint32");
-  const Hdf5Id space(H5Dget_space(data), H5Sclose);
-  std::array<hsize_t, H5S_MAX_RANK> sizes{};
-  const int rank = H5Sget_simple_extent_dims(space, sizes.data(), nullptr);
-  const Cut wanted =
-      cut(Shape(sizes.begin(), sizes.begin() + std::max(rank, 0)), samples, seqlen, where);
-
-  const std::array<hsize_t, 2> start{0, 0};
-  const std::array<hsize_t, 2> count{static_cast<hsize_t>(wanted.samples),
-                                     static_cast<hsize_t>(wanted.seqlen)};
-  const Hdf5Id memory(H5Screate_simple(2, count.data(), nullptr), H5Sclose);
-  std::vector<std::int64_t> values(count[0] * count[1]);
-  if (H5Sselect_hyperslab(space, H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr) <
-          0 ||
-      H5Dread(data, H5T_NATIVE_INT64, memory, space, H5P_DEFAULT, values.data()) < 0)
-    refuse(where,
-           "cannot be read: the file is damaged or needs an HDF5 filter that is not installed");
-  return to_tokens(values, wanted, wanted.seqlen, where);
-}
-
-template <typename Integer>
-Tokens read_tensor(const SafetensorsFile& file, const std::string& name, const Cut& wanted,
-                   const std::string& where) {
-  std::vector<Integer> values(static_cast<std::size_t>(wanted.rows * wanted.columns));
-  file.read(name, values.data());
-  return to_tokens(values, wanted, wanted.columns, where);
+  return tokens;
 }
 
 Tokens read_safetensors(const fs::path& path, const std::string& dataset, std::int64_t samples,
@@ -177,9 +99,12 @@ Tokens read_safetensors(const fs::path& path, const std::string& dataset, std::i
     case DType::i64: return read_tensor<std::int64_t>(file, dataset, wanted, where);
     case DType::i32: return read_tensor<std::int32_t>(file, dataset, wanted, where);
     case DType::i16: return read_tensor<std::int16_t>(file, dataset, wanted, where);
+    case DType::u32: return read_tensor<std::uint32_t>(file, dataset, wanted, where);
+    case DType::u16: return read_tensor<std::uint16_t>(file, dataset, wanted, where);
+    case DType::u8: return read_tensor<std::uint8_t>(file, dataset, wanted, where);
     default:
-      refuse(where,
-             fmt::format("holds {}; token ids must be I32, I64 or I16", name_of(info.dtype)));
+      refuse(where, fmt::format("holds {}; token ids must be I32, I64, I16, U32, U16 or U8",
+                                name_of(info.dtype)));
   }
 }
 
@@ -193,37 +118,7 @@ bool is_token_file(const fs::path& path) {
 Tokens read_token_file(const fs::path& path, const std::string& dataset, std::int64_t samples,
                        std::int64_t seqlen) {
   return path.extension() == ".safetensors" ? read_safetensors(path, dataset, samples, seqlen)
-                                            : read_hdf5(path, dataset, samples, seqlen);
-}
-
-void write_tokens_hdf5(const Tokens& tokens, const fs::path& path, const std::string& dataset) {
-  const QuietHdf5 quiet;
-  const fs::path temporary = path.string() + ".tmp";
-  const auto fail = [&](const char* what) {
-    std::error_code ignored;
-    fs::remove(temporary, ignored);
-    throw UserError(ExitCode::cannot_create,
-                    fmt::format("{}: {}; choose another place or free space", path.string(), what));
-  };
-  const auto checked = [&](hid_t id) { return id >= 0 ? id : (fail("cannot be written"), id); };
-  {
-    Hdf5Id file(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
-    if (!file) fail("cannot be created");
-    const std::array<hsize_t, 2> sizes{static_cast<hsize_t>(tokens.samples),
-                                       static_cast<hsize_t>(tokens.seqlen)};
-    const Hdf5Id space(checked(H5Screate_simple(2, sizes.data(), nullptr)), H5Sclose);
-    const Hdf5Id links(checked(H5Pcreate(H5P_LINK_CREATE)), H5Pclose);
-    H5Pset_create_intermediate_group(links, 1);
-    const Hdf5Id data(checked(H5Dcreate2(file, dataset.c_str(), H5T_STD_I32LE, space, links,
-                                         H5P_DEFAULT, H5P_DEFAULT)),
-                      H5Dclose);
-    if (H5Dwrite(data, H5T_NATIVE_INT32, H5S_ALL, H5S_ALL, H5P_DEFAULT, tokens.ids.data()) < 0 ||
-        H5Fflush(file, H5F_SCOPE_LOCAL) < 0)
-      fail("cannot be written");
-  }
-  std::error_code error;
-  fs::rename(temporary, path, error);
-  if (error) fail("cannot be replaced");
+                                            : read_hdf5_tokens(path, dataset, samples, seqlen);
 }
 
 }  // namespace qpipe

@@ -1,18 +1,16 @@
 #include "pipeline/data/tokenizer.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <bit>
-#include <cerrno>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <sstream>
+#include <string_view>
+#include <utility>
 
+#include "pipeline/data/child_process.h"
 #include "pipeline/files/error.h"
 
 namespace qpipe {
@@ -23,47 +21,57 @@ static_assert(std::endian::native == std::endian::little);
 
 namespace {
 
-// A temporary folder, removed with all its files.
-class ScratchFolder {
- public:
-  ScratchFolder() {
-    std::string name = (fs::temp_directory_path() / "qpipe-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr)
-      throw UserError(ExitCode::cannot_create,
-                      fmt::format("{}: cannot make a temporary folder: {}; set TMPDIR", name,
-                                  std::strerror(errno)));
-    path_ = name;
-  }
-  ~ScratchFolder() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-  fs::path operator/(const char* name) const { return path_ / name; }
-
- private:
-  fs::path path_;
-};
-
-// Each document: its length in bytes, u64, then its text.
-void write_text(const std::vector<std::string>& documents, const fs::path& path) {
-  std::ofstream file(path, std::ios::binary);
-  for (const std::string& document : documents) {
-    const std::uint64_t bytes = document.size();
-    file.write(reinterpret_cast<const char*>(&bytes), sizeof bytes);
-    file.write(document.data(), static_cast<std::streamsize>(bytes));
-  }
-  if (!file.flush())
-    throw UserError(
-        ExitCode::io,
-        path.string() + ": cannot write the text for the tokenizer; free space or set TMPDIR");
+std::string absolute_path(const fs::path& path) {
+  std::error_code error;
+  const fs::path result = fs::absolute(path, error);
+  if (error)
+    throw UserError(ExitCode::no_input, fmt::format("{}: the current folder is gone ({}); change "
+                                                    "to another one",
+                                                    path.string(), error.message()));
+  return result.string();
 }
 
-std::string read_all(const fs::path& path) {
-  std::ostringstream bytes;
-  bytes << std::ifstream(path, std::ios::binary).rdbuf();
-  return bytes.str();
+// With a slash: a path, which must not depend on the folder that the helper runs in.
+std::string find_python() {
+  if (const char* chosen = std::getenv("QPIPE_PYTHON"); chosen != nullptr && *chosen != '\0')
+    return std::strchr(chosen, '/') == nullptr ? chosen : absolute_path(chosen);
+  const fs::path environment = fs::path(QPIPE_SOURCE) / ".venv/bin/python";
+  return access(environment.c_str(), X_OK) == 0 ? environment.string() : "python3";
+}
+
+// Each document: its length in bytes, u64, then its text.
+class Pieces {
+ public:
+  explicit Pieces(const std::vector<std::string>& documents) : documents_(documents) {}
+  std::string_view operator()() {
+    if (next_ == documents_.size()) return {};
+    const std::string& document = documents_[next_];
+    length_ = document.size();
+    const bool text_is_next = std::exchange(length_was_sent_, !length_was_sent_);
+    if (text_is_next || document.empty()) {
+      length_was_sent_ = false;
+      ++next_;
+    }
+    return text_is_next ? std::string_view(document)
+                        : std::string_view(reinterpret_cast<const char*>(&length_), sizeof length_);
+  }
+
+ private:
+  const std::vector<std::string>& documents_;
+  std::size_t next_ = 0;
+  std::uint64_t length_ = 0;
+  bool length_was_sent_ = false;
+};
+
+// What the environment may tell the helper: how many threads to take, and whether it may.
+std::vector<std::string> helper_variables() {
+  std::vector<std::string> variables;
+  for (const char* name :
+       {"TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS", "TOKIO_WORKER_THREADS"})
+    if (const char* value = std::getenv(name)) variables.push_back(std::string(name) + "=" + value);
+  if (std::getenv("TOKENIZERS_PARALLELISM") == nullptr)
+    variables.emplace_back("TOKENIZERS_PARALLELISM=true");
+  return variables;
 }
 
 std::string last_line(std::string text) {
@@ -71,40 +79,47 @@ std::string last_line(std::string text) {
   return text.substr(text.find_last_of('\n') + 1);
 }
 
-std::string find_python() {
-  if (const char* chosen = std::getenv("QPIPE_PYTHON"); chosen != nullptr && *chosen != '\0')
-    return chosen;
-  const fs::path environment = fs::path(QPIPE_SOURCE) / ".venv/bin/python";
-  return access(environment.c_str(), X_OK) == 0 ? environment.string() : "python3";
+// Signals that the work itself brings on, whatever else the machine does.
+bool is_own_fault(int signal) {
+  return signal == SIGPROF || signal == SIGABRT || signal == SIGSEGV || signal == SIGBUS ||
+         signal == SIGILL || signal == SIGFPE;
 }
 
-// Runs `arguments` with its three standard streams in files; returns the exit status, 128 + the
-// signal where one ended it.
-int run(std::vector<std::string> arguments, const fs::path& in, const fs::path& out,
-        const fs::path& errors) {
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, in.c_str(), O_RDONLY, 0);
-  posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, out.c_str(), O_WRONLY | O_CREAT, 0600);
-  posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, errors.c_str(), O_WRONLY | O_CREAT,
-                                   0600);
-  std::vector<char*> argv;
-  for (std::string& argument : arguments) argv.push_back(argument.data());
-  argv.push_back(nullptr);
-  pid_t child = 0;
-  const int error = posix_spawnp(&child, argv[0], &actions, nullptr, argv.data(), environ);
-  posix_spawn_file_actions_destroy(&actions);
-  if (error != 0)
-    throw UserError(ExitCode::unavailable,
-                    fmt::format("cannot run {}: {}; set QPIPE_PYTHON to a Python with the package "
-                                "tokenizers, or give token ids (.h5)",
-                                arguments[0], std::strerror(error)));
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0)
-    if (errno != EINTR)
-      throw UserError(ExitCode::os,
-                      fmt::format("lost the tokenizer's process: {}", std::strerror(errno)));
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+// Why there is no answer.
+UserError fault_of(const ChildResult& result, const std::string& tokenizer_json,
+                   const std::string& source) {
+  const auto fault = [&](ExitCode code, const std::string& why) {
+    return UserError(code, fmt::format("{}: cannot be tokenized: {}", source, why));
+  };
+  const std::string at_fault = tokenizer_json + " is at fault; restore the model's original file";
+  switch (result.end) {
+    case ChildResult::End::timeout:
+      return fault(ExitCode::data, "it does not come to an end: " + at_fault);
+    case ChildResult::End::too_much_output:
+      return fault(ExitCode::data,
+                   "it makes many more tokens than the text has bytes: " + at_fault);
+    case ChildResult::End::killed:
+      if (result.status == SIGPROF)
+        return fault(ExitCode::data,
+                     "it takes a hundred times as long as other tokenizers: " + at_fault);
+      if (is_own_fault(result.status))
+        return fault(ExitCode::data,
+                     fmt::format("the library tokenizers crashed or had no memory left (signal "
+                                 "{}): {}",
+                                 result.status, at_fault));
+      return fault(ExitCode::os, fmt::format("its process was ended by signal {}, as when memory "
+                                             "runs out; free memory or give less text",
+                                             result.status));
+    case ChildResult::End::exited: break;
+  }
+  const std::string reason = last_line(result.errors);
+  const bool told = result.status == static_cast<int>(ExitCode::data) ||
+                    result.status == static_cast<int>(ExitCode::unavailable);
+  if (told && !reason.empty()) return fault(static_cast<ExitCode>(result.status), reason);
+  return fault(ExitCode::unavailable,
+               fmt::format("its Python ends with exit status {} ({}); set QPIPE_PYTHON to a Python "
+                           "with the package tokenizers, or give token ids (.h5)",
+                           result.status, reason));
 }
 
 }  // namespace
@@ -159,27 +174,36 @@ fs::path tokenizer_helper() {
 
 TokenizedText tokenize(const std::vector<std::string>& documents, const fs::path& tokenizer_json,
                        const std::string& source) {
-  const ScratchFolder scratch;
-  const fs::path text = scratch / "text";
-  const fs::path ids = scratch / "ids";
-  const fs::path errors = scratch / "errors";
-  write_text(documents, text);
-  const int status =
-      run({find_python(), tokenizer_helper().string(), tokenizer_json.string()}, text, ids, errors);
-  if (status != 0) {
-    const bool told = status == static_cast<int>(ExitCode::data) ||
-                      status == static_cast<int>(ExitCode::unavailable);
-    const std::string reason = last_line(read_all(errors));
-    throw UserError(told ? static_cast<ExitCode>(status) : ExitCode::software,
-                    fmt::format("{}: cannot be tokenized: {}", source,
-                                reason.empty() ? fmt::format("exit status {}", status) : reason));
-  }
-  std::optional<TokenizedText> result = from_bytes(read_all(ids));
-  if (!result || result->counts.size() != documents.size())
-    throw UserError(ExitCode::io, fmt::format("{}: the tokenizer's answer is cut short; free space "
-                                              "in the temporary folder or set TMPDIR",
-                                              source));
-  return std::move(*result);
+  std::size_t bytes = 0;
+  for (const std::string& document : documents) bytes += document.size();
+  const std::string tokenizer = absolute_path(tokenizer_json);
+  ChildProgram helper;
+  // Isolated: neither the current folder nor PYTHON* variables bring in modules.
+  helper.arguments = {find_python(), "-I", tokenizer_helper().string(), tokenizer};
+  helper.variables = helper_variables();
+  helper.next_input = Pieces(documents);
+  // A byte is a token at most, but normalizers may turn one character into several; post-processors
+  // add a few to each document.
+  constexpr std::size_t most_of_a_byte = 8;
+  constexpr std::size_t most_of_a_document = 1024;
+  helper.most_output =
+      sizeof(std::int64_t) * (1 + documents.size()) +
+      sizeof(std::int32_t) * (most_of_a_byte * bytes + most_of_a_document * documents.size());
+  // The helper limits its processor time; this is for one that stands still.
+  constexpr std::size_t slowest_bytes_per_second = 5000;
+  helper.timeout =
+      std::chrono::seconds(600 + static_cast<std::int64_t>(bytes / slowest_bytes_per_second));
+  const ChildResult result = run_child(
+      helper, "set QPIPE_PYTHON to a Python with the package tokenizers, or give token ids (.h5)");
+  if (result.end != ChildResult::End::exited || result.status != 0)
+    throw fault_of(result, tokenizer, source);
+  std::optional<TokenizedText> text = from_bytes(result.output);
+  if (!text || text->counts.size() != documents.size())
+    throw UserError(ExitCode::unavailable,
+                    fmt::format("{}: cannot be tokenized: {} gives no answer that can be read; set "
+                                "QPIPE_PYTHON to a Python with the package tokenizers",
+                                source, helper.arguments[0]));
+  return std::move(*text);
 }
 
 }  // namespace qpipe

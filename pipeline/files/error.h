@@ -16,7 +16,7 @@ enum class ExitCode : int {
   no_input = 66,     // a file or folder is missing or unreadable
   unavailable = 69,  // a device, library or family is not supported here
   software = 70,     // a defect of qpipe
-  os = 71,           // a system call failed
+  os = 71,           // the machine: a system call, memory, a GPU, another rank failed
   cannot_create = 73,
   io = 74,
   temporary = 75,  // stopped on request; run again to continue

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "pipeline/files/error.h"
+#include "pipeline/files/python_json.h"
 
 namespace qpipe {
 
@@ -17,7 +18,8 @@ constexpr int most_levels = 64;
 
 }  // namespace
 
-json parse_json(std::string_view text, const std::string& where, const std::string& advice) {
+json parse_json(std::string_view text, const std::string& where, const std::string& advice,
+                JsonKind kind) {
   const auto refuse = [&](const std::string& fault) {
     throw UserError(ExitCode::data, fmt::format("{} {}; {}", where, fault, advice));
   };
@@ -33,6 +35,7 @@ json parse_json(std::string_view text, const std::string& where, const std::stri
           refuse(fmt::format("is nested deeper than {} levels", most_levels));
         break;
       case json::parse_event_t::key: {
+        if (kind == JsonKind::python) break;
         const auto& key = value.get_ref<const std::string&>();
         if (!keys.back().insert(key).second) refuse("has " + in_quotes(key) + " twice");
         break;
@@ -42,13 +45,15 @@ json parse_json(std::string_view text, const std::string& where, const std::stri
     }
     return true;
   };
+  const StandardJson standard = kind == JsonKind::python ? standard_json(text) : StandardJson{};
   // The messages of the library quote the text, which may be long and have line breaks: only the
   // position is passed on.
   try {
-    return json::parse(text, check);
+    return json::parse(standard.text.empty() ? text : standard.text, check);
   } catch (const json::parse_error& error) {
     const bool utf8 = std::string_view(error.what()).find("UTF-8") != std::string_view::npos;
-    refuse(fmt::format("{} (byte {})", utf8 ? "is not UTF-8" : "is not valid JSON", error.byte));
+    refuse(fmt::format("{} (byte {})", utf8 ? "is not UTF-8" : "is not valid JSON",
+                       standard.original_place(error.byte)));
   } catch (const json::out_of_range&) {
     refuse("has a number beyond the range of double");
   }
@@ -63,12 +68,18 @@ json read_json_object(const std::filesystem::path& path) {
                                                 path.string(), file.bytes(), most_json_bytes));
   std::string text(static_cast<std::size_t>(file.bytes()), '\0');
   file.read(text.data(), file.bytes(), 0, "text");
-  json value = parse_json(text, path.string() + ":", "restore the original file");
+  json value = parse_json(text, path.string() + ":", "restore the original file", JsonKind::python);
   if (!value.is_object())
     throw UserError(ExitCode::data,
                     fmt::format("{}: is a JSON {}, not an object; restore the original file",
                                 path.string(), value.type_name()));
   return value;
+}
+
+std::string kind_name(const json& value) {
+  for (const char* number : {"NaN", "Infinity", "-Infinity"})
+    if (value == json::array({number})) return number;
+  return value.type_name();
 }
 
 std::string in_quotes(const std::string& name) {

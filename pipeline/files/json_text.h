@@ -12,14 +12,22 @@ namespace qpipe {
 inline constexpr std::int64_t most_json_bytes =
     100'000'000;  // the safetensors format's limit of a header
 
-// RFC 8259 strictly: UTF-8, no NaN or infinity, no number beyond double, no key twice in an object
-// (parsers differ in which one they keep), at most 64 levels. Throws UserError(data) "WHERE FAULT;
-// ADVICE".
-nlohmann::json parse_json(std::string_view text, const std::string& where,
-                          const std::string& advice);
+// strict: RFC 8259, with no number beyond double and no key twice in an object (parsers differ in
+// which one they keep).
+// python: what json.loads and so transformers read, too: NaN and infinities, numbers beyond double
+// (all these as ["NaN"], …: see python_json.h), half surrogate pairs; of a key that is there twice
+// the last one.
+enum class JsonKind { strict, python };
 
-// The object that a file of at most most_json_bytes holds. Throws UserError.
+// UTF-8, at most 64 levels. Throws UserError(data) "WHERE FAULT; ADVICE".
+nlohmann::json parse_json(std::string_view text, const std::string& where,
+                          const std::string& advice, JsonKind kind = JsonKind::strict);
+
+// The object that a file of at most most_json_bytes holds, as Python reads it. Throws UserError.
 nlohmann::json read_json_object(const std::filesystem::path& path);
+
+// What a value is, in words: "NaN", "string", "array", …
+std::string kind_name(const nlohmann::json& value);
 
 // A name from a file as it may stand in a one-line message: in quotes, control characters escaped,
 // cut to 200 characters.

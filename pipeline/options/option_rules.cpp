@@ -8,6 +8,8 @@
 #include <regex>
 
 #include "pipeline/files/suggest.h"
+#include "pipeline/options/limits.h"
+#include "pipeline/options/sizes.h"
 
 namespace qpipe {
 
@@ -31,14 +33,20 @@ std::string OneOfNumbers::fault(std::int64_t value) const {
   return std::find(values.begin(), values.end(), value) != values.end() ? "" : must_be(text());
 }
 
-std::string AtLeast::text() const { return fmt::format("at least {}", minimum); }
-
-std::string AtLeast::fault(std::int64_t value) const {
-  return value >= minimum ? "" : must_be(text());
+std::string Within::text() const {
+  return high == std::numeric_limits<std::int64_t>::max() ? fmt::format("at least {}", low)
+                                                          : fmt::format("{} to {}", low, high);
 }
 
-std::string AtLeast::fault(double value) const {
-  return std::isfinite(value) && value >= static_cast<double>(minimum) ? "" : must_be(text());
+std::string Within::fault(std::int64_t value) const {
+  if (value < low) return must_be(fmt::format("at least {}", low));
+  return value <= high ? "" : must_be(fmt::format("at most {}", high));
+}
+
+std::string Within::fault(double value) const {
+  if (!std::isfinite(value) || value < static_cast<double>(low))
+    return must_be(fmt::format("at least {}", low));
+  return value <= static_cast<double>(high) ? "" : must_be(fmt::format("at most {}", high));
 }
 
 std::string Inside::text() const { return fmt::format("above {} and below {}", low, high); }
@@ -50,6 +58,7 @@ std::string Inside::fault(double value) const {
 std::string GroupSize::text() const { return "-1 or a multiple of 32"; }
 
 std::string GroupSize::fault(std::int64_t value) const {
+  if (value > most_group_size) return must_be(fmt::format("at most {}", most_group_size));
   if (value == -1 || (value > 0 && value % 32 == 0)) return {};
   return must_be(text()) +
          (value > 0 ? fmt::format("; the next one is {}", (value / 32 + 1) * 32) : "");
@@ -76,8 +85,7 @@ std::string RegularExpression::fault(const std::string& value) const {
 std::string ByteSize::text() const { return "a size such as \"500MB\" or \"5GB\""; }
 
 std::string ByteSize::fault(const std::string& value) const {
-  static const std::regex size("[0-9]+(\\.[0-9]+)? ?([KMGT]i?B|B)?");
-  return std::regex_match(value, size) ? "" : must_be(text());
+  return size_of(value) ? "" : must_be(text());
 }
 
 std::string SizeOrAuto::text() const { return "auto, or a size such as \"22GiB\""; }

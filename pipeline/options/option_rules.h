@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -28,11 +29,13 @@ struct OneOfNumbers {
   std::string fault(std::int64_t value) const;
 };
 
-struct AtLeast {
-  std::int64_t minimum;
+// low <= value <= high. Numbers with a fraction are finite, too.
+struct Within {
+  std::int64_t low;
+  std::int64_t high = std::numeric_limits<std::int64_t>::max();
   std::string text() const;
   std::string fault(std::int64_t value) const;
-  std::string fault(double value) const;  // finite, too
+  std::string fault(double value) const;
 };
 
 // low < value < high.
@@ -43,7 +46,7 @@ struct Inside {
   std::string fault(double value) const;
 };
 
-// -1 or a positive multiple of 32.
+// -1 or a positive multiple of 32, at most most_group_size.
 struct GroupSize {
   std::string text() const;
   std::string fault(std::int64_t value) const;

@@ -3,14 +3,13 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <map>
 #include <sstream>
 #include <type_traits>
 
 #include "pipeline/files/error.h"
+#include "pipeline/files/input_file.h"
 #include "pipeline/files/suggest.h"
 #include "pipeline/options/option_text.h"
 #include "pipeline/options/options_visit.h"
@@ -90,6 +89,11 @@ std::string quotes_hint(const toml::node& node, const std::string& key, bool wan
   const bool number =
       !text->empty() && text->find_first_not_of("+-.0123456789eE") == std::string::npos;
   if (wants_boolean ? !boolean : !number) return {};
+  // --set keeps as text what TOML does not take for a number.
+  constexpr std::size_t always_fits = 18;
+  if (number && text->size() > always_fits &&
+      text->find_first_not_of("+-0123456789") == std::string::npos)
+    return "; integers have 64 bits";
   return fmt::format("; write {} = {} without quotes", key.substr(key.rfind('.') + 1), *text);
 }
 
@@ -124,7 +128,8 @@ template <class Rule>
 void read_value(const toml::node& node, const std::string& where, const std::string& key,
                 double& value, const Rule&) {
   if (!node.is_number()) wrong_type(node, where, key, "a number", quotes_hint(node, key, false));
-  value = *node.value<double>();
+  // Not node.value<double>(), which has nothing to give for integers that a double does not hold.
+  value = node.is_integer() ? static_cast<double>(**node.as_integer()) : **node.as_floating_point();
 }
 
 template <class Rule>
@@ -364,9 +369,15 @@ std::string read_file(const fs::path& path) {
   }
   if (fs::is_directory(status))
     throw UserError(ExitCode::no_input, path.string() + ": is a folder; give a TOML file");
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) throw UserError(ExitCode::no_input, path.string() + ": cannot be read");
+  const InputFile file(path);
+  constexpr std::int64_t most_bytes = 16 << 20;
+  if (file.bytes() > most_bytes)
+    config_fault(
+        fmt::format("{}: has {} bytes, which no configuration needs (limit {}); give a "
+                    "TOML file",
+                    path.string(), file.bytes(), most_bytes));
+  std::string text(static_cast<std::size_t>(file.bytes()), '\0');
+  file.read(text.data(), file.bytes(), 0, "text");
   return text;
 }
 
@@ -410,6 +421,15 @@ void validate(const Options& options, const Origins& origins) {
       check_value(origins, key, value, rule);
     }
   });
+
+  const auto check_tokens = [&](const std::string& section, std::int64_t samples,
+                                std::int64_t seqlen) {
+    require(samples * seqlen <= most_tokens, origins, section + ".samples", as_toml_value(samples),
+            fmt::format("with {}.seqlen = {} that is more than {} tokens; lower one of them",
+                        section, seqlen, most_tokens));
+  };
+  check_tokens("calibration", options.calibration.samples, options.calibration.seqlen);
+  check_tokens("evaluate", options.evaluate.samples, options.evaluate.seqlen);
 
   const Options::Quantize& quantize = options.quantize;
   require(!quantize.desc_act || !quantize.act_group_aware, origins, "quantize.act_group_aware",

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "pipeline/options/limits.h"
 #include "pipeline/options/option_rules.h"
 #include "pipeline/options/options.h"
 
@@ -24,10 +25,11 @@ void visit_calibration(Section& calibration, Visit& visit) {
         "name of the token ids in an .h5 or .safetensors file");
   visit("calibration.text_field", calibration.text_field, Required{}, "",
         "field of each .jsonl line that holds the text");
-  visit("calibration.samples", calibration.samples, AtLeast{1}, "samples",
+  visit("calibration.samples", calibration.samples, Within{1, most_samples}, "samples",
         "how many sequences to calibrate on");
-  visit("calibration.seqlen", calibration.seqlen, AtLeast{1}, "tokens", "length of each sequence");
-  visit("calibration.seed", calibration.seed, AtLeast{0}, "",
+  visit("calibration.seqlen", calibration.seqlen, Within{1, most_seqlen}, "tokens",
+        "length of each sequence");
+  visit("calibration.seed", calibration.seed, Within{0}, "",
         "seed of the random choice of windows or documents");
   visit("calibration.mode", calibration.mode, OneOf{{"windows", "documents"}}, "",
         "how text is cut: random windows of the concatenated text, or the start of each document");
@@ -62,7 +64,7 @@ void visit_quantize(Section& quantize, Visit& visit) {
         "added to the Hessian's diagonal");
   visit("quantize.damp_auto_increment", quantize.damp_auto_increment, Inside{0.0, 1.0},
         "of mean(diag H)", "added to damp_percent each time the factorisation fails");
-  visit("quantize.mse", quantize.mse, AtLeast{-1}, "",
+  visit("quantize.mse", quantize.mse, Within{-1, most_mse_exponent}, "",
         "search scales that minimise the sum of |error|^mse; 0: no search; -1: 2.4 for gptq, 0 for "
         "the others");
   visit("quantize.true_sequential", quantize.true_sequential, AnyValue{}, "",
@@ -80,13 +82,13 @@ void visit_awq(Section& awq, Visit& visit) {
   visit("awq.search", awq.search, OneOf{{"exact", "gram"}}, "",
         "how scales are compared: by the outputs of attention and MLP, or by those of the linears "
         "alone (faster)");
-  visit("awq.search_tokens", awq.search_tokens, AtLeast{0}, "tokens",
+  visit("awq.search_tokens", awq.search_tokens, Within{0, most_tokens}, "tokens",
         "evenly spaced, that outputs (search = exact) are compared on, or Gram matrices (gram with "
         "rounding = rtn) are summed over; 0: all");
-  visit("awq.search_rows", awq.search_rows, AtLeast{0}, "rows",
+  visit("awq.search_rows", awq.search_rows, Within{0, most_rows}, "rows",
         "search = gram: scales are compared by this many outputs of each linear, evenly spaced; 0: "
         "by all");
-  visit("awq.grid", awq.grid, AtLeast{1}, "ratios",
+  visit("awq.grid", awq.grid, Within{1, most_ratios}, "ratios",
         "how many scales are tried for each group of linears");
   visit("awq.duo_scaling", awq.duo_scaling, AnyValue{}, "",
         "scales follow the weights' relative magnitude, too");
@@ -115,19 +117,19 @@ void visit_parallel(Section& parallel, Visit& visit) {
   visit("parallel.backend", parallel.backend, OneOf{{"auto", "cpu", "cuda"}}, "",
         "auto: cuda when a GPU is there");
   visit("parallel.share_gpu", parallel.share_gpu, AnyValue{}, "", "let several ranks use one GPU");
-  visit("parallel.teams", parallel.teams, AtLeast{0}, "teams",
+  visit("parallel.teams", parallel.teams, Within{0, most_ranks}, "teams",
         "groups of ranks that take the layers in turns and hand on the hidden states; 0: as many "
         "as ranks if layers are independent of each "
         "other (propagate = original), else 1");
-  visit("parallel.threads", parallel.threads, AtLeast{0}, "threads",
+  visit("parallel.threads", parallel.threads, Within{0, most_threads}, "threads",
         "CPU threads of each rank; 0: this rank's share of the cores");
-  visit("parallel.timeout", parallel.timeout, AtLeast{1}, "s",
+  visit("parallel.timeout", parallel.timeout, Within{1, most_seconds}, "s",
         "longest wait of a rank for the others");
 }
 
 template <class Section, class Visit>
 void visit_memory(Section& memory, Visit& visit) {
-  visit("memory.micro_batch", memory.micro_batch, AtLeast{1}, "tokens",
+  visit("memory.micro_batch", memory.micro_batch, Within{1, most_seqlen}, "tokens",
         "block that goes through a layer at once; part of the result");
   visit(
       "memory.gpu", memory.gpu, SizeOrAuto{}, "",
@@ -176,9 +178,10 @@ void visit_evaluate(Section& evaluate, Visit& visit) {
         "name of the token ids in an .h5 or .safetensors file");
   visit("evaluate.text_field", evaluate.text_field, Required{}, "",
         "field of each .jsonl line that holds the text");
-  visit("evaluate.samples", evaluate.samples, AtLeast{0}, "samples",
+  visit("evaluate.samples", evaluate.samples, Within{0, most_samples}, "samples",
         "consecutive windows from the start; 0: all");
-  visit("evaluate.seqlen", evaluate.seqlen, AtLeast{2}, "tokens", "length of each window");
+  visit("evaluate.seqlen", evaluate.seqlen, Within{2, most_seqlen}, "tokens",
+        "length of each window");
   visit("evaluate.before", evaluate.before, AnyValue{}, "", "evaluate the original");
   visit("evaluate.after", evaluate.after, AnyValue{}, "", "evaluate the quantized model");
 }

@@ -10,7 +10,7 @@
 
 namespace qpipe {
 
-std::int64_t parse_size(const std::string& text) {
+std::optional<std::int64_t> size_of(const std::string& text) {
   struct Unit {
     const char* name;
     double bytes;
@@ -31,9 +31,14 @@ std::int64_t parse_size(const std::string& text) {
     if (digits == 0 || text.substr(unit_begin) != unit.name) continue;
     char* end = nullptr;
     const double bytes = std::strtod(text.c_str(), &end) * unit.bytes;
-    if (end != text.c_str() + digits || !(bytes >= 1.0) || bytes >= 0x1p62) break;
+    if (end != text.c_str() + digits || !(bytes >= 1.0) || bytes >= 0x1p53) break;
     return static_cast<std::int64_t>(bytes);
   }
+  return std::nullopt;
+}
+
+std::int64_t parse_size(const std::string& text) {
+  if (const std::optional<std::int64_t> size = size_of(text)) return *size;
   throw UserError(ExitCode::config,
                   "\"" + text + "\" is no size; write it like \"500MB\" or \"5GB\"");
 }

@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
+
+#include "pipeline/files/printable.h"
+#include "pipeline/files/terminal.h"
 
 namespace qpipe {
 
@@ -22,7 +24,7 @@ Progress::Progress(const std::string& mode, bool active, std::int64_t total)
       total_(std::max<std::int64_t>(total, 1)) {}
 
 Progress::~Progress() {
-  if (drawn_) std::fputc('\n', stderr);
+  if (drawn_) tell("\n");
 }
 
 void Progress::update(std::int64_t done, const std::string& what) {
@@ -35,21 +37,19 @@ void Progress::update(std::int64_t done, const std::string& what) {
   if (bar_) {
     constexpr std::int64_t width = 30;
     const auto filled = static_cast<std::size_t>(width * done / total_);
-    fmt::print(stderr, "\r[{}{}] {:3}%  {}\033[K", std::string(filled, '#'),
-               std::string(width - filled, '.'), 100 * done / total_, text);
+    tell(fmt::format("\r[{}{}] {:3}%  {}\033[K", std::string(filled, '#'),
+                     std::string(width - filled, '.'), 100 * done / total_, text));
     drawn_ = true;
   } else {
-    fmt::print(stderr, "[{}/{}] {}\n", done, total_, text);
+    tell(fmt::format("[{}/{}] {}\n", done, total_, text));
   }
-  std::fflush(stderr);
 }
 
 void Progress::say(const std::string& line) {
   if (!active_) return;
-  if (drawn_) fmt::print(stderr, "\r\033[K");
+  if (drawn_) tell("\r\033[K");
   drawn_ = false;
-  fmt::print(stderr, "{}\n", line);
-  std::fflush(stderr);
+  tell(printable(line) + "\n");
 }
 
 }  // namespace qpipe

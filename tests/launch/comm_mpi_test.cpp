@@ -3,10 +3,13 @@
 
 #include <bit>
 #include <cmath>
+#include <future>
 #include <limits>
 #include <stdexcept>
 #include <thread>
 
+#include "kernels/copy_queue.h"
+#include "kernels/system_fault.h"
 #include "launch/comm.h"
 #include "launch/mpi_calls.h"
 #include "tests/kernels/backends.h"
@@ -180,11 +183,8 @@ TEST_P(CommDevice, WaitsAreBounded) {
   if (comm.size() == 1) GTEST_SKIP() << "needs two ranks";
   const auto limit = std::chrono::seconds(stream.on_cuda() ? 10 : 1);
   Comm bounded(stream, {limit, true});
-  // What an unfinished operation writes to must stay: MPI may still go on with it.
-  static std::vector<std::int64_t> host(1 << 20, 1);
-  const auto on_device = upload_as(host, 1, 1 << 20);
-  const Matrix<std::int64_t> x =
-      stream.on_cuda() ? on_device.view : Matrix<std::int64_t>(host.data(), 1, 1 << 20);
+  const auto x = upload_as(std::vector<std::int64_t>(1 << 20, 1), 1, 1 << 20);
+  bounded.connect_ahead(stream);
   if (comm.rank() != 0) {
     const auto begin = std::chrono::steady_clock::now();
     std::string message;
@@ -200,13 +200,75 @@ TEST_P(CommDevice, WaitsAreBounded) {
     EXPECT_NE(message.find("not finished after " + std::to_string(limit.count()) + " s"),
               std::string::npos)
         << message;
-    if (!stream.on_cuda()) {
-      EXPECT_NE(message.find("all_reduce_sum of 1048576 integers"), std::string::npos) << message;
-    }
+    EXPECT_NE(message.find("all_reduce_sum of 1048576 integers"), std::string::npos) << message;
     EXPECT_THROW(bounded.barrier(), std::runtime_error);
     EXPECT_THROW(bounded.all_reduce_sum(x, stream), std::runtime_error);
   }
   comm.barrier();  // the ranks are together again on the other communicator
+}
+
+// Every wait for the device is: here a blocking copy of what a collective has to bring.
+TEST_P(CommDevice, BlockingCopiesAreBounded) {
+  if (comm.size() == 1) GTEST_SKIP() << "needs two ranks";
+  if (!stream.on_cuda()) GTEST_SKIP() << "on the CPU the collective itself waits";
+  Comm bounded(stream, {std::chrono::seconds(10), true});
+  const auto x = upload_as(std::vector<std::int64_t>(256, 1), 1, 256);
+  Event behind(stream);
+  CopyQueue queue(stream);
+  bounded.all_reduce_sum(x, stream);  // the first one connects the ranks, and the host waits for it
+  bounded.wait(stream);
+  if (comm.rank() != 0) {
+    const auto begin = std::chrono::steady_clock::now();
+    bounded.all_reduce_sum(x, stream);
+    record(behind, stream);
+    queue.wait_for(behind);
+    // A thread waits for the event, as those do that write activations to disk.
+    auto other = std::async(std::launch::async, [&] {
+      try {
+        behind.wait();
+      } catch (const SystemFault& error) {
+        return std::string(error.what());
+      }
+      return std::string("no fault");
+    });
+    std::string message;
+    try {
+      std::vector<std::int64_t> values(256);
+      copy_to_host(values.data(), x.view.data, 256 * sizeof(std::int64_t), stream);
+    } catch (const SystemFault& error) {
+      message = error.what();
+    }
+    const std::string of_thread = other.get();
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(25));
+    EXPECT_NE(message.find("all_reduce_sum of 256 integers"), std::string::npos) << message;
+    // Whichever was first ends the other.
+    EXPECT_TRUE(of_thread == "no fault" ||
+                of_thread.find("not finished after 10 s") != std::string::npos)
+        << of_thread;
+    queue.synchronize();  // the device is free again
+  }
+  comm.barrier();
+}
+
+// An operation that took too long is still under way in MPI, which may go on with it at any later
+// call; what it then writes is not the caller's memory any more.
+TEST_P(CommDevice, ALateOperationWritesToNobodysMemory) {
+  if (comm.size() == 1) GTEST_SKIP() << "needs two ranks";
+  if (stream.on_cuda()) GTEST_SKIP() << "NCCL's operations end with their communicator";
+  Comm bounded(stream, {std::chrono::seconds(1), true});
+  const auto x = upload_as(std::vector<std::int64_t>(1 << 16, 1), 1, 1 << 16);
+  if (comm.rank() != 0) {
+    EXPECT_THROW(bounded.all_reduce_sum(x, stream), SystemFault);
+    std::fill_n(x.view.data, 1 << 16, 7);
+  }
+  comm.barrier();
+  if (comm.root()) {
+    bounded.all_reduce_sum(x, stream);  // late
+    EXPECT_EQ(x.view.data[0], comm.size());
+  }
+  comm.barrier();
+  const std::int64_t expected = comm.root() ? comm.size() : 7;
+  for (int i = 0; i < 1 << 16; ++i) ASSERT_EQ(x.view.data[i], expected) << i;
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, CommDevice, testing::ValuesIn(backends()), backend_name);
@@ -283,22 +345,22 @@ TEST_F(CommHost, BarrierWaitsForTheLast) {
             std::chrono::milliseconds(comm.size() == 1 ? 200 : 100));
 }
 
-// What goes beyond 1 GiB is cut; here with a small limit.
-TEST_F(CommHost, Pieces) {
-  std::vector<MPI_Request> requests;
+// What goes beyond a chunk is cut; here with small ones.
+TEST_F(CommHost, Chunks) {
   std::vector<unsigned char> bytes(1000);
   for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = byte_of(comm.rank(), i);
-  start_broadcast(bytes.data(), bytes.size(), comm.size() - 1, MPI_COMM_WORLD, requests, 7);
-  EXPECT_EQ(requests.size(), 143u);  // ⌈1000 / 7⌉
-  finish(requests, "test", std::chrono::seconds(60));
-  for (std::size_t i = 0; i < bytes.size(); ++i) ASSERT_EQ(bytes[i], byte_of(comm.size() - 1, i));
+  MpiOperation operation{MPI_COMM_WORLD, "test", std::chrono::seconds(60), 7};
+  const int last = comm.size() - 1;
+  broadcast({{bytes.data(), 500, last}, {bytes.data() + 500, 0, 0}, {bytes.data() + 500, 500, 0}},
+            operation);
+  for (std::size_t i = 0; i < bytes.size(); ++i)
+    ASSERT_EQ(bytes[i], byte_of(i < 500 ? last : 0, i));
 
   std::vector<std::int64_t> sums(100);
   for (std::size_t i = 0; i < sums.size(); ++i)
     sums[i] = static_cast<std::int64_t>(i) * (comm.rank() + 1);
-  start_all_reduce(sums.data(), sums.size(), 8, MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD, requests, 60);
-  EXPECT_EQ(requests.size(), 15u);  // pieces of 7
-  finish(requests, "test", std::chrono::seconds(60));
+  operation.chunk_bytes = 60;  // 7 integers
+  all_reduce(sums.data(), sums.size(), 8, MPI_INT64_T, MPI_SUM, operation);
   for (std::size_t i = 0; i < sums.size(); ++i)
     ASSERT_EQ(sums[i], static_cast<std::int64_t>(i) * comm.size() * (comm.size() + 1) / 2);
 }

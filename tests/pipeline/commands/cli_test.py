@@ -2,6 +2,7 @@
 """The command line from outside: cli_test.py QPIPE [MPIEXEC]. Exit codes, one line on stderr, in time, from one rank."""
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -201,15 +202,66 @@ class CommandLine(unittest.TestCase):
         self.assertIn("\n[quantize]\nmethod = \"gptq\"\nbits = 4\n", result.stdout)
         self.assertFalse(os.path.exists(os.path.join(self.path, "out")))
 
-    def test_other_ranks_are_silent(self):
-        # Without an mpirun around: no rank but the first tells of a fault that all of them find. Singletons of Open MPI do not read these.
+    def test_variables_that_a_shell_kept_silence_nobody(self):
+        # Without an mpirun around. Singletons of Open MPI do not read these.
         config = self.write("bits = 5\n")
         for variable in ("PMI_RANK", "SLURM_PROCID"):
-            self.assertEqual(len(run(config, env=[(variable, "0")]).stderr.splitlines()), 1, variable)
-            result = run(config, env=[(variable, "1")])
-            self.assertEqual((result.returncode, result.stderr), (78, ""), variable)
-            result = run("--version", env=[(variable, "1")])
-            self.assertEqual((result.returncode, result.stdout), (0, ""), variable)
+            for rank in "01":
+                result = run(config, env=[(variable, rank)])
+                self.assertEqual((result.returncode, len(result.stderr.splitlines())), (78, 1), variable)
+                result = run("--version", env=[(variable, rank)])
+                self.assertEqual((result.returncode, len(result.stdout.splitlines())), (0, 1), variable)
+
+    def test_work_of_one_process_is_done_below_a_launcher(self):
+        # mpirun -np 2 bash -c 'qpipe ...': each shell is on its own.
+        if not MPIEXEC:
+            self.skipTest("no mpiexec")
+        command = [MPIEXEC, "--oversubscribe", "--bind-to", "none", "-np", "2", "bash", "-c", f"{QPIPE} --version; true"]
+        result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+        self.assertEqual(len(result.stdout.splitlines()), 2, result.stderr)
+
+    def test_a_terminal_that_is_gone_ends_nothing(self):
+        config = self.write("bits = 5\n")
+        for stderr in (open("/dev/full", "w"), None):
+            process = subprocess.run([QPIPE, config], env=environment(), stdout=subprocess.DEVNULL, stderr=stderr, timeout=60,
+                                     preexec_fn=None if stderr else lambda: os.close(2))
+            self.assertEqual(process.returncode, 78)
+
+    def test_a_result_that_cannot_be_printed_is_74(self):
+        for stdout in (open("/dev/full", "w"), None):
+            process = subprocess.run([QPIPE, "--help"], env=environment(), stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60,
+                                     preexec_fn=None if stdout else lambda: os.close(1))
+            self.assertEqual(process.returncode, 74)
+            self.assertIn("qpipe: error: stdout", process.stderr)
+            self.assertEqual(len(process.stderr.splitlines()), 1)
+        # A reader that goes away: `qpipe --help | head -1`.
+        read, write = os.pipe()
+        os.close(read)
+        process = subprocess.run([QPIPE, "--help"], env=environment(), stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+        self.assertEqual(process.returncode, 74)
+        self.assertEqual(len(process.stderr.splitlines()), 1)
+
+    def test_signals_at_the_start(self):
+        # Work that has nothing to go on with ends by them, also when they come while the program is being loaded.
+        for delay in (0.02, 0.05):
+            process = subprocess.Popen([QPIPE, "plan", self.write("", model="nowhere")], env=environment(), stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL)
+            time.sleep(delay)
+            process.send_signal(signal.SIGUSR1)
+            self.assertIn(process.wait(timeout=60), (-signal.SIGUSR1, 66))
+
+    def test_a_rank_that_waits_in_mpi_init_is_spoken_of(self):
+        if not MPIEXEC:
+            self.skipTest("no mpiexec")
+        config = self.write()
+        # The second rank never calls MPI_Init.
+        command = [MPIEXEC, "--oversubscribe", "--bind-to", "none", "-np", "1", QPIPE, config, "--set", "parallel.backend=cpu", "--set",
+                   "parallel.timeout=3", ":", "-np", "1", "sleep", "60"]
+        begin = time.monotonic()
+        result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+        self.assertLess(time.monotonic() - begin, 40)
+        self.assertEqual(result.returncode, 71, result.stderr)
+        self.assertIn("MPI_Init was not finished after 3 s", result.stderr)
 
     def ours(self, result):
         return [line for line in result.stderr.splitlines() if "qpipe: error" in line]

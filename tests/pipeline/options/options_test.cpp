@@ -1,12 +1,14 @@
 #include "pipeline/options/options.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmath>
 #include <fstream>
 #include <limits>
 #include <set>
+#include <type_traits>
 
 #include "pipeline/files/error.h"
 #include "pipeline/files/suggest.h"
@@ -191,6 +193,91 @@ TEST_F(OptionsTest, ImpossibleValues) {
   quantize_fault("[awq]\nrounding = \"gtpq\"\n", ":9: awq.rounding", {"did you mean \"gptq\"?"});
   quantize_fault("[evaluate]\nseqlen = 1\n", ":9: evaluate.seqlen = 1", {"at least 2"});
   quantize_fault("[memory]\nmicro_batch = 0\n", ":9: memory.micro_batch = 0", {"at least 1"});
+}
+
+// Integers that a double does not hold, and what products of would overflow.
+TEST_F(OptionsTest, NumbersBeyondAllUse) {
+  const std::string most = std::to_string(std::numeric_limits<std::int64_t>::max());
+  const std::string least = std::to_string(std::numeric_limits<std::int64_t>::min());
+  for (const std::string& value : {std::string("9007199254740993"), most, least}) {
+    set_fault("quantize.damp_percent=" + value,
+              "--set quantize.damp_percent = ", {"above 0 and below 1"});
+    set_fault("quantize.mse=" + value, "--set quantize.mse = ", {"must be at "});
+  }
+  set_fault("quantize.mse=nan", "--set quantize.mse = ", {"at least -1"});
+  // Every option that is an integer or a number: none takes both ends of 64 bits, but for the seed.
+  const Options defaults;
+  int tried = 0;
+  visit_options(
+      defaults, [&](const std::string& key, const auto& value, auto&&, const char*, const char*) {
+        using Value = std::remove_cvref_t<decltype(value)>;
+        if constexpr (std::is_same_v<Value, std::int64_t> || std::is_same_v<Value, double>) {
+          ++tried;
+          if (key != "calibration.seed")
+            set_fault(key + "=" + most, "--set " + key + " = ", {"must be"});
+          set_fault(key + "=" + least, "--set " + key + " = ", {"must be"});
+          set_fault(key + "=9223372036854775808", "--set " + key + " = ", {"64 bits"});
+          set_fault(key + "=nan", "--set " + key + " = ", {});
+        }
+      });
+  EXPECT_GE(tried, 15);
+  set_fault("quantize.group_size=1048608", "--set quantize.group_size", {"at most 1048576"});
+  expect_fault(complete(""), {"calibration.samples=16777216", "calibration.seqlen=16777216"},
+               ExitCode::config, "--set calibration.samples = 16777216",
+               {"calibration.seqlen = 16777216", "more than 68719476736 tokens"});
+  expect_fault(complete(""), {"evaluate.samples=16777216", "evaluate.seqlen=16777216"},
+               ExitCode::config, "--set evaluate.samples", {"more than 68719476736 tokens"});
+  for (const std::string size : {"99999999999999GiB", "9007199254740992", "0GB", "0"})
+    for (const char* key : {"memory.gpu", "memory.host", "output.max_shard_size"})
+      set_fault(key + ("=\"" + size + "\""), std::string("--set ") + key, {"a size such as"});
+  // As long as a text may be: no recursion along it.
+  set_fault("memory.gpu=" + std::string(100'000, '1'), "--set memory.gpu", {"a size such as"});
+  set_fault("memory.gpu=" + std::string(100'000, '1') + "GiB", "--set memory.gpu", {});
+}
+
+TEST_F(OptionsTest, HostileFiles) {
+  const std::string deep(100'000, '[');
+  expect_fault("x = " + deep + "\n", {}, ExitCode::config, ":1: ", {});
+  expect_fault("[" + deep + "\n", {}, ExitCode::config, ":1: ", {});
+  expect_fault("x = " + std::string(100'000, '{') + "\n", {}, ExitCode::config, ":1: ", {});
+  set_fault("quantize.bits=" + deep, "--set quantize.bits = ", {"expected an integer"});
+  const auto expect_printable = [&](const std::string& text) {
+    try {
+      load_options(write(text), {});
+      ADD_FAILURE() << "accepted";
+    } catch (const UserError& error) {
+      const std::string message = error.what();
+      EXPECT_EQ(error.code, ExitCode::config) << message;
+      EXPECT_LT(message.size(), 2000U);
+      for (const char c : message) EXPECT_FALSE((c >= 0 && c < ' ') || c == '\x7f') << message;
+    }
+  };
+  const std::string escape = "\\u001b[2J\\n\\u202e";
+  expect_printable("[\"" + escape + "\"]\n");
+  expect_printable("\"" + escape + "\" = 1\n");
+  expect_printable("[quantize]\n\"" + escape + "\" = 1\n");
+  expect_printable("[quantize]\nmethod = \"" + escape + "\"\n");
+  expect_printable("[quantize]\nbits = \"" + escape + "\"\n");
+  expect_printable("[[quantize.overrides]]\n\"" + escape + "\" = 1\n");
+  expect_printable("[quantize]\nbits = \"" + std::string(1'000'000, 'x') + "\"\n");
+  expect_printable("[" + std::string(1'000'000, 'x') + "]\n");
+}
+
+TEST_F(OptionsTest, OnlyRegularFilesOfSomeMegabytesAreRead) {
+  const auto fault = [](const fs::path& path) {
+    try {
+      load_options(path, {});
+    } catch (const UserError& error) {
+      return std::string(error.what());
+    }
+    return std::string("no fault");
+  };
+  ASSERT_EQ(mkfifo((folder_ / "fifo.toml").c_str(), 0600), 0);
+  EXPECT_NE(fault(folder_ / "fifo.toml").find("FIFO"), std::string::npos);
+  EXPECT_NE(fault("/dev/zero").find("device"), std::string::npos);
+  const fs::path large = write("");
+  fs::resize_file(large, std::uintmax_t{1} << 40);
+  EXPECT_NE(fault(large).find("1099511627776 bytes"), std::string::npos) << fault(large);
 }
 
 TEST_F(OptionsTest, ByteSizes) {

@@ -1,4 +1,4 @@
-// Waiting for another rank or the GPU without waiting forever.
+// Waiting for another process, another rank or the GPU without waiting forever.
 #pragma once
 
 #include <algorithm>
