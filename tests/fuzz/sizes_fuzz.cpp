@@ -10,8 +10,7 @@ void qpipe::fuzz::run_input(std::string_view input) {
   // Written with one digit after the point in MiB, or two in GiB; beyond 2^62 nothing is read.
   const std::string text = size_text(bytes);
   if (bytes > std::int64_t{1} << 61 || text == "0.0 MiB") return;
-  const std::int64_t again = parse_size(text);
-  if (std::abs(static_cast<double>(again - bytes)) >
-      0x1p20 * 0.051 + 0.006 * static_cast<double>(bytes))
+  const double step = bytes < std::int64_t{1} << 27 ? 0.1 * 0x1p20 : 0.01 * 0x1p30;
+  if (std::abs(static_cast<double>(parse_size(text) - bytes)) > 0.51 * step)
     fail(std::to_string(bytes) + " is written " + text);
 }
