@@ -16,7 +16,7 @@ namespace {
 
 // NCCL refuses two ranks on one GPU of one host. With a host id of its own each rank counts as a
 // machine, and they talk through sockets. NCCL reads these once, at its first use in the process.
-void pretend_own_host(int rank, bool one_host) {
+[[maybe_unused]] void pretend_own_host(int rank, bool one_host) {
   setenv("NCCL_HOSTID", ("qpipe-" + std::to_string(rank) + "-" + std::to_string(getpid())).c_str(),
          1);
   if (one_host) setenv("NCCL_SOCKET_IFNAME", "lo", 0);
