@@ -20,7 +20,7 @@ int run_families(const FamiliesRequest& request) {
   }
   const std::vector<std::string> families = supported_families();
   if (request.json) {
-    fmt::print("{}\n", nlohmann::json{{"families", families}, {"models", models}}.dump(2));
+    fmt::print("{}", to_json_text({{"families", families}, {"models", models}}));
     return static_cast<int>(ExitCode::ok);
   }
   if (models.empty()) fmt::print("{}\n", fmt::join(families, "\n"));

@@ -9,6 +9,7 @@
 #include "launch/leave.h"
 #include "pipeline/commands/cli.h"
 #include "pipeline/files/error.h"
+#include "pipeline/files/write_fault.h"
 
 namespace {
 
@@ -63,6 +64,7 @@ int run_alone(const Command& command) {
 
 int main(int argc, char** argv) {
   restart_with_better_blas_kernels(argv);
+  take_write_signals_as_faults();
   std::optional<MpiSession> session;
   try {
     const Command command = read_command(argc, argv);

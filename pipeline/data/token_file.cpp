@@ -11,6 +11,8 @@
 #include "pipeline/files/error.h"
 #include "pipeline/files/input_file.h"
 #include "pipeline/files/json_text.h"
+#include "pipeline/files/new_file.h"
+#include "pipeline/files/user_output.h"
 #include "pipeline/model/safetensors.h"
 
 namespace qpipe {
@@ -198,7 +200,8 @@ Tokens read_token_file(const fs::path& path, const std::string& dataset, std::in
 
 void write_tokens_hdf5(const Tokens& tokens, const fs::path& path, const std::string& dataset) {
   const QuietHdf5 quiet;
-  const fs::path temporary = path.string() + ".tmp";
+  const fs::path file_path = user_output_file(path);
+  const fs::path temporary = temporary_beside(file_path);
   const auto fail = [&](const char* what) {
     std::error_code ignored;
     fs::remove(temporary, ignored);
@@ -207,7 +210,7 @@ void write_tokens_hdf5(const Tokens& tokens, const fs::path& path, const std::st
   };
   const auto checked = [&](hid_t id) { return id >= 0 ? id : (fail("cannot be written"), id); };
   {
-    Hdf5Id file(H5Fcreate(temporary.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
+    Hdf5Id file(H5Fcreate(temporary.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
     if (!file) fail("cannot be created");
     const std::array<hsize_t, 2> sizes{static_cast<hsize_t>(tokens.samples),
                                        static_cast<hsize_t>(tokens.seqlen)};
@@ -222,7 +225,7 @@ void write_tokens_hdf5(const Tokens& tokens, const fs::path& path, const std::st
       fail("cannot be written");
   }
   std::error_code error;
-  fs::rename(temporary, path, error);
+  fs::rename(temporary, file_path, error);
   if (error) fail("cannot be replaced");
 }
 

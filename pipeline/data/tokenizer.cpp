@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <spawn.h>
+#include <spdlog/spdlog.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,11 +24,23 @@ static_assert(std::endian::native == std::endian::little);
 
 namespace {
 
+// $TMPDIR, or /tmp where it is not set or names no folder.
+fs::path folder_of_temporary_files() {
+  const fs::path usual = "/tmp";
+  const char* chosen = std::getenv("TMPDIR");
+  std::error_code error;
+  if (chosen == nullptr || *chosen == '\0') return usual;
+  if (fs::is_directory(chosen, error) && euidaccess(chosen, W_OK | X_OK) == 0) return chosen;
+  spdlog::warn("TMPDIR is {}, which is no folder that can be written; {} is taken instead",
+               printable(chosen), usual.string());
+  return usual;
+}
+
 // A temporary folder, removed with all its files.
 class ScratchFolder {
  public:
   ScratchFolder() {
-    std::string name = (fs::temp_directory_path() / "qpipe-XXXXXX").string();
+    std::string name = (folder_of_temporary_files() / "qpipe-XXXXXX").string();
     if (mkdtemp(name.data()) == nullptr)
       throw UserError(ExitCode::cannot_create,
                       fmt::format("{}: cannot make a temporary folder: {}; set TMPDIR", name,
