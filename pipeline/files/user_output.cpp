@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 #include "pipeline/files/durable_file.h"
@@ -90,7 +91,10 @@ void write_user_output(const fs::path& path, const std::string& text) {
     fs::create_directories(file.parent_path(), error);
     return write_text_file(file, text);
   }
-  if (const int own = own_output(status); own >= 0) return write_through(path, own, text);
+  if (const int own = own_output(status); own >= 0) {
+    std::fflush(nullptr);  // behind what is printed already
+    return write_through(path, own, text);
+  }
   const int descriptor = open_to_stream(path);
   try {
     write_through(path, descriptor, text);

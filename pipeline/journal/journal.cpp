@@ -140,6 +140,12 @@ void refuse_other_run(const fs::path& folder, const Options& options, const Json
                             "run.resume = \"never\" to start over"));
 }
 
+[[noreturn]] void refuse_to_go_on(const fs::path& folder) {
+  throw UserError(ExitCode::no_input, folder.string() +
+                                          ": there is no unfinished run to go on with; leave "
+                                          "--resume (run.resume) out");
+}
+
 // The identity of the unfinished run that goes on. Otherwise null, and both folders are ready for a
 // new one.
 Json go_on(const Options& options, const fs::path& folder, const Json& identity,
@@ -154,11 +160,7 @@ Json go_on(const Options& options, const fs::path& folder, const Json& identity,
   if (options.run.resume == "require" && damaged)
     throw UserError(ExitCode::data, (folder / run_file).string() +
                                         ": is damaged; set run.resume = \"never\" to start over");
-  if (options.run.resume == "require")
-    throw UserError(
-        ExitCode::no_input,
-        folder.string() +
-            ": there is no unfinished run to go on with; leave --resume (run.resume) out");
+  if (options.run.resume == "require") refuse_to_go_on(folder);
   if (damaged) {
     check_replaceable(folder / run_file);
     spdlog::warn("{}: is damaged; the run starts over", printable((folder / run_file).string()));
@@ -266,13 +268,23 @@ void Journal::remove() {
 
 void check_folders(const Options& options, const FileNames& output_files) {
   const fs::path folder = run_folder(options);
-  check_writable(folder, "run.folder");
+  const fs::path output = options.output.path;
+  std::error_code error;
+  const fs::path inside =
+      fs::weakly_canonical(folder, error).lexically_relative(fs::weakly_canonical(output, error));
+  if (!inside.empty() && *inside.begin() != "..")
+    throw UserError(ExitCode::config, folder.string() +
+                                          ": run.folder lies in output.path, which is for the "
+                                          "checkpoint alone; choose another run.folder");
   const bool goes_on = options.run.resume != "never" &&
                        (is_there(folder / run_file) || is_there(finished_mark(folder)));
-  if (goes_on)
-    check_writable(options.output.path, "output.path");
+  if (options.run.resume == "require" && !goes_on) refuse_to_go_on(folder);
+  // Where a run works, or one was killed, the lock tells more than the files do.
+  if (goes_on || is_there(output / output_lock_name))
+    check_writable(output, "output.path");
   else
     check_output_folder(output_folder(options, output_files));
+  check_writable(folder, "run.folder");
 }
 
 }  // namespace qpipe

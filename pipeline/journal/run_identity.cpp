@@ -105,7 +105,10 @@ Json without_build(Json identity) {
 
 std::string output_name(const Options& options) {
   constexpr std::size_t whole = 1 << 16;  // of a path, which may be anything but UTF-8
-  return printable(fs::absolute(user_path(options.output.path, "output.path")).string(), whole);
+  const fs::path path = user_path(options.output.path, "output.path");
+  std::error_code error;  // the current folder may be gone
+  const fs::path absolute = fs::absolute(path, error);
+  return printable((error ? path : absolute).string(), whole);
 }
 
 std::vector<std::string> identity_differences(const Json& before, const Json& now) {

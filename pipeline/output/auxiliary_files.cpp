@@ -58,6 +58,15 @@ bool belongs_to_model(const fs::path& path, const fs::path& folder) {
   return false;
 }
 
+// Names go into JSON, and into other programs' lists.
+bool has_plain_name(const fs::path& path) {
+  const std::string name = path.filename().string();
+  if (printable(name) == name) return true;
+  spdlog::warn("{} is not copied: its name is not UTF-8 or has control characters",
+               printable(path.string()));
+  return false;
+}
+
 bool can_be_read(const fs::path& path) {
   try {
     const InputFile opened(path);
@@ -110,14 +119,15 @@ std::vector<std::string> auxiliary_files(const fs::path& model) {
   std::vector<std::string> files;
   for (const std::string& name : sorted_names(model))
     if (!name.starts_with(".") && !is_weight_file(name) && !is_written_here(name) &&
-        belongs_to_model(model / name, model) && can_be_read(model / name))
+        belongs_to_model(model / name, model) && has_plain_name(model / name) &&
+        can_be_read(model / name))
       files.push_back(name);
   std::error_code error;
   const fs::path templates = model / templates_folder;
   if (!fs::is_directory(fs::symlink_status(templates, error))) return files;
   for (const std::string& name : sorted_names(templates))
     if (fs::path(name).extension() == ".jinja" && belongs_to_model(templates / name, model) &&
-        can_be_read(templates / name))
+        has_plain_name(templates / name) && can_be_read(templates / name))
       files.push_back(std::string(templates_folder) + "/" + name);
   return files;
 }

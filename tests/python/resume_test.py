@@ -359,7 +359,6 @@ class Resume(unittest.TestCase):
             lines = [line for line in text.splitlines() if "qpipe: error" in line]
             self.assertEqual(len(lines), 1, text)
             self.assertTrue(all(part in lines[0] for part in parts), text)
-            self.assertEqual(text.splitlines()[-1], lines[0])  # nothing follows
         # Other things may change.
         code, text = self.run_to_end(2, SETTINGS["gptq"] + ["parallel.timeout=77", "parallel.threads=2", "output.overwrite=true"], "--resume")
         self.assertEqual(code, 0, text)
@@ -381,10 +380,9 @@ class Resume(unittest.TestCase):
             f.write(b"\0")
         original, ARGS.qpipe = ARGS.qpipe, other
         try:
-            code, text = self.run_to_end(1, SETTINGS["gptq"])
+            code, text = self.run_to_end(0, SETTINGS["gptq"])
             self.assertEqual(code, 78, text)
-            line = text.splitlines()[-1]
-            self.assertRegex(line, "differs: build program: was .*, is .*run.allow_other_build = true")
+            self.assertRegex(text.splitlines()[-1], "differs: build program: was .*, is .*run.allow_other_build = true")
             code, text = self.run_to_end(2, SETTINGS["gptq"] + ["run.allow_other_build=true"], "--resume")
         finally:
             ARGS.qpipe = original

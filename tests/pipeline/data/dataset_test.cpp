@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <spdlog/sinks/ostream_sink.h>
 #include <spdlog/spdlog.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -525,6 +526,47 @@ TEST_F(TextTest, CacheIsUsedCheckedAndRemade) {
   request_.text_field = "body";
   load_tokens(request_);
   EXPECT_EQ(cache_entries().size(), 4u);
+}
+
+TEST_F(TextTest, CacheEntriesOfOthersAreNotBelieved) {
+  request_.data = write("a.txt", "the man and the book of the man");
+  request_.mode = "sequential";
+  request_.seqlen = 4;
+  const Tokens tokens = load_tokens(request_);
+  const fs::path entry = cache_entries().at(0);
+  const auto expect_made_again = [&](const std::string& reason) {
+    const std::string said = logged([&] { EXPECT_EQ(load_tokens(request_).ids, tokens.ids); });
+    EXPECT_NE(said.find(reason), std::string::npos) << said;
+  };
+  for (const mode_t mode : {0666, 0664, 0622}) {
+    ASSERT_EQ(chmod(entry.c_str(), mode), 0);
+    expect_made_again("others may have written it");
+    EXPECT_EQ(logged([&] { load_tokens(request_); }), "");  // as it was made now
+  }
+  if (geteuid() == 0) {
+    ASSERT_EQ(chown(entry.c_str(), 65534, 65534), 0);
+    expect_made_again("others may have written it");
+  }
+  fs::rename(entry, folder_ / "elsewhere");
+  fs::create_symlink(folder_ / "elsewhere", entry);
+  expect_made_again("are not used");
+  fs::remove(entry);
+  ASSERT_EQ(mkfifo(entry.c_str(), 0600), 0);
+  expect_made_again("is a FIFO");  // at once
+}
+
+TEST_F(TextTest, AMissingTmpdirIsNoFault) {
+  request_.mode = "sequential";
+  request_.seqlen = 4;
+  const char* set = std::getenv("TMPDIR");
+  const std::string before = set == nullptr ? "" : set;
+  setenv("TMPDIR", (folder_ / "not" / "here").c_str(), 1);
+  const std::string said = logged([&] { EXPECT_GT(load_tokens(request_).samples, 0); });
+  EXPECT_NE(said.find("TMPDIR is "), std::string::npos) << said;
+  if (set == nullptr)
+    unsetenv("TMPDIR");
+  else
+    setenv("TMPDIR", before.c_str(), 1);
 }
 
 TEST_F(TextTest, UnwritableCacheIsAWarning) {

@@ -142,6 +142,11 @@ TEST_F(AuxiliaryFiles, WhatCannotBeReadIsLeftOutUnlessLoadersNeedIt) {
                {(from / "tokenizer.json").string(), "Permission denied"});
 }
 
+TEST_F(AuxiliaryFiles, NamesThatAreNotTextAreLeftOut) {
+  for (const char* name : {"tokenizer.json", "caf\xe9.txt", "a\nb.json"}) write(name);
+  EXPECT_EQ(copied(), std::set<std::string>{"tokenizer.json"});
+}
+
 TEST_F(AuxiliaryFiles, FifosAndFoldersAreNoFiles) {
   write("tokenizer.json");
   ASSERT_EQ(mkfifo((from / "vocab.json").c_str(), 0600), 0);
