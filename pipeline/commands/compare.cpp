@@ -179,6 +179,8 @@ CompareRequest read_compare(const fs::path& config, const std::string& methods,
       !fs::is_directory(request.stem.parent_path()))
     throw UserError(ExitCode::cannot_create, fmt::format("--out {}: {} is no folder; make it first",
                                                          out, request.stem.parent_path().string()));
+  for (const char* ending : {".json", ".md"})
+    check_user_output(request.stem.string() + ending, "--out");  // before the work
   return request;
 }
 

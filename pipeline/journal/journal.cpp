@@ -161,10 +161,8 @@ Json go_on(const Options& options, const fs::path& folder, const Json& identity,
     throw UserError(ExitCode::data, (folder / run_file).string() +
                                         ": is damaged; set run.resume = \"never\" to start over");
   if (options.run.resume == "require") refuse_to_go_on(folder);
-  if (damaged) {
-    check_replaceable(folder / run_file);
+  if (damaged)
     spdlog::warn("{}: is damaged; the run starts over", printable((folder / run_file).string()));
-  }
   prepare_output_folder(output_folder(options, output_files));
   clear_run_folder(folder);
   remove_mark(finished_mark(folder));
@@ -213,6 +211,7 @@ Journal::Journal(const Options& options, const Json& identity, const FileNames& 
       check_writable(output_, "output.path");
       made_output = make_folder(output_, "output folder", "output.path");
       output_lock_ = std::make_unique<RunLock>(output_ / output_lock_name);
+      check_run_folder(folder_);
       found["complete"] = is_complete(finished_mark(folder_), options, identity);
       if (found["complete"]) return remove();
       const Json before = go_on(options, folder_, identity, output_files);
@@ -285,6 +284,7 @@ void check_folders(const Options& options, const FileNames& output_files) {
   else
     check_output_folder(output_folder(options, output_files));
   check_writable(folder, "run.folder");
+  check_run_folder(folder);
 }
 
 }  // namespace qpipe

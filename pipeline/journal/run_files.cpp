@@ -38,6 +38,15 @@ bool is_written_by_runs(const std::string& name) {
          (name.starts_with(activations_prefix) && name.size() == activations_prefix.size() + 6);
 }
 
+std::vector<fs::path> files_of_runs(const fs::path& folder) {
+  std::vector<fs::path> paths;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error))
+    if (is_written_by_runs(entry->path().filename().string())) paths.push_back(entry->path());
+  return paths;
+}
+
 void remove_file(const fs::path& path) {
   std::error_code error;
   if (!fs::is_regular_file(fs::symlink_status(path, error))) return;
@@ -68,15 +77,14 @@ bool is_memory_name(const std::string& name) {
                      [](char c) { return (c >= 'a' && c <= 'z') || c == '_'; });
 }
 
+void check_run_folder(const fs::path& folder) {
+  for (const fs::path& path : files_of_runs(folder)) check_replaceable(path);
+}
+
 void clear_run_folder(const fs::path& folder) {
   remove_file(folder / run_file);
   sync_folder(folder);
-  std::vector<fs::path> paths;
-  std::error_code error;
-  for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
-       entry.increment(error))
-    if (is_written_by_runs(entry->path().filename().string())) paths.push_back(entry->path());
-  for (const fs::path& path : paths) remove_file(path);
+  for (const fs::path& path : files_of_runs(folder)) remove_file(path);
 }
 
 }  // namespace qpipe

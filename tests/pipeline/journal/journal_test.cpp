@@ -276,19 +276,19 @@ TEST_F(Folders, ADamagedRunStartsOver) {
   EXPECT_TRUE(fs::exists(output / "model.safetensors.tmp"));
 }
 
-TEST_F(Folders, StrangersInTheRunFolderHangNothing) {
+TEST_F(Folders, StrangersInTheRunFolderAreToldAtOnce) {
   fs::create_directory(run);
-  ASSERT_EQ(mkfifo((run / "layer-00000.0-of-1.json").c_str(), 0600), 0);
-  ASSERT_EQ(mkfifo((run / "found-perplexity_before.json").c_str(), 0600), 0);
-  fs::create_directory(run / "layer-00001.0-of-1.json");
-  {
-    const Journal one = journal();
-    EXPECT_TRUE(one.records().empty());
+  for (const char* name : {"layer-00000.0-of-1.json", "layer-00000.0-of-1.safetensors",
+                           "found-perplexity_before.json", "run.json", "output.json"}) {
+    ASSERT_EQ(mkfifo((run / name).c_str(), 0600), 0);
+    expect_fault([&] { journal(); }, ExitCode::cannot_create, {name, "is a FIFO"});
+    expect_fault([&] { check_folders(options, files); }, ExitCode::cannot_create,
+                 {name, "is a FIFO"});
+    fs::remove(run / name);
+    fs::create_directory(run / name);
+    expect_fault([&] { journal(); }, ExitCode::cannot_create, {name, "is a folder"});
+    fs::remove(run / name);
   }
-  fs::remove(run / "run.json");
-  ASSERT_EQ(mkfifo((run / "run.json").c_str(), 0600), 0);
-  expect_fault([&] { journal(); }, ExitCode::cannot_create, {"run.json", "is a FIFO"});
-  fs::remove(run / "run.json");
   ASSERT_EQ(mkfifo((run / "lock").c_str(), 0600), 0);
   expect_fault([&] { journal(); }, ExitCode::cannot_create, {"lock", "not the lock of a run"});
 }
