@@ -7,6 +7,8 @@
 
 #include "pipeline/evaluate.h"
 #include "pipeline/files/agree.h"
+#include "pipeline/files/json_text.h"
+#include "pipeline/files/user_output.h"
 #include "pipeline/output/folder.h"
 
 namespace qpipe {
@@ -15,7 +17,7 @@ namespace {
 
 void write_output_folder(Run& run, const Opened& open) {
   on_root(run.comm, [&] {
-    write_folder(run.options, run.source, run.plan, open.shards.index(), run.report);
+    write_folder(run.options, run.source, run.plan, run.output, open.shards.index(), run.report);
   });
 }
 
@@ -70,14 +72,13 @@ void evaluate_output(Run& run, Opened& open) {
 
 void finish_report(Run& run, Opened& open) {
   RunReport& report = run.report;
-  const std::string path = run.options.run.report.empty() ? run.options.output.path + ".report.json"
-                                                          : run.options.run.report;
-  report.options = options_as_json(run.options);
+  const std::string path = report_path(run.options);
+  report.options = options_as_json(without_folders(run.options));
   spdlog::debug("the output folder is written");
   report.seconds.total = run.clock.seconds();
   report.seconds_of_ranks = gather_seconds(report.seconds, run.comm);
   on_root(run.comm, [&] {
-    write_text_file(path, report_json(report).dump(2) + "\n");
+    write_user_output(path, to_json_text(report_json(report)));
     open.journal.remove();
   });
   spdlog::debug("the run folder is removed");

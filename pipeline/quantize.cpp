@@ -56,10 +56,16 @@ RunReport quantize(const Options& options, bool dry_run, std::optional<double> p
   count_stop_signals();
   Run run(options, begin);
   choose_places(run, places);
+  check_paths(run);
   if (dry_run) return std::move(run.report);
 
   read_tokens(run, places);
   Journal journal = open_journal(run);
+  if (journal.complete()) {
+    take_up_report(run);
+    if (at_end) at_end();
+    return std::move(run.report);
+  }
   run.report.perplexity_before =
       perplexity_before ? perplexity_before : perplexity_of_original(run, journal);
   Opened open(run, journal);

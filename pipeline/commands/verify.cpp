@@ -14,6 +14,7 @@
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
 #include "pipeline/files/terminal.h"
+#include "pipeline/files/user_output.h"
 #include "pipeline/model/model.h"
 #include "pipeline/model/passed_through.h"
 #include "pipeline/output/output.h"
@@ -731,7 +732,7 @@ Json as_json(const Verification& result) {
 
 int run_verify(const VerifyRequest& request) {
   const Verification result = verify_checkpoint(request.folder, request.original);
-  if (!request.json.empty()) write_text_file(request.json, as_json(result).dump(2) + "\n");
+  if (!request.json.empty()) write_user_output(request.json, to_json_text(as_json(result)));
 
   const auto packed = std::count_if(result.linears.begin(), result.linears.end(),
                                     [](const auto& linear) { return linear.packed.has_value(); });

@@ -61,13 +61,7 @@ json parse_json(std::string_view text, const std::string& where, const std::stri
 }
 
 json read_json_object(const std::filesystem::path& path) {
-  const InputFile file(path);
-  if (file.bytes() > most_json_bytes)
-    throw UserError(ExitCode::data, fmt::format("{}: has {} bytes, which no file of this kind "
-                                                "needs (limit {}); restore the original file",
-                                                path.string(), file.bytes(), most_json_bytes));
-  std::string text(static_cast<std::size_t>(file.bytes()), '\0');
-  file.read(text.data(), file.bytes(), 0, "text");
+  const std::string text = read_text_file(path, most_json_bytes);
   json value = parse_json(text, path.string() + ":", "restore the original file", JsonKind::python);
   if (!value.is_object())
     throw UserError(ExitCode::data,
@@ -80,6 +74,10 @@ std::string kind_name(const json& value) {
   for (const char* number : {"NaN", "Infinity", "-Infinity"})
     if (value == json::array({number})) return number;
   return value.type_name();
+}
+
+std::string to_json_text(const json& value) {
+  return value.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
 }
 
 std::string in_quotes(const std::string& name) {

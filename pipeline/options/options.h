@@ -103,6 +103,7 @@ struct Options {
     std::string report;             // JSON file; "": OUTPUT.report.json beside the output folder
     std::string folder;  // what a stopped run goes on from; "": OUTPUT.run beside the output folder
     std::string resume = "auto";  // auto | require | never
+    bool allow_other_build = false;
     std::string log_level = "info";
   } run;
 
@@ -133,6 +134,9 @@ void validate_options(const Options& options);
 // The effective values, all of them: read back by load_options to equal Options.
 std::string options_as_toml(const Options& options);
 nlohmann::json options_as_json(const Options& options);
+
+// Absolute paths cut to their last name, for what others are given to read.
+Options without_folders(Options options);
 
 // A table of every option: key, type, default, unit, values allowed, help.
 std::string options_help();

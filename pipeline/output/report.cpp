@@ -6,6 +6,8 @@
 #include <filesystem>
 #include <functional>
 
+#include "pipeline/output/card_text.h"
+
 namespace qpipe {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModuleReport, name, bits, group_size, mean_squared_error, damp,
@@ -63,6 +65,7 @@ nlohmann::json report_json(const RunReport& r) {
   }
   nlohmann::json json{
       {"qpipe", r.version},
+      {"builds", r.builds},
       {"model", r.model},
       {"method", r.method},
       {"format", r.format},
@@ -145,7 +148,7 @@ void add_integer_rows(const QuantizePlan& plan,
 
 std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::string& license,
                        const std::vector<Loader>& loaders) {
-  const std::string base = std::filesystem::path(r.model).filename().string();
+  const std::string base = markdown_text(std::filesystem::path(r.model).filename().string());
   const std::string width = width_text(plan);
   std::string tags = "- " + r.method + "\n";
   if (plan.storage.codec == Codec::integer) tags += "- " + width + "\n";
@@ -153,9 +156,11 @@ std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::
       "---\nbase_model: {}\nbase_model_relation: quantized\nlibrary_name: "
       "transformers\npipeline_tag: text-generation\n{}tags:\n{}- qpipe\n"
       "---\n\n# {} in {} ({})\n\n",
-      r.model, license.empty() ? "" : "license: " + license + "\n", tags, base, width, r.method);
-  card += fmt::format("Made with qpipe {} from `{}`.\n\n| setting | value |\n| --- | --- |\n",
-                      r.version, r.model);
+      yaml_text(r.model), license.empty() ? "" : "license: " + yaml_text(license) + "\n", tags,
+      base, width, r.method);
+  card += fmt::format("Made with qpipe {}{} from {}.\n\n| setting | value |\n| --- | --- |\n",
+                      r.version, r.builds.size() > 1 ? " (more than one build of it)" : "",
+                      code_span(r.model));
   const auto row = [&](const std::string& name, const std::string& value) {
     card += fmt::format("| {} | {} |\n", name, value);
   };
@@ -168,12 +173,13 @@ std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::
   }
   row("bits per quantized weight", fmt::format("{:.3f}", r.bits_per_weight));
   if (!r.calibration.empty())
-    row("calibration", fmt::format("{} ({} tokens)", r.calibration, r.calibration_tokens));
+    row("calibration",
+        fmt::format("{} ({} tokens)", markdown_text(r.calibration), r.calibration_tokens));
   if (r.perplexity_before || r.perplexity_after) {
     card += fmt::format(
         "\n## Perplexity\n\nMeasured on {}, each window alone.\n\n| | perplexity |\n| --- | --- "
         "|\n",
-        r.evaluation);
+        markdown_text(r.evaluation));
     if (r.perplexity_before) card += fmt::format("| original | {:.3f} |\n", *r.perplexity_before);
     if (r.perplexity_after) card += fmt::format("| quantized | {:.3f} |\n", *r.perplexity_after);
   }

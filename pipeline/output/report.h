@@ -67,6 +67,7 @@ struct Communication {
 
 struct RunReport {
   std::string version;
+  nlohmann::json builds = nlohmann::json::array();  // that worked on it, one after the other
   std::string model;
   std::string method;
   std::string format;
