@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <regex>
 
+#include "pipeline/files/pattern.h"
 #include "pipeline/files/suggest.h"
 
 namespace qpipe {
@@ -61,23 +61,20 @@ std::string Required::fault(const std::string& value) const {
   return value.empty() ? "must not be empty" : "";
 }
 
-std::string RegularExpression::text() const { return "required, an ECMAScript regular expression"; }
+std::string RegularExpression::text() const {
+  return "required, a regular expression (RE2's syntax)";
+}
 
 std::string RegularExpression::fault(const std::string& value) const {
   if (value.empty()) return "must not be empty";
-  try {
-    const std::regex compiled(value);
-  } catch (const std::regex_error& error) {
-    return std::string("is no regular expression: ") + error.what();
-  }
-  return {};
+  return pattern_fault(value, Anchor::anywhere);
 }
 
 std::string ByteSize::text() const { return "a size such as \"500MB\" or \"5GB\""; }
 
 std::string ByteSize::fault(const std::string& value) const {
-  static const std::regex size("[0-9]+(\\.[0-9]+)? ?([KMGT]i?B|B)?");
-  return std::regex_match(value, size) ? "" : must_be(text());
+  static const Pattern size("^[0-9]+(\\.[0-9]+)? ?([KMGT]i?B|B)?$", Anchor::anywhere);
+  return size.matches(value) ? "" : must_be(text());
 }
 
 std::string SizeOrAuto::text() const { return "auto, or a size such as \"22GiB\""; }

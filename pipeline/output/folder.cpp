@@ -34,6 +34,13 @@ void set_dtype(nlohmann::json& config, const std::string& name) {
   }
 }
 
+// Wherever it is said.
+void set_untied(nlohmann::json& config) {
+  config["tie_word_embeddings"] = false;
+  const auto text = config.find("text_config");
+  if (text != config.end() && text->is_object()) (*text)["tie_word_embeddings"] = false;
+}
+
 }  // namespace
 
 std::string model_name(const Checkpoint& checkpoint) {
@@ -53,6 +60,7 @@ void write_folder(const Options& options, const Checkpoint& source, const Quanti
   const nlohmann::json quantization = quantization_config(options, plan);
   nlohmann::json config = source.config();
   set_dtype(config, torch_name(plan.storage.dtype));
+  if (plan.untied) set_untied(config);
   config["quantization_config"] = quantization;
   // GPTQModel and AutoGPTQ read this file first.
   if (plan.storage.format == Format::gptq || plan.storage.format == Format::gptq_v2)
