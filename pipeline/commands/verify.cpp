@@ -256,7 +256,12 @@ Faults file_faults(const Checkpoint& checkpoint) {
     const Json index =
         read_json_object(index_path);  // weight_map has been checked with the checkpoint
     shards.clear();
-    for (const Json& shard : index.at("weight_map")) shards.insert(shard.get<std::string>());
+    const Json& map = index.at("weight_map");
+    for (const Json& shard : map) shards.insert(shard.get<std::string>());
+    for (const std::string& name : checkpoint.names())
+      if (!map.contains(name) && faults.size() < most_faults)
+        faults.push_back(fmt::format("{}: does not name the tensor '{}', which a shard holds",
+                                     index_path.string(), name));
     const auto metadata = index.find("metadata");
     if (metadata == index.end() || !metadata->is_object() || !metadata->contains("total_size"))
       faults.push_back(index_path.string() + ": metadata.total_size is missing");
@@ -583,6 +588,10 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   if (weights > 0)
     result.bits_per_weight = 8.0 * static_cast<double>(bytes) / static_cast<double>(weights);
 
+  for (const auto& [name, fault] : checkpoint.faults())
+    if (std::find(of_tensors.begin(), of_tensors.end(), fault.what()) == of_tensors.end() &&
+        result.notes.size() < most_faults)
+      result.notes.push_back(fmt::format("'{}', which nobody needs: {}", name, fault.what()));
   const std::string head = architecture.head.name + ".weight";
   if (architecture.head.tied && checkpoint.contains(head))
     result.notes.push_back("tie_word_embeddings is true, and '" + head +

@@ -9,7 +9,7 @@
 
 namespace qpipe {
 
-inline constexpr std::size_t most_pattern_bytes = std::size_t{1} << 16;
+inline constexpr std::size_t most_pattern_bytes = std::size_t{1} << 20;
 
 // Where in a name a pattern has to be found.
 enum class Anchor {

@@ -197,8 +197,8 @@ std::int64_t TensorInfo::bytes() const {
   const std::optional<std::int64_t> result = bytes_of(shape, dtype);
   if (!result)
     throw UserError(ExitCode::data,
-                    fmt::format("{}: the size of shape {} overflows 64 bits; check the sizes in "
-                                "config.json",
+                    fmt::format("{}: shape {} is impossible: a size is negative, or their product "
+                                "overflows 64 bits; check the sizes in config.json",
                                 in_quotes(name), shape));
   return *result;
 }

@@ -328,7 +328,7 @@ class Inputs(unittest.TestCase):
         self.write_model()
         self.quantize("quantize.method=rtn")
         config = self.output_config()
-        for pattern, code in (("(" * 40000 + ")" * 40000, 65), ("(([a-z._0-9]+)+)+!", 65), ("+:(?!.*visual).*", 0), ("-:.*nothing", 0), ("(?<=a)b", 65)):
+        for pattern, code in (("(" * 40000 + ")" * 40000, 0), ("(" * 40000, 65), ("(([a-z._0-9]+)+)+!", 0), ("+:(?!.*visual).*", 0), ("-:.*nothing", 0), ("(?<=a)b", 65)):
             config["quantization_config"]["dynamic"] = {pattern: {}}
             for name, value in (("config.json", config), ("quantize_config.json", config["quantization_config"])):
                 with open(f"{self.path}/out/{name}", "w") as f:
@@ -336,10 +336,8 @@ class Inputs(unittest.TestCase):
             begin = time.time()
             result = self.run_qpipe("verify", "out")
             self.assertLess(time.time() - begin, 20)
-            # What matches nothing is harmless; what cannot be matched is told.
-            self.assertEqual(result.returncode, 0 if "!" == pattern[-1] else code, result.stderr)
-            if code == 65 and pattern[-1] != "!":
-                self.assertIn("is no regular expression" if len(pattern) < 100 else "more than", result.stderr)
+            self.assertEqual(result.returncode, code, result.stderr)
+            self.assertEqual("is no regular expression" in result.stderr, code == 65, result.stderr)
         self.expect_fault(self.quantize('quantize.overrides=[{match="(a)\\\\1", skip=true}]', code=78), "no regular expression")
 
     def test_sizes(self):
