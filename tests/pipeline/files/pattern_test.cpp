@@ -59,7 +59,7 @@ TEST(Pattern, IsBounded) {
   EXPECT_TRUE(at_begin(
       std::string(most_pattern_bytes / 2, '(') + std::string(most_pattern_bytes / 2, ')'), name));
   std::string numbers = "(?:0";
-  for (int i = 1; i < 100000; ++i) numbers += "|" + std::to_string(i);
+  for (int i = 1; i < 100000; ++i) numbers.append("|").append(std::to_string(i));
   EXPECT_TRUE(at_begin(numbers + ")$", "31415"));
   EXPECT_FALSE(at_begin(numbers + ")$", "314159"));
   for (const std::string& text :
