@@ -51,6 +51,7 @@ void finish_output(Run& run, Opened& open) {
   finish_shards(run, open);
   report.bytes = open.shards.total_bytes();
   report.format = name_of(run.plan.storage.format);
+  report.dtype = run.plan.storage.dtype == DType::f16 ? "float16" : "bfloat16";
   for (const double peak :
        run.comm.all_gather({static_cast<double>(run.stream.bytes_peak() + open.bytes_of_workers)}))
     report.device_peak_bytes = std::max(report.device_peak_bytes, static_cast<std::int64_t>(peak));
@@ -82,6 +83,13 @@ void finish_report(Run& run, Opened& open) {
     open.journal.remove();
   });
   spdlog::debug("the run folder is removed");
+  const auto fell_back = std::count_if(report.modules.begin(), report.modules.end(),
+                                       [](const auto& module) { return module.fell_back; });
+  if (fell_back > 0)
+    run.progress.say(
+        fmt::format("note: {} of {} modules are rounded to nearest, because no damping made their "
+                    "Hessians positive definite; the report names them",
+                    fell_back, report.modules.size()));
   const PhaseSeconds& s = report.seconds;
   run.progress.say(fmt::format(
       "wrote {} ({:.2f} GB) in {:.1f} s: start {:.1f}, read {:.1f}, hessian {:.1f}, search {:.1f}, "

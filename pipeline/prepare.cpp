@@ -32,6 +32,11 @@ QuantizePlan checked_plan(const Options& options, const Architecture& architectu
                     "calibration.data is not set; give a file of token ids (.h5, .safetensors) or "
                     "of text (.txt, .jsonl)");
   check_sequence_length(architecture, options.calibration.seqlen);
+  if (options.calibration.seqlen > architecture.max_positions)
+    plan.notes.push_back(fmt::format(
+        "calibration.seqlen = {} is beyond the model's max_position_embeddings = {}: the samples "
+        "are longer than what it was trained for",
+        options.calibration.seqlen, architecture.max_positions));
   return plan;
 }
 
@@ -89,8 +94,11 @@ std::string without_folder(const std::string& source, const std::string& path) {
 // In the background: what the first layer would wait for otherwise. The packed tensors of a layer
 // leave through page-locked memory.
 std::future<void> load_kernels_early(const Run& run) {
+  constexpr std::int64_t room_for_tables = std::int64_t{64} << 20;
   return std::async(std::launch::async, [&run, blocking = run.sizes.blocking()] {
-    load_kernels(run.architecture, blocking, run.stream.backend(), run.stream.device());
+    load_kernels(
+        run.architecture, blocking, run.stream.backend(), run.stream.device(),
+        static_cast<std::size_t>(load_kernels_bytes(run.architecture, blocking) + room_for_tables));
     std::vector<HostBuffer> packed;
     for (const TensorInfo& info : run.plan.tensors)
       if (info.name.starts_with(layer_prefix(run.architecture, 0)))

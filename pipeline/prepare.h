@@ -46,7 +46,8 @@ struct Run {
   Progress progress;
   OutputFiles output;  // rank 0
   RunReport report;
-  std::int64_t room = 0;  // on the device, beyond what is planned
+  std::int64_t room = 0;          // on the device, beyond what is planned
+  std::size_t layers_judged = 0;  // whose activations fit the output's type, or the user knows
   Tokens calibration;
   Tokens evaluation;
   std::future<void> kernels;  // are loaded in the background

@@ -13,8 +13,9 @@ namespace qpipe {
 // [[quantize.overrides]]: the first entry whose regular expression matches the module's full name
 // wins; unset (0 / -2 / "") keeps the default.
 struct ModuleOverride {
-  std::string match;  // ECMAScript regular expression, searched in "model.layers.3.mlp.down_proj"
-  bool skip = false;  // leave the module unquantized
+  std::string
+      match;  // regular expression (RE2's syntax), searched in "model.layers.3.mlp.down_proj"
+  bool skip = false;            // leave the module unquantized
   std::int64_t bits = 0;        // 0: as [quantize]
   std::int64_t group_size = 0;  // 0: as [quantize]
   std::string symmetric;        // "true", "false" or "": as [quantize]

@@ -73,6 +73,13 @@ void set_dtype(nlohmann::json& config, const std::string& name) {
   }
 }
 
+// Wherever it is said.
+void set_untied(nlohmann::json& config) {
+  config["tie_word_embeddings"] = false;
+  const auto text = config.find("text_config");
+  if (text != config.end() && text->is_object()) (*text)["tie_word_embeddings"] = false;
+}
+
 }  // namespace
 
 std::string model_name(const Checkpoint& checkpoint) {
@@ -111,6 +118,7 @@ void write_folder(const Options& options, const Checkpoint& source, const Quanti
       path != config.end() && path->is_string() && path->get<std::string>().starts_with('/'))
     config.erase(path);
   set_dtype(config, torch_name(plan.storage.dtype));
+  if (plan.untied) set_untied(config);
   config["quantization_config"] = quantization;
   if (writes_quantize_config(plan))
     files.push_back({"quantize_config.json", to_json_text(quantization)});
