@@ -23,7 +23,7 @@ namespace {
 }
 
 // What is queued on the stream may be behind a collective.
-void bound_waits(Stream& stream, const std::shared_ptr<NcclWaits>& waits) {
+[[maybe_unused]] void bound_waits(Stream& stream, const std::shared_ptr<NcclWaits>& waits) {
   if constexpr (has_cuda)
     stream.set_waiter([waits](const std::function<bool()>& done) {
       cuda::wait(*waits, done, "wait for the GPU");

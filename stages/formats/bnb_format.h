@@ -45,6 +45,13 @@ std::vector<NamedTensor> int8_tensors(const std::string& module, std::int64_t ou
 std::vector<PackedTensor> pack_int8(const std::string& module, Matrix<const std::int8_t> code,
                                     Matrix<const float> scb, Stream& stream);
 
+// Of the scales that are quantized, too. Beside QuantState and not in it: clang takes a nested
+// class with values of its own for one that std::optional cannot make.
+struct NestedState {
+  std::int64_t block_size = absmax_block_size;
+  double offset = 0.0;  // a float32
+};
+
 // The contents of .quant_state.bitsandbytes__*.
 struct QuantState {
   FourBitKind kind = FourBitKind::nf4;
@@ -52,11 +59,7 @@ struct QuantState {
   DType dtype = DType::bf16;
   std::int64_t out_features = 0;
   std::int64_t in_features = 0;
-  struct Nested {
-    std::int64_t block_size = absmax_block_size;
-    double offset = 0.0;  // a float32
-  };
-  std::optional<Nested> nested;  // with double quantization
+  std::optional<NestedState> nested;  // with double quantization
 };
 
 // The bytes that bitsandbytes writes: Python's json.dumps.

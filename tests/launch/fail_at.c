@@ -1,24 +1,34 @@
 // Preloaded into qpipe: at the FAIL_AT-th call that changes a file below FAIL_BELOW the process is
 // killed (FAIL_WITH unset), or that call and all later ones fail with the errno FAIL_WITH. With
-// FAIL_COUNT the calls are counted, and their number is written there at the end.
+// FAIL_COUNT the calls are counted, and their number is written there at the end. FAIL_RANK: only
+// in that rank of an MPI run, or where there is no MPI.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
 
 static atomic_long calls;
 
+static int is_other_rank(void) {
+  const char* wanted = getenv("FAIL_RANK");
+  const char* rank = getenv("OMPI_COMM_WORLD_RANK");
+  return wanted != NULL && rank != NULL && strcmp(wanted, rank) != 0;
+}
+
 static int is_below(const char* path) {
   const char* below = getenv("FAIL_BELOW");
+  if (is_other_rank()) return 0;
   return below != NULL && strncmp(path, below, strlen(below)) == 0;
 }
 
@@ -78,6 +88,34 @@ ssize_t pwrite(int file, const void* data, size_t count, off_t offset) {
 ssize_t pwrite64(int file, const void* data, size_t count, off64_t offset) {
   NEXT(pwrite64);
   return fails_at_file(file) ? -1 : next(file, data, count, offset);
+}
+// Those that make a file, or empty it.
+static int makes(int flags) { return (flags & (O_CREAT | O_TRUNC)) != 0; }
+static int mode_of(int flags, va_list rest) {
+  return (flags & (O_CREAT | __O_TMPFILE)) != 0 ? va_arg(rest, int) : 0;
+}
+#define OPEN(name)                                                             \
+  int name(const char* path, int flags, ...) {                                 \
+    NEXT(name);                                                                \
+    va_list rest;                                                              \
+    va_start(rest, flags);                                                     \
+    const int mode = mode_of(flags, rest);                                     \
+    va_end(rest);                                                              \
+    return makes(flags) && fails_at_path(path) ? -1 : next(path, flags, mode); \
+  }
+OPEN(open)
+OPEN(open64)
+int mkdir(const char* path, mode_t mode) {
+  NEXT(mkdir);
+  return fails_at_path(path) ? -1 : next(path, mode);
+}
+int rmdir(const char* path) {
+  NEXT(rmdir);
+  return fails_at_path(path) ? -1 : next(path);
+}
+int fdatasync(int file) {
+  NEXT(fdatasync);
+  return fails_at_file(file) ? -1 : next(file);
 }
 int fsync(int file) {
   NEXT(fsync);

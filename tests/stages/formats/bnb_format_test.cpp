@@ -33,7 +33,7 @@ TEST(QuantState, NumbersAsPythonWritesThem) {
                                                    {0.0f, "0.0"}};
   for (const auto& [value, expected] : numbers) {
     QuantState state{
-        FourBitKind::nf4, 64, DType::f32, 64, 128, QuantState::Nested{256, double{value}}};
+        FourBitKind::nf4, 64, DType::f32, 64, 128, NestedState{256, double{value}}};
     EXPECT_EQ(
         quant_state_text(state),
         std::string(

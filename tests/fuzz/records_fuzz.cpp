@@ -1,0 +1,44 @@
+// A run folder: identity, a layer's record and a remembered value, one in each part. A part that
+// begins with "seal " is JSON that gets its hash here.
+#include "pipeline/files/error.h"
+#include "pipeline/files/xxh3.h"
+#include "pipeline/journal/finished_layers.h"
+#include "pipeline/journal/journal.h"
+#include "tests/fuzz/fuzz.h"
+
+namespace {
+
+std::string sealed(std::string_view part) {
+  if (!part.starts_with("seal ")) return std::string(part);
+  const auto value = nlohmann::json::parse(part.substr(5), nullptr, false);
+  if (value.is_discarded()) return std::string(part);
+  qpipe::Xxh3 hash;
+  const std::string text = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  hash.add(text.data(), text.size());
+  return R"({"value":)" + text + R"(,"xxh3":")" + hash.hexadecimal() + "\"}\n";
+}
+
+}  // namespace
+
+void qpipe::fuzz::run_input(std::string_view input) {
+  static Stream stream(Backend::cpu, 0);
+  static Comm comm(stream, {});
+  namespace fs = std::filesystem;
+  const std::vector<std::string_view> parts = parts_of(input, 3);
+  Options options;
+  options.output.path = (scratch_folder() / "out").string();
+  fs::remove_all(scratch_folder() / "out");
+  fs::create_directories(scratch_folder() / "out");
+  fs::create_directories(scratch_folder() / "out.run");
+  write_file("out.run/run.json", sealed(parts[0]));
+  write_file("out.run/layer-00000.0-of-1.json", sealed(parts[1]));
+  write_file("out.run/found-memory.json", sealed(parts[2]));
+  const nlohmann::json identity{{"quantize.bits", 4}};
+  const Journal journal(options, identity, comm);
+  static_cast<void>(journal.remembered("memory"));
+  const std::map<std::string, TensorInfo> tensors{{"a", {"a", DType::u8, {4}}}};
+  ShardSet shards(options.output.path, {tensors.at("a")}, 1'000'000, comm);
+  shards.write("a", "\1\2\3\4");
+  for (const auto& [layer, finished] : find_finished_layers(journal, tensors, shards, comm))
+    static_cast<void>(finished.findings());
+}
