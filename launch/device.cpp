@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "launch/device_cuda.h"
+#include "launch/memory_limits.h"
 #include "launch/mpi_calls.h"
 
 namespace qpipe {
@@ -105,7 +106,8 @@ std::int64_t available_host_bytes() {
   std::string key;
   std::int64_t kibibytes = 0;
   for (std::string unit; file >> key >> kibibytes && std::getline(file, unit);)
-    if (key == "MemAvailable:") return kibibytes * 1024;
+    if (key == "MemAvailable:")
+      return std::max<std::int64_t>(1, std::min(kibibytes * 1024, control_group_room_bytes()));
   return 0;
 }
 

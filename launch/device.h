@@ -35,8 +35,8 @@ std::future<void> open_device_early(const std::string& backend);
 // ranks get one GPU and share_gpu is false; std::invalid_argument for another name.
 Placement place_rank(const std::string& backend, bool share_gpu);
 
-// What a program can take on this machine without swapping (Linux: MemAvailable); 0 where it is not
-// known.
+// What programs can take on this machine without swapping (Linux: MemAvailable), within the limits
+// of this one's control groups; 0 where it is not known.
 std::int64_t available_host_bytes();
 
 // gpus[rank], hosts[rank]: one line that names the first two ranks with the same GPU and says what

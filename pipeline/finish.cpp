@@ -7,6 +7,8 @@
 
 #include "pipeline/evaluate.h"
 #include "pipeline/files/agree.h"
+#include "pipeline/files/json_text.h"
+#include "pipeline/files/user_output.h"
 #include "pipeline/output/folder.h"
 
 namespace qpipe {
@@ -15,7 +17,7 @@ namespace {
 
 void write_output_folder(Run& run, const Opened& open) {
   on_root(run.comm, [&] {
-    write_folder(run.options, run.source, run.plan, open.shards.index(), run.report);
+    write_folder(run.options, run.source, run.plan, run.output, open.shards.index(), run.report);
   });
 }
 
@@ -49,6 +51,7 @@ void finish_output(Run& run, Opened& open) {
   finish_shards(run, open);
   report.bytes = open.shards.total_bytes();
   report.format = name_of(run.plan.storage.format);
+  report.dtype = run.plan.storage.dtype == DType::f16 ? "float16" : "bfloat16";
   for (const double peak :
        run.comm.all_gather({static_cast<double>(run.stream.bytes_peak() + open.bytes_of_workers)}))
     report.device_peak_bytes = std::max(report.device_peak_bytes, static_cast<std::int64_t>(peak));
@@ -70,17 +73,23 @@ void evaluate_output(Run& run, Opened& open) {
 
 void finish_report(Run& run, Opened& open) {
   RunReport& report = run.report;
-  const std::string path = run.options.run.report.empty() ? run.options.output.path + ".report.json"
-                                                          : run.options.run.report;
-  report.options = options_as_json(run.options);
+  const std::string path = report_path(run.options);
+  report.options = options_as_json(without_folders(run.options));
   spdlog::debug("the output folder is written");
   report.seconds.total = run.clock.seconds();
   report.seconds_of_ranks = gather_seconds(report.seconds, run.comm);
   on_root(run.comm, [&] {
-    write_text_file(path, report_json(report).dump(2) + "\n");
+    write_user_output(path, to_json_text(report_json(report)));
     open.journal.remove();
   });
   spdlog::debug("the run folder is removed");
+  const auto fell_back = std::count_if(report.modules.begin(), report.modules.end(),
+                                       [](const auto& module) { return module.fell_back; });
+  if (fell_back > 0)
+    run.progress.say(
+        fmt::format("note: {} of {} modules are rounded to nearest, because no damping made their "
+                    "Hessians positive definite; the report names them",
+                    fell_back, report.modules.size()));
   const PhaseSeconds& s = report.seconds;
   run.progress.say(fmt::format(
       "wrote {} ({:.2f} GB) in {:.1f} s: start {:.1f}, read {:.1f}, hessian {:.1f}, search {:.1f}, "

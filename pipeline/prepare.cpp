@@ -7,11 +7,15 @@
 
 #include "pipeline/data/tokens_on_ranks.h"
 #include "pipeline/evaluate.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/files/error.h"
+#include "pipeline/files/json_text.h"
+#include "pipeline/files/user_output.h"
+#include "pipeline/files/user_path.h"
+#include "pipeline/journal/build_identity.h"
 #include "pipeline/journal/run_identity.h"
 #include "pipeline/model/model.h"
 #include "pipeline/options/sizes.h"
-#include "pipeline/output/folder.h"
 #include "pipeline/plan/memory_check.h"
 #include "stages/load_kernels.h"
 
@@ -28,6 +32,11 @@ QuantizePlan checked_plan(const Options& options, const Architecture& architectu
                     "calibration.data is not set; give a file of token ids (.h5, .safetensors) or "
                     "of text (.txt, .jsonl)");
   check_sequence_length(architecture, options.calibration.seqlen);
+  if (options.calibration.seqlen > architecture.max_positions)
+    plan.notes.push_back(fmt::format(
+        "calibration.seqlen = {} is beyond the model's max_position_embeddings = {}: the samples "
+        "are longer than what it was trained for",
+        options.calibration.seqlen, architecture.max_positions));
   return plan;
 }
 
@@ -35,6 +44,7 @@ Placement take_place(const Options::Parallel& options) {
   spdlog::debug("the checkpoint's headers are read and checked");
   const Placement placement = place_rank(options.backend, options.share_gpu);
   set_cpu_threads(options.threads, placement.local_ranks);
+  check_address_space();
   return placement;
 }
 
@@ -75,11 +85,20 @@ DatasetRequest dataset_request(const Section& section, const Run& run) {
   return request;
 }
 
+// What data are named in reports and cards by: the file, not where it lies.
+std::string without_folder(const std::string& source, const std::string& path) {
+  if (!source.starts_with(path)) return source;
+  return std::filesystem::path(path).filename().string() + source.substr(path.size());
+}
+
 // In the background: what the first layer would wait for otherwise. The packed tensors of a layer
 // leave through page-locked memory.
 std::future<void> load_kernels_early(const Run& run) {
+  constexpr std::int64_t room_for_tables = std::int64_t{64} << 20;
   return std::async(std::launch::async, [&run, blocking = run.sizes.blocking()] {
-    load_kernels(run.architecture, blocking, run.stream.backend(), run.stream.device());
+    load_kernels(
+        run.architecture, blocking, run.stream.backend(), run.stream.device(),
+        static_cast<std::size_t>(load_kernels_bytes(run.architecture, blocking) + room_for_tables));
     std::vector<HostBuffer> packed;
     for (const TensorInfo& info : run.plan.tensors)
       if (info.name.starts_with(layer_prefix(run.architecture, 0)))
@@ -146,6 +165,14 @@ void Run::wait_for_kernels() {
   if (kernels.valid()) kernels.get();
 }
 
+void check_paths(Run& run) {
+  on_root(run.comm, [&] {
+    run.output = output_files(run.plan, run.source);
+    check_folders(run.options, run.output.all);
+    check_user_output(report_path(run.options), "run.report");
+  });
+}
+
 void choose_places(Run& run, const std::optional<Places>& places) {
   if (places) {
     run.plan.places = *places;
@@ -190,20 +217,46 @@ void read_tokens(Run& run, const std::optional<Places>& places) {
     choose_places(run, places);
   }
   spdlog::debug("the tokens are read");
-  run.report.calibration = run.calibration.source;
+  run.report.calibration = without_folder(run.calibration.source, options.calibration.data);
   run.report.calibration_hash = run.calibration.hash;
   run.report.calibration_tokens = run.calibration.samples * run.calibration.seqlen;
-  run.report.evaluation = run.evaluation.source;
+  run.report.evaluation = without_folder(run.evaluation.source, options.evaluate.data);
 }
 
 Journal open_journal(Run& run) {
-  Journal journal(run.options,
-                  run_identity(run.options, run.source, run.report.model, run.calibration,
-                               run.evaluation, run.report.device),
-                  run.comm);
+  Journal journal(
+      run.options,
+      run_identity(run.options, run.source, run.report.model, run.calibration, run.evaluation,
+                   run.report.device, build_identity(run.placement.backend)),
+      run.output.all, run.comm);
+  run.report.builds = journal.builds();
+  if (journal.builds().size() > 1)
+    run.progress.say(
+        "note: goes on with another build than it began with; the report and the card say so");
   run.plan.places.folder = journal.folder().string();
   spdlog::debug("the run folder is ready");
   return journal;
+}
+
+std::string report_path(const Options& options) {
+  return options.run.report.empty() ? beside(options.output.path, ".report.json")
+                                    : options.run.report;
+}
+
+void take_up_report(Run& run) {
+  run.progress.say(run.options.output.path + ": is complete; nothing is left to do");
+  try {
+    const nlohmann::json json = read_json_object(report_path(run.options));
+    json.at("format").get_to(run.report.format);
+    json.at("bytes").get_to(run.report.bytes);
+    json.at("seconds").at("total").get_to(run.report.seconds.total);
+    json.at("seconds").at("evaluate").get_to(run.report.seconds.evaluate);
+    const nlohmann::json perplexity = json.value("perplexity", nlohmann::json::object());
+    if (perplexity.contains("before")) run.report.perplexity_before = perplexity.at("before");
+    if (perplexity.contains("after")) run.report.perplexity_after = perplexity.at("after");
+  } catch (const std::exception& error) {
+    spdlog::warn("the report cannot be read: {}", printable(error.what()));
+  }
 }
 
 std::optional<double> perplexity_of_original(Run& run, Journal& journal) {

@@ -13,6 +13,7 @@
 #include "pipeline/journal/journal.h"
 #include "pipeline/journal/store.h"
 #include "pipeline/layers/layer_source.h"
+#include "pipeline/output/folder.h"
 #include "pipeline/output/progress.h"
 #include "pipeline/output/report.h"
 #include "pipeline/plan/run_sizes.h"
@@ -43,12 +44,18 @@ struct Run {
   RunSizes sizes;
   Teams teams;
   Progress progress;
+  OutputFiles output;  // rank 0
   RunReport report;
-  std::int64_t room = 0;  // on the device, beyond what is planned
+  std::int64_t room = 0;          // on the device, beyond what is planned
+  std::size_t layers_judged = 0;  // whose activations fit the output's type, or the user knows
   Tokens calibration;
   Tokens evaluation;
   std::future<void> kernels;  // are loaded in the background
 };
+
+// Every path that will be written, and every file that will be copied, is looked at. Collective.
+// Throws UserError, so that no work is lost to them.
+void check_paths(Run& run);
 
 // Where everything lies, so that it fits; `places` as they are, if given. Collective.
 void choose_places(Run& run, const std::optional<Places>& places);
@@ -58,6 +65,12 @@ void read_tokens(Run& run, const std::optional<Places>& places);
 
 // Collective.
 Journal open_journal(Run& run);
+
+// The report that a complete run wrote, as far as it can be read.
+void take_up_report(Run& run);
+
+// Of the run's JSON report: run.report, or beside the output folder.
+std::string report_path(const Options& options);
 
 // none when the options do not ask for it. Collective.
 std::optional<double> perplexity_of_original(Run& run, Journal& journal);

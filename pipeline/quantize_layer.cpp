@@ -104,8 +104,8 @@ void solve_group(const Loop& loop, Layer& layer, const Group& group, const Hessi
 }
 
 void forward_step(const Loop& loop, Layer& layer, const std::vector<Step>& steps, std::size_t step,
-                  bool output_needed, Activations& activations) {
-  if (step + 1 == steps.size() && !output_needed) return;
+                  Output output, Activations& activations) {
+  if (step + 1 == steps.size() && output == Output::ahead) return;
   Timed timed(loop.seconds.forward, loop.comm, loop.stream);
   const WeightsOnDevice weights(layer, steps[step].runs, loop.stream);
   advance(layer, loop.tables, steps, step, activations, loop.stream);
@@ -118,26 +118,28 @@ void start(const Loop& loop, const Layer& layer, Activations& activations) {
 }
 
 Hessian calibrate_group(const Loop& loop, const Layer& layer, const Group& group,
-                        const Activations& activations) {
+                        const Activations& activations, LayerFindings& found) {
   Timed timed(loop.seconds.hessian, loop.comm, loop.stream);
-  return as_user_error([&] {
+  Hessian hessian = as_user_error([&] {
     return calibrate(activations, group, describe(layer, group), loop.plan.hessian_tokens,
                      loop.plan.places, loop.comm, loop.stream);
   });
+  found.largest_activation = std::max(found.largest_activation, double{hessian.largest_input});
+  return hessian;
 }
 
 // Each linear is solved on the input that the quantized linears before it give.
-void quantize_layer_sequentially(const Loop& loop, Layer& layer, bool output_needed,
+void quantize_layer_sequentially(const Loop& loop, Layer& layer, Output output,
                                  Activations& activations, LayerFindings& found) {
   const std::vector<Step> steps = layer_steps(*layer.spec);
   start(loop, layer, activations);
   for (std::size_t step = 0; step < steps.size(); ++step) {
     for (const Group& group : steps[step].groups) {
       if (chosen(loop, layer, group).empty()) continue;
-      const Hessian hessian = calibrate_group(loop, layer, group, activations);
+      const Hessian hessian = calibrate_group(loop, layer, group, activations, found);
       solve_group(loop, layer, group, &hessian, found);
     }
-    forward_step(loop, layer, steps, step, output_needed, activations);
+    forward_step(loop, layer, steps, step, output, activations);
   }
 }
 
@@ -148,7 +150,7 @@ void run_layer(const Loop& loop, Layer& layer, Activations& activations) {
     const std::vector<Step> steps = layer_steps(*layer.spec);
     start(loop, layer, activations);
     for (std::size_t step = 0; step < steps.size(); ++step)
-      forward_step(loop, layer, steps, step, true, activations);
+      forward_step(loop, layer, steps, step, Output::needed, activations);
     return;
   }
   Timed timed(loop.seconds.forward, loop.comm, loop.stream);
@@ -180,9 +182,9 @@ Hessians hessians_of(const std::vector<Step>& steps) {
 
 // true_sequential = false: all of the layer's Hessians see its original weights; the layer runs
 // again with the quantized ones.
-void quantize_layer_at_once(const Loop& loop, Layer& layer, bool output_needed,
-                            Activations& activations, LayerFindings& found) {
-  const bool runs_again = loop.plan.quantized_propagation && output_needed;
+void quantize_layer_at_once(const Loop& loop, Layer& layer, Output output, Activations& activations,
+                            LayerFindings& found) {
+  const bool runs_again = loop.plan.quantized_propagation && output == Output::needed;
   if (runs_again) save_hidden(loop, activations);
   const std::vector<Step> steps = layer_steps(*layer.spec);
   Hessians hessians = hessians_of(steps);
@@ -190,8 +192,8 @@ void quantize_layer_at_once(const Loop& loop, Layer& layer, bool output_needed,
   for (std::size_t i = 0; i < steps.size(); ++i) {
     for (std::size_t g = 0; g < steps[i].groups.size(); ++g)
       if (!chosen(loop, layer, steps[i].groups[g]).empty())
-        hessians[i][g] = calibrate_group(loop, layer, steps[i].groups[g], activations);
-    forward_step(loop, layer, steps, i, output_needed, activations);
+        hessians[i][g] = calibrate_group(loop, layer, steps[i].groups[g], activations, found);
+    forward_step(loop, layer, steps, i, output, activations);
   }
   for (std::size_t i = 0; i < steps.size(); ++i)
     for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
@@ -212,8 +214,10 @@ ScaledPair search_pair(const Loop& loop, Layer& layer, const ScalingPair& pair,
   if (by_hessian) bring_to_device(hessian, loop.stream);
   const WeightsOnDevice weights(
       layer, by_hessian ? pair.linears : inspected_linears(*layer.spec, pair), loop.stream);
-  ScaledPair found = search_scale(loop.tables, layer, pair, settings_of(loop, layer, pair.linears),
-                                  activations, hessian, search, loop.comm, loop.stream);
+  ScaledPair found = as_user_error([&] {
+    return search_scale(loop.tables, layer, pair, settings_of(loop, layer, pair.linears),
+                        activations, hessian, search, loop.comm, loop.stream);
+  });
   leave_device(hessian);
   ScaleReport report{layer_prefix(loop.architecture, layer.index) + source_name(*layer.spec, pair),
                      {},
@@ -285,9 +289,9 @@ void solve_scaled_group(const Loop& loop, Layer& layer, const Group& group,
 
 // AWQ: every pair's factors are searched with the layer's original weights; then the layer is
 // scaled, clipped and rounded.
-void quantize_layer_awq(const Loop& loop, Layer& layer, bool output_needed,
-                        Activations& activations, LayerFindings& found) {
-  const bool runs_again = loop.plan.quantized_propagation && output_needed;
+void quantize_layer_awq(const Loop& loop, Layer& layer, Output output, Activations& activations,
+                        LayerFindings& found) {
+  const bool runs_again = loop.plan.quantized_propagation && output == Output::needed;
   if (runs_again) save_hidden(loop, activations);
   const std::vector<Step> steps = layer_steps(*layer.spec);
   const std::vector<ScalingPair> candidates = scaling_pairs(*layer.spec);
@@ -297,12 +301,12 @@ void quantize_layer_awq(const Loop& loop, Layer& layer, bool output_needed,
   for (std::size_t i = 0; i < steps.size(); ++i) {
     for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
       if (chosen(loop, layer, steps[i].groups[g]).empty()) continue;
-      hessians[i][g] = calibrate_group(loop, layer, steps[i].groups[g], activations);
+      hessians[i][g] = calibrate_group(loop, layer, steps[i].groups[g], activations, found);
       for (const ScalingPair& pair : candidates)
         if (pair.step == i && pair.group == g)
           pairs.push_back(search_pair(loop, layer, pair, activations, hessians[i][g], found));
     }
-    forward_step(loop, layer, steps, i, output_needed, activations);
+    forward_step(loop, layer, steps, i, output, activations);
   }
   const std::vector<LinearFactors> factors = linear_factors(layer, pairs);
   if (loop.plan.quantized_propagation) found.factors = factors;
@@ -327,20 +331,21 @@ void round_layer(const Loop& loop, Layer& layer, LayerFindings& found) {
 
 }  // namespace
 
-LayerFindings quantize_layer(const Loop& loop, Layer& layer, bool output_needed,
+LayerFindings quantize_layer(const Loop& loop, Layer& layer, Output output,
                              Activations& activations) {
   LayerFindings found;
   switch (loop.plan.procedure) {
     case Procedure::cast: throw std::logic_error("quantize_layer: casts go tensor by tensor");
     case Procedure::round: round_layer(loop, layer, found); break;
     case Procedure::sequential:
-      quantize_layer_sequentially(loop, layer, output_needed, activations, found);
+      quantize_layer_sequentially(loop, layer, output, activations, found);
       break;
-    case Procedure::at_once:
-      quantize_layer_at_once(loop, layer, output_needed, activations, found);
-      break;
-    case Procedure::awq: quantize_layer_awq(loop, layer, output_needed, activations, found); break;
+    case Procedure::at_once: quantize_layer_at_once(loop, layer, output, activations, found); break;
+    case Procedure::awq: quantize_layer_awq(loop, layer, output, activations, found); break;
   }
+  if (loop.plan.calibrates())
+    found.largest_activation =
+        std::max(found.largest_activation, largest_output(activations, loop.comm, loop.stream));
   return found;
 }
 

@@ -35,9 +35,16 @@ void check_in(Comm& comm, const std::optional<UserError>& fault, int signals,
 // The layer with the weights that it has now.
 void run_layer(const Loop& loop, Layer& layer, Activations& activations);
 
+// A layer's output.
+enum class Output {
+  needed,    // by the next layer
+  measured,  // for its magnitude alone
+  ahead,     // has been computed and measured already
+};
+
 // Solves the layer's linears and stores them. activations: the layer's input, on return the input
 // of the next layer, if it is needed (unchanged when the method does not calibrate).
-LayerFindings quantize_layer(const Loop& loop, Layer& layer, bool output_needed,
+LayerFindings quantize_layer(const Loop& loop, Layer& layer, Output output,
                              Activations& activations);
 
 }  // namespace qpipe

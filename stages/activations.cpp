@@ -1,10 +1,12 @@
 #include "stages/activations.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/activation.h"
 #include "kernels/hessian.h"
 #include "launch/share.h"
+#include "stages/transfer.h"
 
 namespace qpipe {
 
@@ -60,6 +62,8 @@ Activations make_activations(const Architecture& architecture, const Blocking& b
       add_input(widest_input(architecture, step), Place::device);
   else
     add_input(widest_input(architecture), places.input);
+  result.output_maximum = Array<float>(1, architecture.stream_width(), stream);
+  begin_output(result, stream);
   result.scratch = TensorArray(stream.compute_dtype(), blocking.block_tokens(),
                                scratch_width(architecture), stream);
   return result;
@@ -70,6 +74,23 @@ void make_spare(Activations& activations, const Places& places, Stream& stream) 
   if (activations.spare.width() == hidden.width()) return;  // a rank may own no block
   activations.spare = BlockStore(block_rows(activations.blocking, activations.owned),
                                  hidden.width(), hidden.place(), places.folder, stream);
+}
+
+void begin_output(Activations& activations, Stream& stream) {
+  fill_zero(activations.output_maximum.view.data, activations.output_maximum.memory.bytes(),
+            stream);
+}
+
+void measure_output(const Block& block, const Activations& activations, Stream& stream) {
+  column_max_abs(block.hidden, activations.output_maximum.view, stream);
+}
+
+double largest_output(const Activations& activations, Comm& comm, Stream& stream) {
+  double largest = 0.0;
+  for (const float x : download_matrix(activations.output_maximum.view, stream))
+    largest = x <= largest ? largest : std::isnan(x) ? HUGE_VAL : double{x};
+  for (const double other : comm.all_gather({largest})) largest = std::max(largest, other);
+  return largest;
 }
 
 void visit(Activations& activations, Access hidden, Access input, const BlockWork& work,
@@ -134,9 +155,11 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
     activations.current = index + 1;
     return;
   }
+  if (last) begin_output(activations, stream);
   const auto work = [&](std::size_t, Block& block) {
     advance(layer, tables, steps, index, activations.blocking.seqlen, block, activations.scratch,
             stream);
+    if (last) measure_output(block, activations, stream);
   };
   const Step& step = steps.at(index);
   if (last) return visit(activations, step.hidden, step.input, work, stream);
@@ -145,13 +168,16 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
 
 void forward_layer(const Layer& layer, const DecoderTables& tables, Activations& activations,
                    Stream& stream) {
+  begin_output(activations, stream);
   const auto work = [&](std::size_t, Block& block) {
     forward_layer(layer, tables, activations.blocking.seqlen, block, activations.scratch, stream);
+    measure_output(block, activations, stream);
   };
   visit(activations, Access::update, Access::scratch, work, stream);
 }
 
 void begin_keeping(const Layer& layer, Activations& activations, Stream& stream) {
+  begin_output(activations, stream);
   const std::vector<Step> steps = layer_steps(*layer.spec);
   for (std::size_t i = 0; i < activations.inputs.size(); ++i) {
     StepInput& input = activations.inputs[i];
@@ -161,17 +187,17 @@ void begin_keeping(const Layer& layer, Activations& activations, Stream& stream)
 }
 
 void forward_and_keep(const Layer& layer, const DecoderTables& tables, std::size_t local,
-                      bool output_wanted, Block& block, Activations& activations, Stream& stream) {
+                      Block& block, Activations& activations, Stream& stream) {
   start_layer(layer, block, stream);
   const std::vector<Step> steps = layer_steps(*layer.spec);
   for (std::size_t i = 0; i < steps.size(); ++i) {
     StepInput& input = activations.inputs.at(i);
     column_max_abs(block.input, input.maximum.view.col_range(0, input.width), stream);
     write_block(input.blocks, local, block.input, stream);
-    if (i + 1 < steps.size() || output_wanted)
-      advance(layer, tables, steps, i, activations.blocking.seqlen, block, activations.scratch,
-              stream);
+    advance(layer, tables, steps, i, activations.blocking.seqlen, block, activations.scratch,
+            stream);
   }
+  measure_output(block, activations, stream);
 }
 
 }  // namespace qpipe

@@ -44,6 +44,8 @@ struct Activations {
   std::vector<StepInput> inputs;  // one, which becomes that of step after step; or of all steps
                                   // (Places::inputs_kept)
   std::size_t current = 0;        // the step's of them
+  Array<float> output_maximum;    // [1, stream_width]: max |x| of each column of the output of the
+                                  // layer that ran last, over the own blocks
   TensorArray scratch;            // [tokens of one block, scratch_width]
 
   bool keeps_inputs() const { return inputs.size() > 1; }
@@ -94,12 +96,20 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
 void forward_layer(const Layer& layer, const DecoderTables& tables, Activations& activations,
                    Stream& stream);
 
+// The largest |x| of the output of the layer that ran last, over the blocks of all ranks; infinity
+// where one is NaN. Collective.
+double largest_output(const Activations& activations, Comm& comm, Stream& stream);
+
 // Where all inputs are kept, the forward pass goes ahead of start_layer and advance, block by
 // block.
 void begin_keeping(const Layer& layer, Activations& activations, Stream& stream);
 // block: the layer's input in block.hidden, memory for widest_input columns in block.input. Its
-// output, if it is wanted, in block.hidden.
+// output in block.hidden.
 void forward_and_keep(const Layer& layer, const DecoderTables& tables, std::size_t local,
-                      bool output_wanted, Block& block, Activations& activations, Stream& stream);
+                      Block& block, Activations& activations, Stream& stream);
+
+// For whoever runs a layer block by block: before the first block, and with each block's output.
+void begin_output(Activations& activations, Stream& stream);
+void measure_output(const Block& block, const Activations& activations, Stream& stream);
 
 }  // namespace qpipe

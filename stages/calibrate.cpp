@@ -18,6 +18,7 @@ struct FixedPoint {
   Array<std::int32_t> exponent;  // [1, d]
   std::vector<std::int32_t> host_exponent;
   int log2_tokens = 0;
+  float largest = 0.0f;  // |x|
 };
 
 // The first sample of all ranks with an input that hessian_exponents refuses. Collective.
@@ -57,7 +58,8 @@ FixedPoint choose_units(const Activations& activations, const Group& group, cons
   std::vector<float> host_maximum(static_cast<std::size_t>(d));
   copy_to_host(host_maximum.data(), maximum.data, host_maximum.size() * sizeof(float), stream);
   FixedPoint units{Array<std::int32_t>(1, d, stream),
-                   std::vector<std::int32_t>(static_cast<std::size_t>(d)), 0};
+                   std::vector<std::int32_t>(static_cast<std::size_t>(d)), 0,
+                   *std::max_element(host_maximum.begin(), host_maximum.end())};
   try {
     hessian_exponents({host_maximum.data(), 1, d}, {units.host_exponent.data(), 1, d});
   } catch (const std::domain_error& fault) {
@@ -132,6 +134,7 @@ Hessian calibrate(const Activations& activations, const Group& group, const std:
   const std::int64_t width =
       places.hessian_panel_columns > 0 ? std::min(places.hessian_panel_columns, d) : d;
   Hessian result;
+  result.largest_input = units.largest;
   result.diagonal.resize(static_cast<std::size_t>(d));
   if (!places.hessian_on_host) result.matrix = Array<float>(d, d, stream);
   {

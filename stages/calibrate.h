@@ -22,6 +22,7 @@ struct Hessian {
   Array<float> matrix;               // [d, d], on every rank; empty while H waits on the host
   std::vector<HessianPanel> panels;  // there: all columns in order
   std::vector<float> diagonal;       // host
+  float largest_input = 0.0f;        // |x| of all tokens
 };
 
 // All columns of the current step's input, as a group.

@@ -65,8 +65,10 @@ std::int64_t load_kernels_bytes(const Architecture& a, const Blocking& blocking)
               product_element * std::min(d, hessian_panel(Backend::cuda)));
 }
 
-void load_kernels(const Architecture& a, const Blocking& blocking, Backend backend, int device) {
+void load_kernels(const Architecture& a, const Blocking& blocking, Backend backend, int device,
+                  std::size_t limit) {
   Stream stream(backend, device);
+  stream.set_limit(limit);
   const std::int64_t tokens = blocking.block_tokens();
   TensorArray memory(stream.compute_dtype(), 1, forward_elements(a, tokens), stream);
   fill_zero(memory.view.data, memory.memory.bytes(), stream);

@@ -8,9 +8,9 @@
 namespace qpipe {
 
 // Runs a layer of this architecture and its Hessians' products on a block of zeros, on a stream of
-// its own. Returns when all is loaded.
+// its own that takes at most `limit` bytes (0: any number). Returns when all is loaded.
 void load_kernels(const Architecture& architecture, const Blocking& blocking, Backend backend,
-                  int device);
+                  int device, std::size_t limit);
 
 // Memory that it takes meanwhile on CUDA.
 std::int64_t load_kernels_bytes(const Architecture& architecture, const Blocking& blocking);

@@ -254,7 +254,7 @@ ScaledPair search_scale(const DecoderTables& tables, Layer& layer, const Scaling
   for (std::size_t c = 0; c < losses.size(); ++c)
     if (std::isfinite(losses[c]) && (best == losses.size() || losses[c] < losses[best])) best = c;
   if (best == losses.size())
-    throw std::runtime_error(
+    throw std::domain_error(
         name + ": no scale gives a finite loss; check the checkpoint for damaged weights");
   return {pair, std::move(candidates[best]),
           static_cast<double>(best) / static_cast<double>(options.grid), losses[best]};

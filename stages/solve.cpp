@@ -8,6 +8,7 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/diagonal.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/quantize_groups.h"
 #include "launch/share.h"
@@ -69,14 +70,10 @@ void factor_with_damping(const Hessian& hessian, const LinearSettings& settings,
   }
   result.fell_back = true;
   std::vector<float> pivot(static_cast<std::size_t>(d));
-  const float one = 1.0f;
-  fill_zero(result.n.view.data, result.n.memory.bytes(), stream);
-  for (std::int64_t k = 0; k < d; ++k)
-    copy_to_device(&result.n.view(k, k), &one, sizeof(one), stream);
-  std::vector<std::int32_t> perm(static_cast<std::size_t>(d));
-  copy_to_host(perm.data(), result.perm.view.data, perm.size() * sizeof(std::int32_t), stream);
+  set_identity(result.n, stream);
   for (std::size_t k = 0; k < pivot.size(); ++k)
-    pivot[k] = std::sqrt(std::max(0.0f, hessian.diagonal[static_cast<std::size_t>(perm[k])]));
+    pivot[k] =
+        std::sqrt(std::max(0.0f, hessian.diagonal[static_cast<std::size_t>(result.order[k])]));
   copy_to_device(result.pivot.view.data, pivot.data(), pivot.size() * sizeof(float), stream);
 }
 

@@ -22,6 +22,7 @@ HOMES = [
     (r"(hdf5|H5\w*)\.h(pp)?", "pipeline"),
     (r"toml\+\+/.*|toml\.hpp", "pipeline"),
     (r"CLI/.*", "pipeline"),
+    (r"re2/.*", "pipeline"),
     (r"mpi(-ext)?\.h", "launch"),
     (r"nccl\w*\.h", "launch"),
     (r"cublas.*|cusolver.*", "kernels"),

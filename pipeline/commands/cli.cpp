@@ -12,6 +12,8 @@
 #include "launch/leave.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/terminal.h"
+#include "pipeline/files/user_output.h"
+#include "pipeline/files/user_path.h"
 #include "pipeline/model/checkpoint.h"
 #include "pipeline/model/model.h"
 #include "pipeline/quantize.h"
@@ -98,13 +100,20 @@ int run(const CompareRequest& command) {
 
 int run(const EvalRequest& command) { return run_eval(command); }
 
-int run(const VerifyRequest& command) { return run_verify(command); }
+int run(const VerifyRequest& command) {
+  if (!command.json.empty()) check_user_output(command.json, "--json");  // before the work
+  return run_verify(command);
+}
 
-int run(const PlanRequest& command) { return run_plan(command); }
+int run(const PlanRequest& command) {
+  if (!command.json.empty()) check_user_output(command.json, "--json");
+  return run_plan(command);
+}
 
 int run(const FamiliesRequest& command) { return run_families(command); }
 
 int run(const TokenizeRequest& command) {
+  user_output_file(command.out);  // before the work
   const Checkpoint checkpoint(command.model);
   DatasetRequest request = command.dataset;
   request.tokenizer = command.model;
@@ -115,6 +124,13 @@ int run(const TokenizeRequest& command) {
                tokens.seqlen, tokens.source);
   return static_cast<int>(ExitCode::ok);
 }
+
+// `~` at the beginning, and what says nothing at the end: shells leave --out=~/x as it is.
+const CLI::Validator as_path{[](std::string& text) {
+                               text = user_path(text, "command line");
+                               return std::string();
+                             },
+                             ""};
 
 // What the parser is told and where it puts the answers.
 struct Arguments {
@@ -150,7 +166,7 @@ struct Arguments {
     app.set_help_flag();
     app.add_flag("-h,--help", help);
     app.add_flag("--version", version);
-    app.add_option("config", config);
+    app.add_option("config", config)->transform(as_path);
     app.add_option("--set", sets)->allow_extra_args(false);
     app.add_flag("--dry-run", dry_run);
     app.add_flag("--resume", resume);
@@ -168,7 +184,8 @@ struct Arguments {
         "Quantizes one model with several methods; one table of quality, size, time and loaders.");
     compare->set_help_flag("-h,--help", "this text");
     compare->add_option("config", compare_config, "configuration file; needs evaluate.data")
-        ->required();
+        ->required()
+        ->transform(as_path);
     compare
         ->add_option("--methods", compare_methods,
                      "names of quantize.method divided by commas, each with settings of "
@@ -177,8 +194,10 @@ struct Arguments {
         ->required();
     compare->add_option("--set", compare_sets, "section.key=value, for all methods")
         ->allow_extra_args(false);
-    compare->add_option("--out", compare_out,
-                        "stem of the files STEM.json and STEM.md; without: OUTPUT.compare");
+    compare
+        ->add_option("--out", compare_out,
+                     "stem of the files STEM.json and STEM.md; without: OUTPUT.compare")
+        ->transform(as_path);
     compare->add_flag("--dry-run", compare_dry_run,
                       "check every method against the model; write nothing");
   }
@@ -190,7 +209,8 @@ struct Arguments {
     plan->set_help_flag("-h,--help", "this text");
     plan->add_option("config", plan_config,
                      "configuration file; of model.path, config.json is enough")
-        ->required();
+        ->required()
+        ->transform(as_path);
     plan->add_option("--ranks", plan_request.ranks, "how many GPUs")
         ->check(CLI::Range(1, 1 << 20))
         ->capture_default_str();
@@ -216,7 +236,8 @@ struct Arguments {
         ->allow_extra_args(false);
     plan->add_option("--set", plan_sets, "section.key=value; the last one of a key wins")
         ->allow_extra_args(false);
-    plan->add_option("--json", plan_request.json, "file to write all figures to");
+    plan->add_option("--json", plan_request.json, "file to write all figures to")
+        ->transform(as_path);
   }
 
   void add_eval() {
@@ -237,7 +258,8 @@ struct Arguments {
         ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
         ->capture_default_str();
     eval->add_option("--logits", eval_request.logits,
-                     "safetensors file to write all logits to, float32 [samples, seqlen, vocab]");
+                     "safetensors file to write all logits to, float32 [samples, seqlen, vocab]")
+        ->transform(as_path);
   }
 
   void add_tokenize() {
@@ -247,7 +269,9 @@ struct Arguments {
     tokenize = app.add_subcommand("tokenize",
                                   "Text to token ids: int32 [samples, seqlen] in an HDF5 file.");
     add_input(*tokenize, tokenize_request.model, tokenize_data, dataset.text_field);
-    tokenize->add_option("--out", tokenize_out, "HDF5 file to write")->required();
+    tokenize->add_option("--out", tokenize_out, "HDF5 file to write")
+        ->required()
+        ->transform(as_path);
     tokenize
         ->add_option("--samples", dataset.samples,
                      "how many samples; 0: all there are (not for windows)")
@@ -273,27 +297,35 @@ struct Arguments {
                                 "and a line for each fault.");
     verify->set_help_flag("-h,--help", "this text");
     verify->add_option("folder", verify_request.folder, "folder of the quantized checkpoint")
-        ->required();
-    verify->add_option("--original", verify_request.original,
-                       "folder of the model that was quantized: tells the error of every weight");
-    verify->add_option("--json", verify_request.json, "file to write the report to");
+        ->required()
+        ->transform(as_path);
+    verify
+        ->add_option("--original", verify_request.original,
+                     "folder of the model that was quantized: tells the error of every weight")
+        ->transform(as_path);
+    verify->add_option("--json", verify_request.json, "file to write the report to")
+        ->transform(as_path);
 
     families = app.add_subcommand("families",
                                   "The model_types that are read; of folders with a config.json, "
                                   "what their layers are.");
     families->set_help_flag("-h,--help", "this text");
-    families->add_option("folders", families_request.models, "folders of models");
+    families->add_option("folders", families_request.models, "folders of models")
+        ->transform(as_path);
     families->add_flag("--json", families_request.json, "print JSON");
   }
 
   static void add_input(CLI::App& command, std::string& model, std::string& data,
                         std::string& text_field) {
     command.set_help_flag("-h,--help", "this text");
-    command.add_option("--model", model, "folder of the checkpoint")->required();
+    command.add_option("--model", model, "folder of the checkpoint")
+        ->required()
+        ->transform(as_path);
     command
         .add_option("--data", data,
                     "token ids (.h5, .safetensors) or text (.txt, .jsonl, also with .gz)")
-        ->required();
+        ->required()
+        ->transform(as_path);
     command.add_option("--text-field", text_field, "field of each .jsonl line that holds the text")
         ->capture_default_str();
   }

@@ -11,8 +11,11 @@
 #include "launch/leave.h"
 #include "pipeline/commands/compare_table.h"
 #include "pipeline/files/error.h"
+#include "pipeline/files/json_text.h"
 #include "pipeline/files/suggest.h"
 #include "pipeline/files/terminal.h"
+#include "pipeline/files/user_output.h"
+#include "pipeline/files/user_path.h"
 #include "pipeline/model/checkpoint.h"
 #include "pipeline/model/model.h"
 #include "pipeline/model/read_back.h"
@@ -166,25 +169,19 @@ CompareRequest read_compare(const fs::path& config, const std::string& methods,
                                   "or token ids) under [evaluate]",
                                   config.string()));
     output = options.output.path;
-    while (output.size() > 1 && output.back() == '/') output.pop_back();
-    options.output.path = output + "-" + folder_suffix(method);
+    options.output.path = beside(output, "-" + folder_suffix(method));
     options.run.report.clear();  // beside each folder
     options.evaluate.before = options.evaluate.after = true;
     validate_options(options);
-    std::error_code error;
-    if (fs::exists(options.output.path, error) && !fs::is_empty(options.output.path, error) &&
-        !options.output.overwrite)
-      throw UserError(
-          ExitCode::cannot_create,
-          options.output.path +
-              ": is not empty; choose another output.path or set output.overwrite = true");
     request.options.push_back(options);
   }
-  request.stem = out.empty() ? output + ".compare" : out;
+  request.stem = out.empty() ? beside(output, ".compare") : out;
   if (!out.empty() && request.stem.has_parent_path() &&
       !fs::is_directory(request.stem.parent_path()))
     throw UserError(ExitCode::cannot_create, fmt::format("--out {}: {} is no folder; make it first",
                                                          out, request.stem.parent_path().string()));
+  for (const char* ending : {".json", ".md"})
+    check_user_output(request.stem.string() + ending, "--out");  // before the work
   return request;
 }
 
@@ -246,8 +243,8 @@ CompareRow row_of(const CompareMethod& method, const Options& options, const Run
 }
 
 void write_files(const Comparison& comparison, const fs::path& stem) {
-  write_text_file(stem.string() + ".json", comparison_json(comparison).dump(2) + "\n");
-  write_text_file(stem.string() + ".md", comparison_markdown(comparison));
+  write_user_output(stem.string() + ".json", to_json_text(comparison_json(comparison)));
+  write_user_output(stem.string() + ".md", comparison_markdown(comparison));
 }
 
 }  // namespace

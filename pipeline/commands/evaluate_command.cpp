@@ -9,7 +9,9 @@
 #include "pipeline/evaluate.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/terminal.h"
+#include "pipeline/files/user_output.h"
 #include "pipeline/model/model.h"
+#include "pipeline/plan/memory_check.h"
 
 namespace qpipe {
 
@@ -20,12 +22,14 @@ constexpr std::int64_t micro_batch = 16384;  // tokens
 }  // namespace
 
 int run_eval(const EvalRequest& request) {
+  if (!request.logits.empty()) user_output_file(request.logits);  // before the work
   const Checkpoint checkpoint(request.model);
   const Architecture architecture = read_architecture(checkpoint);
   check_tensors(architecture, checkpoint);
 
   const Placement placement = place_rank(request.backend, false);
   set_cpu_threads(0, placement.local_ranks);
+  check_address_space();
   Stream stream(placement.backend, placement.device);
   Comm comm(stream, Comm::Options{});
   if (!request.logits.empty() && comm.size() > 1)
@@ -56,7 +60,7 @@ int run_eval(const EvalRequest& request) {
 
   if (!request.logits.empty()) {
     SafetensorsWriter writer(
-        request.logits,
+        user_output_file(request.logits),
         {{"logits", DType::f32, {tokens.samples, tokens.seqlen, architecture.vocab}}});
     writer.write("logits", all_logits.data());
     writer.finish();

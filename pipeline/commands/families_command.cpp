@@ -21,7 +21,7 @@ int run_families(const FamiliesRequest& request) {
   }
   const std::vector<std::string> families = supported_families();
   if (request.json) {
-    print_result("{}\n", nlohmann::json{{"families", families}, {"models", models}}.dump(2));
+    print_result(to_json_text({{"families", families}, {"models", models}}));
     return static_cast<int>(ExitCode::ok);
   }
   if (models.empty()) print_result("{}\n", fmt::join(families, "\n"));

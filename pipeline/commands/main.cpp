@@ -16,6 +16,7 @@
 #include "pipeline/commands/cli.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/terminal.h"
+#include "pipeline/files/write_fault.h"
 
 namespace {
 
@@ -112,6 +113,7 @@ int run_alone(const Command& command) {
 
 int main(int argc, char** argv) {
   prepare_terminal();
+  take_write_signals_as_faults();
   restart_with_better_blas_kernels(argv);  // signals still wait
   count_stop_signals();
   std::optional<MpiSession> session;

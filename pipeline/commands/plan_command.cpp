@@ -9,10 +9,10 @@
 #include <optional>
 
 #include "launch/share.h"
-#include "pipeline/files/durable_file.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
 #include "pipeline/files/terminal.h"
+#include "pipeline/files/user_output.h"
 #include "pipeline/model/model.h"
 #include "pipeline/options/sizes.h"
 #include "pipeline/output/folder.h"
@@ -282,7 +282,7 @@ int run_plan(const PlanRequest& request) {
       teams.ranks(), teams.teams, teams.ranks_of_team, machines, limit(budget.device),
       limit(budget.host));
   print(answer);
-  if (!request.json.empty()) write_text_file(request.json, as_json(answer).dump(2) + "\n");
+  if (!request.json.empty()) write_user_output(request.json, to_json_text(as_json(answer)));
   finish_results();
   if (!answer.memory.fits)
     throw UserError(ExitCode::config, does_not_fit(run, teams, budget, answer.memory));

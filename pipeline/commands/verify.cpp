@@ -4,16 +4,18 @@
 
 #include <algorithm>
 #include <cmath>
-#include <regex>
 #include <set>
 
 #include "kernels/activation.h"
 #include "kernels/pack.h"
 #include "kernels/transpose.h"
 #include "pipeline/commands/verify_original.h"
+#include "pipeline/commands/verify_skipped.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
 #include "pipeline/files/terminal.h"
+#include "pipeline/files/user_output.h"
+#include "pipeline/model/finite.h"
 #include "pipeline/model/model.h"
 #include "pipeline/model/passed_through.h"
 #include "pipeline/output/output.h"
@@ -146,67 +148,6 @@ Faults config_faults(StoredFormat format, const Json& quantization, const std::s
   return faults;
 }
 
-bool matches(const std::string& pattern, const std::string& name) {
-  try {
-    return std::regex_search(name, std::regex(pattern), std::regex_constants::match_continuous);
-  } catch (const std::regex_error&) {
-    return false;
-  }
-}
-
-// Whether quantization_config says that a linear is left unquantized, as the format's loaders match
-// names.
-bool is_skipped(StoredFormat format, const Json& quantization, const std::string& module) {
-  const auto any = [](const Json& object, const char* key, auto&& predicate) {
-    const Json list = object.value(key, Json());
-    return list.is_array() && std::any_of(list.begin(), list.end(), [&](const Json& x) {
-             return x.is_string() && predicate(x.get<std::string>());
-           });
-  };
-  const auto inside = [&](const std::string& name) {
-    return module.find(name) != std::string::npos;
-  };
-  const auto named = [&](const std::string& name) {
-    return name.starts_with("re:") ? matches(name.substr(3), module) : name == module;
-  };
-  const auto is_targeted = [&] {  // by a group of compressed-tensors
-    const Json groups = quantization.value("config_groups", Json());
-    if (!groups.is_object()) return false;
-    return std::any_of(groups.begin(), groups.end(), [&](const Json& group) {
-      return group.is_object() && any(group, "targets", [&](const std::string& name) {
-               return name == "Linear" || named(name);
-             });
-    });
-  };
-  switch (format) {
-    case StoredFormat::unquantized: return true;
-    case StoredFormat::gptq_v1:
-    case StoredFormat::gptq_v2: {
-      const Json dynamic = quantization.value("dynamic", Json());
-      if (dynamic.is_object())
-        for (const auto& [rule, value] : dynamic.items())
-          if (matches(rule.starts_with("-:") || rule.starts_with("+:") ? rule.substr(2) : rule,
-                      module))
-            return rule.starts_with("-:");
-      const Json chosen = quantization.value("modules_in_block_to_quantize", Json());
-      if (!chosen.is_array() || chosen.empty()) return false;
-      for (const Json& group : chosen)
-        for (const Json& name : group.is_array() ? group : Json::array({group}))
-          if (name.is_string() && inside(name.get<std::string>())) return false;
-      return true;
-    }
-    case StoredFormat::awq:
-    case StoredFormat::fp8: return any(quantization, "modules_to_not_convert", inside);
-    case StoredFormat::ct_integer:
-    case StoredFormat::ct_float8:
-    case StoredFormat::ct_nvfp4:
-    case StoredFormat::ct_mxfp4: return any(quantization, "ignore", named) || !is_targeted();
-    case StoredFormat::bnb_four_bit:
-    case StoredFormat::bnb_int8: return any(quantization, "llm_int8_skip_modules", inside);
-  }
-  throw std::logic_error("is_skipped: " + name_of(format));
-}
-
 const char* torch_name(DType dtype) {
   switch (dtype) {
     case DType::u8: return "uint8";
@@ -235,8 +176,9 @@ void compare_four_bit(const Json& quantization, const Checkpoint& checkpoint,
 }
 
 // One linear against what quantization_config says of all.
-Faults linear_faults(StoredFormat format, const Json& quantization, const Checkpoint& checkpoint,
-                     const LinearReport& linear, std::int64_t in_features) {
+Faults linear_faults(StoredFormat format, const Json& quantization, const SkipRules& rules,
+                     const Checkpoint& checkpoint, const LinearReport& linear,
+                     std::int64_t in_features) {
   Faults faults;
   const auto differs = [&](const std::string& what, const std::string& stored,
                            const Json& configured) {
@@ -244,7 +186,7 @@ Faults linear_faults(StoredFormat format, const Json& quantization, const Checkp
                                  checkpoint.folder().string(), linear.name, what, stored,
                                  configured.dump()));
   };
-  const bool skipped = is_skipped(format, quantization, linear.name);
+  const bool skipped = rules.skip(linear.name);
   if (!linear.packed && !skipped)
     faults.push_back(
         fmt::format("{}: linear '{}' is not packed, but quantization_config does not say so: "
@@ -316,7 +258,12 @@ Faults file_faults(const Checkpoint& checkpoint) {
     const Json index =
         read_json_object(index_path);  // weight_map has been checked with the checkpoint
     shards.clear();
-    for (const Json& shard : index.at("weight_map")) shards.insert(shard.get<std::string>());
+    const Json& map = index.at("weight_map");
+    for (const Json& shard : map) shards.insert(shard.get<std::string>());
+    for (const std::string& name : checkpoint.names())
+      if (!map.contains(name) && faults.size() < most_faults)
+        faults.push_back(fmt::format("{}: does not name the tensor '{}', which a shard holds",
+                                     index_path.string(), name));
     const auto metadata = index.find("metadata");
     if (metadata == index.end() || !metadata->is_object() || !metadata->contains("total_size"))
       faults.push_back(index_path.string() + ": metadata.total_size is missing");
@@ -360,28 +307,6 @@ Faults file_faults(const Checkpoint& checkpoint) {
 
 // --- contents
 
-// The first element that is NaN or infinite, if any.
-template <class T>
-std::optional<std::size_t> first_not_finite(const std::vector<unsigned char>& bytes) {
-  const auto* values = reinterpret_cast<const T*>(bytes.data());
-  for (std::size_t i = 0; i < bytes.size() / sizeof(T); ++i)
-    if (!std::isfinite(to_float(values[i]))) return i;
-  return std::nullopt;
-}
-
-std::optional<std::size_t> first_not_finite(DType dtype, const std::vector<unsigned char>& bytes) {
-  switch (dtype) {
-    case DType::f32: return first_not_finite<float>(bytes);
-    case DType::f16: return first_not_finite<f16>(bytes);
-    case DType::bf16: return first_not_finite<bf16>(bytes);
-    case DType::f8_e4m3:
-      for (std::size_t i = 0; i < bytes.size(); ++i)
-        if ((bytes[i] & 0x7f) == 0x7f) return i;
-      return std::nullopt;
-    default: return std::nullopt;
-  }
-}
-
 // What passes through may hold anything: a mask has infinities.
 Faults finite_faults(StoredFormat format, const Architecture& architecture,
                      const Checkpoint& checkpoint) {
@@ -389,18 +314,11 @@ Faults finite_faults(StoredFormat format, const Architecture& architecture,
   const std::vector<std::string> passed = passed_through(architecture, checkpoint);
   for (const std::string& name : checkpoint.names()) {
     if (std::binary_search(passed.begin(), passed.end(), name)) continue;
-    const DType dtype = checkpoint.info(name).dtype;
-    const bool is_codes = format == StoredFormat::bnb_four_bit &&
-                          checkpoint.contains(name + ".absmax");  // bytes under a float's name
-    const bool is_power =
-        format == StoredFormat::ct_mxfp4 && dtype == DType::u8 && name.ends_with(".weight_scale");
-    if (is_codes || (dtype == DType::u8 && !is_power)) continue;
+    const DType type = number_type(format, checkpoint, checkpoint.info(name));
+    if (type == DType::u8) continue;
     const auto bytes = bytes_of(checkpoint, name);
-    std::optional<std::size_t> first = first_not_finite(dtype, bytes);
-    if (is_power) {
-      const auto nan = std::find(bytes.begin(), bytes.end(), 255);
-      if (nan != bytes.end()) first = static_cast<std::size_t>(nan - bytes.begin());
-    }
+    const std::optional<std::int64_t> first =
+        first_not_finite(type, bytes.data(), static_cast<std::int64_t>(bytes.size()));
     if (first && faults.size() < most_faults)
       faults.push_back(
           fmt::format("{}: tensor '{}' has an element that is not finite (the first is number {})",
@@ -622,6 +540,8 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   const Json quantization = checkpoint.config().value("quantization_config", Json::object());
   append(result.faults, config_faults(result.format, quantization, where));
   if (result.format == StoredFormat::unquantized) return result;
+  const SkipRules rules(result.format, quantization);
+  append(result.faults, rules.faults(where));
   append(result.faults, file_faults(checkpoint));
   const Faults of_tensors = tensor_faults(architecture, checkpoint, most_faults);
   append(result.faults, of_tensors);
@@ -656,8 +576,8 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
         complete = false;
         continue;
       }
-      append(result.faults,
-             linear_faults(result.format, quantization, checkpoint, linear, spec.in_features));
+      append(result.faults, linear_faults(result.format, quantization, rules, checkpoint, linear,
+                                          spec.in_features));
       append(result.faults, zero_faults(result.format, quantization, checkpoint, linear, stream));
       result.linears.push_back(std::move(linear));
     }
@@ -670,6 +590,10 @@ Verification verify_checkpoint(const fs::path& folder, const fs::path& original)
   if (weights > 0)
     result.bits_per_weight = 8.0 * static_cast<double>(bytes) / static_cast<double>(weights);
 
+  for (const auto& [name, fault] : checkpoint.faults())
+    if (std::find(of_tensors.begin(), of_tensors.end(), fault.what()) == of_tensors.end() &&
+        result.notes.size() < most_faults)
+      result.notes.push_back(fmt::format("'{}', which nobody needs: {}", name, fault.what()));
   const std::string head = architecture.head.name + ".weight";
   if (architecture.head.tied && checkpoint.contains(head))
     result.notes.push_back("tie_word_embeddings is true, and '" + head +
@@ -731,7 +655,7 @@ Json as_json(const Verification& result) {
 
 int run_verify(const VerifyRequest& request) {
   const Verification result = verify_checkpoint(request.folder, request.original);
-  if (!request.json.empty()) write_text_file(request.json, as_json(result).dump(2) + "\n");
+  if (!request.json.empty()) write_user_output(request.json, to_json_text(as_json(result)));
 
   const auto packed = std::count_if(result.linears.begin(), result.linears.end(),
                                     [](const auto& linear) { return linear.packed.has_value(); });

@@ -2,15 +2,16 @@
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
-#include <fstream>
 
 #include "pipeline/data/text_file.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/input_file.h"
+#include "pipeline/files/new_file.h"
 #include "pipeline/files/printable.h"
 #include "pipeline/files/xxh3.h"
 
@@ -75,23 +76,36 @@ fs::path user_cache_folder() {
   return {};
 }
 
+// Nobody but this user and root has a say in it: the hash in an entry protects against damage, not
+// against others.
+bool is_trusted(const InputFile& file) {
+  struct stat status {};
+  return fstat(file.descriptor(), &status) == 0 &&
+         (status.st_uid == geteuid() || status.st_uid == 0) &&
+         (status.st_mode & (S_IWGRP | S_IWOTH)) == 0;
+}
+
 // A cache entry: the hash of the rest in hexadecimal, then to_bytes(text).
 std::optional<TokenizedText> read_entry(const fs::path& path) {
   std::error_code error;
   if (!fs::exists(fs::symlink_status(path, error))) return std::nullopt;
   std::string fault = "are damaged";
   try {
-    const InputFile file(path);  // not a FIFO, which could make this wait for ever
-    check_text_bytes(file);      // of another file in its place
-    std::string bytes(static_cast<std::size_t>(file.bytes()), '\0');
-    file.read(bytes.data(), file.bytes(), 0, "token ids");
-    if (bytes.size() > hash_digits) {
-      const std::string payload = bytes.substr(hash_digits);
-      if (bytes.compare(0, hash_digits, hash_of(payload)) == 0)
-        if (std::optional<TokenizedText> text = from_bytes(payload)) return text;
+    const InputFile file(path, InputFile::Links::refuse);  // nor a FIFO, which could make this wait
+    if (!is_trusted(file)) {
+      fault = "are not used: others may have written them";
+    } else {
+      check_text_bytes(file);  // of another file in its place
+      std::string bytes(static_cast<std::size_t>(file.bytes()), '\0');
+      file.read(bytes.data(), file.bytes(), 0, "token ids");
+      if (bytes.size() > hash_digits) {
+        const std::string payload = bytes.substr(hash_digits);
+        if (bytes.compare(0, hash_digits, hash_of(payload)) == 0)
+          if (std::optional<TokenizedText> text = from_bytes(payload)) return text;
+      }
     }
   } catch (const UserError& unreadable) {
-    fault = fmt::format("cannot be read ({})", unreadable.what());
+    fault = fmt::format("are not used ({})", unreadable.what());
   }
   spdlog::warn("{}: the cached token ids {}; making them again", printable(path.string()), fault);
   return std::nullopt;
@@ -101,15 +115,15 @@ void write_entry(const fs::path& path, const TokenizedText& text) {
   std::error_code error;
   fs::create_directories(path.parent_path(), error);
   const std::string payload = to_bytes(text);
-  const fs::path temporary = path.string() + fmt::format(".{}.tmp", getpid());
-  std::ofstream file(temporary, std::ios::binary);
-  file << hash_of(payload) << payload;
-  file.close();
-  if (file) fs::rename(temporary, path, error);
-  if (!file || error) {
-    spdlog::warn("{}: cannot keep the token ids here; they will be made again next time",
-                 path.parent_path().string());
-    fs::remove(temporary, error);
+  try {
+    NewFile file(path, NewFile::Rights::owner_writes);
+    const std::string hash = hash_of(payload);
+    file.write(hash.data(), hash.size());
+    file.write(payload.data(), payload.size());
+    file.sync();  // a full disk shows now
+    file.publish();
+  } catch (const UserError& fault) {
+    spdlog::warn("cannot keep the token ids; they will be made again next time: {}", fault.what());
   }
 }
 

@@ -11,7 +11,8 @@ namespace qpipe {
 
 // The ids of the text file's documents. The key is the XXH3-128 of the file's bytes and kind,
 // text_field, tokenizer.json's bytes and the helper's bytes. `folder` empty: $XDG_CACHE_HOME/qpipe,
-// else ~/.cache/qpipe. A damaged entry is made again; a folder that cannot be written is a warning.
+// else ~/.cache/qpipe. An entry that is damaged, or that others than
+// this user and root may write, is made again; a folder that cannot be written is a warning.
 // Throws UserError for the file, the tokenizer and the helper.
 TokenizedText tokenize_once(const std::filesystem::path& path, const std::string& text_field,
                             const std::filesystem::path& tokenizer_json,

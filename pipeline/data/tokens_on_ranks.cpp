@@ -12,7 +12,7 @@ Tokens load_tokens_on_all_ranks(const DatasetRequest& request, Comm& comm) {
   on_root(comm, [&] { tokens = load_tokens(request); });
   const nlohmann::json header{{"samples", tokens.samples},
                               {"seqlen", tokens.seqlen},
-                              {"source", tokens.source},
+                              {"source", printable(tokens.source)},
                               {"hash", tokens.hash}};
   const nlohmann::json received = nlohmann::json::parse(comm.broadcast(header.dump(), 0));
   const std::string bytes =

@@ -1,13 +1,12 @@
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <hdf5.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <array>
 
 #include "pipeline/data/dataset.h"
 #include "pipeline/files/error.h"
+#include "pipeline/files/new_file.h"
+#include "pipeline/files/user_output.h"
 
 namespace qpipe {
 
@@ -57,21 +56,9 @@ hid_t checked(hid_t id, const fs::path& path) {
   return id;
 }
 
-// A new file of a name that nobody can foresee, beside `path`, with the rights that umask leaves.
-fs::path make_temporary(const fs::path& path) {
-  std::string name = path.string() + ".XXXXXX";
-  const int descriptor = mkstemp(name.data());
-  if (descriptor < 0) fail(path, "cannot be created");
-  const mode_t mask = umask(0);
-  umask(mask);
-  fchmod(descriptor, 0666 & ~mask);
-  close(descriptor);
-  return name;
-}
-
 void write_dataset(const Tokens& tokens, const fs::path& to, const std::string& dataset,
                    const fs::path& path) {
-  const Hdf5Id file(H5Fcreate(to.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
+  const Hdf5Id file(H5Fcreate(to.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT), H5Fclose);
   if (!file) fail(path, "cannot be created");
   const std::array<hsize_t, 2> sizes{static_cast<hsize_t>(tokens.samples),
                                      static_cast<hsize_t>(tokens.seqlen)};
@@ -91,15 +78,12 @@ void write_dataset(const Tokens& tokens, const fs::path& to, const std::string& 
 
 void write_tokens_hdf5(const Tokens& tokens, const fs::path& path, const std::string& dataset) {
   const QuietHdf5 quiet;
+  const fs::path file = user_output_file(path);
+  const fs::path temporary = temporary_beside(file);
   std::error_code error;
-  // Renaming onto a device or a FIFO would put a file into its place.
-  if (const fs::file_status there = fs::status(path, error);
-      fs::exists(there) && !fs::is_regular_file(there))
-    fail(path, "is not a regular file");
-  const fs::path temporary = make_temporary(path);
   try {
     write_dataset(tokens, temporary, dataset, path);
-    fs::rename(temporary, path, error);
+    fs::rename(temporary, file, error);
     if (error) fail(path, "cannot be replaced");
   } catch (...) {
     fs::remove(temporary, error);

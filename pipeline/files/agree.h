@@ -9,7 +9,11 @@
 
 namespace qpipe {
 
-// What `work` throws; what is no UserError is a defect of qpipe (ExitCode::software).
+// What a user is told of an exception: memory that is used up and calls of the system that failed
+// are no defects of qpipe (ExitCode::software), all else is.
+UserError user_error_of(const std::exception& fault);
+
+// What `work` throws, as user_error_of has it.
 std::optional<UserError> fault_of(const std::function<void()>& work);
 
 // Throws the fault of the lowest rank that has one, on all ranks. Collective.

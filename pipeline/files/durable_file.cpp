@@ -3,11 +3,14 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <cstring>
-#include <utility>
+#include <set>
 
 #include "pipeline/files/error.h"
+#include "pipeline/files/input_file.h"
+#include "pipeline/files/new_file.h"
+#include "pipeline/files/write_fault.h"
 
 namespace qpipe {
 
@@ -16,7 +19,30 @@ namespace fs = std::filesystem;
 namespace {
 
 [[noreturn]] void fail(const fs::path& path, const char* what, int error) {
-  throw UserError(ExitCode::io, path.string() + ": " + what + ": " + std::strerror(error));
+  throw UserError(ExitCode::io, path.string() + ": " + what + ": " + write_fault(error));
+}
+
+void make_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) fail(folder, "cannot create", error.value());
+}
+
+// Its way to the disk begins.
+NewFile copy_of(const fs::path& from, const fs::path& to) {
+  const InputFile source(from);
+  NewFile copy(to);
+  std::vector<char> piece(
+      static_cast<std::size_t>(std::min<std::int64_t>(source.bytes(), 1 << 20)));
+  for (std::int64_t at = 0; at < source.bytes();) {
+    const std::int64_t count =
+        std::min(source.bytes() - at, static_cast<std::int64_t>(piece.size()));
+    source.read(piece.data(), count, at, "contents");
+    copy.write(piece.data(), static_cast<std::size_t>(count));
+    at += count;
+  }
+  copy.start_sync();
+  return copy;
 }
 
 }  // namespace
@@ -32,48 +58,33 @@ void sync_folder(const fs::path& folder) {
          error);  // EINVAL: the file system does not sync folders
 }
 
-namespace {
-
-struct Descriptor {
-  int number = -1;
-  explicit Descriptor(int opened) : number(opened) {}
-  ~Descriptor() {
-    if (number >= 0) close(number);
-  }
-  Descriptor(Descriptor&& other) noexcept : number(std::exchange(other.number, -1)) {}
-  Descriptor& operator=(Descriptor&&) = delete;
-};
-
-// Its way to the disk begins.
-Descriptor write_text(const fs::path& path, const std::string& text) {
-  Descriptor file(open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
-  if (file.number < 0) fail(path, "cannot create", errno);
-  for (std::size_t done = 0; done < text.size();) {
-    const ssize_t count = ::write(file.number, text.data() + done, text.size() - done);
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) fail(path, "cannot write", errno);
-    done += static_cast<std::size_t>(count);
-  }
-  sync_file_range(file.number, 0, 0, SYNC_FILE_RANGE_WRITE);
-  return file;
-}
-
-}  // namespace
-
 void write_text_files(const fs::path& folder, const std::vector<TextFile>& files) {
-  const auto temporary = [&](const TextFile& file) { return folder / (file.name + ".tmp"); };
-  std::vector<Descriptor> written;
-  for (const TextFile& file : files) written.push_back(write_text(temporary(file), file.text));
-  for (std::size_t i = 0; i < files.size(); ++i)
-    if (fsync(written[i].number) != 0) fail(temporary(files[i]), "cannot write", errno);
-  for (const TextFile& file : files)
-    if (std::rename(temporary(file).c_str(), (folder / file.name).c_str()) != 0)
-      fail(folder / file.name, "cannot rename", errno);
+  std::vector<NewFile> written;
+  for (const TextFile& file : files) {
+    NewFile& one = written.emplace_back(folder / file.name);
+    one.write(file.text.data(), file.text.size());
+    one.start_sync();
+  }
+  for (NewFile& file : written) file.sync();
+  for (NewFile& file : written) file.publish();
   if (!files.empty()) sync_folder(folder);
 }
 
 void write_text_file(const fs::path& path, const std::string& text) {
   write_text_files(path.parent_path(), {{path.filename().string(), text}});
+}
+
+void copy_files(const fs::path& from, const fs::path& to, const std::vector<std::string>& names) {
+  std::vector<NewFile> copies;
+  std::set<fs::path> folders;
+  for (const std::string& name : names) {
+    const fs::path folder = (to / name).parent_path();
+    if (folders.insert(folder).second) make_folder(folder);
+    copies.push_back(copy_of(from / name, to / name));
+  }
+  for (NewFile& copy : copies) copy.sync();
+  for (NewFile& copy : copies) copy.publish();
+  for (const fs::path& folder : folders) sync_folder(folder);
 }
 
 }  // namespace qpipe

@@ -23,6 +23,7 @@ std::string advice_for(int error) {
   switch (error) {
     case ENOENT: return "; check the path";
     case EACCES: return "; give this user the right to read it";
+    case ELOOP: return "; a link is not followed here: put the file itself there";
     case EMFILE: return "; raise the limit of open files (ulimit -n)";
     default: return "";
   }
@@ -37,9 +38,10 @@ const char* kind_of(mode_t mode) {
 
 }  // namespace
 
-InputFile::InputFile(const std::filesystem::path& path) : path_(path) {
+InputFile::InputFile(const std::filesystem::path& path, Links links) : path_(path) {
   // O_NONBLOCK: opening a FIFO without a writer would wait for ever.
-  descriptor_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  descriptor_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY |
+                                       (links == Links::refuse ? O_NOFOLLOW : 0));
   if (descriptor_ < 0) {
     const int error = errno;
     throw UserError(ExitCode::no_input, fmt::format("{}: cannot be opened: {}{}", path.string(),
@@ -98,6 +100,18 @@ void InputFile::read(void* to, std::int64_t count, std::int64_t offset,
               path_.string(), part, offset + done, offset + count));
     done += got;
   }
+}
+
+std::string read_text_file(const std::filesystem::path& path, std::int64_t most_bytes,
+                           InputFile::Links links) {
+  const InputFile file(path, links);
+  if (file.bytes() > most_bytes)
+    throw UserError(ExitCode::data, fmt::format("{}: has {} bytes, which no file of this kind "
+                                                "needs (limit {}); restore the original file",
+                                                path.string(), file.bytes(), most_bytes));
+  std::string text(static_cast<std::size_t>(file.bytes()), '\0');
+  file.read(text.data(), file.bytes(), 0, "text");
+  return text;
 }
 
 }  // namespace qpipe

@@ -29,6 +29,10 @@ nlohmann::json read_json_object(const std::filesystem::path& path);
 // What a value is, in words: "NaN", "string", "array", …
 std::string kind_name(const nlohmann::json& value);
 
+// As it is written into files: indented, with a line break at the end. What is not UTF-8 (a path
+// may be anything) becomes U+FFFD.
+std::string to_json_text(const nlohmann::json& value);
+
 // A name from a file as it may stand in a one-line message: in quotes, control characters escaped,
 // cut to 200 characters.
 std::string in_quotes(const std::string& name);

@@ -4,6 +4,13 @@
 
 namespace qpipe {
 
+namespace {
+
+// Comparing takes the product of both lengths; what is longer is nothing that anybody mistyped.
+constexpr std::size_t longest_compared = 500;
+
+}  // namespace
+
 std::size_t edit_distance(const std::string& a, const std::string& b) {
   // Rows of the table d(i, j) for the prefixes a[0, i) and b[0, j): two back, one back, current.
   std::vector<std::size_t> before(b.size() + 1), previous(b.size() + 1), row(b.size() + 1);
@@ -26,6 +33,10 @@ std::string nearest_name(const std::string& name, const std::vector<std::string>
   std::string best;
   std::size_t best_distance = std::max<std::size_t>(1, name.size() / 3) + 1;
   for (const std::string& candidate : candidates) {
+    // No edit changes a length by more than one.
+    const std::size_t shorter = std::min(candidate.size(), name.size());
+    if (std::max(candidate.size(), name.size()) - shorter >= best_distance) continue;
+    if (shorter > longest_compared) continue;
     const std::size_t distance = edit_distance(name, candidate);
     if (distance < best_distance) {
       best = candidate;

@@ -9,7 +9,7 @@
 namespace qpipe {
 
 // stdin, stdout and stderr that are closed become /dev/null, before a file that is opened later
-// takes their number and gets what is said. A broken pipe is an error of the write, and no signal.
+// takes their number and gets what is said.
 void prepare_terminal();
 
 // On stderr, at once. A terminal that is gone or a log's full disk never ends a run.

@@ -9,9 +9,10 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
+#include <string_view>
 
 #include "pipeline/files/error.h"
+#include "pipeline/files/write_fault.h"
 
 namespace qpipe {
 
@@ -28,7 +29,7 @@ std::string this_host() {
 // A fresh descriptor, so that a network file system asks its server.
 std::string read_line(const std::filesystem::path& path) {
   std::array<char, 512> text{};
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int file = open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
   if (file < 0) return {};
   const ssize_t count = read(file, text.data(), text.size());
   close(file);
@@ -40,6 +41,23 @@ bool is_at(const std::filesystem::path& path, int descriptor) {
   struct stat opened {};
   return stat(path.c_str(), &named) == 0 && fstat(descriptor, &opened) == 0 &&
          named.st_ino == opened.st_ino;
+}
+
+bool is_number(std::string_view text) {
+  return !text.empty() && text.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+// "HOST PID COUNT\n", or nothing yet: what a run writes. Any other file is somebody else's.
+bool is_lock(int descriptor, const std::string& text) {
+  struct stat status {};
+  if (fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) return false;
+  if (text.empty()) return status.st_size == 0;
+  const std::size_t host = text.find(' ');
+  const std::size_t process = text.find(' ', host + 1);
+  return static_cast<std::size_t>(status.st_size) == text.size() && text.back() == '\n' &&
+         host != std::string::npos && process != std::string::npos &&
+         is_number(std::string_view(text).substr(host + 1, process - host - 1)) &&
+         is_number(std::string_view(text).substr(process + 1, text.size() - process - 2));
 }
 
 [[noreturn]] void refuse(const std::filesystem::path& path, const std::string& line) {
@@ -59,15 +77,22 @@ RunLock::RunLock(const std::filesystem::path& path) : path_(path) {
   bool refused = false;
   do {
     if (descriptor_ >= 0) close(descriptor_);
-    descriptor_ = open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
+    descriptor_ = open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
     if (descriptor_ < 0)
       throw UserError(ExitCode::cannot_create,
-                      path.string() + ": cannot create: " + std::strerror(errno));
+                      path.string() + ": cannot create: " + write_fault(errno));
     line = read_line(path);
     locked = flock(descriptor_, LOCK_EX | LOCK_NB) == 0;
     refused = !locked && errno == EWOULDBLOCK;
   } while (locked &&
            !is_at(path, descriptor_));  // a run that ended just now has taken the file away
+  // A run that ends writes nothing while it is read: the file is looked at once more.
+  if (is_at(path, descriptor_) && !is_lock(descriptor_, line = read_line(path))) {
+    close(descriptor_);
+    throw UserError(
+        ExitCode::cannot_create,
+        path.string() + ": is not the lock of a run; move it, or choose another folder");
+  }
   bool alive = refused;
   if (!refused && !line.empty() && (!locked || line.substr(0, line.find(' ')) != this_host())) {
     std::this_thread::sleep_for(patience);

@@ -1,4 +1,4 @@
-// One run at a time in a run folder, on one host or several.
+// One run at a time in a folder, on one host or several.
 #pragma once
 
 #include <atomic>
@@ -15,8 +15,8 @@ namespace qpipe {
 // this costs a wait of 12 s.
 class RunLock {
  public:
-  // Throws UserError(cannot_create): another run has the lock (names host and process), or the file
-  // cannot be made.
+  // Throws UserError(cannot_create): another run has the lock (names host and process), the file
+  // cannot be made, or another file has its name.
   explicit RunLock(const std::filesystem::path& path);
   ~RunLock();
   RunLock(const RunLock&) = delete;

@@ -13,6 +13,7 @@
 #include "kernels/transpose.h"
 #include "launch/clock.h"
 #include "launch/signals.h"
+#include "pipeline/model/finite.h"
 #include "stages/layer.h"
 
 namespace qpipe {
@@ -94,10 +95,13 @@ Work work_of_rank(const Checkpoint& checkpoint, const Architecture& architecture
 
 // Has its own queue on the device, so that workers wait for nothing but their own copies.
 struct Worker {
-  Worker(const Stream& main, std::size_t largest_unit)
+  // limit: its part of what the rank may take on the device; 0: none.
+  Worker(const Stream& main, std::size_t limit, std::size_t largest_unit)
       : stream(main.backend(), main.device()),
-        staging(static_cast<std::size_t>(piece_bytes), stream),
-        on_device(largest_unit, stream) {}
+        staging(static_cast<std::size_t>(piece_bytes), stream) {
+    stream.set_limit(limit);
+    on_device = Buffer(largest_unit, stream);
+  }
 
   ConstTensor load(const Checkpoint& checkpoint, const Unit& unit, std::size_t i) {
     const TensorInfo& weight = unit.weights[i];
@@ -106,6 +110,7 @@ struct Worker {
     for (std::int64_t begin = 0; begin < weight.bytes(); begin += piece_bytes) {
       const std::int64_t count = std::min(piece_bytes, weight.bytes() - begin);
       checkpoint.read(weight.name, begin, count, staging.data());
+      check_finite(weight, weight.dtype, begin, staging.data(), count);
       copy_to_device(place + begin, staging.data(), static_cast<std::size_t>(count), stream);
     }
     if (!unit.transposed[i]) return {place, weight.dtype, weight.rows(), weight.cols()};
@@ -157,7 +162,9 @@ std::size_t cast_layers(const Checkpoint& checkpoint, const Architecture& archit
                         PhaseSeconds& seconds) {
   const Work work = work_of_rank(checkpoint, architecture, plan, store.finished(), comm);
   const int cores = omp_get_max_threads();
-  const std::size_t count = std::min(work.units.size(), cast_workers(cores, 2 * work.largest_unit));
+  std::size_t count = std::min(work.units.size(), cast_workers(cores, 2 * work.largest_unit));
+  if (plan.places.cast_workers > 0)
+    count = std::min(count, static_cast<std::size_t>(plan.places.cast_workers));
   std::atomic<std::size_t> next{0};
   std::atomic<std::size_t> end{work.units.size()};
 
@@ -188,7 +195,7 @@ std::size_t cast_layers(const Checkpoint& checkpoint, const Architecture& archit
       omp_set_num_threads(
           std::max(1, cores / static_cast<int>(count)));  // of the kernels on the CPU backend
       try {
-        Worker worker(stream, work.largest_unit);
+        Worker worker(stream, stream.limit() / count, work.largest_unit);
         take_units(worker);
         return Used{worker.seconds, worker.stream.bytes_peak()};
       } catch (...) {

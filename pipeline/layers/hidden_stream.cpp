@@ -67,6 +67,7 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
   const auto slot = [&](const Slots& of, std::int64_t block) {
     return of.of(static_cast<std::size_t>(block), hidden.rows(static_cast<std::size_t>(block)));
   };
+  begin_output(activations, stream);
   if (task.keep_inputs) begin_keeping(layer, activations, stream);
   const std::int64_t first_step = task.from_previous ? lag * (task.stage - 1) : 0;
   const std::int64_t last_step =
@@ -89,11 +90,13 @@ StreamSeconds stream_hidden(const Architecture& architecture, const DecoderTable
       if (runs) {
         busy.start();
         Block work{block, {input.view.data, input.view.dtype, block.rows, layer.spec->hidden}};
-        if (task.keep_inputs)
-          forward_and_keep(layer, tables, local, task.to_next, work, activations, stream);
-        else
+        if (task.keep_inputs) {
+          forward_and_keep(layer, tables, local, work, activations, stream);
+        } else {
           forward_layer(layer, tables, activations.blocking.seqlen, work, activations.scratch,
                         stream);
+          measure_output(work, activations, stream);
+        }
         busy.stop();
       }
       if (task.to_next) out = outgoing(block);

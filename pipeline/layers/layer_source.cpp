@@ -6,6 +6,7 @@
 #include "kernels/activation.h"
 #include "kernels/alignment.h"
 #include "pipeline/files/agree.h"
+#include "pipeline/model/finite.h"
 #include "pipeline/model/model.h"
 
 namespace qpipe {
@@ -81,12 +82,18 @@ void transpose_on_host(const unsigned char* from, std::int64_t rows, std::int64_
           target[c * rows + r] = source[r * cols + c];
 }
 
-// The tensor's bytes; [in, out] in the file becomes [out, in].
-void read_tensor(const Checkpoint& checkpoint, const TensorInfo& info, bool transposed,
-                 unsigned char* to) {
-  if (!transposed) return checkpoint.read(info.name, to);
+// The tensor's bytes, checked; [in, out] in the file becomes [out, in].
+void read_tensor(const Checkpoint& checkpoint, StoredFormat format, const TensorInfo& info,
+                 bool transposed, unsigned char* to) {
+  const TensorInfo& stored = checkpoint.info(info.name);
+  const DType as = number_type(format, checkpoint, stored);
+  if (!transposed) {
+    checkpoint.read(info.name, to);
+    return check_finite(stored, as, 0, to, stored.bytes());
+  }
   std::vector<unsigned char> bytes(static_cast<std::size_t>(info.bytes()));
   checkpoint.read(info.name, bytes.data());
+  check_finite(stored, as, 0, bytes.data(), stored.bytes());
   const auto transposing = size_of(info.dtype) == 4 ? transpose_on_host<std::uint32_t>
                                                     : transpose_on_host<std::uint16_t>;
   transposing(bytes.data(), info.cols(), info.rows(), to);
@@ -99,7 +106,7 @@ HostBuffer LayerSource::read(const Plan& plan, HostBuffer to) const {
   std::vector<std::future<void>> reads;  // a single reader does not saturate a fast disk
   for (const Slot& slot : plan.slots)
     reads.push_back(std::async(std::launch::async, [this, &slot, place = to.data() + slot.offset] {
-      read_tensor(checkpoint_, slot.info, slot.transposed, place);
+      read_tensor(checkpoint_, format_, slot.info, slot.transposed, place);
     }));
   for (std::future<void>& done : reads) done.get();
   return to;
@@ -288,6 +295,8 @@ TensorArray LayerSource::load_tensor(const std::string& name) {
                            piece.data() + part);
         }));
       for (std::future<void>& done : reads) done.get();
+      check_finite(info, info.dtype, static_cast<std::int64_t>(begin), piece.data(),
+                   static_cast<std::int64_t>(bytes));
       copy_to_device(static_cast<unsigned char*>(array.view.data) + begin, piece.data(), bytes,
                      stream_);
     }

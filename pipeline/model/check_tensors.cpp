@@ -38,11 +38,11 @@ struct Check {
   }
 
   void weights(const std::string& name, const Shape& shape) {
-    known.insert(name);
-    if (done()) return;
+    if (!known.insert(name).second || done()) return;
     if (!checkpoint.contains(name)) {
-      std::string near = nearest_name(name, unread);
-      if (near.empty()) near = nearest_name(name, checkpoint.names());
+      // Looking through all names takes long: the first fault's advice is enough.
+      std::string near = faults.empty() ? nearest_name(name, unread) : "";
+      if (near.empty() && faults.empty()) near = nearest_name(name, checkpoint.names());
       return fail("tensor '" + name + "' is missing, and config.json asks for it" +
                   (near.empty() ? "" : "; the nearest name is '" + near + "'"));
     }
@@ -152,6 +152,18 @@ std::vector<TensorInfo> expected_tensors(const Architecture& a, DType dtype) {
   return tensors;
 }
 
+namespace {
+
+// Whether the decoder reads the tensor, which may be a part of a quantized linear.
+bool needs(const Architecture& a, const std::set<std::string>& decoder,
+           const Checkpoint& checkpoint, const std::string& name) {
+  if (a.head.tied && name == a.head.name + ".weight") return false;
+  return decoder.contains(name) ||
+         (checkpoint.config().contains("quantization_config") && !linear_of(name, decoder).empty());
+}
+
+}  // namespace
+
 std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& checkpoint,
                                        std::size_t most) {
   Check check{
@@ -160,7 +172,13 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
       most,
       {},
       {}};
-  check.unread = passed_through(a, checkpoint);
+  const std::set<std::string> decoder = decoder_tensors(a);
+  check.unread = passed_through(decoder, checkpoint);
+  for (const auto& [name, fault] : checkpoint.faults())
+    if (needs(a, decoder, checkpoint, name) && !check.done()) {
+      check.faults.emplace_back(fault.what());
+      check.known.insert(name);
+    }
   for (const TensorSpec& tensor : embedding_tensors(a)) check.weights(tensor.name, tensor.shape);
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     const std::string prefix = layer_prefix(a, layer);
@@ -184,21 +202,14 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
   const std::string head = a.head.name + ".weight";
   if (a.head.tied && checkpoint.contains(head)) check.weights(head, {a.vocab, a.embedding.width});
 
-  check.stray_parts(decoder_tensors(a));
-
-  // transformers ties only equal tensors when a checkpoint holds both.
-  if (check.faults.empty() && a.head.tied && checkpoint.contains(head)) {
-    const bool equal = checkpoint.info(head).dtype == checkpoint.info(a.embedding.tokens).dtype &&
-                       bytes_of(checkpoint, head) == bytes_of(checkpoint, a.embedding.tokens);
-    if (!equal)
-      check.fail("tie_word_embeddings is true, but '" + head + "' differs from '" +
-                 a.embedding.tokens +
-                 "'; set tie_word_embeddings to false in config.json to keep both");
-  }
+  check.stray_parts(decoder);
   return check.faults;
 }
 
 void check_tensors(const Architecture& architecture, const Checkpoint& checkpoint) {
+  const std::set<std::string> decoder = decoder_tensors(architecture);
+  for (const auto& [name, fault] : checkpoint.faults())
+    if (needs(architecture, decoder, checkpoint, name)) throw fault;
   const std::vector<std::string> faults = tensor_faults(architecture, checkpoint, 1);
   if (!faults.empty()) throw UserError(ExitCode::data, faults.front());
 }

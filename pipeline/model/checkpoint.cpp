@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <charconv>
 #include <optional>
+#include <set>
 #include <string_view>
 #include <system_error>
 
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
 #include "pipeline/files/suggest.h"
+#include "pipeline/model/tied_embedding.h"
 
 namespace qpipe {
 
@@ -24,6 +26,13 @@ constexpr const char* download_again = "download the checkpoint again";
 
 // Tensor → shard file, as the index says.
 using WeightMap = std::map<std::string, std::string>;
+
+// As transformers has it, null says that nothing is quantized: nobody after this need know.
+nlohmann::json without_null_quantization(nlohmann::json config) {
+  const auto found = config.find("quantization_config");
+  if (found != config.end() && found->is_null()) config.erase(found);
+  return config;
+}
 
 // The sorted names in the folder.
 std::vector<std::string> list_folder(const fs::path& folder) {
@@ -49,7 +58,15 @@ bool has_file(const std::vector<std::string>& names, const std::string& name) {
 
 bool is_plain_file_name(const std::string& name) {
   return name.find_first_of(std::string("/\\\0", 3)) == std::string::npos &&
-         name.ends_with(".safetensors") && name != ".safetensors";
+         name.ends_with(".safetensors") && name != ".safetensors" &&
+         printable(name, name.size()) == name;
+}
+
+UserError missing_shard(const fs::path& folder, const std::string& shard,
+                        const std::string& tensor) {
+  return {ExitCode::no_input,
+          fmt::format("{}: shard {} is missing, which {} names for {}; download it again",
+                      folder.string(), in_quotes(shard), index_name, in_quotes(tensor))};
 }
 
 WeightMap read_index(const fs::path& path) {
@@ -75,26 +92,20 @@ WeightMap read_index(const fs::path& path) {
   return map;
 }
 
+// Those of its shards that are there.
 std::vector<std::string> shards_of_index(const fs::path& folder,
                                          const std::vector<std::string>& files,
                                          const WeightMap& map) {
-  std::map<std::string, std::string> shards;  // → a tensor in it
-  for (const auto& [tensor, shard] : map) shards.emplace(shard, tensor);
-  std::vector<std::string> names;
-  for (const auto& [shard, tensor] : shards) {
-    if (!has_file(files, shard))
-      throw UserError(
-          ExitCode::no_input,
-          fmt::format("{}: shard {} is missing, which {} names for {}; download it again",
-                      folder.string(), in_quotes(shard), index_name, in_quotes(tensor)));
-    names.push_back(shard);
-  }
-  if (has_file(files, single_name) && shards.count(single_name) == 0)
+  std::set<std::string> shards;
+  for (const auto& [tensor, shard] : map)
+    if (has_file(files, shard)) shards.insert(shard);
+  if (shards.empty()) throw missing_shard(folder, map.begin()->second, map.begin()->first);
+  if (has_file(files, single_name) && !shards.contains(single_name))
     throw UserError(
         ExitCode::data,
         fmt::format("{}: has both {} and {}, which does not name it; remove the one that is stale",
                     folder.string(), single_name, index_name));
-  return names;
+  return {shards.begin(), shards.end()};
 }
 
 // STEM-00001-of-0000N.safetensors.
@@ -122,7 +133,8 @@ std::vector<std::string> shards_without_index(const fs::path& folder,
   std::vector<std::string> shards;
   bool has_torch = false;
   for (const std::string& name : files) {
-    if (name.ends_with(".safetensors")) shards.push_back(name);
+    if (name.ends_with(".safetensors") && !name.starts_with("adapter_model"))
+      shards.push_back(name);
     has_torch = has_torch || (name.starts_with("pytorch_model") && name.ends_with(".bin"));
   }
   const auto refuse = [&](const std::string& fault) {
@@ -155,31 +167,21 @@ std::vector<std::string> shards_without_index(const fs::path& folder,
   return shards;
 }
 
-// Every tensor of the index is in the shard that it names, and no other tensor is in the shards.
-void check_index(const fs::path& folder, const WeightMap& map,
-                 const std::vector<SafetensorsFile>& shards) {
-  std::map<std::string, const SafetensorsFile*> by_name;
-  for (const SafetensorsFile& shard : shards) by_name[shard.path().filename().string()] = &shard;
-  for (const auto& [tensor, shard] : map)
-    if (!by_name.at(shard)->contains(tensor))
-      throw UserError(
-          ExitCode::data,
-          fmt::format("{}: has no tensor {}, which {} says is there; {}", (folder / shard).string(),
-                      in_quotes(tensor), index_name, download_again));
-  for (const auto& [shard, file] : by_name)
-    for (const auto& [tensor, info] : file->tensors()) {
-      const auto found = map.find(tensor);
-      if (found == map.end())
-        throw UserError(
-            ExitCode::data,
-            fmt::format(
-                "{}: has a tensor {} that {} does not name: the shard or the index is stale; {}",
-                (folder / shard).string(), in_quotes(tensor), index_name, download_again));
-      if (found->second != shard)
-        throw UserError(ExitCode::data, fmt::format("{}: has tensor {}, which is in {} too; {}",
-                                                    (folder / shard).string(), in_quotes(tensor),
-                                                    found->second, download_again));
-    }
+UserError absent_from(const fs::path& shard, const std::string& tensor) {
+  return {ExitCode::data,
+          fmt::format("{}: has no tensor {}, which {} says is there; {}", shard.string(),
+                      in_quotes(tensor), index_name, download_again)};
+}
+
+// transformers (with peft) would load the adapter as well: the base model alone is another model.
+void refuse_adapter(const fs::path& folder, const std::vector<std::string>& files) {
+  if (!has_file(files, "adapter_config.json")) return;
+  throw UserError(
+      ExitCode::data,
+      fmt::format("{0}: has an adapter (adapter_config.json), which is not applied here; merge it "
+                  "(peft: model.merge_and_unload().save_pretrained(...)) and give the merged "
+                  "model, or move adapter_config.json away for the base model alone",
+                  folder.string()));
 }
 
 }  // namespace
@@ -190,45 +192,75 @@ Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
     throw UserError(
         ExitCode::no_input,
         folder.string() + ": is empty; give the folder of a downloaded Hugging Face checkpoint");
+  refuse_adapter(folder, files);
   if (!has_file(files, "config.json"))
     throw UserError(
         ExitCode::no_input,
         folder.string() +
             ": has no config.json; give the folder of a downloaded Hugging Face checkpoint");
-  config_ = read_json_object(folder / "config.json");
+  config_ = without_null_quantization(read_json_object(folder / "config.json"));
 
-  std::optional<WeightMap> map;
+  WeightMap map;
   if (has_file(files, index_name)) map = read_index(folder / index_name);
   for (const std::string& name :
-       map ? shards_of_index(folder, files, *map) : shards_without_index(folder, files))
+       map.empty() ? shards_without_index(folder, files) : shards_of_index(folder, files, map))
     shards_.emplace_back(folder / name);
-  if (map) check_index(folder, *map, shards_);
-
-  for (std::size_t i = 0; i < shards_.size(); ++i)
-    for (const auto& [tensor, info] : shards_[i].tensors()) {
-      const auto [other, is_new] = shard_of_.emplace(tensor, i);
-      if (!is_new)
-        throw UserError(
-            ExitCode::data,
-            fmt::format("{}: has tensor {}, which is in {} too; {}", shards_[i].path().string(),
-                        in_quotes(tensor), shards_[other->second].path().filename().string(),
-                        download_again));
-      tensors_[tensor] = info;
-    }
+  for (std::size_t i = 0; i < shards_.size(); ++i) add_tensors(i, map);
+  for (const auto& [tensor, shard] : map)
+    if (!contains(tensor))
+      faults_.emplace(tensor, has_file(files, shard) ? absent_from(folder / shard, tensor)
+                                                     : missing_shard(folder, shard, tensor));
   if (shard_of_.empty())
     throw UserError(ExitCode::data,
                     fmt::format("{}: holds no tensor; {}", folder.string(), download_again));
+  if (const auto embedding = embedding_stored_as_head(*this)) rename(*embedding);
+}
+
+// Of two tensors of one name the index's counts, for those who do not need it.
+void Checkpoint::add_tensors(std::size_t shard, const std::map<std::string, std::string>& map) {
+  const std::string file = shards_[shard].path().filename().string();
+  for (const auto& [tensor, info] : shards_[shard].tensors()) {
+    const auto [other, is_new] = shard_of_.emplace(tensor, shard);
+    const auto listed = map.find(tensor);
+    if (!is_new) {
+      faults_.emplace(
+          tensor,
+          UserError(ExitCode::data, fmt::format("{}: has tensor {}, which is in {} too; {}",
+                                                shards_[shard].path().string(), in_quotes(tensor),
+                                                shards_[other->second].path().filename().string(),
+                                                download_again)));
+      if (listed == map.end() || listed->second != file) continue;
+      other->second = shard;
+    }
+    tensors_[tensor] = info;
+  }
+}
+
+void Checkpoint::rename(const RenamedTensor& renamed) {
+  auto node = tensors_.extract(renamed.stored);
+  node.key() = node.mapped().name = renamed.name;
+  tensors_.insert(std::move(node));
+  shard_of_[renamed.name] = shard_of_.at(renamed.stored);
+  shard_of_.erase(renamed.stored);
+  stored_as_[renamed.name] = renamed.stored;
+  faults_.erase(renamed.name);
+}
+
+const std::string& Checkpoint::stored_name(const std::string& name) const {
+  const auto found = stored_as_.find(name);
+  return found == stored_as_.end() ? name : found->second;
 }
 
 Checkpoint::Checkpoint(const fs::path& folder, nlohmann::json config,
                        const std::vector<TensorInfo>& tensors)
-    : folder_(folder), config_(std::move(config)) {
+    : folder_(folder), config_(without_null_quantization(std::move(config))) {
   for (const TensorInfo& info : tensors) tensors_[info.name] = info;
 }
 
 const TensorInfo& Checkpoint::info(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found != tensors_.end()) return found->second;
+  if (const auto fault = faults_.find(name); fault != faults_.end()) throw fault->second;
   const std::string near = nearest_name(name, names());
   throw UserError(ExitCode::data,
                   fmt::format("{}: has no tensor {}; {}", folder_.string(), in_quotes(name),
@@ -254,13 +286,13 @@ std::vector<std::string> Checkpoint::names_of(const std::string& module) const {
 
 void Checkpoint::read(const std::string& name, void* to) const {
   info(name);
-  shards_[shard_of_.at(name)].read(name, to);
+  shards_[shard_of_.at(name)].read(stored_name(name), to);
 }
 
 void Checkpoint::read(const std::string& name, std::int64_t begin, std::int64_t count,
                       void* to) const {
   info(name);
-  shards_[shard_of_.at(name)].read(name, begin, count, to);
+  shards_[shard_of_.at(name)].read(stored_name(name), begin, count, to);
 }
 
 std::int64_t Checkpoint::total_bytes() const {

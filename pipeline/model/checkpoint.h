@@ -8,15 +8,23 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/files/error.h"
 #include "pipeline/model/safetensors.h"
 
 namespace qpipe {
 
+struct RenamedTensor {
+  std::string stored;
+  std::string name;
+};
+
 class Checkpoint {
  public:
-  // Reads config.json and the headers of all shards. With model.safetensors.index.json every name
-  // must be where the index says, and shard names must be plain file names of the folder. Throws
-  // UserError (see tests/pipeline/checkpoint_test.cpp for the list of faults).
+  // Reads config.json and the headers of all shards: those that model.safetensors.index.json names,
+  // by plain file names of the folder. As in transformers the shards say what they hold; where the
+  // index says otherwise is a fault of the tensor (below). An embedding that is stored as the tied
+  // head alone goes by the embedding's name (pipeline/model/tied_embedding.h). Throws UserError
+  // (see tests/pipeline/model/checkpoint_test.cpp for the list of faults).
   explicit Checkpoint(const std::filesystem::path& folder);
   // One whose weights are not there yet: these are the tensors that it will have. read() throws.
   Checkpoint(const std::filesystem::path& folder, nlohmann::json config,
@@ -24,6 +32,7 @@ class Checkpoint {
 
   const std::filesystem::path& folder() const { return folder_; }
   const nlohmann::json& config() const { return config_; }
+  bool has_weights() const { return !shards_.empty(); }
   bool contains(const std::string& name) const { return tensors_.count(name) != 0; }
   const TensorInfo& info(const std::string& name) const;
   std::vector<std::string> names() const;  // sorted
@@ -33,13 +42,22 @@ class Checkpoint {
   void read(const std::string& name, std::int64_t begin, std::int64_t count,
             void* to) const;  // a range of its bytes
   std::int64_t total_bytes() const;
+  // Tensors that the index promises and no shard has, and those that two shards have: what is to be
+  // thrown when somebody needs one of them.
+  const std::map<std::string, UserError>& faults() const { return faults_; }
 
  private:
+  void add_tensors(std::size_t shard, const std::map<std::string, std::string>& shard_of_tensor);
+  void rename(const RenamedTensor& renamed);
+  const std::string& stored_name(const std::string& name) const;
+
   std::filesystem::path folder_;
   nlohmann::json config_;
   std::vector<SafetensorsFile> shards_;
   std::map<std::string, TensorInfo> tensors_;
-  std::map<std::string, std::size_t> shard_of_;  // of those that can be read
+  std::map<std::string, std::size_t> shard_of_;   // of those that can be read
+  std::map<std::string, std::string> stored_as_;  // name → that in the shard, where it is another
+  std::map<std::string, UserError> faults_;
 };
 
 }  // namespace qpipe

@@ -26,8 +26,7 @@ void refuse(const ConfigJson& config, const std::string& key, const std::string&
 }
 
 bool has_key(const ConfigJson& config, const std::string& key) {
-  if (config.asked) config.asked->insert(key);
-  return config.object.contains(key);
+  return find_value(config, key) != nullptr;
 }
 
 void skip_keys(const ConfigJson& config, const std::vector<std::string>& keys) {
@@ -78,9 +77,9 @@ double read_positive(const ConfigJson& config, const std::string& key, double wh
 }
 
 bool read_flag(const ConfigJson& config, const std::string& key, bool when_absent) {
-  if (!has_key(config, key)) return when_absent;
+  if (is_null(config, key)) return false;
   const Json* value = find_value(config, key);
-  if (value == nullptr) return false;
+  if (value == nullptr) return when_absent;
   if (!value->is_boolean()) refuse(config, key, "must be true or false");
   return value->get<bool>();
 }

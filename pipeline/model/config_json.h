@@ -19,21 +19,20 @@ struct ConfigJson {
   std::shared_ptr<std::set<std::string>> asked = nullptr;
 };
 
-bool has_key(const ConfigJson& config, const std::string& key);
-
 // Keys that decide nothing here: known to the family, but not read by the reference.
 void skip_keys(const ConfigJson& config, const std::vector<std::string>& keys);
 
 [[noreturn]] void refuse(const ConfigJson& config, const std::string& key, const std::string& must,
                          ExitCode code = ExitCode::data);
 
-// The key's value; nullptr when it is absent, or null.
+// The key's value; nullptr when it is absent or null, which mean the same here: whoever gives null
+// a meaning of its own, as transformers does with sliding_window, asks is_null.
 const nlohmann::json* find_value(const ConfigJson& config, const std::string& key);
-bool is_null(const ConfigJson& config, const std::string& key);
+bool has_key(const ConfigJson& config, const std::string& key);  // there, and not null
+bool is_null(const ConfigJson& config, const std::string& key);  // there, and null
 
 std::int64_t read_integer(const ConfigJson& config, const std::string& key, std::int64_t lowest,
                           std::int64_t highest);
-// `when_absent` also where it is null.
 std::int64_t read_integer_or(const ConfigJson& config, const std::string& key,
                              std::int64_t when_absent, std::int64_t lowest, std::int64_t highest);
 // A finite number above zero.

@@ -5,6 +5,7 @@
 #include "pipeline/files/suggest.h"
 #include "pipeline/model/config_json.h"
 #include "pipeline/model/families/families.h"
+#include "pipeline/model/tied_embedding.h"
 #include "pipeline/model/unread_keys.h"
 
 namespace qpipe {
@@ -43,7 +44,8 @@ Json text_part(const Json& json) {
 bool says_whether_tied(const Json& json) {
   const std::string key = "tie_word_embeddings";
   const Json text = text_part(json);
-  return text.contains(key) && (!json.contains(key) || json.at(key) == text.at(key));
+  const auto says = [&](const Json& part) { return part.contains(key) && !part.at(key).is_null(); };
+  return says(text) && (!says(json) || json.at(key) == text.at(key));
 }
 
 void replace_begin(std::string& name, const std::string& begin, const std::string& by) {
@@ -127,7 +129,13 @@ Architecture read_architecture(const Checkpoint& checkpoint) {
   find_single_linears(a, checkpoint);
   if (!says_whether_tied(checkpoint.config()))
     a.head.tied = checkpoint.names_of(a.head.name).empty();
+  if (a.head.tied && head_differs_from_embedding(a, checkpoint)) a.head.tied = false;
   return a;
+}
+
+bool is_untied(const Architecture& a, const Json& config) {
+  return !a.head.tied && says_whether_tied(config) &&
+         text_part(config).at("tie_word_embeddings") == true;
 }
 
 void check_sequence_length(const Architecture& a, std::int64_t seqlen) {

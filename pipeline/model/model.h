@@ -16,8 +16,12 @@ namespace qpipe {
 Architecture read_architecture(const nlohmann::json& config, const std::string& where);
 
 // The same with the names that the checkpoint has: the decoder may lie behind another beginning
-// ("model.language_model.", "language_model.model.", none).
+// ("model.language_model.", "language_model.model.", none). Where head and embedding are stored
+// with other values they are not tied, whatever config.json says: so transformers has it.
 Architecture read_architecture(const Checkpoint& checkpoint);
+
+// That case: config.json says that they are tied, and they are not.
+bool is_untied(const Architecture& architecture, const nlohmann::json& config);
 
 // The model_types of the table, sorted.
 std::vector<std::string> supported_families();

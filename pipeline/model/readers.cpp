@@ -9,6 +9,8 @@ namespace {
 
 using Json = nlohmann::json;
 
+constexpr double most_parameters = 1e15;
+
 std::int64_t needed_size(const ConfigJson& config, const std::vector<std::string>& names,
                          std::int64_t highest) {
   if (const auto size = find_size(config, names, highest)) return *size;
@@ -21,6 +23,11 @@ bool is_absent(const ConfigJson& config, const std::vector<std::string>& names) 
   return !names.empty() && std::none_of(names.begin(), names.end(), [&](const std::string& name) {
     return has_key(config, name);
   });
+}
+
+bool any_is_null(const ConfigJson& config, const std::vector<std::string>& names) {
+  return std::any_of(names.begin(), names.end(),
+                     [&](const std::string& name) { return is_null(config, name); });
 }
 
 // `absent` without the key, unless it is 0.
@@ -74,8 +81,9 @@ Sizes read_sizes(const ConfigJson& config, const SizeKeys& keys) {
   if (const auto kv_heads = find_size(config, keys.kv_heads))
     s.kv_heads = *kv_heads;
   else
-    s.kv_heads = keys.absent_kv_heads > 0 && is_absent(config, keys.kv_heads) ? keys.absent_kv_heads
-                                                                              : s.heads;
+    s.kv_heads = keys.absent_kv_heads > 0 && !any_is_null(config, keys.kv_heads)
+                     ? keys.absent_kv_heads
+                     : s.heads;
   const auto ffn = find_size(config, keys.ffn);
   s.ffn = ffn                       ? *ffn
           : keys.ffn_is_four_hidden ? 4 * s.hidden
@@ -90,14 +98,25 @@ Sizes read_sizes(const ConfigJson& config, const SizeKeys& keys) {
                                         ": num_attention_heads = " + std::to_string(s.heads) +
                                         " heads of head_dim = " + std::to_string(s.head_dim) +
                                         " are wider than " + std::to_string(largest_width));
+  // Sums of bytes stay far from 2^63.
+  const double parameters =
+      static_cast<double>(s.hidden) *
+      (2.0 * static_cast<double>(s.vocab) +
+       static_cast<double>(s.layers) *
+           static_cast<double>(3 * s.ffn + 2 * (s.heads + s.kv_heads) * s.head_dim));
+  if (parameters > most_parameters)
+    throw UserError(ExitCode::data, config.where +
+                                        ": its sizes make more than 10^15 parameters: "
+                                        "no model has so many; check them");
   return s;
 }
 
 Json read_one_of(const ConfigJson& config, const std::string& key,
                  const std::vector<Json>& values) {
-  if (!has_key(config, key)) return values.front();
-  Json value = config.object.at(key);
-  if (value.is_null() && values.front().is_boolean()) value = false;
+  const Json* given = find_value(config, key);
+  if (given == nullptr && !(values.front().is_boolean() && is_null(config, key)))
+    return values.front();
+  const Json value = given == nullptr ? Json(false) : *given;  // null reads as false, as in Python
   if (std::find(values.begin(), values.end(), value) != values.end()) return value;
   std::vector<std::string> texts;
   for (const Json& one : values) texts.push_back(one.dump());

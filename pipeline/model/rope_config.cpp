@@ -159,7 +159,7 @@ std::vector<float> frequencies(double theta, std::int64_t columns, std::int64_t 
 
 // partial_rotary_factor of the object, or else of config.json.
 double read_fraction(const Context& c, bool allowed) {
-  const bool inside = c.scaling.object.contains("partial_rotary_factor");
+  const bool inside = has_key(c.scaling, "partial_rotary_factor");
   const ConfigJson& from = inside ? c.scaling : c.config;
   const std::string key = inside ? "partial_rotary_factor" : c.rule.share_key;
   if (find_value(from, key) == nullptr) return c.rule.share;
@@ -173,8 +173,7 @@ double read_fraction(const Context& c, bool allowed) {
 std::string kind_of(const Context& c, const std::string& key) {
   const std::string kind = read_text(c.scaling, key, "default");
   // Phi-3's first names for it.
-  if (kind == "su" || (kind == "yarn" && c.scaling.object.contains("long_factor")))
-    return "longrope";
+  if (kind == "su" || (kind == "yarn" && has_key(c.scaling, "long_factor"))) return "longrope";
   return kind == "mrope" ? "default" : kind;
 }
 
@@ -215,8 +214,7 @@ Rope read_rope(const ConfigJson& config, const RopeRule& rule) {
                            : read_positive(theta_from, theta_key);
   const Context context{config, scaling, rule, theta};
   const std::string kind_key =
-      scaling.object.contains("rope_type") || !scaling.object.contains("type") ? "rope_type"
-                                                                               : "type";
+      has_key(scaling, "rope_type") || !has_key(scaling, "type") ? "rope_type" : "type";
   const std::string kind = kind_of(context, kind_key);
   const bool proportional = kind == "proportional";
 

@@ -131,6 +131,8 @@ Header parse_header(std::string_view text, const std::string& path) {
   Header header;
   for (const auto& [name, item] : value.items()) {
     const std::string where = fmt::format("{}: {}", path, in_quotes(name));
+    if (printable(name, name.size()) != name)
+      refuse(where, "the tensor's name has characters that cannot be shown");
     if (name == "__metadata__")
       header.metadata = parse_metadata(item, where);
     else
@@ -194,7 +196,10 @@ std::int64_t read_header_bytes(const InputFile& file) {
 std::int64_t TensorInfo::bytes() const {
   const std::optional<std::int64_t> result = bytes_of(shape, dtype);
   if (!result)
-    throw std::invalid_argument(fmt::format("{}: impossible shape {}", in_quotes(name), shape));
+    throw UserError(ExitCode::data,
+                    fmt::format("{}: shape {} is impossible: a size is negative, or their product "
+                                "overflows 64 bits; check the sizes in config.json",
+                                in_quotes(name), shape));
   return *result;
 }
 

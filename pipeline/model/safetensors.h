@@ -48,7 +48,8 @@ class SafetensorsFile {
   std::unique_ptr<State> state_;
 };
 
-// A file written piece by piece: the header and the file's full size first (under PATH.tmp), then
+// A file written piece by piece: the header and the file's full size first (under a name of its
+// own), then
 // the tensors in any order, from any thread and from several processes, then fsync, rename and
 // fsync of the folder. Without finish() the owner removes the temporary file. The order in the file
 // is by descending alignment of the dtype, then by name. __metadata__ is {"format": "pt"}.
@@ -59,8 +60,9 @@ class SafetensorsWriter {
     helper
   };  // the owner makes the file before any helper joins, and finishes it after all have flushed
 
-  // keep: PATH.tmp outlives a writer that does not finish, and the next writer of the same tensors
-  // goes on with it, or with a finished PATH.
+  // keep: the name is PATH.tmp, which outlives a writer that does not finish, and the next writer
+  // of the same tensors goes on with it, or with a finished PATH. A finished PATH that is another
+  // file is refused (UserError). Helpers need `keep`.
   enum class Leftover { replace, keep };
 
   SafetensorsWriter(const std::filesystem::path& path, const std::vector<TensorInfo>& tensors,

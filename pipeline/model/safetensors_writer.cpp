@@ -15,6 +15,8 @@
 #include "pipeline/files/durable_file.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
+#include "pipeline/files/new_file.h"
+#include "pipeline/files/write_fault.h"
 #include "pipeline/model/safetensors.h"
 
 namespace qpipe {
@@ -24,8 +26,7 @@ namespace fs = std::filesystem;
 namespace {
 
 [[noreturn]] void fail(const fs::path& path, const char* what, int error) {
-  throw UserError(ExitCode::io,
-                  fmt::format("{}: {}: {}", path.string(), what, std::strerror(error)));
+  throw UserError(ExitCode::io, fmt::format("{}: {}: {}", path.string(), what, write_fault(error)));
 }
 
 struct Place {
@@ -109,7 +110,7 @@ struct SafetensorsWriter::State {
           pwrite(descriptor, bytes + done, static_cast<std::size_t>(std::min(piece, count - done)),
                  offset + done);
       if (wrote < 0 && errno == EINTR) continue;
-      if (wrote <= 0) fail(temporary, "cannot be written", wrote < 0 ? errno : EIO);
+      if (wrote <= 0) fail(path, "cannot be written", wrote < 0 ? errno : EIO);
       sync_file_range(descriptor, offset + done, wrote, SYNC_FILE_RANGE_WRITE);
       done += wrote;
     }
@@ -121,18 +122,16 @@ struct SafetensorsWriter::State {
       const ssize_t got = pread(descriptor, static_cast<char*>(data) + done,
                                 static_cast<std::size_t>(count - done), offset + done);
       if (got < 0 && errno == EINTR) continue;
-      if (got < 0) fail(temporary, "cannot be read", errno);
+      if (got < 0) fail(path, "cannot be read", errno);
       if (got == 0) return false;
       done += got;
     }
     return true;
   }
 
-  // Opens what a stopped run left if it is this file, finished or not.
-  bool reopen(const Layout& layout) {
-    if (access(temporary.c_str(), F_OK) != 0 && std::rename(path.c_str(), temporary.c_str()) != 0)
-      return false;
-    descriptor = open(temporary.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+  // Opens `name` if it is this file. O_NONBLOCK: it may have become a FIFO.
+  bool open_same(const fs::path& name, const Layout& layout) {
+    descriptor = open(name.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (descriptor < 0) return false;
     struct stat status {};
     std::string head(layout.head.size(), '\0');
@@ -143,6 +142,19 @@ struct SafetensorsWriter::State {
     close(std::exchange(descriptor, -1));
     return false;
   }
+
+  // Opens what a stopped run left if it is this file, finished or not. A finished file that is not
+  // this one is somebody else's.
+  bool reopen(const Layout& layout) {
+    if (open_same(temporary, layout)) return true;
+    if (access(path.c_str(), F_OK) != 0) return false;
+    if (!open_same(path, layout))
+      throw UserError(
+          ExitCode::cannot_create,
+          path.string() + ": was not written by this run; move it, or choose another output.path");
+    if (std::rename(path.c_str(), temporary.c_str()) != 0) fail(path, "cannot rename", errno);
+    return true;
+  }
 };
 
 SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<TensorInfo>& tensors,
@@ -151,13 +163,14 @@ SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<Ten
   Layout layout = lay_out(tensors);
   State& s = *state_;
   s.path = path;
-  s.temporary = path.string() + ".tmp";
+  s.temporary =
+      leftover == Leftover::keep ? fs::path(path.string() + ".tmp") : temporary_beside(path);
   s.places = std::move(layout.places);
   s.role = role;
   if (role == Role::helper) {
-    s.descriptor = open(s.temporary.c_str(), O_RDWR | O_CLOEXEC);
+    s.descriptor = open(s.temporary.c_str(), O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (s.descriptor < 0)
-      fail(s.temporary,
+      fail(s.path,
            "cannot be opened (all ranks write to one folder; is it on a shared file system?)",
            errno);
     return;
@@ -166,18 +179,20 @@ SafetensorsWriter::SafetensorsWriter(const fs::path& path, const std::vector<Ten
     s.kept = true;
     return;
   }
-  // What a stopped run left is replaced, not written through: it may be a link.
+  check_replaceable(path);
+  check_replaceable(s.temporary);
+  // What a stopped run left is replaced, not written through.
   if (unlink(s.temporary.c_str()) != 0 && errno != ENOENT)
-    fail(s.temporary, "cannot be replaced", errno);
-  s.descriptor = open(s.temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-  if (s.descriptor < 0) fail(s.temporary, "cannot be created", errno);
+    fail(s.path, "cannot be replaced", errno);
+  s.descriptor = open_new(s.temporary);
+  if (s.descriptor < 0) fail(s.path, "cannot be created", errno);
   // A disk that is too small shows now and not after hours of work; file systems that cannot
   // reserve space go on.
   const int reserved = fallocate(s.descriptor, 0, 0, layout.file_bytes) == 0 ? 0 : errno;
   if (reserved == ENOSPC || reserved == EDQUOT || reserved == EFBIG)
-    fail(s.temporary, fmt::format("cannot reserve {} bytes", layout.file_bytes).c_str(), reserved);
+    fail(s.path, fmt::format("cannot reserve {} bytes", layout.file_bytes).c_str(), reserved);
   if (ftruncate(s.descriptor, layout.file_bytes) != 0)
-    fail(s.temporary, "cannot be given its size", errno);
+    fail(s.path, "cannot be given its size", errno);
   s.write_at(layout.head.data(), static_cast<std::int64_t>(layout.head.size()), 0);
   s.kept = leftover == Leftover::keep;
 }
@@ -237,7 +252,7 @@ bool SafetensorsWriter::read(const std::string& name, void* to) const {
 }
 
 void SafetensorsWriter::sync() const {
-  if (fsync(state_->descriptor) != 0) fail(state_->temporary, "cannot be written to disk", errno);
+  if (fsync(state_->descriptor) != 0) fail(state_->path, "cannot be written to disk", errno);
 }
 
 void SafetensorsWriter::flush() {
@@ -245,7 +260,7 @@ void SafetensorsWriter::flush() {
   const std::lock_guard lock(s.mutex);
   s.flushed = true;
   if (s.descriptor >= 0 && fsync(s.descriptor) != 0)
-    fail(s.temporary, "cannot be written to disk", errno);
+    fail(s.path, "cannot be written to disk", errno);
 }
 
 void SafetensorsWriter::finish(std::int64_t bytes_of_helpers) {

@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <regex>
 
+#include "pipeline/files/pattern.h"
 #include "pipeline/files/suggest.h"
 #include "pipeline/options/limits.h"
 #include "pipeline/options/sizes.h"
@@ -70,16 +70,13 @@ std::string Required::fault(const std::string& value) const {
   return value.empty() ? "must not be empty" : "";
 }
 
-std::string RegularExpression::text() const { return "required, an ECMAScript regular expression"; }
+std::string RegularExpression::text() const {
+  return "required, a regular expression (RE2's syntax)";
+}
 
 std::string RegularExpression::fault(const std::string& value) const {
   if (value.empty()) return "must not be empty";
-  try {
-    const std::regex compiled(value);
-  } catch (const std::regex_error& error) {
-    return std::string("is no regular expression: ") + error.what();
-  }
-  return {};
+  return pattern_fault(value, Anchor::anywhere);
 }
 
 std::string ByteSize::text() const { return "a size such as \"500MB\" or \"5GB\""; }

@@ -57,6 +57,10 @@ struct Required {
   std::string fault(const std::string& value) const;
 };
 
+// A path as user_path reads it: `~/` is expanded when it is read.
+struct AnyPath : AnyValue {};
+struct RequiredPath : Required {};
+
 struct RegularExpression {
   std::string text() const;
   std::string fault(const std::string& value) const;

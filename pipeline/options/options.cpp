@@ -11,6 +11,7 @@
 #include "pipeline/files/error.h"
 #include "pipeline/files/input_file.h"
 #include "pipeline/files/suggest.h"
+#include "pipeline/files/user_path.h"
 #include "pipeline/options/option_text.h"
 #include "pipeline/options/options_visit.h"
 
@@ -110,6 +111,9 @@ std::string quotes_hint(const toml::node& node, const std::string& key, bool wan
 }
 
 template <class Rule>
+constexpr bool is_path = std::is_base_of_v<AnyPath, Rule> || std::is_base_of_v<RequiredPath, Rule>;
+
+template <class Rule>
 void read_value(const toml::node& node, const std::string& where, const std::string& key,
                 bool& value, const Rule&) {
   if (!node.is_boolean())
@@ -137,6 +141,7 @@ void read_value(const toml::node& node, const std::string& where, const std::str
                 std::string& value, const Rule&) {
   if (!node.is_string()) wrong_type(node, where, key, "a string", "; write it in quotes");
   value = **node.as_string();
+  if constexpr (is_path<Rule>) value = user_path(value, where + key);
 }
 
 void read_value(const toml::node& node, const std::string& where, const std::string& key,
@@ -390,7 +395,7 @@ void check_value(const Origins& origins, const std::string& key, const auto& val
                  const auto& rule) {
   const std::string fault = rule.fault(value);
   if (fault.empty()) return;
-  if constexpr (std::is_same_v<decltype(rule), const Required&>)
+  if constexpr (std::is_base_of_v<Required, std::remove_cvref_t<decltype(rule)>>)
     if (!origins.of_key.contains(key))
       config_fault(fmt::format("{}{} is not set; add {} = \"...\" under [{}]", origins.at(key), key,
                                name_in_section(key), section_of(key)));
@@ -501,6 +506,14 @@ Options load_options(const fs::path& path, const std::vector<std::string>& sets,
   for (const std::string& set : sets) apply_set(options, set, origins);
   validate(options, origins);
   if (inputs == Inputs::must_exist) check_inputs(options, origins);
+  return options;
+}
+
+Options without_folders(Options options) {
+  visit_options(options, [](const char*, auto& value, const auto& rule, const char*, const char*) {
+    if constexpr (is_path<std::remove_cvref_t<decltype(rule)>>)
+      if (value.starts_with('/')) value = fs::path(value).filename().string();
+  });
   return options;
 }
 

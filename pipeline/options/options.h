@@ -13,8 +13,9 @@ namespace qpipe {
 // [[quantize.overrides]]: the first entry whose regular expression matches the module's full name
 // wins; unset (0 / -2 / "") keeps the default.
 struct ModuleOverride {
-  std::string match;  // ECMAScript regular expression, searched in "model.layers.3.mlp.down_proj"
-  bool skip = false;  // leave the module unquantized
+  std::string
+      match;  // regular expression (RE2's syntax), searched in "model.layers.3.mlp.down_proj"
+  bool skip = false;            // leave the module unquantized
   std::int64_t bits = 0;        // 0: as [quantize]
   std::int64_t group_size = 0;  // 0: as [quantize]
   std::string symmetric;        // "true", "false" or "": as [quantize]
@@ -103,6 +104,7 @@ struct Options {
     std::string report;             // JSON file; "": OUTPUT.report.json beside the output folder
     std::string folder;  // what a stopped run goes on from; "": OUTPUT.run beside the output folder
     std::string resume = "auto";  // auto | require | never
+    bool allow_other_build = false;
     std::string log_level = "info";
   } run;
 
@@ -133,6 +135,9 @@ void validate_options(const Options& options);
 // The effective values, all of them: read back by load_options to equal Options.
 std::string options_as_toml(const Options& options);
 nlohmann::json options_as_json(const Options& options);
+
+// Absolute paths cut to their last name, for what others are given to read.
+Options without_folders(Options options);
 
 // A table of every option: key, type, default, unit, values allowed, help.
 std::string options_help();

@@ -12,13 +12,13 @@ namespace qpipe {
 // One function for each section.
 template <class Section, class Visit>
 void visit_model(Section& model, Visit& visit) {
-  visit("model.path", model.path, Required{}, "",
+  visit("model.path", model.path, RequiredPath{}, "",
         "folder of the Hugging Face checkpoint: config.json and safetensors");
 }
 
 template <class Section, class Visit>
 void visit_calibration(Section& calibration, Visit& visit) {
-  visit("calibration.data", calibration.data, AnyValue{}, "",
+  visit("calibration.data", calibration.data, AnyPath{}, "",
         "token ids (.h5, .hdf5, .safetensors) or text (.txt, .jsonl, each also with .gz); needed "
         "by gptq and awq");
   visit("calibration.dataset", calibration.dataset, Required{}, "",
@@ -33,7 +33,7 @@ void visit_calibration(Section& calibration, Visit& visit) {
         "seed of the random choice of windows or documents");
   visit("calibration.mode", calibration.mode, OneOf{{"windows", "documents"}}, "",
         "how text is cut: random windows of the concatenated text, or the start of each document");
-  visit("calibration.cache", calibration.cache, AnyValue{}, "",
+  visit("calibration.cache", calibration.cache, AnyPath{}, "",
         "folder of tokenized text; empty: $XDG_CACHE_HOME/qpipe or ~/.cache/qpipe");
 }
 
@@ -140,7 +140,8 @@ void visit_memory(Section& memory, Visit& visit) {
 
 template <class Section, class Visit>
 void visit_output(Section& output, Visit& visit) {
-  visit("output.path", output.path, Required{}, "", "folder to write the quantized checkpoint to");
+  visit("output.path", output.path, RequiredPath{}, "",
+        "folder to write the quantized checkpoint to");
   visit("output.format", output.format,
         OneOf{{"auto", "gptq", "gptq_v2", "awq", "compressed-tensors", "bitsandbytes", "fp8"}}, "",
         "auto: what the method and output.target ask for; gptq and rtn: gptq when symmetric, else "
@@ -152,27 +153,31 @@ void visit_output(Section& output, Visit& visit) {
   visit("output.max_shard_size", output.max_shard_size, ByteSize{}, "",
         "size of a safetensors file");
   visit("output.overwrite", output.overwrite, AnyValue{}, "",
-        "write into a folder that is not empty");
+        "write into a folder that is not empty: what qpipe wrote there is removed, other files "
+        "stay");
 }
 
 template <class Section, class Visit>
 void visit_run(Section& run, Visit& visit) {
   visit("run.progress", run.progress, OneOf{{"auto", "bar", "plain", "none"}}, "",
         "auto: a bar on a terminal, else plain lines");
-  visit("run.report", run.report, AnyValue{}, "",
+  visit("run.report", run.report, AnyPath{}, "",
         "JSON file of losses and timings; empty: OUTPUT.report.json beside the output folder");
-  visit("run.folder", run.folder, AnyValue{}, "",
+  visit("run.folder", run.folder, AnyPath{}, "",
         "state of an unfinished run; empty: OUTPUT.run beside the output folder");
   visit("run.resume", run.resume, OneOf{{"auto", "require", "never"}}, "",
         "auto: go on with an unfinished run of the same settings; require: fail when there is "
         "none; never: start over");
+  visit("run.allow_other_build", run.allow_other_build, AnyValue{}, "",
+        "go on with an unfinished run of another build of qpipe or its libraries, whose results "
+        "may differ in bits");
   visit("run.log_level", run.log_level, OneOf{{"trace", "debug", "info", "warn", "error", "off"}},
         "", "least severe message that is logged");
 }
 
 template <class Section, class Visit>
 void visit_evaluate(Section& evaluate, Visit& visit) {
-  visit("evaluate.data", evaluate.data, AnyValue{}, "",
+  visit("evaluate.data", evaluate.data, AnyPath{}, "",
         "tokens or text to compute the perplexity on; empty: no evaluation");
   visit("evaluate.dataset", evaluate.dataset, Required{}, "",
         "name of the token ids in an .h5 or .safetensors file");

@@ -1,25 +1,64 @@
 #include "pipeline/output/folder.h"
 
-#include <fstream>
+#include <algorithm>
+#include <cctype>
+#include <sstream>
+#include <string_view>
 
-#include "pipeline/output/output.h"
+#include "pipeline/files/durable_file.h"
+#include "pipeline/files/error.h"
+#include "pipeline/files/input_file.h"
+#include "pipeline/files/json_text.h"
+#include "pipeline/output/auxiliary_files.h"
+#include "pipeline/output/shard_plan.h"
 #include "pipeline/plan/quantization_config.h"
 
 namespace qpipe {
 
 namespace {
 
-// The `license:` line of the source's model card, if it has one.
-std::string source_license(const std::filesystem::path& folder) {
-  std::ifstream card(folder / "README.md");
+bool is_plain(std::string_view text, std::string_view more) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), [&](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
+           more.find(c) != std::string_view::npos;
+  });
+}
+
+// The `license:` line of the source's model card, if it has one that names a licence.
+std::string source_license(const std::filesystem::path& folder) try {
+  constexpr std::int64_t most_bytes = 10'000'000;
+  std::istringstream card(read_text_file(folder / "README.md", most_bytes));
+  const auto next_line = [&card](std::string& line) {
+    if (!std::getline(card, line)) return false;
+    line.erase(line.find_last_not_of(" \r\t") + 1);
+    return true;
+  };
   std::string line;
-  if (!std::getline(card, line) || line != "---") return {};
-  while (std::getline(card, line) && line != "---")
-    if (line.starts_with("license: ")) return line.substr(9);
+  if (!next_line(line) || line != "---") return {};
+  while (next_line(line) && line != "---") {
+    if (!line.starts_with("license:")) continue;
+    std::string name = line.substr(8);
+    std::erase_if(name, [](char c) { return c == ' ' || c == '"' || c == '\''; });
+    return is_plain(name, "-._+") ? name : "";
+  }
+  return {};
+} catch (const UserError&) {  // the card is not needed
   return {};
 }
 
+// ORG/NAME.
+bool is_hub_name(const std::string& text) {
+  const std::size_t slash = text.find('/');
+  return slash != std::string::npos && text.size() <= 200 && text.front() != '.' &&
+         is_plain(text.substr(0, slash), "-._") && is_plain(text.substr(slash + 1), "-._");
+}
+
 std::string torch_name(DType dtype) { return dtype == DType::f16 ? "float16" : "bfloat16"; }
+
+// GPTQModel and AutoGPTQ read quantize_config.json first.
+bool writes_quantize_config(const QuantizePlan& plan) {
+  return plan.storage.format == Format::gptq || plan.storage.format == Format::gptq_v2;
+}
 
 // The decoder's type, in the model's configuration and where the decoder's own inside of it repeats
 // it. A vision tower keeps its type.
@@ -34,29 +73,55 @@ void set_dtype(nlohmann::json& config, const std::string& name) {
   }
 }
 
+// Wherever it is said.
+void set_untied(nlohmann::json& config) {
+  config["tie_word_embeddings"] = false;
+  const auto text = config.find("text_config");
+  if (text != config.end() && text->is_object()) (*text)["tie_word_embeddings"] = false;
+}
+
 }  // namespace
 
 std::string model_name(const Checkpoint& checkpoint) {
-  const std::string recorded = checkpoint.config().value("_name_or_path", "");
-  if (!recorded.empty() && recorded.find('/') != std::string::npos && recorded.front() != '/' &&
-      recorded.front() != '.')
-    return recorded;
-  return std::filesystem::weakly_canonical(checkpoint.folder()).filename().string();
+  const auto recorded = checkpoint.config().find("_name_or_path");
+  if (recorded != checkpoint.config().end() && recorded->is_string() &&
+      is_hub_name(recorded->get<std::string>()))
+    return recorded->get<std::string>();
+  std::error_code error;
+  std::filesystem::path folder = std::filesystem::weakly_canonical(checkpoint.folder(), error);
+  if (!folder.has_filename()) folder = folder.parent_path();
+  return printable(folder.filename().string());
+}
+
+OutputFiles output_files(const QuantizePlan& plan, const Checkpoint& source) {
+  OutputFiles files{auxiliary_files(source.folder()), {}};
+  FileNames names{"config.json", "README.md", manifest_name};
+  if (writes_quantize_config(plan)) names.insert("quantize_config.json");
+  const std::size_t shards = plan_shards(plan.tensors, plan.max_shard_bytes).size();
+  for (std::size_t shard = 0; shard < shards; ++shard) names.insert(shard_name(shard, shards));
+  if (shards > 1) names.insert("model.safetensors.index.json");
+  names.insert(files.copied.begin(), files.copied.end());
+  files.all = std::move(names);
+  return files;
 }
 
 void write_folder(const Options& options, const Checkpoint& source, const QuantizePlan& plan,
-                  const nlohmann::json& index, const RunReport& report) {
+                  const OutputFiles& output, const nlohmann::json& index, const RunReport& report) {
   const std::filesystem::path folder = options.output.path;
-  copy_auxiliary_files(source.folder(), folder);
+  copy_files(source.folder(), folder, output.copied);
   std::vector<TextFile> files;
-  if (!index.is_null()) files.push_back({"model.safetensors.index.json", index.dump(2) + "\n"});
+  if (!index.is_null()) files.push_back({"model.safetensors.index.json", to_json_text(index)});
   const nlohmann::json quantization = quantization_config(options, plan);
   nlohmann::json config = source.config();
+  // Where the source lay on the machine that wrote it is nobody's business.
+  if (const auto path = config.find("_name_or_path");
+      path != config.end() && path->is_string() && path->get<std::string>().starts_with('/'))
+    config.erase(path);
   set_dtype(config, torch_name(plan.storage.dtype));
+  if (plan.untied) set_untied(config);
   config["quantization_config"] = quantization;
-  // GPTQModel and AutoGPTQ read this file first.
-  if (plan.storage.format == Format::gptq || plan.storage.format == Format::gptq_v2)
-    files.push_back({"quantize_config.json", quantization.dump(2) + "\n"});
+  if (writes_quantize_config(plan))
+    files.push_back({"quantize_config.json", to_json_text(quantization)});
   QuantizedLinears linears{{}, plan.skipped().empty()};
   for (const auto& [module, settings] : plan.modules)
     if (!settings.skip) linears.bits.push_back(settings.bits);
@@ -64,8 +129,9 @@ void write_folder(const Options& options, const Checkpoint& source, const Quanti
       loaders_of(read_stored_format(config, (folder / "config.json").string()), config, linears);
   files.push_back(
       {"README.md", model_card(report, plan, source_license(source.folder()), loaders)});
-  files.push_back({"config.json", config.dump(2) + "\n"});
+  files.push_back({"config.json", to_json_text(config)});
   write_text_files(folder, files);
+  write_manifest(folder, output.all);
 }
 
 }  // namespace qpipe

@@ -1,5 +1,4 @@
-// The output folder: shards written in parallel by their owners while the run goes on, the rest of
-// the folder at the end.
+// The shards of the output, written in parallel by their owners while the run goes on.
 #pragma once
 
 #include <filesystem>
@@ -9,14 +8,9 @@
 #include <vector>
 
 #include "launch/comm.h"
-#include "pipeline/files/durable_file.h"
 #include "pipeline/model/safetensors.h"
 
 namespace qpipe {
-
-// Creates the folder, or checks that it is empty; with overwrite removes what a loader would pick
-// up (weights, indexes, config files). Rank 0 only.
-void prepare_output_folder(const std::filesystem::path& folder, bool overwrite);
 
 // The shards of the output, planned from the tensors' sizes alone, so that every rank count gives
 // the same files. Shard s is made and finished by rank s mod ranks; every rank may write every
@@ -51,11 +45,5 @@ class ShardSet {
   nlohmann::json index_;
   std::int64_t total_bytes_ = 0;
 };
-
-// Copies what stands beside the weights: tokenizer, processors, generation_config, chat template
-// and additional_chat_templates/, remote code (*.py), licence and the like. Not weights,
-// config.json or README.md, hidden files, other folders, and links that lead out of the model's
-// folder, but for those into a hub's cache.
-void copy_auxiliary_files(const std::filesystem::path& from, const std::filesystem::path& to);
 
 }  // namespace qpipe

@@ -5,12 +5,52 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
+#include <limits>
+
+#include "pipeline/output/card_text.h"
 
 namespace qpipe {
 
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ModuleReport, name, bits, group_size, mean_squared_error, damp,
-                                   fell_back, skipped)
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(ScaleReport, source, linears, ratio, loss)
+namespace {
+
+// JSON has no NaN and no infinity: they are written as null, which reads as NaN.
+double number_or_nan(const nlohmann::json& json) {
+  return json.is_null() ? std::numeric_limits<double>::quiet_NaN() : json.get<double>();
+}
+
+}  // namespace
+
+void to_json(nlohmann::json& json, const ModuleReport& m) {
+  json = {{"name", m.name},
+          {"bits", m.bits},
+          {"group_size", m.group_size},
+          {"mean_squared_error", m.mean_squared_error},
+          {"damp", m.damp},
+          {"fell_back", m.fell_back},
+          {"skipped", m.skipped}};
+}
+
+void from_json(const nlohmann::json& json, ModuleReport& m) {
+  json.at("name").get_to(m.name);
+  json.at("bits").get_to(m.bits);
+  json.at("group_size").get_to(m.group_size);
+  m.mean_squared_error = number_or_nan(json.at("mean_squared_error"));
+  m.damp = number_or_nan(json.at("damp"));
+  json.at("fell_back").get_to(m.fell_back);
+  json.at("skipped").get_to(m.skipped);
+}
+
+void to_json(nlohmann::json& json, const ScaleReport& s) {
+  json = {{"source", s.source}, {"linears", s.linears}, {"ratio", s.ratio}, {"loss", s.loss}};
+}
+
+void from_json(const nlohmann::json& json, ScaleReport& s) {
+  json.at("source").get_to(s.source);
+  json.at("linears").get_to(s.linears);
+  s.ratio = number_or_nan(json.at("ratio"));
+  s.loss = number_or_nan(json.at("loss"));
+}
+
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(LinearFactors, column, row)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Communication, team_bytes, team_seconds, hidden_bytes)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseSeconds, start, read, hessian, search, solve, forward,
@@ -19,7 +59,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PhaseSeconds, start, read, hessian, search, s
 void to_json(nlohmann::json& json, const LayerFindings& findings) {
   json = {{"modules", findings.modules},
           {"scales", findings.scales},
-          {"zero_of_zero", findings.zero_of_zero}};
+          {"zero_of_zero", findings.zero_of_zero},
+          {"largest_activation", findings.largest_activation}};
   if (!findings.factors.empty()) json["factors"] = findings.factors;
 }
 
@@ -27,6 +68,7 @@ void from_json(const nlohmann::json& json, LayerFindings& findings) {
   json.at("modules").get_to(findings.modules);
   json.at("scales").get_to(findings.scales);
   json.at("zero_of_zero").get_to(findings.zero_of_zero);
+  findings.largest_activation = number_or_nan(json.at("largest_activation"));
   if (json.contains("factors")) json.at("factors").get_to(findings.factors);
 }
 
@@ -37,6 +79,8 @@ void take_up(const LayerFindings& findings, RunReport& report) {
   append(report.modules, findings.modules);
   append(report.scales, findings.scales);
   report.zero_of_zero = report.zero_of_zero || findings.zero_of_zero;
+  if (findings.largest_activation != 0.0)
+    report.largest_activations.push_back(findings.largest_activation);
 }
 
 std::vector<PhaseSeconds> gather_seconds(const PhaseSeconds& seconds, Comm& comm) {
@@ -55,14 +99,17 @@ nlohmann::json report_json(const RunReport& r) {
     } else {
       entry.update({{"bits", m.bits},
                     {"group_size", m.group_size},
-                    {"mean_squared_error", m.mean_squared_error},
-                    {"damp_percent", m.damp}});
-      if (m.fell_back) entry["fell_back_to_rtn"] = true;
+                    {"mean_squared_error", m.mean_squared_error}});
+      if (m.fell_back)
+        entry["fell_back_to_rtn"] = true;  // no damping was enough
+      else
+        entry["damp_percent"] = m.damp;
     }
     modules.push_back(entry);
   }
   nlohmann::json json{
       {"qpipe", r.version},
+      {"builds", r.builds},
       {"model", r.model},
       {"method", r.method},
       {"format", r.format},
@@ -79,7 +126,9 @@ nlohmann::json report_json(const RunReport& r) {
       {"communication", r.communication},
       {"fell_back_to_rtn", std::count_if(r.modules.begin(), r.modules.end(),
                                          [](const auto& m) { return m.fell_back; })},
+      {"dtype", r.dtype},
       {"modules", modules}};
+  if (!r.largest_activations.empty()) json["largest_activations"] = r.largest_activations;
   for (const ScaleReport& s : r.scales)
     json["scales"].push_back(
         {{"source", s.source}, {"linears", s.linears}, {"ratio", s.ratio}, {"loss", s.loss}});
@@ -145,7 +194,7 @@ void add_integer_rows(const QuantizePlan& plan,
 
 std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::string& license,
                        const std::vector<Loader>& loaders) {
-  const std::string base = std::filesystem::path(r.model).filename().string();
+  const std::string base = markdown_text(std::filesystem::path(r.model).filename().string());
   const std::string width = width_text(plan);
   std::string tags = "- " + r.method + "\n";
   if (plan.storage.codec == Codec::integer) tags += "- " + width + "\n";
@@ -153,9 +202,11 @@ std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::
       "---\nbase_model: {}\nbase_model_relation: quantized\nlibrary_name: "
       "transformers\npipeline_tag: text-generation\n{}tags:\n{}- qpipe\n"
       "---\n\n# {} in {} ({})\n\n",
-      r.model, license.empty() ? "" : "license: " + license + "\n", tags, base, width, r.method);
-  card += fmt::format("Made with qpipe {} from `{}`.\n\n| setting | value |\n| --- | --- |\n",
-                      r.version, r.model);
+      yaml_text(r.model), license.empty() ? "" : "license: " + yaml_text(license) + "\n", tags,
+      base, width, r.method);
+  card += fmt::format("Made with qpipe {}{} from {}.\n\n| setting | value |\n| --- | --- |\n",
+                      r.version, r.builds.size() > 1 ? " (more than one build of it)" : "",
+                      code_span(r.model));
   const auto row = [&](const std::string& name, const std::string& value) {
     card += fmt::format("| {} | {} |\n", name, value);
   };
@@ -167,13 +218,17 @@ std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::
     row("double quantization", plan.storage.four_bit.double_quant ? "yes" : "no");
   }
   row("bits per quantized weight", fmt::format("{:.3f}", r.bits_per_weight));
+  const auto fell_back =
+      std::count_if(r.modules.begin(), r.modules.end(), [](const auto& m) { return m.fell_back; });
+  if (fell_back > 0) row("rounded to nearest instead", fmt::format("{} modules", fell_back));
   if (!r.calibration.empty())
-    row("calibration", fmt::format("{} ({} tokens)", r.calibration, r.calibration_tokens));
+    row("calibration",
+        fmt::format("{} ({} tokens)", markdown_text(r.calibration), r.calibration_tokens));
   if (r.perplexity_before || r.perplexity_after) {
     card += fmt::format(
         "\n## Perplexity\n\nMeasured on {}, each window alone.\n\n| | perplexity |\n| --- | --- "
         "|\n",
-        r.evaluation);
+        markdown_text(r.evaluation));
     if (r.perplexity_before) card += fmt::format("| original | {:.3f} |\n", *r.perplexity_before);
     if (r.perplexity_after) card += fmt::format("| quantized | {:.3f} |\n", *r.perplexity_after);
   }

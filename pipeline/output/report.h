@@ -36,6 +36,7 @@ struct LayerFindings {
   std::vector<ModuleReport> modules;
   std::vector<ScaleReport> scales;
   bool zero_of_zero = false;           // some zero of an asymmetric grid is 0
+  double largest_activation = 0.0;     // |x| of the layer's output and of what its linears read
   std::vector<LinearFactors> factors;  // AWQ's of each linear, where the layers after it need them
 };
 
@@ -67,9 +68,11 @@ struct Communication {
 
 struct RunReport {
   std::string version;
+  nlohmann::json builds = nlohmann::json::array();  // that worked on it, one after the other
   std::string model;
   std::string method;
   std::string format;
+  std::string dtype;  // of what is not quantized
   nlohmann::json options;
   std::string calibration;  // what the calibration tokens were
   std::string calibration_hash;
@@ -81,6 +84,7 @@ struct RunReport {
   std::int64_t bytes = 0;        // of all tensors written
   std::vector<ModuleReport> modules;
   std::vector<ScaleReport> scales;
+  std::vector<double> largest_activations;     // of each layer that was calibrated, in order
   bool zero_of_zero = false;                   // as in LayerFindings, of any layer
   PhaseSeconds seconds;                        // of rank 0
   std::vector<PhaseSeconds> seconds_of_ranks;  // of each

@@ -101,7 +101,7 @@ Format integer_format(const Options& options, const LinearSettings& s) {
 DType model_dtype(const std::string& option, DType source, const StorageSettings& storage) {
   const bool codes_of_half_scales = storage.codec == Codec::integer;
   if (option == "bfloat16") {
-    if (codes_of_half_scales && storage.format == Format::compressed_tensors)
+    if (!takes_bfloat16(storage))
       refuse(
           "output.dtype = \"bfloat16\": compressed-tensors keeps the scales in the model's type, "
           "and they were chosen as float16; use "
@@ -165,6 +165,10 @@ void add_notes(const Options& options, const LinearSettings& s, FormatChoice& ch
 }
 
 }  // namespace
+
+bool takes_bfloat16(const StorageSettings& storage) {
+  return storage.codec != Codec::integer || storage.format != Format::compressed_tensors;
+}
 
 DType dtype_named(const std::string& name) {
   if (name == "bfloat16") return DType::bf16;

@@ -16,6 +16,10 @@ struct FormatChoice {
       notes;  // for the user: who will not load the result, and the setting to change
 };
 
+// Whether what is not quantized may be bfloat16: compressed-tensors keeps the scales of integer
+// codes in the model's type, and they are chosen as float16.
+bool takes_bfloat16(const StorageSettings& storage);
+
 // settings: of the modules without an override. source: the type of the checkpoint's weights.
 // Throws UserError(ExitCode::config) when output.format or output.target cannot hold the method's
 // result.

@@ -395,8 +395,9 @@ Phase cast_phase(const Rank& rank) {
         codes = std::max(codes, packed);
       }
     }
+  const std::int64_t allowed = rank.places.cast_workers > 0 ? rank.places.cast_workers : INT64_MAX;
   const std::int64_t workers =
-      std::clamp<std::int64_t>(most_device_bytes / (2 * unit), 1, most_workers);
+      std::min(allowed, std::clamp<std::int64_t>(most_device_bytes / (2 * unit), 1, most_workers));
   return {"quantizing",
           rank.always + Uses{{"weights in work", workers * unit, workers * piece_bytes, 0},
                              {"codes in work", workers * codes, workers * codes, 0}}};

@@ -62,6 +62,8 @@ std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
          columns -= unit)
       then([&](Places& p) { p.hessian_panel_columns = columns; });
   }
+  for (const int workers : {4, 2, 1})
+    if (run.casts()) then([&](Places& p) { p.cast_workers = workers; });
   if (!run.casts()) then([](Places& p) { p.weights_by_step = true; });
   if (run.calibrates()) {
     then([](Places& p) { p.hessian_on_host = true; });
@@ -236,6 +238,9 @@ std::string describe(const Places& places) {
     texts.push_back(fmt::format("Hessians summed by {} columns", places.hessian_panel_columns));
   if (places.weights_by_step) texts.emplace_back("weights of one step at a time");
   if (places.hessian_on_host) texts.emplace_back("finished Hessians on the host");
+  if (places.cast_workers > 0)
+    texts.push_back(fmt::format("at most {} worker{}", places.cast_workers,
+                                places.cast_workers == 1 ? "" : "s"));
   return texts.empty() ? "all on the device" : fmt::format("{}", fmt::join(texts, ", "));
 }
 

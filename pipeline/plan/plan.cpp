@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <regex>
+#include <charconv>
 #include <set>
 #include <stdexcept>
 
 #include "kernels/clip_search.h"
 #include "pipeline/files/error.h"
+#include "pipeline/files/pattern.h"
+#include "pipeline/model/model.h"
 #include "pipeline/model/passed_through.h"
 #include "pipeline/options/sizes.h"
 #include "pipeline/plan/family_loaders.h"
@@ -91,6 +93,17 @@ DType source_dtype(const Architecture& architecture, const Checkpoint& checkpoin
   return checkpoint.info(architecture.embedding.tokens).dtype;
 }
 
+// "model.layers.3.…" of a decoder of more than three layers.
+bool is_in_a_layer(const Architecture& architecture, const std::string& name) {
+  if (!name.starts_with(architecture.layer_prefix)) return false;
+  const char* begin = name.data() + architecture.layer_prefix.size();
+  const char* end = name.data() + name.size();
+  std::int64_t layer = 0;
+  const auto [after, error] = std::from_chars(begin, end, layer);
+  return error == std::errc() && after != end && *after == '.' && layer >= 0 &&
+         layer < architecture.layers;
+}
+
 // The tensors that the decoder doesn't read go last; and all modules of floats are named.
 void pass_through_the_rest(const Architecture& architecture, const Checkpoint& checkpoint,
                            QuantizePlan& plan) {
@@ -105,8 +118,7 @@ void pass_through_the_rest(const Architecture& architecture, const Checkpoint& c
     }
     plan.passed.push_back(checkpoint.info(name));
     plan.tensors.push_back(plan.passed.back());
-    for (std::int64_t layer = 0; layer < architecture.layers; ++layer)
-      if (name.starts_with(layer_prefix(architecture, layer))) unread.push_back(name);
+    if (is_in_a_layer(architecture, name)) unread.push_back(name);
   }
   if (!unread.empty())
     plan.notes.push_back(fmt::format(
@@ -134,13 +146,14 @@ class Overrides {
  public:
   explicit Overrides(const std::vector<ModuleOverride>& entries)
       : entries_(entries), used_(entries.size(), false) {
-    for (const ModuleOverride& entry : entries) patterns_.emplace_back(entry.match);
+    for (const ModuleOverride& entry : entries)
+      patterns_.emplace_back(entry.match, Anchor::anywhere);
   }
 
   void apply(const std::string& module, LinearSettings& settings) {
-    const auto found = std::find_if(patterns_.begin(), patterns_.end(), [&](const std::regex& r) {
-      return std::regex_search(module, r);
-    });
+    const auto found =
+        std::find_if(patterns_.begin(), patterns_.end(),
+                     [&](const Pattern& pattern) { return pattern.matches(module); });
     if (found == patterns_.end()) return;
     const auto i = static_cast<std::size_t>(found - patterns_.begin());
     apply_override(entries_[i], settings);
@@ -160,7 +173,7 @@ class Overrides {
 
  private:
   const std::vector<ModuleOverride>& entries_;
-  std::vector<std::regex> patterns_;
+  std::vector<Pattern> patterns_;
   std::vector<bool> used_;
 };
 
@@ -200,6 +213,12 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
                                        fault.dequantized ? " but dequantized" : "", fault.why));
   plan.layer_prefix = architecture.layer_prefix;
   plan.lm_head = architecture.head.name;
+  plan.untied = is_untied(architecture, checkpoint.config());
+  if (plan.untied)
+    plan.notes.push_back(fmt::format(
+        "tie_word_embeddings is true, but '{}.weight' differs from '{}': both are kept, "
+        "as in transformers, and the output says tie_word_embeddings = false",
+        architecture.head.name, architecture.embedding.tokens));
   const bool awq = options.quantize.method == "awq";
   plan.quantized_propagation =
       options.quantize.propagate == "auto" ? !awq : options.quantize.propagate == "quantized";

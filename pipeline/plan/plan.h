@@ -46,8 +46,9 @@ struct QuantizePlan {
   // Modules of kept and passed tensors that a loader could take for linears to quantize, but for
   // the skipped ones among `modules` and the head: towers, projectors, MTP layers, routers.
   std::vector<std::string> unquantized;
-  std::string layer_prefix;        // of the names of the layers' tensors
-  std::string lm_head;             // the head's module
+  std::string layer_prefix;  // of the names of the layers' tensors
+  std::string lm_head;       // the head's module
+  bool untied = false;       // it is stored beside another embedding, and config.json denies it
   std::vector<std::string> notes;  // for the user
   bool may_need_v2 =
       false;  // gptq was asked for an asymmetric grid: gptq_v2 if a zero of 0 turns up

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <map>
-#include <regex>
 #include <set>
 #include <tuple>
 
+#include "pipeline/files/pattern.h"
 #include "pipeline/plan/format_choice.h"
 #include "pipeline/plan/module_names.h"
 #include "stages/formats/awq_format.h"
@@ -56,10 +56,10 @@ Json rule_of(const LinearSettings& s, const LinearSettings& defaults) {
 }
 
 // The key of the first rule that matches, as loaders go through them; "" without one.
-std::string rule_for(const std::vector<std::pair<std::string, std::regex>>& rules,
+std::string rule_for(const std::vector<std::pair<std::string, Pattern>>& rules,
                      const std::string& module) {
   for (const auto& [key, pattern] : rules)
-    if (std::regex_search(module, pattern, std::regex_constants::match_continuous)) return key;
+    if (pattern.matches(module)) return key;
   return {};
 }
 
@@ -70,8 +70,9 @@ auto settings_key(const LinearSettings& s) {
 // Rules for the names under which servers run several linears as one, where the rules of single
 // linears do not match them. Their keys come before those of the overrides.
 Json rules_of_fused_modules(const QuantizePlan& plan, const Json& dynamic) {
-  std::vector<std::pair<std::string, std::regex>> rules;
-  for (const auto& [key, value] : dynamic.items()) rules.emplace_back(key, key.substr(2));
+  std::vector<std::pair<std::string, Pattern>> rules;
+  for (const auto& [key, value] : dynamic.items())
+    rules.emplace_back(key, Pattern(key.substr(2), Anchor::begin));
   std::map<std::string, std::vector<std::string>> modules;  // sign and value → names
   for (const FusedModule& fused : fused_modules(quantizable(plan))) {
     const LinearSettings& first = plan.modules.at(fused.members.front());

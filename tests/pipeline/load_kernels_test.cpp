@@ -24,7 +24,7 @@ TEST(LoadKernels, RunsALayerOfEachFamily) {
     const Architecture architecture =
         read_architecture(nlohmann::json::parse(file), config.string());
     const Blocking blocking = cut_samples(5, 48, 100);
-    EXPECT_NO_THROW(load_kernels(architecture, blocking, cuda ? Backend::cuda : Backend::cpu, 0))
+    EXPECT_NO_THROW(load_kernels(architecture, blocking, cuda ? Backend::cuda : Backend::cpu, 0, 0))
         << config;
     EXPECT_GT(load_kernels_bytes(architecture, blocking), 0);
     ++families;

@@ -103,7 +103,8 @@ Architecture read_refined_web(const ConfigJson& config) {
 
 Architecture read_refined_web_model(const ConfigJson& config) {
   for (const char* key : {"multi_query", "parallel_attn"})
-    if (!has_key(config, key)) refuse(config, key, "must be one of true, false");
+    if (!has_key(config, key) && !is_null(config, key))
+      refuse(config, key, "must be one of true, false");
   return falcon(config, read_form(config, false));
 }
 

@@ -12,8 +12,9 @@ Architecture gptj(const ConfigJson& config, const Sizes& s, const std::string& m
                   Attention attention) {
   read_one_of(config, "rotary", {true});
   read_one_of(config, "scale_attn_weights", {true});
-  const std::int64_t rotated =
-      has_key(config, "rotary_dim") ? read_integer(config, "rotary_dim", 2, s.head_dim) : 64;
+  const std::int64_t rotated = has_key(config, "rotary_dim") || is_null(config, "rotary_dim")
+                                   ? read_integer(config, "rotary_dim", 2, s.head_dim)
+                                   : 64;
   attention.rope = read_rope(config, {rotated, s.max_positions, true});
 
   Architecture a = decoder(config, s, model_type, false, {"transformer.", "wte", "h", "lm_head"});

@@ -128,11 +128,6 @@ TEST_F(ReadCompare, Faults) {
       "rtn",
       {"output.path=" + (folder_ / "mod").string(), "model.path=" + (folder_ / "absent").string()},
       "", ExitCode::no_input, {"absent", "no such folder"});
-  fs::create_directories(folder_ / "out-rtn");
-  EXPECT_EQ(read_compare(config(), "rtn", {}, "").methods.size(), 1u);  // an empty folder will do
-  std::ofstream(folder_ / "out-rtn" / "config.json") << "{}";
-  fault("gptq,rtn", {}, "", ExitCode::cannot_create,
-        {"out-rtn: is not empty", "output.overwrite = true"});
   EXPECT_EQ(read_compare(config(), "gptq,rtn", {"output.overwrite=true"}, "").methods.size(), 2u);
   write("");
   fault("rtn", {}, "", ExitCode::config, {"run.toml: evaluate.data is not set", "[evaluate]"});

@@ -325,9 +325,16 @@ TEST_F(VerifyTest, IndexAndItsSize) {
   index["metadata"]["total_size"] = 1;
   folder.write("model.safetensors.index.json", index.dump());
   expect_only(verify(), {"metadata.total_size = 1"});
+  index["metadata"]["total_size"] = checkpoint.total_bytes();
   index["weight_map"].erase("model.norm.weight");
   folder.write("model.safetensors.index.json", index.dump());
   expect_only(verify(), {"model.norm.weight", "does not name"});
+  index["weight_map"]["model.norm.weight"] = "model.safetensors";
+  index["weight_map"]["visual.weight"] = "model.safetensors";
+  folder.write("model.safetensors.index.json", index.dump());
+  EXPECT_TRUE(verify().faults.empty());
+  ASSERT_EQ(verify().notes.size(), 1u);
+  EXPECT_NE(verify().notes[0].find("'visual.weight', which nobody needs"), std::string::npos);
 }
 
 TEST_F(VerifyTest, LoadersOfEachFormat) {

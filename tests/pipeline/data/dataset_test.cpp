@@ -552,7 +552,7 @@ TEST_F(TextTest, CacheEntriesThatAreNoFilesAreMadeAgain) {
   write("cache/" + entry.filename().string() + "/file", "x");
   expect_made_again("folder");
   fs::create_symlink("/dev/zero", entry);
-  expect_made_again("device");
+  expect_made_again("link");
   write("cache/" + entry.filename().string(), "");
   fs::resize_file(entry, std::uintmax_t{1} << 42);
   expect_made_again("memory");
@@ -569,6 +569,33 @@ TEST_F(DatasetTest, SizesBeyondAllUseAreRefused) {
   request.seqlen = 1 << 14;  // 256 GiB of ids
   if (sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) < std::int64_t{1} << 39)
     expect_fault(request, ExitCode::config, {"memory"});
+}
+
+TEST_F(TextTest, CacheEntriesOfOthersAreNotBelieved) {
+  request_.data = write("a.txt", "the man and the book of the man");
+  request_.mode = "sequential";
+  request_.seqlen = 4;
+  const Tokens tokens = load_tokens(request_);
+  const fs::path entry = cache_entries().at(0);
+  const auto expect_made_again = [&](const std::string& reason) {
+    const std::string said = logged([&] { EXPECT_EQ(load_tokens(request_).ids, tokens.ids); });
+    EXPECT_NE(said.find(reason), std::string::npos) << said;
+  };
+  for (const mode_t mode : {0666, 0664, 0622}) {
+    ASSERT_EQ(chmod(entry.c_str(), mode), 0);
+    expect_made_again("others may have written it");
+    EXPECT_EQ(logged([&] { load_tokens(request_); }), "");  // as it was made now
+  }
+  if (geteuid() == 0) {
+    ASSERT_EQ(chown(entry.c_str(), 65534, 65534), 0);
+    expect_made_again("others may have written it");
+  }
+  fs::rename(entry, folder_ / "elsewhere");
+  fs::create_symlink(folder_ / "elsewhere", entry);
+  expect_made_again("are not used");
+  fs::remove(entry);
+  ASSERT_EQ(mkfifo(entry.c_str(), 0600), 0);
+  expect_made_again("is a FIFO");  // at once
 }
 
 TEST_F(TextTest, UnwritableCacheIsAWarning) {

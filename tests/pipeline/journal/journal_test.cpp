@@ -2,13 +2,21 @@
 #include "pipeline/journal/journal.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
+#include <set>
 
 #include "pipeline/files/error.h"
+#include "pipeline/files/xxh3.h"
+#include "pipeline/journal/build_identity.h"
+#include "pipeline/journal/run_files.h"
 #include "pipeline/journal/run_identity.h"
+#include "pipeline/journal/sealed.h"
+#include "tests/pipeline/file_faults.h"
 
 namespace qpipe {
 namespace {
@@ -40,15 +48,33 @@ TEST(LayerRecord, IsReadBackWhole) {
   EXPECT_EQ(read.findings["factors"][0].get<float>(), 1.0f / 3.0f);
 }
 
-TEST(LayerRecord, NoDamageIsOverlooked) {
+TEST(LayerRecord, NoFlippedBitIsOverlooked) {
   const std::string text = to_text(example());
-  for (std::size_t length = 0; length + 1 < text.size(); ++length)
+  for (std::size_t length = 0; length < text.size(); ++length)
     EXPECT_ANY_THROW(parse_record(text.substr(0, length))) << length;
-  for (std::size_t i = 0; i + 1 < text.size(); ++i) {
-    std::string damaged = text;
-    damaged[i] = damaged[i] == '1' ? '2' : '1';
-    EXPECT_ANY_THROW(parse_record(damaged)) << i;
-  }
+  for (std::size_t i = 0; i < text.size(); ++i)
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string damaged = text;
+      damaged[i] = static_cast<char>(damaged[i] ^ 1 << bit);
+      EXPECT_ANY_THROW(parse_record(damaged)) << "byte " << i << ", bit " << bit;
+    }
+}
+
+TEST(Sealed, WhatCannotBeBelievedIsAbsent) {
+  const TemporaryFolder folder;
+  const fs::path path = folder.path() / "found-x.json";
+  EXPECT_TRUE(read_sealed(path).is_null());
+  folder.write("found-x.json", sealed({{"x", 1e5}}));
+  EXPECT_EQ(read_sealed(path), (nlohmann::json{{"x", 1e5}}));
+  fs::create_symlink("found-x.json", folder.path() / "link.json");
+  EXPECT_TRUE(read_sealed(folder.path() / "link.json").is_null());
+  fs::create_directory(folder.path() / "folder.json");
+  EXPECT_TRUE(read_sealed(folder.path() / "folder.json").is_null());
+  ASSERT_EQ(mkfifo((folder.path() / "fifo.json").c_str(), 0600), 0);
+  EXPECT_TRUE(read_sealed(folder.path() / "fifo.json").is_null());  // at once
+  const std::string nested = std::string(100'000, '[') + std::string(100'000, ']');
+  folder.write("found-x.json", R"({"value":)" + nested + R"(,"xxh3":""})");
+  EXPECT_TRUE(read_sealed(path).is_null());
 }
 
 TEST(RunIdentity, EveryDifferenceIsNamed) {
@@ -58,6 +84,213 @@ TEST(RunIdentity, EveryDifferenceIsNamed) {
   EXPECT_EQ(identity_differences(before, now),
             (std::vector<std::string>{"gone: was \"x\", is absent", "new: was absent, is true",
                                       "quantize.bits: was 4, is 3"}));
+}
+
+TEST(RunIdentity, TheBuildIsAPart) {
+  const nlohmann::json build = build_identity(Backend::cpu);
+  EXPECT_EQ(build, build_identity(Backend::cpu));
+  EXPECT_EQ(build.at("program").get<std::string>().size(), 32u);
+  EXPECT_NE(build.at("BLAS").get<std::string>().find("OpenBLAS"), std::string::npos);
+  const nlohmann::json identity{{"build program", "a"}, {"build BLAS", "b"}, {"device", "CPU"}};
+  EXPECT_EQ(build_in(identity), (nlohmann::json{{"program", "a"}, {"BLAS", "b"}}));
+  EXPECT_EQ(without_build(identity), (nlohmann::json{{"device", "CPU"}}));
+}
+
+TEST(RunFolder, OnlyNamesOfRunsAreRemoved) {
+  const TemporaryFolder folder;
+  const std::set<std::string> ours{"run.json",
+                                   "output.json",
+                                   "layer-00007.2-of-4.json",
+                                   "layer-00007.2-of-4.safetensors",
+                                   "layer-123456.0-of-1.json",
+                                   "found-perplexity_before.json",
+                                   ".qpipe-0123456789abcdef.tmp",
+                                   "activations-a1B2c3"};
+  const std::set<std::string> others{"layer-7.json",
+                                     "layer-00007.2-of-4.json.bak",
+                                     "layer-notes.txt",
+                                     "found-me.txt",
+                                     "model.tmp",
+                                     "lock",
+                                     "layer-00007.2-of-4.tmp",
+                                     "activations-of-monday"};
+  for (const auto& names : {ours, others})
+    for (const std::string& name : names) folder.write(name, name);
+  clear_run_folder(folder.path());
+  std::set<std::string> left;
+  for (const auto& entry : fs::directory_iterator(folder.path()))
+    left.insert(entry.path().filename().string());
+  EXPECT_EQ(left, others);
+}
+
+// What a run with one rank sees of folders.
+class Folders : public testing::Test {
+ protected:
+  TemporaryFolder folder;
+  const fs::path output = folder.path() / "out";
+  const fs::path run = folder.path() / "out.run";
+  const FileNames files{"config.json", "model.safetensors", manifest_name};
+  nlohmann::json identity{{"quantize.bits", 4}, {"build program", "a"}};
+  Options options;
+  Stream stream{Backend::cpu, 0};
+  Comm comm{stream, Comm::Options{}};
+
+  void SetUp() override { options.output.path = output.string(); }
+  Journal journal() { return Journal(options, identity, files, comm); }
+  void write_output() const {
+    folder.write("out/config.json", "{}");
+    folder.write("out/model.safetensors", "weights");
+    write_manifest(output, files);
+  }
+  std::vector<std::string> names() const {
+    std::vector<std::string> found;
+    for (const auto& entry : fs::recursive_directory_iterator(folder.path()))
+      found.push_back(fs::relative(entry.path(), folder.path()).string());
+    std::sort(found.begin(), found.end());
+    return found;
+  }
+};
+
+TEST_F(Folders, ARunLeavesItsOutputAlone) {
+  {
+    Journal one = journal();
+    EXPECT_FALSE(one.resumed());
+    EXPECT_TRUE(fs::exists(output / output_lock_name));
+    write_output();
+    one.remove();
+  }
+  EXPECT_EQ(names(), (std::vector<std::string>{"out", "out/config.json", "out/model.safetensors",
+                                               "out/qpipe_files.json"}));
+  expect_fault([&] { journal(); }, ExitCode::cannot_create, {"is not empty", "output.overwrite"});
+  EXPECT_FALSE(fs::exists(run));  // a refused run leaves nothing
+}
+
+TEST_F(Folders, OneRunAtATimeInAnOutput) {
+  const Journal one = journal();
+  options.run.folder = (folder.path() / "elsewhere").string();
+  for (const char* path : {"out", "out/", "out/.", "./out"}) {
+    options.output.path = (folder.path() / path).string();
+    // flock() holds between descriptors of one process, too.
+    expect_fault([&] { journal(); }, ExitCode::cannot_create, {"out", "another run works here"});
+  }
+  EXPECT_FALSE(fs::exists(options.run.folder));
+}
+
+TEST_F(Folders, AnotherBuildIsRefusedOrAllowed) {
+  {
+    const Journal one = journal();
+    EXPECT_EQ(one.builds(), (nlohmann::json{{{"program", "a"}}}));
+  }
+  identity["build program"] = "b";
+  expect_fault([&] { journal(); }, ExitCode::config,
+               {"build program: was \"a\", is \"b\"", "run.allow_other_build"});
+  options.run.allow_other_build = true;
+  {
+    const Journal two = journal();
+    EXPECT_TRUE(two.resumed());
+    EXPECT_EQ(two.builds(), (nlohmann::json{{{"program", "a"}}, {{"program", "b"}}}));
+  }
+  identity["build program"] = "a";
+  options.run.allow_other_build = false;
+  {
+    const Journal three = journal();  // b's layers are in it
+    EXPECT_EQ(three.builds().size(), 3u);
+  }
+  options.run.allow_other_build = true;
+  identity["quantize.bits"] = 3;
+  expect_fault([&] { journal(); }, ExitCode::config,
+               {"quantize.bits: was 4, is 3; put these back"});
+}
+
+TEST_F(Folders, ManyDifferencesAreOneLine) {
+  { const Journal one = journal(); }
+  for (int i = 0; i < 9; ++i) identity["key" + std::to_string(i)] = i;
+  expect_fault([&] { journal(); }, ExitCode::config, {"key4: was absent, is 4; and 4 more; put"});
+}
+
+TEST_F(Folders, ARunThatIsKilledWhileItClearsIsComplete) {
+  const auto kill_while_clearing = [&](int step) {
+    fs::remove_all(output);
+    fs::remove_all(run);
+    {
+      const Journal one = journal();
+      write_output();
+      fs::copy(run, folder.path() / "kept", fs::copy_options::recursive);
+    }
+    Journal again = journal();
+    again.remove();
+    // The mark as remove() writes it, and the run folder as it may stand.
+    folder.write("mark.json",
+                 sealed({{"identity", identity}, {"manifest", [&] {
+                                                    Xxh3 hash;
+                                                    const std::string text =
+                                                        read_bytes(output / manifest_name);
+                                                    hash.add(text.data(), text.size());
+                                                    return hash.hexadecimal();
+                                                  }()}}));
+    fs::rename(folder.path() / "mark.json", folder.path() / "out.run.finished");
+    fs::rename(folder.path() / "kept", run);
+    if (step > 0) fs::remove(run / "run.json");
+    if (step > 1) fs::remove(run / "output.json");
+    if (step > 2) fs::remove_all(run);
+  };
+  for (int step = 0; step <= 3; ++step) {
+    kill_while_clearing(step);
+    {
+      const Journal after = journal();
+      EXPECT_TRUE(after.complete()) << step;
+    }
+    EXPECT_EQ(names(), (std::vector<std::string>{"out", "out/config.json", "out/model.safetensors",
+                                                 "out/qpipe_files.json"}))
+        << step;
+  }
+  // Another command, or another output: nothing is taken for complete, and nothing removed.
+  kill_while_clearing(1);
+  identity["quantize.bits"] = 3;
+  expect_fault([&] { journal(); }, ExitCode::cannot_create, {"is not empty"});
+  identity["quantize.bits"] = 4;
+  folder.write("out/model.safetensors", "Weights");
+  expect_fault([&] { journal(); }, ExitCode::cannot_create, {"is not empty"});
+  EXPECT_EQ(read_bytes(output / "model.safetensors"), "Weights");
+}
+
+TEST_F(Folders, ADamagedRunStartsOver) {
+  { const Journal one = journal(); }
+  folder.write("out/model.safetensors.tmp", "half of it");
+  std::string text = read_bytes(run / "run.json");
+  text[text.size() / 2] = static_cast<char>(text[text.size() / 2] ^ 1);
+  folder.write("out.run/run.json", text);
+  options.run.resume = "require";
+  expect_fault([&] { journal(); }, ExitCode::data, {"run.json: is damaged"});
+  options.run.resume = "auto";
+  {
+    const Journal two = journal();
+    EXPECT_FALSE(two.resumed());
+  }
+  EXPECT_FALSE(fs::exists(output / "model.safetensors.tmp"));
+  // Without the list of names nothing proves whose file it is.
+  folder.write("out/model.safetensors.tmp", "half of it");
+  folder.write("out.run/run.json", text);
+  folder.write("out.run/output.json", text);
+  expect_fault([&] { journal(); }, ExitCode::cannot_create, {"is not empty"});
+  EXPECT_TRUE(fs::exists(output / "model.safetensors.tmp"));
+}
+
+TEST_F(Folders, StrangersInTheRunFolderAreToldAtOnce) {
+  fs::create_directory(run);
+  for (const char* name : {"layer-00000.0-of-1.json", "layer-00000.0-of-1.safetensors",
+                           "found-perplexity_before.json", "run.json", "output.json"}) {
+    ASSERT_EQ(mkfifo((run / name).c_str(), 0600), 0);
+    expect_fault([&] { journal(); }, ExitCode::cannot_create, {name, "is a FIFO"});
+    expect_fault([&] { check_folders(options, files); }, ExitCode::cannot_create,
+                 {name, "is a FIFO"});
+    fs::remove(run / name);
+    fs::create_directory(run / name);
+    expect_fault([&] { journal(); }, ExitCode::cannot_create, {name, "is a folder"});
+    fs::remove(run / name);
+  }
+  ASSERT_EQ(mkfifo((run / "lock").c_str(), 0600), 0);
+  expect_fault([&] { journal(); }, ExitCode::cannot_create, {"lock", "not the lock of a run"});
 }
 
 class Lock : public testing::Test {
@@ -102,6 +335,12 @@ TEST_F(Lock, OneProcessAtATime) {
   }
   EXPECT_FALSE(fs::exists(folder / "lock"));
   EXPECT_EQ(of_another_process(), "");
+}
+
+TEST_F(Lock, AnotherFileOfItsNameStays) {
+  std::ofstream(folder / "lock") << "the key is under the mat\n";
+  EXPECT_NE(of_another_process().find("is not the lock of a run; move it"), std::string::npos);
+  EXPECT_TRUE(fs::exists(folder / "lock"));
 }
 
 TEST_F(Lock, OfAnotherHostThatIsAlive) {

@@ -417,18 +417,85 @@ TEST_F(PeerFaults, WhatCannotBeReadIsSaidOfTheConfiguration) {
   }
 }
 
-TEST_F(CheckTensors, TiedHeadMustEqualTheEmbedding) {
+TEST_F(CheckTensors, ATiedHeadIsStoredInEitherPlaceOrInBoth) {
   Json tied = config_of("llama");
   tied["tie_word_embeddings"] = true;
-  EXPECT_EQ(fault(tied, llama(), {{"lm_head.weight", 1}, {"model.embed_tokens.weight", 1}}),
-            "no fault");
+  const auto head_is_tied = [&] { return read_architecture(Checkpoint(folder)).head.tied; };
+  const std::string head = "lm_head.weight";
+  const std::string embedding = "model.embed_tokens.weight";
+
   Tensors without_head = llama();
-  without_head.erase("lm_head.weight");
+  without_head.erase(head);
   EXPECT_EQ(fault(tied, without_head), "no fault");
-  const std::string message = fault(tied, llama(), {{"lm_head.weight", 1}});
-  EXPECT_NE(message.find("tie_word_embeddings is true, but 'lm_head.weight' differs"),
-            std::string::npos)
-      << message;
+  EXPECT_TRUE(head_is_tied());
+
+  // Under the head's name alone: it goes by the embedding's.
+  Tensors without_embedding = llama();
+  without_embedding.erase(embedding);
+  EXPECT_EQ(fault(tied, without_embedding, {{head, 0x3f}}), "no fault");
+  EXPECT_TRUE(head_is_tied());
+  const Checkpoint renamed(folder);
+  EXPECT_FALSE(renamed.contains(head));
+  EXPECT_EQ(renamed.info(embedding).name, embedding);
+  std::vector<unsigned char> bytes(static_cast<std::size_t>(renamed.info(embedding).bytes()));
+  renamed.read(embedding, bytes.data());
+  EXPECT_EQ(bytes, std::vector<unsigned char>(bytes.size(), 0x3f));
+  EXPECT_NE(fault(config_of("llama"), without_embedding).find("'" + embedding + "' is missing"),
+            std::string::npos);  // not tied: it is another tensor
+
+  EXPECT_EQ(fault(tied, llama(), {{head, 0x3f}, {embedding, 0x3f}}), "no fault");
+  EXPECT_TRUE(head_is_tied());
+  EXPECT_FALSE(is_untied(read_architecture(Checkpoint(folder)), tied));
+
+  // Both, with other values: transformers runs both.
+  EXPECT_EQ(fault(tied, llama(), {{head, 0x3f}}), "no fault");
+  EXPECT_FALSE(head_is_tied());
+  EXPECT_TRUE(is_untied(read_architecture(Checkpoint(folder)), tied));
+}
+
+TEST_F(CheckTensors, TheEmbeddingAmongNamesWithoutABeginning) {
+  Json tied = config_of("llama");
+  tied["tie_word_embeddings"] = true;
+  Tensors t;
+  for (const auto& [name, info] : llama()) {
+    if (name == "model.embed_tokens.weight") continue;
+    put(t, name.starts_with("model.") ? name.substr(6) : name, info.shape);
+  }
+  fault(tied, t);
+  const Checkpoint checkpoint(folder);
+  EXPECT_TRUE(checkpoint.contains("embed_tokens.weight"));
+  EXPECT_NO_THROW(check_tensors(read_architecture(checkpoint), checkpoint));
+}
+
+// A tensor that the index promises and no shard has.
+TEST_F(CheckTensors, PromisesAreKeptWhereTheDecoderNeedsThem) {
+  const auto fault_of = [&](const std::string& promised, bool tied) {
+    Tensors t = llama();
+    t.erase(promised);
+    fault(config_of("llama"), t);
+    fs::rename(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors");
+    Json map;
+    for (const auto& [name, info] : t) map[name] = "model-00001-of-00002.safetensors";
+    map[promised] = "model-00002-of-00002.safetensors";
+    std::ofstream(folder / "model.safetensors.index.json") << Json{{"weight_map", map}}.dump();
+    Json config = config_of("llama");
+    config["tie_word_embeddings"] = tied;
+    std::ofstream(folder / "config.json") << config.dump();
+    const Checkpoint checkpoint(folder);
+    try {
+      check_tensors(read_architecture(checkpoint), checkpoint);
+    } catch (const UserError& error) {
+      EXPECT_EQ(error.code, ExitCode::no_input);
+      return std::string(error.what());
+    }
+    return std::string("no fault");
+  };
+  EXPECT_EQ(fault_of("lm_head.weight", true), "no fault");
+  EXPECT_EQ(fault_of("model.layers.7.mlp.up_proj.weight", true), "no fault");
+  for (const std::string name : {"lm_head.weight", "model.layers.1.mlp.up_proj.weight"})
+    EXPECT_NE(fault_of(name, false).find("shard \"model-00002-of-00002.safetensors\" is missing"),
+              std::string::npos)
+        << name;
 }
 
 }  // namespace

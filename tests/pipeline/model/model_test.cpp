@@ -9,6 +9,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <set>
 
 #include "pipeline/files/error.h"
 #include "pipeline/model/config_json.h"
@@ -271,6 +272,41 @@ TEST(Model, OlderSpellingsGiveTheSameArchitecture) {
   EXPECT_GE(models, 17);
 }
 
+// Of every golden model, every key that may be left out: null reads as absence, but where
+// transformers gives it a meaning of its own, and for flags, which null turns off.
+TEST(Model, NullMeansAbsent) {
+  const std::set<std::string> have_a_meaning = {"sliding_window", "num_key_value_heads",
+                                                "attn_logit_softcapping", "rotary_dim",
+                                                "final_logit_softcapping"};
+  int keys = 0;
+  for (const fs::directory_entry& folder : fs::directory_iterator(golden / "models")) {
+    const Json config = config_of(folder.path().filename().string());
+    for (const auto& [key, value] : config.items()) {
+      if (have_a_meaning.contains(key) || value.is_boolean()) continue;
+      const Json absent = without(config, {key.c_str()});
+      if (fault(absent) != "no fault") continue;
+      EXPECT_EQ(fault(with(config, {{key, nullptr}})), "no fault") << folder << ": " << key;
+      EXPECT_EQ(read_architecture(with(config, {{key, nullptr}}), "m/config.json"),
+                read_architecture(absent, "m/config.json"))
+          << folder << ": " << key;
+      ++keys;
+    }
+  }
+  EXPECT_GT(keys, 200);
+}
+
+TEST(Model, SizesThatNoMachineHolds) {
+  const Json llama = config_of("llama");
+  for (const Json& size : std::vector<Json>{1000000000000000000, 9007199254740993, -1, 1e30, 1e18})
+    for (const std::string key : {"vocab_size", "num_hidden_layers", "hidden_size"})
+      expect_fault(with(llama, {{key, size}}), {(key + " = ").c_str(), "from 1 to"});
+  expect_fault(with(llama, {{"num_hidden_layers", 10000},
+                            {"hidden_size", 1 << 23},
+                            {"vocab_size", 1 << 24},
+                            {"intermediate_size", 1 << 24}}),
+               {"10^15 parameters"});
+}
+
 TEST(Model, RefinedWebIsFalcon) {
   // The keys of tiiuae/falcon-7b's and falcon-40b's first config.json, at the tiny models' sizes.
   const Json common = {{"alibi", false},
@@ -508,14 +544,13 @@ TEST(ModelFaults, NameTheKey) {
   expect_fault(with(llama, {{"num_attention_heads", 1 << 20}, {"head_dim", 1 << 20}}),
                {"wider than"});
   expect_fault(with(llama, {{"hidden_act", "mish"}}), {"hidden_act = \"mish\"", "silu"});
-  expect_fault(with(llama, {{"hidden_act", nullptr}}), {"hidden_act = null"});
   expect_fault(with(llama, {{"rms_norm_eps", "1e-6"}}), {"rms_norm_eps = \"1e-6\""});
   expect_fault(with(llama, {{"rms_norm_eps", 0.0}}), {"rms_norm_eps = 0.0"});
   expect_fault(with(llama, {{"attention_bias", "yes"}}),
                {"attention_bias = \"yes\"", "true or false"});
   expect_fault(with(llama, {{"tie_word_embeddings", 1}}), {"tie_word_embeddings = 1"});
   expect_fault(with(config_of("qwen2"), {{"use_mrope", true}}), {"use_mrope = true", "false"});
-  expect_fault(with(config_of("qwen3"), {{"head_dim", nullptr}}), {"head_dim = null"});
+  expect_fault(with(llama, {{"hidden_size", nullptr}}), {"hidden_size = null"});
   const Json falcon = config_of("falcon-40b-style");
   expect_fault(with(falcon, {{"parallel_attn", false}}),
                {"parallel_attn = false", "always parallel"});

@@ -226,7 +226,8 @@ TEST(SafetensorsRead, Metadata) {
 }
 
 TEST(SafetensorsRead, NamesInMessagesStayOnOneShortLine) {
-  expect_header_refused("{\"a\\nb\":3}", {"\"a\\nb\": is not an object"}, 0);
+  for (const std::string name : {"a\\nb", "\\u001b[2J", "a\\u202eb", "\x7f"})
+    expect_header_refused("{\"" + name + "\":3}", {"characters that cannot be shown"}, 0);
   expect_header_refused("{\"" + std::string(1'000'000, 'x') + "\":3}", {"...: is not an object"},
                         0);
   expect_header_refused("{\"" + std::string(199, 'x') + "é\":3}", {"is not an object"},
@@ -391,13 +392,16 @@ TEST(SafetensorsWrite, BytesOfThePythonPackage) {
   const TemporaryFolder folder;
   const fs::path path = folder.path() / "x.safetensors";
   SafetensorsWriter writer(path, python_tensors);
-  EXPECT_EQ(fs::file_size(path.string() + ".tmp"),
-            fs::file_size(golden));  // the full size from the start
+  const auto files = [&] {
+    return std::vector<fs::path>(fs::directory_iterator(folder.path()), fs::directory_iterator());
+  };
+  ASSERT_EQ(files().size(), 1u);
+  EXPECT_EQ(fs::file_size(files().front()), fs::file_size(golden));  // the full size at once
   for (const TensorInfo& tensor : python_tensors)
     writer.write(tensor.name, values_of<char>(from, tensor.name).data());
   EXPECT_FALSE(fs::exists(path));
   writer.finish();
-  EXPECT_FALSE(fs::exists(path.string() + ".tmp"));
+  EXPECT_EQ(files(), std::vector<fs::path>{path});
   EXPECT_EQ(read_bytes(path), read_bytes(golden));
 }
 
@@ -503,22 +507,60 @@ TEST(SafetensorsWrite, AnyThreadAnyOrderGivesTheSameBytes) {
 TEST(SafetensorsWrite, UnfinishedLeavesNothing) {
   const TemporaryFolder folder;
   const fs::path path = folder.write("x.safetensors", "the file of an earlier run");
-  folder.write("x.safetensors.tmp", "what a stopped run left");
+  folder.write("x.safetensors.tmp", "somebody's file");
   {
     SafetensorsWriter writer(path, {{"a", DType::f32, {2}}});
     SafetensorsWriter moved = std::move(writer);
   }
-  EXPECT_FALSE(fs::exists(path.string() + ".tmp"));
+  EXPECT_EQ(read_bytes(path.string() + ".tmp"), "somebody's file");
   EXPECT_EQ(read_bytes(path), "the file of an earlier run");
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder.path()), fs::directory_iterator()), 2);
 }
 
-TEST(SafetensorsWrite, DoesNotWriteThroughALinkAtTheTemporaryName) {
+constexpr auto keep = SafetensorsWriter::Leftover::keep;
+constexpr auto owner = SafetensorsWriter::Role::owner;
+
+TEST(SafetensorsWrite, DoesNotWriteThroughLinksAndFifos) {
   const TemporaryFolder folder;
   const fs::path other = folder.write("other", "precious");
   fs::create_symlink(other, folder.path() / "x.tmp");
-  SafetensorsWriter(folder.path() / "x", {}).finish();
+  fs::create_symlink(other, folder.path() / "y");
+  ASSERT_EQ(mkfifo((folder.path() / "z.tmp").c_str(), 0600), 0);
+  for (const char* name : {"x", "y", "z"})
+    expect_fault([&] { SafetensorsWriter(folder.path() / name, {}, owner, keep).finish(); },
+                 ExitCode::cannot_create, {name, "move it"});
   EXPECT_EQ(read_bytes(other), "precious");
-  EXPECT_TRUE(fs::is_regular_file(fs::symlink_status(folder.path() / "x")));
+}
+
+TEST(SafetensorsWrite, AnotherFinishedFileIsSomebodyElses) {
+  const TemporaryFolder folder;
+  const std::array<float, 2> data = {1.0f, 2.0f};
+  const fs::path path = folder.path() / "x";
+  {
+    SafetensorsWriter writer(path, {{"a", DType::f32, {2}}}, owner, keep);
+    writer.write("a", data.data());
+    writer.finish();
+  }
+  const std::string finished = read_bytes(path);
+  expect_fault(
+      [&] {
+        SafetensorsWriter(path, {{"b", DType::f32, {2}}}, owner, keep);
+      },
+      ExitCode::cannot_create, {path.string(), "was not written by this run"});
+  EXPECT_EQ(read_bytes(path), finished);
+  SafetensorsWriter again(path, {{"a", DType::f32, {2}}}, owner, keep);  // goes on with its own
+  again.adopt("a");
+  again.finish();
+  EXPECT_EQ(read_bytes(path), finished);
+}
+
+TEST(SafetensorsWrite, TheUmaskIsObeyed) {
+  const TemporaryFolder folder;
+  const mode_t before = umask(0077);
+  SafetensorsWriter(folder.path() / "x", {}).finish();
+  umask(before);
+  EXPECT_EQ(fs::status(folder.path() / "x").permissions(),
+            fs::perms::owner_read | fs::perms::owner_write);
 }
 
 TEST(SafetensorsWrite, EveryTensorExactlyOnce) {
@@ -545,8 +587,8 @@ TEST(SafetensorsWrite, ImpossibleTensors) {
   };
   EXPECT_THROW(make({{"a", DType::f32, {2}}, {"a", DType::u8, {2}}}), std::invalid_argument);
   EXPECT_THROW(make({{"__metadata__", DType::f32, {2}}}), std::invalid_argument);
-  EXPECT_THROW(make({{"a", DType::f32, {-2}}}), std::invalid_argument);
-  EXPECT_THROW(make({{"a", DType::f32, {std::int64_t{1} << 62}}}), std::invalid_argument);
+  EXPECT_THROW(make({{"a", DType::f32, {-2}}}), UserError);
+  EXPECT_THROW(make({{"a", DType::f32, {std::int64_t{1} << 62}}}), UserError);
   const TensorInfo half{"a", DType::u8, {std::int64_t{1} << 62}};
   EXPECT_THROW(make({half, {"b", half.dtype, half.shape}}), std::invalid_argument);
   EXPECT_TRUE(fs::is_empty(folder.path()));
@@ -613,11 +655,10 @@ TEST(SafetensorsWrite, FolderFaults) {
     return "accepted";
   };
   const fs::path absent = folder.path() / "absent" / "x";
-  EXPECT_EQ(message_of(absent),
-            absent.string() + ".tmp: cannot be created: No such file or directory");
+  EXPECT_EQ(message_of(absent), absent.string() + ": cannot be created: No such file or directory");
   fs::create_directories(folder.path() / "x" / "y");
-  EXPECT_EQ(message_of(folder.path() / "x"),
-            (folder.path() / "x").string() + ": cannot be finished: Is a directory");
+  expect_fault([&] { SafetensorsWriter(folder.path() / "x", {}).finish(); },
+               ExitCode::cannot_create, {"x: is a folder"});
   EXPECT_FALSE(fs::exists(folder.path() / "x.tmp"));
 }
 

@@ -1,9 +1,11 @@
 // Which files of the model's folder go into the output, beside the weights.
+#include "pipeline/output/auxiliary_files.h"
+
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <set>
 
-#include "pipeline/output/output.h"
 #include "tests/pipeline/file_faults.h"
 
 namespace qpipe {
@@ -64,6 +66,7 @@ TEST_F(AuxiliaryFiles, AllThatALoaderReadsIsCopied) {
   for (const char* name : {"config.json",
                            "README.md",
                            "quantize_config.json",
+                           "qpipe_files.json",
                            "model.safetensors",
                            "model.safetensors.index.json",
                            "pytorch_model.bin",
@@ -105,6 +108,50 @@ TEST_F(AuxiliaryFiles, LinksStayInTheModelOrLeadIntoAHubsCache) {
   EXPECT_EQ(copied(), (std::set<std::string>{"tokenizer.json", "again.json", "linked.json",
                                              "additional_chat_templates/rag.jinja"}));
   EXPECT_EQ(read_bytes(to / "again.json"), "blob");
+}
+
+TEST_F(AuxiliaryFiles, CopiesHaveTheRightsOfNewFiles) {
+  write("tokenizer.json");
+  write("modeling_own.py");
+  chmod((from / "tokenizer.json").c_str(), 0444);
+  chmod((from / "modeling_own.py").c_str(), 0777);
+  const mode_t before = umask(0027);
+  for (int run = 0; run < 2; ++run)  // the second time over the first one's
+    EXPECT_EQ(copied(), (std::set<std::string>{"tokenizer.json", "modeling_own.py"}));
+  umask(before);
+  for (const char* name : {"tokenizer.json", "modeling_own.py"}) {
+    struct stat status {};
+    ASSERT_EQ(stat((to / name).c_str(), &status), 0);
+    EXPECT_EQ(status.st_mode & 07777, 0640u) << name;
+  }
+}
+
+TEST_F(AuxiliaryFiles, WhatCannotBeReadIsLeftOutUnlessLoadersNeedIt) {
+  for (const char* name : {"tokenizer.json", "notes.txt", "LICENSE"}) write(name);
+  chmod(folder.path().c_str(), 0755);
+  chmod(to.c_str(), 0777);
+  chmod((from / "notes.txt").c_str(), 0);
+  {
+    const WithoutRootRights user;
+    EXPECT_EQ(auxiliary_files(from), (std::vector<std::string>{"LICENSE", "tokenizer.json"}));
+    EXPECT_EQ(copied(), (std::set<std::string>{"LICENSE", "tokenizer.json"}));
+  }
+  chmod((from / "tokenizer.json").c_str(), 0);
+  const WithoutRootRights user;
+  expect_fault([&] { auxiliary_files(from); }, ExitCode::no_input,
+               {(from / "tokenizer.json").string(), "Permission denied"});
+}
+
+TEST_F(AuxiliaryFiles, NamesThatAreNotTextAreLeftOut) {
+  for (const char* name : {"tokenizer.json", "caf\xe9.txt", "a\nb.json"}) write(name);
+  EXPECT_EQ(copied(), std::set<std::string>{"tokenizer.json"});
+}
+
+TEST_F(AuxiliaryFiles, FifosAndFoldersAreNoFiles) {
+  write("tokenizer.json");
+  ASSERT_EQ(mkfifo((from / "vocab.json").c_str(), 0600), 0);
+  fs::create_directory(from / "merges.txt");
+  EXPECT_EQ(copied(), std::set<std::string>{"tokenizer.json"});  // at once
 }
 
 TEST_F(AuxiliaryFiles, AFolderThatIsALinkIsNotFollowed) {
