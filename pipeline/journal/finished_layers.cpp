@@ -17,6 +17,7 @@ std::string hash_of(const std::vector<unsigned char>& data) {
 
 bool is_on_disk(const LayerRecord& record, const Journal& journal,
                 const std::map<std::string, TensorInfo>& tensors, const ShardSet& shards) try {
+  if (record.part == 0) static_cast<void>(record.findings.get<LayerFindings>());
   std::vector<unsigned char> data;
   for (const auto& [name, hash] : record.tensors) {
     data.resize(static_cast<std::size_t>(tensors.at(name).bytes()));
@@ -30,7 +31,7 @@ bool is_on_disk(const LayerRecord& record, const Journal& journal,
     if (hash_of(data) != hash) return false;
   }
   return true;
-} catch (const std::exception&) {  // a file is missing or short, or the plan has no such tensor
+} catch (const std::exception&) {  // a file is missing or short, findings or a tensor unknown
   return false;
 }
 
