@@ -9,7 +9,7 @@ namespace qpipe {
 
 struct Xxh3::State {
   struct Free {
-    void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
+    void operator()(XXH3_state_t* owned) const { XXH3_freeState(owned); }
   };
   std::unique_ptr<XXH3_state_t, Free> state{XXH3_createState()};
 };

@@ -62,10 +62,12 @@ std::vector<Loader> gptq_loaders(StoredFormat format, const Json& quantization,
 
 // transformers makes room for unpacked zeros when it loads codes as they are.
 bool asymmetric_codes(const Json& quantization) {
-  const Json groups = quantization.value("config_groups", Json::object());
-  for (const Json& group : groups)
-    if (group.value("weights", Json::object()).value("symmetric", Json()) == false) return true;
-  return false;
+  const Json groups = quantization.value("config_groups", Json());
+  if (!groups.is_object()) return false;
+  return std::any_of(groups.begin(), groups.end(), [](const Json& group) {
+    const Json weights = group.is_object() ? group.value("weights", Json()) : Json();
+    return weights.is_object() && weights.value("symmetric", Json()) == false;
+  });
 }
 
 std::vector<Loader> loaders_of_format(StoredFormat format, const Json& quantization,

@@ -26,7 +26,6 @@ from tiny_model import make_model, make_tokens
 
 CODES = {0, 64, 65, 66, 69, 71, 73, 74, 75, 78}
 LIMIT = 30  # s
-MEMORY = 8 << 30
 NUMBERS = [0, 1, -1, 2, 3, 7, 64, 127, 255, 256, 65536, 2**31 - 1, 2**31, -2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, -2**63, 2**64 - 1, 2**64, 10**40, 0.5, -0.0,
            1e-300, 1e308]
 OTHERS = [None, True, False, "", "x", "null", "..", "../x", "/", "\n", "\x1b[31m", "\ud800", "ä" * 3000, [], {}, [[]], [0], [-1], [1, 1], [2**62, 4], {"a": 0}, ["x"] * 50,
@@ -84,7 +83,8 @@ def header_and_data(path):
 
 
 class Mutations:
-    def __init__(self, qpipe, folder):
+    def __init__(self, qpipe, folder, memory):
+        self.memory = memory
         self.qpipe, self.good, self.bad = qpipe, os.path.join(folder, "good"), os.path.join(folder, "bad")
         os.mkdir(self.bad)  # made here, because a run folder knows where its output is
         make_model(os.path.join(self.bad, "model"), layers=2, shards=2)
@@ -102,7 +102,8 @@ class Mutations:
 
     def answer(self, *words):
         def limit():
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            if self.memory:
+                resource.setrlimit(resource.RLIMIT_AS, (self.memory, self.memory))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         return subprocess.run([self.qpipe, *words], cwd=self.bad, env=environment(OPENBLAS_NUM_THREADS="1"), capture_output=True, timeout=LIMIT, preexec_fn=limit)
 
@@ -216,10 +217,11 @@ def main():
     parser.add_argument("--number", type=int, default=60)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--only", type=int)
+    parser.add_argument("--memory", type=int, default=8, help="GiB that a run may have; 0: no limit")
     args = parser.parse_args()
     figures, faults, begin = collections.Counter(), 0, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        mutations = Mutations(os.path.abspath(args.qpipe), folder)
+        mutations = Mutations(os.path.abspath(args.qpipe), folder, args.memory << 30)
         for number in range(args.number) if args.only is None else [args.only]:
             if fault := mutations.one(number, args.seed, figures):
                 print("FAULT " + fault, flush=True)

@@ -52,6 +52,16 @@ TEST(Loaders, AsymmetricCodesAreDequantizedByTransformers) {
   EXPECT_TRUE(transformers().loads && transformers().dequantizes);
 }
 
+// What is wrong in config.json is verify's to tell.
+TEST(Loaders, GroupsThatAreNoneAreNotAsymmetric) {
+  for (const Json& groups : {Json(false), Json(7), Json::array({1}), Json{{"group_0", 1}},
+                             Json{{"group_0", {{"weights", true}}}}, Json()})
+    EXPECT_FALSE(
+        loader("transformers", StoredFormat::ct_integer, "llama", Json{{"config_groups", groups}})
+            .dequantizes)
+        << groups;
+}
+
 TEST(Loaders, FamiliesThatAProgramDoesNotLoad) {
   EXPECT_FALSE(loader("transformers", StoredFormat::gptq_v2, "falcon", gptq).loads);
   EXPECT_TRUE(loader("GPTQModel", StoredFormat::gptq_v2, "falcon", gptq).loads);
