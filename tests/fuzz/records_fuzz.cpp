@@ -1,21 +1,17 @@
 // A run folder: identity, a layer's record and a remembered value, one in each part. A part that
 // begins with "seal " is JSON that gets its hash here.
 #include "pipeline/files/error.h"
-#include "pipeline/files/xxh3.h"
 #include "pipeline/journal/finished_layers.h"
 #include "pipeline/journal/journal.h"
+#include "pipeline/journal/sealed.h"
 #include "tests/fuzz/fuzz.h"
 
 namespace {
 
-std::string sealed(std::string_view part) {
+std::string text_of(std::string_view part) {
   if (!part.starts_with("seal ")) return std::string(part);
   const auto value = nlohmann::json::parse(part.substr(5), nullptr, false);
-  if (value.is_discarded()) return std::string(part);
-  qpipe::Xxh3 hash;
-  const std::string text = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  hash.add(text.data(), text.size());
-  return R"({"value":)" + text + R"(,"xxh3":")" + hash.hexadecimal() + "\"}\n";
+  return value.is_discarded() ? std::string(part) : qpipe::sealed(value);
 }
 
 }  // namespace
@@ -30,11 +26,11 @@ void qpipe::fuzz::run_input(std::string_view input) {
   fs::remove_all(scratch_folder() / "out");
   fs::create_directories(scratch_folder() / "out");
   fs::create_directories(scratch_folder() / "out.run");
-  write_file("out.run/run.json", sealed(parts[0]));
-  write_file("out.run/layer-00000.0-of-1.json", sealed(parts[1]));
-  write_file("out.run/found-memory.json", sealed(parts[2]));
+  write_file("out.run/run.json", text_of(parts[0]));
+  write_file("out.run/layer-00000.0-of-1.json", text_of(parts[1]));
+  write_file("out.run/found-memory.json", text_of(parts[2]));
   const nlohmann::json identity{{"quantize.bits", 4}};
-  const Journal journal(options, identity, comm);
+  const Journal journal(options, identity, {"model.safetensors"}, comm);
   static_cast<void>(journal.remembered("memory"));
   const std::map<std::string, TensorInfo> tensors{{"a", {"a", DType::u8, {4}}}};
   ShardSet shards(options.output.path, {tensors.at("a")}, 1'000'000, comm);
