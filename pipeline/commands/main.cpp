@@ -2,18 +2,15 @@
 #include <fmt/format.h>
 
 #include <exception>
-#include <filesystem>
-#include <new>
 #include <optional>
-#include <system_error>
 
 #include "kernels/blas_kernels.h"
-#include "kernels/system_fault.h"
 #include "launch/comm.h"
 #include "launch/launcher.h"
 #include "launch/leave.h"
 #include "launch/signals.h"
 #include "pipeline/commands/cli.h"
+#include "pipeline/files/agree.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/terminal.h"
 #include "pipeline/files/write_fault.h"
@@ -56,31 +53,13 @@ int end_with(const UserError& error, std::optional<MpiSession>& session, int& ar
 }
 
 // A fault of this rank alone.
-int end_with(ExitCode exit_code, const std::string& message) {
-  const int code = static_cast<int>(exit_code);
+int end_alone_with(const UserError& error) {
+  const int code = static_cast<int>(error.code);
   const World me = world();
+  const std::string message = error.what();
   say((message.starts_with("rank ") ? "" : on_rank(me)) + message);
   if (me.size > 1) abort_all_ranks(code);
   return code;
-}
-
-// The exception that is being handled and is no UserError.
-int end_with_exception() {
-  try {
-    throw;
-  } catch (const SystemFault& error) {
-    return end_with(ExitCode::os, error.what());
-  } catch (const std::bad_alloc&) {
-    return end_with(ExitCode::os,
-                    "out of host memory; use a machine with more or fewer ranks on it, or lower "
-                    "memory.host");
-  } catch (const std::filesystem::filesystem_error& error) {
-    return end_with(ExitCode::io, error.what());
-  } catch (const std::exception& error) {
-    return end_with(ExitCode::software, error.what());
-  } catch (...) {
-    return end_with(ExitCode::software, "an exception that says nothing");
-  }
 }
 
 void check_launcher() {
@@ -128,7 +107,9 @@ int main(int argc, char** argv) {
     return code;
   } catch (const UserError& error) {
     return end_with(error, session, argc, argv);
+  } catch (const std::exception& error) {
+    return end_alone_with(user_error_of(error));
   } catch (...) {
-    return end_with_exception();
+    return end_alone_with({ExitCode::software, "an exception that says nothing"});
   }
 }

@@ -5,7 +5,7 @@
 
 #include <utility>
 
-#include "pipeline/data/read_hdf5.h"
+#include "pipeline/data/hdf5_file.h"
 #include "pipeline/files/error.h"
 #include "pipeline/model/safetensors.h"
 

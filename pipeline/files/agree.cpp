@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <system_error>
 
+#include "kernels/system_fault.h"
 #include "launch/device.h"
 
 namespace qpipe {
@@ -46,6 +47,7 @@ UserError user_error_of(const std::exception& fault) {
     return {ExitCode::config, memory_text()};
   if (const auto* system = dynamic_cast<const std::system_error*>(&fault))
     return {code_of(system->code()), system->what()};
+  if (dynamic_cast<const SystemFault*>(&fault) != nullptr) return {ExitCode::os, fault.what()};
   return {ExitCode::software, fault.what()};
 }
 

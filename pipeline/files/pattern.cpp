@@ -13,7 +13,7 @@ namespace qpipe {
 
 namespace {
 
-constexpr std::int64_t most_memory = std::int64_t{64} << 20;  // of one compiled expression
+constexpr std::int64_t most_memory = std::int64_t{16} << 20;  // of one compiled expression
 
 std::unique_ptr<RE2> compile(std::string_view text) {
   RE2::Options options;

@@ -207,10 +207,13 @@ Journal::Journal(const Options& options, const Json& identity, const FileNames& 
     const bool made_folder = make_folder(folder_, "run folder", "run.folder");
     bool made_output = false;
     try {
-      lock_ = std::make_unique<RunLock>(folder_ / lock_file);
+      // run.json proves whose folder it is.
+      const auto name =
+          is_there(folder_ / run_file) ? RunLock::Name::of_qpipe : RunLock::Name::of_anybody;
+      lock_ = std::make_unique<RunLock>(folder_ / lock_file, name);
       check_writable(output_, "output.path");
       made_output = make_folder(output_, "output folder", "output.path");
-      output_lock_ = std::make_unique<RunLock>(output_ / output_lock_name);
+      output_lock_ = std::make_unique<RunLock>(output_ / output_lock_name, RunLock::Name::of_qpipe);
       check_run_folder(folder_);
       found["complete"] = is_complete(finished_mark(folder_), options, identity);
       if (found["complete"]) return remove();

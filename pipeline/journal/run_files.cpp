@@ -8,9 +8,12 @@
 
 #include "pipeline/files/durable_file.h"
 #include "pipeline/files/error.h"
+#include "pipeline/files/input_file.h"
+#include "pipeline/files/json_text.h"
 #include "pipeline/files/new_file.h"
 #include "pipeline/files/user_path.h"
 #include "pipeline/journal/journal.h"
+#include "pipeline/journal/sealed.h"
 
 namespace qpipe {
 
@@ -78,7 +81,14 @@ bool is_memory_name(const std::string& name) {
 }
 
 void check_run_folder(const fs::path& folder) {
-  for (const fs::path& path : files_of_runs(folder)) check_replaceable(path);
+  for (const fs::path& path : files_of_runs(folder)) {
+    check_replaceable(path);
+    if (path.extension() == ".json" &&
+        !looks_sealed(read_text_file(path, most_json_bytes, InputFile::Links::refuse)))
+      throw UserError(
+          ExitCode::cannot_create,
+          path.string() + ": was not written by qpipe; move it, or choose another run.folder");
+  }
 }
 
 void clear_run_folder(const fs::path& folder) {

@@ -26,7 +26,8 @@ std::string memory_name(const std::string& key);
 bool is_memory_name(const std::string& name);
 
 // Throws UserError(cannot_create) where something other than a regular file (a FIFO, a folder, a
-// link) has a name that runs write, before a run would meet it in its midst.
+// link), or somebody else's text, has a name that runs write, before a run would meet it in its
+// midst.
 void check_run_folder(const std::filesystem::path& folder);
 
 // Removes what runs wrote in the folder but the lock, run.json first, so that nothing is believed

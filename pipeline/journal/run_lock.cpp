@@ -48,9 +48,10 @@ bool is_number(std::string_view text) {
 }
 
 // "HOST PID COUNT\n", or nothing yet: what a run writes. Any other file is somebody else's.
-bool is_lock(int descriptor, const std::string& text) {
+bool is_lock(int descriptor, const std::string& text, bool any_text) {
   struct stat status {};
   if (fstat(descriptor, &status) != 0 || !S_ISREG(status.st_mode)) return false;
+  if (any_text) return true;
   if (text.empty()) return status.st_size == 0;
   const std::size_t host = text.find(' ');
   const std::size_t process = text.find(' ', host + 1);
@@ -71,7 +72,7 @@ bool is_lock(int descriptor, const std::string& text) {
 
 }  // namespace
 
-RunLock::RunLock(const std::filesystem::path& path) : path_(path) {
+RunLock::RunLock(const std::filesystem::path& path, Name whose) : path_(path) {
   std::string line;
   bool locked = false;
   bool refused = false;
@@ -87,7 +88,8 @@ RunLock::RunLock(const std::filesystem::path& path) : path_(path) {
   } while (locked &&
            !is_at(path, descriptor_));  // a run that ended just now has taken the file away
   // A run that ends writes nothing while it is read: the file is looked at once more.
-  if (is_at(path, descriptor_) && !is_lock(descriptor_, line = read_line(path))) {
+  if (is_at(path, descriptor_) &&
+      !is_lock(descriptor_, line = read_line(path), whose == Name::of_qpipe)) {
     close(descriptor_);
     throw UserError(
         ExitCode::cannot_create,

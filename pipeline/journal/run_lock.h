@@ -16,8 +16,10 @@ namespace qpipe {
 class RunLock {
  public:
   // Throws UserError(cannot_create): another run has the lock (names host and process), the file
-  // cannot be made, or another file has its name.
-  explicit RunLock(const std::filesystem::path& path);
+  // cannot be made, or something else has its name. whose: whether a text that is no lock's is
+  // somebody else's file, or can only be a damaged lock.
+  enum class Name { of_anybody, of_qpipe };
+  explicit RunLock(const std::filesystem::path& path, Name whose = Name::of_anybody);
   ~RunLock();
   RunLock(const RunLock&) = delete;
   RunLock& operator=(const RunLock&) = delete;

@@ -13,6 +13,10 @@ std::string sealed(const nlohmann::json& value);
 // Throws std::exception when the text is not to the bit what sealed() wrote.
 nlohmann::json unsealed(const std::string& text);
 
+// Whether a file of this text may be one that sealed() wrote, damaged or not: its beginning or its
+// end is as it would be. Somebody else's file is not.
+bool looks_sealed(const std::string& text);
+
 // Of a file; null where there is none that can be believed: absent, damaged, a link, a FIFO.
 nlohmann::json read_sealed(const std::filesystem::path& path);
 

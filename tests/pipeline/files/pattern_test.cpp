@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <ctime>
 
 #include "pipeline/files/error.h"
 
@@ -51,7 +51,7 @@ TEST(Pattern, IsRefusedInOneLine) {
 }
 
 TEST(Pattern, IsBounded) {
-  const auto begin = std::chrono::steady_clock::now();
+  const std::clock_t begin = std::clock();
   const std::string name(2000, 'a');
   EXPECT_FALSE(at_begin("(([a-z._0-9]+)+)+!", name));
   EXPECT_FALSE(anywhere("(a*)*b", name));
@@ -66,7 +66,7 @@ TEST(Pattern, IsBounded) {
        {std::string(most_pattern_bytes + 1, 'a'), std::string("((a{1000}){1000}){1000}"),
         std::string("a{100000}"), std::string("((((a{100}){100}){100}){100})")})
     EXPECT_FALSE(pattern_fault(text, Anchor::begin).empty()) << text.substr(0, 40);
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+  EXPECT_LT(std::clock() - begin, 10 * CLOCKS_PER_SEC);
 }
 
 }  // namespace

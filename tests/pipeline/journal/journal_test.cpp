@@ -60,6 +60,17 @@ TEST(LayerRecord, NoFlippedBitIsOverlooked) {
     }
 }
 
+TEST(Sealed, ADamagedFileIsToldFromSomebodyElses) {
+  const std::string text = sealed({{"x", 1}});
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    std::string damaged = text;
+    damaged[i] = static_cast<char>(damaged[i] ^ 0x80);
+    EXPECT_TRUE(looks_sealed(damaged)) << i;
+  }
+  for (const char* other : {"", "{}", R"({"my": "own"})", R"({"value" : 3})"})
+    EXPECT_FALSE(looks_sealed(other)) << other;
+}
+
 TEST(Sealed, WhatCannotBeBelievedIsAbsent) {
   const TemporaryFolder folder;
   const fs::path path = folder.path() / "found-x.json";
@@ -176,6 +187,17 @@ TEST_F(Folders, OneRunAtATimeInAnOutput) {
   EXPECT_FALSE(fs::exists(options.run.folder));
 }
 
+TEST_F(Folders, ADamagedLockIsALock) {
+  { const Journal one = journal(); }
+  std::string host(256, '\0');
+  ASSERT_EQ(gethostname(host.data(), host.size() - 1), 0);
+  const std::string line = host.c_str() + std::string(" 1w 0000000003\n");  // "17" once
+  folder.write("out.run/lock", line);
+  folder.write("out/.qpipe.lock", line);
+  const Journal two = journal();
+  EXPECT_TRUE(two.resumed());
+}
+
 TEST_F(Folders, AnotherBuildIsRefusedOrAllowed) {
   {
     const Journal one = journal();
@@ -287,6 +309,12 @@ TEST_F(Folders, StrangersInTheRunFolderAreToldAtOnce) {
     fs::remove(run / name);
     fs::create_directory(run / name);
     expect_fault([&] { journal(); }, ExitCode::cannot_create, {name, "is a folder"});
+    fs::remove(run / name);
+  }
+  for (const char* name : {"run.json", "output.json", "found-me.json", "layer-00000.0-of-1.json"}) {
+    folder.write(std::string("out.run/") + name, R"({"my": "own"})");
+    expect_fault([&] { journal(); }, ExitCode::cannot_create, {name, "was not written by qpipe"});
+    EXPECT_EQ(read_bytes(run / name), R"({"my": "own"})");
     fs::remove(run / name);
   }
   ASSERT_EQ(mkfifo((run / "lock").c_str(), 0600), 0);

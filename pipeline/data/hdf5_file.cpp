@@ -1,4 +1,4 @@
-#include "pipeline/data/read_hdf5.h"
+#include "pipeline/data/hdf5_file.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -6,10 +6,14 @@
 #include <csignal>
 #include <cstring>
 #include <string_view>
+#include <utility>
 
 #include "pipeline/data/child_process.h"
+#include "pipeline/data/dataset.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/input_file.h"
+#include "pipeline/files/new_file.h"
+#include "pipeline/files/user_output.h"
 
 namespace qpipe {
 
@@ -18,22 +22,27 @@ namespace fs = std::filesystem;
 namespace {
 
 // Beside this program, where it is installed, or where it was built.
-fs::path reader() {
+fs::path helper() {
   std::error_code error;
   const fs::path folder = fs::read_symlink("/proc/self/exe", error).parent_path();
-  const fs::path built = QPIPE_READ_HDF5;
+  const fs::path built = QPIPE_HDF5;
   for (const fs::path& path :
-       {folder / "qpipe_read_hdf5", folder.parent_path() / "libexec/qpipe/qpipe_read_hdf5", built})
+       {folder / "qpipe_hdf5", folder.parent_path() / "libexec/qpipe/qpipe_hdf5", built})
     if (access(path.c_str(), X_OK) == 0) return path;
   throw UserError(ExitCode::unavailable,
-                  fmt::format("{}: the program that reads HDF5 files is missing; install qpipe "
+                  fmt::format("{}: the program for HDF5 files is missing; install qpipe "
                               "again, or give token ids as .safetensors",
-                              (folder / "qpipe_read_hdf5").string()));
+                              (folder / "qpipe_hdf5").string()));
 }
 
 std::size_t half_of_memory() {
   return static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) / 2 *
          static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
+
+std::chrono::seconds patience(std::size_t bytes) {
+  constexpr std::size_t slow_disk = 1 << 20;  // bytes of a second
+  return std::chrono::seconds(120 + bytes / slow_disk);
 }
 
 std::string fault_of(const ChildResult& result) {
@@ -77,11 +86,10 @@ Hdf5Ids read_hdf5(const fs::path& path, const std::string& dataset, std::int64_t
   // The name goes through an argument of the program.
   if (dataset.find('\0') != std::string::npos) refuse("no dataset has a NUL in its name");
   ChildProgram program;
-  program.arguments = {reader().string(), dataset, std::to_string(samples), std::to_string(seqlen)};
+  program.arguments = {helper().string(), dataset, std::to_string(samples), std::to_string(seqlen)};
   program.input_file = path;
   program.most_output = half_of_memory();
-  constexpr std::int64_t slow_disk = 1 << 20;  // bytes of a second
-  program.timeout = std::chrono::seconds(120 + readable.bytes() / slow_disk);
+  program.timeout = patience(static_cast<std::size_t>(readable.bytes()));
   const ChildResult result = run_child(program, "install qpipe again");
   if (const std::string fault = fault_of(result); !fault.empty()) refuse(fault);
 
@@ -98,6 +106,40 @@ Hdf5Ids read_hdf5(const fs::path& path, const std::string& dataset, std::int64_t
   if (!whole || !take(bytes, found.ids.data(), found.ids.size()) || !bytes.empty())
     refuse("its reader gave half an answer; write the tokens anew");
   return found;
+}
+
+void write_tokens_hdf5(const Tokens& tokens, const fs::path& path, const std::string& dataset) {
+  const auto refuse = [&](std::string_view fault) {
+    throw UserError(ExitCode::cannot_create, fmt::format("{}: {}; choose another place or free "
+                                                         "space",
+                                                         path.string(), fault));
+  };
+  if (dataset.find('\0') != std::string::npos) refuse("no dataset has a NUL in its name");
+  const fs::path file = fs::absolute(user_output_file(path));
+  const fs::path temporary = temporary_beside(file);
+  std::error_code error;
+  try {
+    ChildProgram program;
+    program.arguments = {helper().string(), dataset, std::to_string(tokens.samples),
+                         std::to_string(tokens.seqlen), temporary.string()};
+    bool sent = false;
+    program.next_input = [&]() -> std::string_view {
+      if (std::exchange(sent, true)) return {};
+      return {reinterpret_cast<const char*>(tokens.ids.data()),
+              tokens.ids.size() * sizeof(std::int32_t)};
+    };
+    program.timeout = patience(tokens.ids.size() * sizeof(std::int32_t));
+    const ChildResult result = run_child(program, "install qpipe again");
+    if (result.end != ChildResult::End::exited || result.status != 0)
+      refuse(result.errors.empty()
+                 ? "cannot be written"
+                 : std::string_view(result.errors).substr(0, result.errors.find('\n')));
+    fs::rename(temporary, file, error);
+    if (error) refuse("cannot be replaced");
+  } catch (...) {
+    fs::remove(temporary, error);
+    throw;
+  }
 }
 
 }  // namespace qpipe

@@ -1,11 +1,12 @@
-// qpipe_read_hdf5 DATASET SAMPLES SEQLEN < FILE.h5: token ids of a file that nobody vouches for.
-// libhdf5 can be made to crash, to loop, to take all memory and to open other files. So it reads in
-// this small program, which has limits and cannot open any file beside its standard input;
-// pipeline/data/hdf5_tokens.cpp starts it. HDF5 files are written in qpipe itself.
+// qpipe_hdf5 DATASET SAMPLES SEQLEN < FILE.h5: token ids of a file that nobody vouches for.
+// qpipe_hdf5 DATASET SAMPLES SEQLEN FILE.h5 < ids, i32: writes them into a new file.
+// libhdf5 can be made to crash, to loop, to take all memory and to open other files, and brings
+// thirty libraries along. So it works in this small program, which has limits and, when it reads,
+// cannot open any file beside its standard input; pipeline/data/hdf5_file.cpp starts it.
 //
-// Standard output: rank i64, sizes i64 [rank]; then, when the rank is 2 and the sizes are as large
-// as asked (0: all), the ids i32 [samples, seqlen]. On a fault exit status 65 and one line on
-// standard error.
+// Standard output when it reads: rank i64, sizes i64 [rank]; then, when the rank is 2 and the sizes
+// are as large as asked (0: all), the ids i32 [samples, seqlen]. On a fault exit status 65 and one
+// line on standard error.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <hdf5.h>
@@ -29,7 +30,10 @@
 #include <utility>
 #include <vector>
 
+#include "pipeline/data/hdf5_program/hdf5_program.h"
 #include "pipeline/data/unpacked_limit.h"
+
+namespace qpipe::hdf5 {
 
 namespace {
 
@@ -50,40 +54,12 @@ constexpr bool can_be_limited = !__has_feature(address_sanitizer);
 constexpr bool can_be_limited = true;
 #endif
 
-struct Fault : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-class Id {
- public:
-  Id(hid_t id, herr_t (*close)(hid_t)) : id_(id), close_(close) {}
-  ~Id() {
-    if (id_ >= 0) close_(id_);
-  }
-  Id(const Id&) = delete;
-  Id& operator=(const Id&) = delete;
-  explicit operator bool() const { return id_ >= 0; }
-  operator hid_t() const { return id_; }
-
- private:
-  hid_t id_;
-  herr_t (*close_)(hid_t);
-};
-
 void limit(decltype(RLIMIT_AS) resource, rlim_t soft, bool hard) {
   rlimit value{};
   getrlimit(resource, &value);
   value.rlim_cur = std::min(soft, value.rlim_max);
   if (hard) value.rlim_max = value.rlim_cur;
   setrlimit(resource, &value);
-}
-
-// A loop that does not end is ended by SIGXCPU; a slow disk takes no processor time.
-void allow_more_seconds(rlim_t seconds) {
-  rusage used{};
-  getrusage(RUSAGE_SELF, &used);
-  limit(RLIMIT_CPU, static_cast<rlim_t>(used.ru_utime.tv_sec + used.ru_stime.tv_sec) + seconds + 1,
-        false);
 }
 
 // a * b of sizes that a file states.
@@ -187,7 +163,7 @@ void check_storage(hid_t data, hid_t properties, Shape& shape, std::int64_t file
     shape.rows_of_a_chunk = static_cast<std::int64_t>(chunk[0]);
   }
   if (layout == H5D_CHUNKED || filled) {
-    const std::int64_t most = qpipe::most_unpacked_bytes(static_cast<std::int64_t>(stored));
+    const std::int64_t most = most_unpacked_bytes(static_cast<std::int64_t>(stored));
     if (bytes > most)
       throw Fault(
           fmt::format("has {} bytes of values in {} bytes of the file, which is too much "
@@ -264,7 +240,7 @@ std::int64_t number(std::string_view text) {
   std::int64_t value = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < 0)
-    throw Fault("qpipe_read_hdf5 DATASET SAMPLES SEQLEN < FILE.h5; qpipe starts it");
+    throw Fault("qpipe_hdf5 DATASET SAMPLES SEQLEN [FILE.h5]; qpipe starts it");
   return value;
 }
 
@@ -308,7 +284,18 @@ void read(const std::string& dataset, std::int64_t samples, std::int64_t seqlen)
 
 }  // namespace
 
+// A loop that does not end is ended by SIGXCPU; a slow disk takes no processor time.
+void allow_more_seconds(rlim_t seconds) {
+  rusage used{};
+  getrusage(RUSAGE_SELF, &used);
+  limit(RLIMIT_CPU, static_cast<rlim_t>(used.ru_utime.tv_sec + used.ru_stime.tv_sec) + seconds + 1,
+        false);
+}
+
+}  // namespace qpipe::hdf5
+
 int main(int argc, char** argv) {
+  using namespace qpipe::hdf5;
   constexpr int data_fault = 65;
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   limit(RLIMIT_CORE, 0, true);
@@ -316,7 +303,11 @@ int main(int argc, char** argv) {
   allow_more_seconds(10);
   std::string fault;
   try {
-    if (argc != 4) number("");
+    if (argc != 4 && argc != 5) number("");
+    if (argc == 5) {
+      write_tokens(argv[4], argv[1], number(argv[2]), number(argv[3]));
+      return 0;
+    }
     read(argv[1], number(argv[2]), number(argv[3]));
     if (std::fflush(stdout) != 0) throw Fault("cannot be handed on");
     // Without the library's tidying up, which follows the file's pointers once more.

@@ -1,6 +1,6 @@
 // Files of tests/golden/hostile: each is refused with what is wrong with it, and nothing else
 // happens.
-#include "pipeline/data/read_hdf5.h"
+#include "pipeline/data/hdf5_file.h"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>

@@ -1,4 +1,4 @@
-// Token ids of an HDF5 file, read by a program of its own (pipeline/data/read_hdf5/main.cpp).
+// Token ids of an HDF5 file, read and written by a program of its own (pipeline/data/hdf5_program).
 #pragma once
 
 #include <cstdint>
