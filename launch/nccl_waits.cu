@@ -16,6 +16,14 @@ std::string last_operations(const NcclWaits& waits) {
   return text;
 }
 
+[[noreturn]] void fail_late(const NcclWaits& waits, const std::string& operation,
+                            std::source_location where) {
+  const std::string last = last_operations(waits);
+  nccl::throw_fault(
+      waits.who, operation,
+      nccl::too_late(waits.timeout) + (last.empty() ? "" : "; last queued: " + last), where);
+}
+
 void abort_all(NcclWaits& waits) {
   for (NcclComm* comm : waits.comms) {
     if (comm->comm != nullptr) ncclCommAbort(comm->comm);
@@ -40,8 +48,7 @@ void wait(NcclWaits& waits, const std::function<bool()>& done, const std::string
   const auto over = [&] {
     if (done()) return true;
     if (!owner) return false;
-    if (waits.late.load())
-      nccl::throw_fault(waits.who, operation, "an earlier wait took too long", where);
+    if (waits.late.load()) fail_late(waits, operation, where);
     // A peer's fault is known while the device still waits for it.
     for (NcclComm* comm : waits.comms)
       if (comm->comm != nullptr) nccl::is_settled(*comm, operation, where);
@@ -50,10 +57,8 @@ void wait(NcclWaits& waits, const std::function<bool()>& done, const std::string
   try {
     if (poll_until(over, waits.timeout)) return;
     waits.late.store(true);
-    const std::string last = owner ? last_operations(waits) : "";
-    nccl::throw_fault(
-        waits.who, operation,
-        nccl::too_late(waits.timeout) + (last.empty() ? "" : "; last queued: " + last), where);
+    if (owner) fail_late(waits, operation, where);
+    nccl::throw_fault(waits.who, operation, nccl::too_late(waits.timeout), where);
   } catch (...) {
     if (owner) abort_all(waits);
     throw;

@@ -25,7 +25,6 @@ export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # since Slurm 22.05 srun does not tak
 node_local=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/qpipe-$(id -u)
 export XDG_CACHE_HOME=${XDG_CACHE_HOME:-$node_local/cache}      # tokenized text
 export CUDA_CACHE_PATH=${CUDA_CACHE_PATH:-$node_local/cuda}     # kernels compiled for a GPU that the build did not name
-export HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING:-FALSE}    # file systems without flock (Lustre, some NFS) fail to open; one rank writes anyway
 
 # NCCL carries all device buffers. It finds NVLink, InfiniBand and GPUDirect itself.
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} # says why, should it fail; INFO shows which network it took
@@ -38,6 +37,11 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN} # says why, should it fail; INFO shows whi
 export OMPI_MCA_opal_cuda_support=${OMPI_MCA_opal_cuda_support:-0}
 export UCX_TLS=${UCX_TLS:-^cuda}
 export OMPI_MCA_btl=${OMPI_MCA_btl:-^openib} # Open MPI 4's old InfiniBand transport: warns on every rank, and UCX replaces it
+
+# mpirun would wait minutes for its daemon on a host that is gone, after the ranks have ended.
+export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-10}
+export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-5}
+export OMPI_MCA_oob_tcp_keepalive_probes=${OMPI_MCA_oob_tcp_keepalive_probes:-3}
 
 fail() {
   echo "slurm: error: $1" >&2

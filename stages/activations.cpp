@@ -62,7 +62,7 @@ Activations make_activations(const Architecture& architecture, const Blocking& b
       add_input(widest_input(architecture, step), Place::device);
   else
     add_input(widest_input(architecture), places.input);
-  result.output_maximum = Array<float>(1, architecture.stream_width(), stream);
+  result.output_maximum = Array<float>(1, architecture.hidden, stream);
   begin_output(result, stream);
   result.scratch = TensorArray(stream.compute_dtype(), blocking.block_tokens(),
                                scratch_width(architecture), stream);
@@ -82,7 +82,9 @@ void begin_output(Activations& activations, Stream& stream) {
 }
 
 void measure_output(const Block& block, const Activations& activations, Stream& stream) {
-  column_max_abs(block.hidden, activations.output_maximum.view, stream);
+  // Without what the stream carries beside it: later layers may not have written that yet.
+  const Matrix<float> maximum = activations.output_maximum.view;
+  column_max_abs(block.hidden.col_range(0, maximum.cols), maximum, stream);
 }
 
 double largest_output(const Activations& activations, Comm& comm, Stream& stream) {

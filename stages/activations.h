@@ -44,7 +44,7 @@ struct Activations {
   std::vector<StepInput> inputs;  // one, which becomes that of step after step; or of all steps
                                   // (Places::inputs_kept)
   std::size_t current = 0;        // the step's of them
-  Array<float> output_maximum;    // [1, stream_width]: max |x| of each column of the output of the
+  Array<float> output_maximum;    // [1, hidden]: max |x| of each column of the output of the
                                   // layer that ran last, over the own blocks
   TensorArray scratch;            // [tokens of one block, scratch_width]
 

@@ -18,8 +18,8 @@ namespace qpipe {
 
 namespace {
 
-constexpr std::chrono::seconds period{5};
-constexpr std::chrono::seconds patience{12};  // more than two beats
+constexpr std::chrono::seconds period{2};
+constexpr std::chrono::seconds patience{5};  // more than two beats
 
 std::string this_host() {
   std::array<char, 256> name{};

@@ -12,7 +12,7 @@ namespace qpipe {
 // Holds the lock from construction to destruction: flock() against runs that the kernel can see,
 // and a line "HOST PID COUNT" that is written anew every 5 s against runs on other hosts where
 // flock() does not reach. A run that was killed leaves a line that stands still: on another host
-// this costs a wait of 12 s.
+// this costs a wait of 5 s.
 class RunLock {
  public:
   // Throws UserError(cannot_create): another run has the lock (names host and process), the file

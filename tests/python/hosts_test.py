@@ -22,7 +22,7 @@ from tiny_model import make_model, make_tokens
 
 QPIPE, MPIEXEC = "", ""
 SKIPPED = 77
-TIMEOUT = 30  # parallel.timeout, s: above the 12 s for each of two locks that a host that is gone still seems to hold
+TIMEOUT = 15  # parallel.timeout, s: above the 5 s for each of two locks that a host that is gone still seems to hold
 LAYERS = 24
 NAMES = ("left", "right")
 

@@ -583,12 +583,12 @@ TEST_F(TextTest, CacheEntriesOfOthersAreNotBelieved) {
   };
   for (const mode_t mode : {0666, 0664, 0622}) {
     ASSERT_EQ(chmod(entry.c_str(), mode), 0);
-    expect_made_again("others may have written it");
+    expect_made_again("others may have written them");
     EXPECT_EQ(logged([&] { load_tokens(request_); }), "");  // as it was made now
   }
   if (geteuid() == 0) {
     ASSERT_EQ(chown(entry.c_str(), 65534, 65534), 0);
-    expect_made_again("others may have written it");
+    expect_made_again("others may have written them");
   }
   fs::rename(entry, folder_ / "elsewhere");
   fs::create_symlink(folder_ / "elsewhere", entry);
