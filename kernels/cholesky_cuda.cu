@@ -84,6 +84,7 @@ __global__ __launch_bounds__(leaf_threads) void factor_leaf(Matrix<float> a, con
           pivot[j] -= l_j * l_j;
         }
       }
+      __syncwarp();  // all lanes have read all pivots
 #pragma unroll
       for (int k = 0; k < sub; ++k) {
         t[b + lane][b + k] = row[k];
