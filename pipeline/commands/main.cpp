@@ -20,9 +20,19 @@ namespace {
 using namespace qpipe;
 
 // Before the shared libraries' constructors run: with BLAS, MPI and CUDA they take a while.
+// Sanitizers are among those libraries, and what they instrument cannot run before them.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define QPIPE_SANITIZED 1
+#endif
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define QPIPE_SANITIZED 1
+#endif
+#if !defined(QPIPE_SANITIZED)
 void hold_signals(int, char**, char**) { hold_stop_signals(); }
 __attribute__((section(".preinit_array"), used)) void (*const first)(int, char**,
                                                                      char**) = hold_signals;
+#endif
 
 // Ranks that check the same files reach the same fault at about the same time; a rank that waits
 // longer than this is alone with its own.
