@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <toml++/toml.h>
 
 #include <algorithm>
 #include <functional>
@@ -14,6 +13,7 @@
 #include "pipeline/files/user_path.h"
 #include "pipeline/options/option_text.h"
 #include "pipeline/options/options_visit.h"
+#include "pipeline/options/toml.h"
 
 namespace qpipe {
 

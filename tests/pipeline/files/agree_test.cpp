@@ -5,7 +5,6 @@
 
 #include <filesystem>
 #include <new>
-#include <vector>
 
 namespace qpipe {
 namespace {
@@ -27,7 +26,7 @@ TEST(Agree, FaultsHaveTheCodeOfTheirKind) {
 }
 
 TEST(Agree, MemoryThatIsUsedUpIsToldWithFigures) {
-  const auto fault = fault_of([] { std::vector<int>().reserve(SIZE_MAX / sizeof(int) / 4); });
+  const auto fault = fault_of([] { throw std::bad_alloc(); });  // sanitizers end at a real one
   ASSERT_TRUE(fault.has_value());
   EXPECT_EQ(fault->code, ExitCode::config);
   EXPECT_NE(std::string(fault->what()).find("GiB"), std::string::npos) << fault->what();

@@ -377,7 +377,7 @@ TEST_F(Lock, OfAnotherHostThatIsAlive) {
   };
   beat(1);
   std::thread other([&] {
-    sleep(5);
+    sleep(2);
     beat(2);
   });
   const std::string message = of_another_process();
