@@ -22,7 +22,7 @@ namespace qpipe {
 // helpers. MPI_Finalize waits for all ranks, so the destructor leaves it out while an exception
 // unwinds. main catches inside the session's scope and calls abort_all_ranks, so that the others
 // end at once. MPI_Init waits for all ranks, without a limit of its own: after `patience` a line on
-// stderr says so, and after `timeout` the process ends with EX_OSERR (71).
+// stderr says so, and after `timeout`, at least 30 s, the process ends with EX_OSERR (71).
 class MpiSession {
  public:
   MpiSession(int& argc, char**& argv, std::chrono::seconds timeout = std::chrono::seconds(600),

@@ -1,6 +1,7 @@
 #include <sysexits.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
@@ -62,6 +63,8 @@ class StartWatch {
 
 MpiSession::MpiSession(int& argc, char**& argv, std::chrono::seconds timeout,
                        std::chrono::seconds patience) {
+  // A loaded machine takes seconds to start its ranks, however short the limit of a collective is.
+  timeout = std::max(timeout, std::chrono::seconds(30));
   int provided = MPI_THREAD_SINGLE;
   {
     const StartWatch watch(timeout, patience);
