@@ -17,7 +17,7 @@ std::string hash_of(const std::vector<unsigned char>& data) {
 
 bool is_on_disk(const LayerRecord& record, const Journal& journal,
                 const std::map<std::string, TensorInfo>& tensors, const ShardSet& shards) try {
-  if (record.part == 0) static_cast<void>(record.findings.get<LayerFindings>());
+  if (record.part == 0) static_cast<void>(findings_in(record));
   std::vector<unsigned char> data;
   for (const auto& [name, hash] : record.tensors) {
     data.resize(static_cast<std::size_t>(tensors.at(name).bytes()));

@@ -13,10 +13,15 @@
 
 namespace qpipe {
 
+// None (null) where the layer was cast. Throws nlohmann::json::exception for another shape.
+inline LayerFindings findings_in(const LayerRecord& record) {
+  return record.findings.is_null() ? LayerFindings{} : record.findings.get<LayerFindings>();
+}
+
 struct FinishedLayer {
   std::vector<LayerRecord> parts;
 
-  LayerFindings findings() const { return parts.front().findings.get<LayerFindings>(); }
+  LayerFindings findings() const { return findings_in(parts.front()); }
 };
 
 using FinishedLayers = std::map<std::int64_t, FinishedLayer>;

