@@ -17,7 +17,7 @@ import tempfile
 import time
 import unittest
 
-from kill_test import bytes_of, environment
+from processes import digest, environment
 from tiny_model import make_model, make_tokens
 
 QPIPE, MPIEXEC = "", ""
@@ -136,7 +136,7 @@ class Hosts(unittest.TestCase):
         process = self.start({self.hosts[0]: 1})
         text = self.finish(process, 120)
         self.assertEqual(process.returncode, 0, text)
-        bytes_of_one = bytes_of(self.output)
+        bytes_of_one = digest(self.output)
         shutil.rmtree(self.output)
         os.unlink(self.output + ".report.json")
         return bytes_of_one
@@ -147,7 +147,7 @@ class Hosts(unittest.TestCase):
         process = self.start({left: 2, right: 2})
         text = self.finish(process, 120)
         self.assertEqual(process.returncode, 0, text)
-        self.assertEqual(bytes_of(self.output), expected)
+        self.assertEqual(digest(self.output), expected)
 
     def start_and_cut(self, keepalive=()):
         """A run that has lost its cable after two layers, and when that was."""
@@ -171,7 +171,7 @@ class Hosts(unittest.TestCase):
         text = self.finish(process, 120)
         self.assertEqual(process.returncode, 0, text)
         self.assertRegex(text, r"layer 0  finished by an earlier run")
-        self.assertEqual(bytes_of(self.output), expected)
+        self.assertEqual(digest(self.output), expected)
 
     def test_cut_cable(self):
         expected = self.expected()

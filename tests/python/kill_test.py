@@ -11,7 +11,6 @@ Each kill is a random number generator of its own, so that --only K repeats the 
 import argparse
 import collections
 import glob
-import hashlib
 import json
 import os
 import random
@@ -23,9 +22,9 @@ import sys
 import tempfile
 import time
 
+from processes import digest, environment, processes_below
 from tiny_model import make_model, make_tokens
 
-LAUNCHER_VARIABLES = ("OMPI_", "PMIX_", "PMI_", "SLURM_")
 GROUP = "quantize.group_size=32"
 SETTINGS = {
     "gptq": [GROUP],
@@ -38,41 +37,6 @@ SETTINGS = {
 RINGS = ("gptq-original", "awq", "rtn")  # each team works on a layer of its own
 LAYERS = 8
 CODE_OF_KILL = (-signal.SIGKILL, 128 + signal.SIGKILL)
-
-
-def environment(**more):
-    env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
-    env.update(OMP_NUM_THREADS="1", **more)
-    if os.geteuid() == 0:
-        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    return env
-
-
-def bytes_of(folder):
-    hashes = {}
-    for name in sorted(os.listdir(folder)):
-        with open(os.path.join(folder, name), "rb") as f:
-            hashes[name] = hashlib.sha256(f.read()).hexdigest()
-    return hashes
-
-
-def processes_below(pid, program):
-    """Those of `program` that are children of pid, or their children."""
-    found, todo = [], [pid]
-    while todo:
-        parent = todo.pop()
-        for task in glob.glob(f"/proc/{parent}/task/*/children"):
-            try:
-                with open(task) as f:
-                    todo += [int(child) for child in f.read().split()]
-            except OSError:
-                pass
-        try:
-            if os.readlink(f"/proc/{parent}/exe") == program:
-                found.append(parent)
-        except OSError:
-            pass
-    return found
 
 
 def kill(pids):
@@ -145,7 +109,7 @@ class Runs:
             self.seconds[method, ranks] = time.monotonic() - begin
             if code != 0:
                 raise Fault(f"an undisturbed run ended with {code}\n{text}")
-            if bytes_of(self.output) != self.expected.setdefault(method, bytes_of(self.output)):
+            if digest(self.output) != self.expected.setdefault(method, digest(self.output)):
                 raise Fault(f"{ranks} ranks gave other bytes than one, undisturbed")
             self.clear()
         return self.seconds[method, ranks]
@@ -189,7 +153,7 @@ class Runs:
             self.figures[f"{redone} layers done again"] += 1
             if redone > under_way:
                 raise Fault(f"{redone} layers were done again, {under_way} were under way:\n{text}")
-        if bytes_of(self.output) != self.expected[method]:
+        if digest(self.output) != self.expected[method]:
             raise Fault(f"other bytes with {ranks} ranks:\n{text}")
         if os.path.exists(self.run_folder + "/run.json"):
             raise Fault(f"the run folder is still there:\n{text}")
@@ -251,7 +215,7 @@ class Runs:
             else:
                 what, method, ranks, then, (code, text), second = self.kill_at_write(rng, method_names, (number + rng.random()) / self.args.every_write)
             if code == 0:  # the kill came too late, or hit nothing
-                if bytes_of(self.output) != self.expected[method]:
+                if digest(self.output) != self.expected[method]:
                     raise Fault(f"other bytes\n{text}")
             else:
                 self.resume(method, then, self.at_once(method, ranks), [text], second)

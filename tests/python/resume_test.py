@@ -5,7 +5,6 @@ SHIM is the library of tests/launch/fail_at.c. Without --every-call, calls are t
 import argparse
 import errno
 import glob
-import hashlib
 import json
 import os
 import random
@@ -18,8 +17,9 @@ import tempfile
 import time
 import unittest
 
+from processes import digest, environment, processes_below
+
 ARGS = None
-LAUNCHER_VARIABLES = ("OMPI_", "PMIX_", "PMI_", "SLURM_")
 SETTINGS = {
     "gptq": ["quantize.group_size=32"],
     "gptq-v1-asym": ["quantize.symmetric=false", "quantize.group_size=32", "output.format=gptq", "quantize.desc_act=true"],
@@ -34,40 +34,8 @@ SETTINGS = {
 RINGS = ("original", "awq", "rtn")  # each rank works on a layer of its own
 
 
-def environment(**more):
-    env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
-    env["OMP_NUM_THREADS"] = "1"
-    if os.geteuid() == 0:
-        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    env.update(more)
-    return env
-
-
-def digest(folder):
-    hashes = {}
-    for name in sorted(os.listdir(folder)):
-        with open(os.path.join(folder, name), "rb") as f:
-            hashes[name] = hashlib.sha256(f.read()).hexdigest()
-    return hashes
-
-
 def descendants(pid):
-    """The qpipe processes below pid."""
-    found, todo = [], [pid]
-    while todo:
-        parent = todo.pop()
-        for task in glob.glob(f"/proc/{parent}/task/*/children"):
-            try:
-                with open(task) as f:
-                    todo += [int(child) for child in f.read().split()]
-            except OSError:
-                pass
-        try:
-            if os.readlink(f"/proc/{parent}/exe") == os.path.realpath(ARGS.qpipe):
-                found.append(parent)
-        except OSError:
-            pass
-    return found
+    return processes_below(pid, ARGS.qpipe)
 
 
 def first_line(process):

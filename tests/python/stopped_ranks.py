@@ -5,8 +5,6 @@
 At a random moment one rank is killed, or stopped: the others end the run within the timeout + 10 s, with a line that names what they waited for.
 A signal to one rank: exit code 75, or 0 when the work was nearly done. Every run goes on to the bytes of an undisturbed one."""
 import argparse
-import glob
-import hashlib
 import json
 import os
 import random
@@ -18,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from processes import digest, environment, processes_below
 
 SIZES = {  # hidden, ffn, heads, layers, vocabulary, samples, tokens of each
     "small": (128, 256, 4, 6, 512, 16, 64),
@@ -73,14 +73,6 @@ def make_inputs(folder, size):
                    f'[quantize]\nbits = 4\ngroup_size = 128\n[output]\npath = "{folder}/out"\n[run]\nprogress = "plain"\n')
 
 
-def environment():
-    env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
-    env["OMP_NUM_THREADS"] = "1"
-    if os.geteuid() == 0:
-        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    return env
-
-
 def start(args, method, ranks, launcher=True):
     command = [args.qpipe, args.work + "/run.toml", "--set", "quantize.method=" + method, "--set", f"parallel.timeout={args.timeout}",
                "--set", "parallel.backend=" + args.backend]
@@ -88,26 +80,7 @@ def start(args, method, ranks, launcher=True):
         command += ["--set", "parallel.share_gpu=true"]
     if launcher:
         command = [args.mpiexec, "--oversubscribe", "--bind-to", "none", "-np", str(ranks), *command]
-    return subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def ranks_below(args, pid):
-    """The qpipe processes below pid, in the order of their start."""
-    found, todo = [], [pid]
-    while todo:
-        parent = todo.pop(0)
-        for task in glob.glob(f"/proc/{parent}/task/*/children"):
-            try:
-                with open(task) as file:
-                    todo += [int(child) for child in file.read().split()]
-            except OSError:
-                pass
-        try:
-            if os.readlink(f"/proc/{parent}/exe") == os.path.realpath(args.qpipe):
-                found.append(parent)
-        except OSError:
-            pass
-    return found
+    return subprocess.Popen(command, env=environment(LAUNCHER_VARIABLES), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def clear(args):
@@ -115,13 +88,8 @@ def clear(args):
         shutil.rmtree(f"{args.work}/{name}", ignore_errors=True)
 
 
-def digest(args):
-    hashes = {}
-    for name in sorted(os.listdir(args.work + "/out")):
-        if name.endswith((".safetensors", ".json")) and "report" not in name:
-            with open(f"{args.work}/out/{name}", "rb") as file:
-                hashes[name] = hashlib.sha256(file.read()).hexdigest()
-    return hashes
+def weights_and_configurations(args):
+    return digest(args.work + "/out", lambda name: name.endswith((".safetensors", ".json")) and "report" not in name)
 
 
 def finish(args, process, seconds):
@@ -131,7 +99,7 @@ def finish(args, process, seconds):
         _, err = process.communicate(timeout=seconds)
         return process.returncode, err, time.monotonic() - begin
     except subprocess.TimeoutExpired:
-        for pid in ranks_below(args, process.pid):
+        for pid in processes_below(process.pid, args.qpipe):
             os.kill(pid, signal.SIGKILL)
         os.killpg(process.pid, signal.SIGKILL)
         return None, process.communicate()[1], time.monotonic() - begin
@@ -168,7 +136,7 @@ def main():
         whole = time.monotonic() - begin
         if code != 0:
             sys.exit(f"{method}: the undisturbed run ends with {code}: {err[-2000:]}")
-        want = digest(args)
+        want = weights_and_configurations(args)
         print(f"{method}: undisturbed {whole:.1f} s", flush=True)
         for kind in args.kinds.split(","):
             for i in range(args.tries):
@@ -178,7 +146,7 @@ def main():
                 begin = time.monotonic()
                 # A third of the tries from the start on, the others while layers are worked on.
                 if i % 3 == 0:
-                    while not ranks_below(args, process.pid) and process.poll() is None:
+                    while not processes_below(process.pid, args.qpipe) and process.poll() is None:
                         time.sleep(0.005)
                     time.sleep(rng.uniform(0, 0.5 * whole))
                 else:
@@ -187,7 +155,7 @@ def main():
                         if line.startswith(f"[{wanted}/"):
                             break
                     time.sleep(rng.uniform(0, 0.1 * whole))
-                pids = ranks_below(args, process.pid)
+                pids = processes_below(process.pid, args.qpipe)
                 at = time.monotonic() - begin
                 number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "ask": signal.SIGUSR1}[kind]
                 if pids:
@@ -211,7 +179,7 @@ def main():
                     if code != 0:
                         faults.append(f"{what}: resuming ends with {code}: {err[-1000:]}")
                         continue
-                if digest(args) != want:
+                if weights_and_configurations(args) != want:
                     faults.append(what + ": other bytes")
     print("kind and exit code: " + ", ".join(f"{k} {c}: {n}" for (k, c), n in sorted(counts.items(), key=str)))
     for fault in faults:

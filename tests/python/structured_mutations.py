@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 
-from kill_test import environment
+from processes import environment
 from tiny_model import make_model, make_tokens
 
 CODES = {0, 64, 65, 66, 69, 71, 73, 74, 75, 78}

@@ -8,7 +8,8 @@ import sys
 import tempfile
 import unittest
 
-from kill_test import GROUP, SETTINGS, environment
+from kill_test import GROUP, SETTINGS
+from processes import environment
 from tiny_model import make_model, make_tokens
 
 QPIPE = ""

@@ -9,17 +9,11 @@ import tempfile
 import time
 import unittest
 
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../python"))
+from processes import environment
+
 QPIPE = ""
 MPIEXEC = ""
-LAUNCHER_VARIABLES = ("OMPI_", "PMIX_", "PMI_", "SLURM_")
-
-
-def environment():
-    env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
-    env["OMP_NUM_THREADS"] = "1"
-    if os.geteuid() == 0:
-        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    return env
 
 
 def run(*arguments, ranks=0, env=()):

@@ -16,19 +16,13 @@ import tempfile
 import time
 import unittest
 
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../python"))
+from processes import environment
+
 QPIPE = ""
 MPIEXEC = ""
 HIDDEN, FFN, VOCAB, LAYERS = 64, 96, 96, 3
 METHODS = ("gptq", "awq", "rtn", "bnb-nf4", "bnb-fp4", "bnb-int8", "fp8", "nvfp4", "mxfp4")
-LAUNCHER_VARIABLES = ("OMPI_", "PMIX_", "PMI_", "SLURM_")
-
-
-def environment():
-    env = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
-    env["OMP_NUM_THREADS"] = "1"
-    if os.geteuid() == 0:
-        env.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    return env
 
 
 def save(path, tensors):
