@@ -44,12 +44,6 @@ void add_file(Xxh3& hash, const fs::path& path) {
   }
 }
 
-std::string hash_of(const std::string& bytes) {
-  Xxh3 hash;
-  hash.add(bytes.data(), bytes.size());
-  return hash.hexadecimal();
-}
-
 std::string cache_key(const fs::path& path, const std::string& text_field,
                       const fs::path& tokenizer_json) {
   Xxh3 hash;
@@ -100,7 +94,7 @@ std::optional<TokenizedText> read_entry(const fs::path& path) {
       file.read(bytes.data(), file.bytes(), 0, "token ids");
       if (bytes.size() > hash_digits) {
         const std::string payload = bytes.substr(hash_digits);
-        if (bytes.compare(0, hash_digits, hash_of(payload)) == 0)
+        if (bytes.compare(0, hash_digits, xxh3_of(payload)) == 0)
           if (std::optional<TokenizedText> text = from_bytes(payload)) return text;
       }
     }
@@ -117,7 +111,7 @@ void write_entry(const fs::path& path, const TokenizedText& text) {
   const std::string payload = to_bytes(text);
   try {
     NewFile file(path, NewFile::Rights::owner_writes);
-    const std::string hash = hash_of(payload);
+    const std::string hash = xxh3_of(payload);
     file.write(hash.data(), hash.size());
     file.write(payload.data(), payload.size());
     file.sync();  // a full disk shows now

@@ -23,4 +23,13 @@ class Xxh3 {
   std::unique_ptr<State> state_;
 };
 
+// Of these bytes alone: a std::string's or a std::vector<unsigned char>'s.
+template <class Bytes>
+std::string xxh3_of(const Bytes& bytes) {
+  static_assert(sizeof(*bytes.data()) == 1);
+  Xxh3 hash;
+  hash.add(bytes.data(), bytes.size());
+  return hash.hexadecimal();
+}
+
 }  // namespace qpipe

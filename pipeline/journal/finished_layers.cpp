@@ -9,26 +9,20 @@ namespace qpipe {
 
 namespace {
 
-std::string hash_of(const std::vector<unsigned char>& data) {
-  Xxh3 hash;
-  hash.add(data.data(), data.size());
-  return hash.hexadecimal();
-}
-
 bool is_on_disk(const LayerRecord& record, const Journal& journal,
                 const std::map<std::string, TensorInfo>& tensors, const ShardSet& shards) try {
   if (record.part == 0) static_cast<void>(findings_in(record));
   std::vector<unsigned char> data;
   for (const auto& [name, hash] : record.tensors) {
     data.resize(static_cast<std::size_t>(tensors.at(name).bytes()));
-    if (!shards.read(name, data.data()) || hash_of(data) != hash) return false;
+    if (!shards.read(name, data.data()) || xxh3_of(data) != hash) return false;
   }
   if (record.held.empty()) return true;
   const SafetensorsFile file(journal.folder() / (record.stem() + ".safetensors"));
   for (const auto& [name, hash] : record.held) {
     data.resize(static_cast<std::size_t>(file.info(name).bytes()));
     file.read(name, data.data());
-    if (hash_of(data) != hash) return false;
+    if (xxh3_of(data) != hash) return false;
   }
   return true;
 } catch (const std::exception&) {  // a file is missing or short, findings or a tensor unknown

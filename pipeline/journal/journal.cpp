@@ -93,11 +93,7 @@ OutputFolder output_folder(const Options& options, const FileNames& files) {
 }
 
 std::string hash_of_manifest(const fs::path& output) {
-  const std::string text =
-      read_text_file(output / manifest_name, most_json_bytes, InputFile::Links::refuse);
-  Xxh3 hash;
-  hash.add(text.data(), text.size());
-  return hash.hexadecimal();
+  return xxh3_of(read_text_file(output / manifest_name, most_json_bytes, InputFile::Links::refuse));
 }
 
 // A run of this identity has finished this output, and was killed while it removed its run folder.

@@ -47,12 +47,6 @@ std::string header_hash(const Checkpoint& model) {
   return hash.hexadecimal();
 }
 
-std::string hash_of(const std::string& text) {
-  Xxh3 hash;
-  hash.add(text.data(), text.size());
-  return hash.hexadecimal();
-}
-
 std::string size_and_time(const fs::path& path) {
   struct stat status {};
   if (stat(path.c_str(), &status) != 0)
@@ -77,7 +71,7 @@ Json run_identity(const Options& options, const Checkpoint& model, const std::st
   for (const auto& [part, version] : build.items()) identity[build_prefix + part] = version;
   identity["device"] = device;
   identity["model name"] = model_name;
-  identity["model config.json"] = hash_of(to_json_text(model.config()));
+  identity["model config.json"] = xxh3_of(to_json_text(model.config()));
   identity["model tensors"] = header_hash(model);
   std::error_code error;
   for (fs::directory_iterator entry(model.folder(), error), end; !error && entry != end;

@@ -12,10 +12,7 @@ namespace qpipe {
 using Json = nlohmann::json;
 
 std::string sealed(const Json& value) {
-  const std::string text = value.dump();
-  Xxh3 hash;
-  hash.add(text.data(), text.size());
-  return Json{{"xxh3", hash.hexadecimal()}, {"value", value}}.dump() + "\n";
+  return Json{{"xxh3", xxh3_of(value.dump())}, {"value", value}}.dump() + "\n";
 }
 
 Json unsealed(const std::string& text) {
