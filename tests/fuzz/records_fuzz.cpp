@@ -1,6 +1,8 @@
 // A run folder: identity, a layer's record and a remembered value, one in each part. A part that
-// begins with "seal " is JSON that gets its hash here.
+// begins with "seal " is JSON that gets its hash here; one that the journal's reader refuses (too
+// deep for the library's recursive writer, say) stays as it is.
 #include "pipeline/files/error.h"
+#include "pipeline/files/json_text.h"
 #include "pipeline/journal/finished_layers.h"
 #include "pipeline/journal/journal.h"
 #include "pipeline/journal/sealed.h"
@@ -8,10 +10,11 @@
 
 namespace {
 
-std::string text_of(std::string_view part) {
+std::string text_of(std::string_view part) try {
   if (!part.starts_with("seal ")) return std::string(part);
-  const auto value = nlohmann::json::parse(part.substr(5), nullptr, false);
-  return value.is_discarded() ? std::string(part) : qpipe::sealed(value);
+  return qpipe::sealed(qpipe::parse_json(part.substr(5), "the part", "it stays as it is"));
+} catch (const qpipe::UserError&) {
+  return std::string(part);
 }
 
 }  // namespace
