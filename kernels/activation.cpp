@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "kernels/simd.h"
 #include "kernels/weights.h"
@@ -61,6 +62,22 @@ QPIPE_SIMD_CLONES void multiply_row(const float* factor, std::int64_t count, flo
   for (std::int64_t i = 0; i < count; ++i) y[i] *= factor[i];
 }
 
+// y = min(x, limit); in place allowed.
+QPIPE_SIMD_CLONES void limit_row(const float* x, float limit, std::int64_t count, float* y) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) y[i] = x[i] > limit ? limit : x[i];  // keeps NaN
+}
+
+// y ← y · (clamp(up, ±limit) + offset)
+QPIPE_SIMD_CLONES void multiply_limited_row(const float* up, float limit, float offset,
+                                            std::int64_t count, float* y) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float below = up[i] > limit ? limit : up[i];
+    y[i] *= (below < -limit ? -limit : below) + offset;
+  }
+}
+
 void activation_row(const float* x, Activation f, std::int64_t count, float* y) {
   switch (f) {
     case Activation::silu: return silu_row(x, count, y);
@@ -70,6 +87,23 @@ void activation_row(const float* x, Activation f, std::int64_t count, float* y) 
     case Activation::relu2: return relu2_row(x, count, y);
     case Activation::quick_gelu: return quick_gelu_row(x, count, y);
   }
+}
+
+void gated_row(const float* gate, const float* up, Activation f, const GatedLimits& limits,
+               std::int64_t count, float* y) {
+  const bool limited = limits.limit > 0.0f;
+  if (limited && !limits.after) {
+    limit_row(gate, limits.limit, count, y);
+    activation_row(y, f, count, y);
+  } else {
+    activation_row(gate, f, count, y);
+    if (limited) limit_row(y, limits.limit, count, y);
+  }
+  if (limited || limits.up_offset != 0.0f)
+    multiply_limited_row(up, limited ? limits.limit : std::numeric_limits<float>::infinity(),
+                         limits.up_offset, count, y);
+  else
+    multiply_row(up, count, y);
 }
 
 // log(1 + e^x)
@@ -124,24 +158,24 @@ void embed_from(Matrix<const std::int32_t> ids, Matrix<const T> table, float mul
 
 }  // namespace
 
-void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& stream) {
+void gated_activation(ConstTensor gate_up, Activation f, const GatedLimits& limits, Tensor y,
+                      Stream& stream) {
   require(gate_up.dtype == stream.compute_dtype() && y.dtype == gate_up.dtype,
           "gated_activation: gate_up and y must have the compute type");
   require(gate_up.rows == y.rows && gate_up.cols == 2 * y.cols,
           "gated_activation: gate_up must be [tokens, 2 ffn] and y [tokens, ffn]");
+  require(limits.limit >= 0.0f, "gated_activation: the limit must not be negative");
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::gated_activation(gate_up, f, y, stream);
+    if (stream.on_cuda()) return cuda::gated_activation(gate_up, f, limits, y, stream);
   const auto gate = gate_up.as<const float>();
   const auto to = y.as<float>();
 #pragma omp parallel for schedule(static)
   for (std::int64_t t = 0; t < to.rows; ++t) {
     const float* up = gate.row(t) + to.cols;
-    if (f == Activation::silu) {
+    if (f == Activation::silu && limits.limit == 0.0f && limits.up_offset == 0.0f)
       silu_row(gate.row(t), up, to.cols, to.row(t));
-    } else {
-      activation_row(gate.row(t), f, to.cols, to.row(t));
-      multiply_row(up, to.cols, to.row(t));
-    }
+    else
+      gated_row(gate.row(t), up, f, limits, to.cols, to.row(t));
   }
 }
 

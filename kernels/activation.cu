@@ -1,3 +1,5 @@
+#include <limits>
+
 #include "kernels/activation.h"
 #include "kernels/weights_cuda.h"
 
@@ -16,12 +18,30 @@ __device__ float apply(float x) {
   if constexpr (f == Activation::quick_gelu) return x / (1.0f + expf(-1.702f * x));
 }
 
-// y = f(x), or f(gate) · up with x = gate | up. Every thread reads its elements before it writes
-// them: y may be x.
+// GatedLimits without branches: infinity where nothing is limited, −0 where nothing is added.
+struct Limits {
+  float gate;
+  float result;  // f(gate)
+  float up;
+  float up_offset;
+};
+
+Limits limits_of(const GatedLimits& limits) {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  const float limit = limits.limit > 0.0f ? limits.limit : infinity;
+  return {limits.after ? infinity : limit, limits.after ? limit : infinity, limit,
+          limits.up_offset == 0.0f ? -0.0f : limits.up_offset};
+}
+
+__device__ float at_most(float x, float limit) { return x > limit ? limit : x; }  // keeps NaN
+__device__ float at_least(float x, float limit) { return x < limit ? limit : x; }
+
+// y = f(x), or f(gate) · up with x = gate | up, within limits. Every thread reads its elements
+// before it writes them: y may be x.
 template <Activation f, bool gated, int count>
 __global__ __launch_bounds__(row_threads) void activation_kernel(
-    const __nv_bfloat16* x, std::int64_t x_stride, __nv_bfloat16* y, std::int64_t y_stride,
-    std::int64_t rows, std::int64_t cols) {
+    const __nv_bfloat16* x, std::int64_t x_stride, Limits limits, __nv_bfloat16* y,
+    std::int64_t y_stride, std::int64_t rows, std::int64_t cols) {
   const std::int64_t c = first_column(count);
   if (c >= cols) return;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
@@ -31,38 +51,41 @@ __global__ __launch_bounds__(row_threads) void activation_kernel(
     if constexpr (gated) load(x + r * x_stride + cols + c, up);
 #pragma unroll
     for (int i = 0; i < count; ++i) {
-      value[i] = apply<f>(value[i]);
-      if constexpr (gated) value[i] *= up[i];
+      if constexpr (gated)
+        value[i] = at_most(apply<f>(at_most(value[i], limits.gate)), limits.result) *
+                   (at_least(at_most(up[i], limits.up), -limits.up) + limits.up_offset);
+      else
+        value[i] = apply<f>(value[i]);
     }
     store(value, y + r * y_stride + c);
   }
 }
 
 template <Activation f, bool gated>
-void launch(ConstTensor x, Tensor y, Stream& stream) {
+void launch(ConstTensor x, const Limits& limits, Tensor y, Stream& stream) {
   const auto* from = static_cast<const __nv_bfloat16*>(x.data);
   auto* to = static_cast<__nv_bfloat16*>(y.data);
   const cudaStream_t queue = stream.cuda().stream;
   if (vectorizable(x) &&
       vectorizable(y))  // y.cols a multiple of eight: the `up` half is aligned too
     activation_kernel<f, gated, 8><<<row_grid(y.rows, y.cols, 8), row_threads, 0, queue>>>(
-        from, x.stride, to, y.stride, y.rows, y.cols);
+        from, x.stride, limits, to, y.stride, y.rows, y.cols);
   else
     activation_kernel<f, gated, 1><<<row_grid(y.rows, y.cols, 1), row_threads, 0, queue>>>(
-        from, x.stride, to, y.stride, y.rows, y.cols);
+        from, x.stride, limits, to, y.stride, y.rows, y.cols);
   check_launch();
 }
 
 template <bool gated>
-void choose(ConstTensor x, Activation f, Tensor y, Stream& stream) {
+void choose(ConstTensor x, Activation f, const Limits& limits, Tensor y, Stream& stream) {
   if (y.size() == 0) return;
   switch (f) {
-    case Activation::silu: return launch<Activation::silu, gated>(x, y, stream);
-    case Activation::gelu: return launch<Activation::gelu, gated>(x, y, stream);
-    case Activation::gelu_tanh: return launch<Activation::gelu_tanh, gated>(x, y, stream);
-    case Activation::relu: return launch<Activation::relu, gated>(x, y, stream);
-    case Activation::relu2: return launch<Activation::relu2, gated>(x, y, stream);
-    case Activation::quick_gelu: return launch<Activation::quick_gelu, gated>(x, y, stream);
+    case Activation::silu: return launch<Activation::silu, gated>(x, limits, y, stream);
+    case Activation::gelu: return launch<Activation::gelu, gated>(x, limits, y, stream);
+    case Activation::gelu_tanh: return launch<Activation::gelu_tanh, gated>(x, limits, y, stream);
+    case Activation::relu: return launch<Activation::relu, gated>(x, limits, y, stream);
+    case Activation::relu2: return launch<Activation::relu2, gated>(x, limits, y, stream);
+    case Activation::quick_gelu: return launch<Activation::quick_gelu, gated>(x, limits, y, stream);
   }
 }
 
@@ -162,12 +185,13 @@ void launch_embed(Matrix<const std::int32_t> ids, ConstTensor table, float multi
 
 }  // namespace
 
-void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& stream) {
-  choose<true>(gate_up, f, y, stream);
+void gated_activation(ConstTensor gate_up, Activation f, const GatedLimits& limits, Tensor y,
+                      Stream& stream) {
+  choose<true>(gate_up, f, limits_of(limits), y, stream);
 }
 
 void activation(ConstTensor x, Activation f, Tensor y, Stream& stream) {
-  choose<false>(x, f, y, stream);
+  choose<false>(x, f, {}, y, stream);
 }
 
 void xielu(ConstTensor x, ConstTensor alpha_p, ConstTensor alpha_n, float beta, float eps, Tensor y,

@@ -14,9 +14,19 @@ enum class Activation {
   quick_gelu,  // x·σ(1.702 x)
 };
 
-// y = f(gate) · up, with gate the left and up the right half of gate_up [tokens, 2·ffn]; y [tokens,
-// ffn].
-void gated_activation(ConstTensor gate_up, Activation f, Tensor y, Stream& stream);
+// How far gate and up of an MLP may go, and what is added to up.
+struct GatedLimits {
+  float limit = 0.0f;      // 0: none
+  bool after = false;      // gate is limited after f, not before it
+  float up_offset = 0.0f;  // 1 for gpt-oss
+};
+
+// y = f(min(gate, limit)) · (clamp(up, ±limit) + up_offset), or with `after`
+// y = min(f(gate), limit) · (clamp(up, ±limit) + up_offset).
+// gate is the left and up the right half of gate_up [tokens, 2·ffn]; y [tokens, ffn]. NaN passes
+// through min and clamp.
+void gated_activation(ConstTensor gate_up, Activation f, const GatedLimits& limits, Tensor y,
+                      Stream& stream);
 
 // y = f(x), both [tokens, ffn]; in place allowed.
 void activation(ConstTensor x, Activation f, Tensor y, Stream& stream);

@@ -169,7 +169,7 @@ void mlp_activations(const Mlp& mlp, const Layer& layer, ConstTensor x, Tensor y
     return xielu(up, layer.constants.at(mlp.xielu->alpha_p).stored_weight,
                  layer.constants.at(mlp.xielu->alpha_n).stored_weight, mlp.xielu->beta,
                  mlp.xielu->eps, y, stream);
-  if (mlp.gated) return gated_activation(up, mlp.activation, y, stream);
+  if (mlp.gated) return gated_activation(up, mlp.activation, GatedLimits{}, y, stream);
   return activation(up, mlp.activation, y, stream);
 }
 

@@ -181,7 +181,7 @@ void token_parts(Stream& stream) {
     const TensorArray up = noise(DType::bf16, tokens, 2 * ffn, 1.0f, stream);
     const TensorArray y(DType::bf16, tokens, ffn, stream);
     report("gated_activation", tokens, ffn, 6 * t(ffn) / bytes_per_ms,
-           median_ms(stream, [&] { gated_activation(up, Activation::silu, y, stream); }));
+           median_ms(stream, [&] { gated_activation(up, Activation::silu, {}, y, stream); }));
   }
   const TensorArray a = noise(DType::f32, tokens, hidden, 1.0f, stream);
   const Array<double> total(1, 1, stream);

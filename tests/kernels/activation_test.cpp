@@ -85,7 +85,7 @@ TEST_P(ActivationTest, GatedMatchesTheReference) {
       }
       const auto gate_up_device = upload_padded(stream.compute_dtype(), gate_up, tokens, 2 * ffn);
       const auto y = poisoned_padded(stream.compute_dtype(), tokens, ffn, 1, 4);
-      gated_activation(gate_up_device.view, f, y.view, stream);
+      gated_activation(gate_up_device.view, f, {}, y.view, stream);
       expect_close(download_inside(y), want, tolerance);
     }
 }
@@ -211,7 +211,7 @@ TEST_P(ActivationTest, ScaleMultipliesInPlace) {
 TEST_P(ActivationTest, AcceptsNoTokens) {
   const DType type = stream.compute_dtype();
   const TensorArray gate_up(type, 0, 16, stream), y(type, 0, 8, stream);
-  EXPECT_NO_THROW(gated_activation(gate_up, Activation::silu, y, stream));
+  EXPECT_NO_THROW(gated_activation(gate_up, Activation::silu, {}, y, stream));
   EXPECT_NO_THROW(activation(y, Activation::silu, y, stream));
   const auto alpha = upload_as<float>({1.0f}, 1, 1);
   EXPECT_NO_THROW(xielu(y, alpha.view, alpha.view, 0.5f, -1e-6f, y, stream));
@@ -226,10 +226,10 @@ TEST_P(ActivationTest, RefusesInconsistentArguments) {
       tall(type, 5, 8, stream);
   const TensorArray half(DType::f16, 4, 8, stream), integers(DType::i32, 4, 8, stream);
   const Array<std::int32_t> ids(1, 4, stream), more_ids(1, 5, stream);
-  EXPECT_NO_THROW(gated_activation(wide, Activation::silu, y, stream));
-  EXPECT_THROW(gated_activation(x, Activation::silu, y, stream), std::invalid_argument);
-  EXPECT_THROW(gated_activation(wide, Activation::silu, tall, stream), std::invalid_argument);
-  EXPECT_THROW(gated_activation(wide, Activation::silu, half, stream), std::invalid_argument);
+  EXPECT_NO_THROW(gated_activation(wide, Activation::silu, {}, y, stream));
+  EXPECT_THROW(gated_activation(x, Activation::silu, {}, y, stream), std::invalid_argument);
+  EXPECT_THROW(gated_activation(wide, Activation::silu, {}, tall, stream), std::invalid_argument);
+  EXPECT_THROW(gated_activation(wide, Activation::silu, {}, half, stream), std::invalid_argument);
   EXPECT_THROW(activation(x, Activation::silu, tall, stream), std::invalid_argument);
   EXPECT_THROW(activation(x, Activation::silu, half, stream), std::invalid_argument);
   const Array<float> alpha(1, 1, stream), alphas(1, 2, stream);
