@@ -19,6 +19,7 @@ struct GatedLimits {
   float limit = 0.0f;      // 0: none
   bool after = false;      // gate is limited after f, not before it
   float up_offset = 0.0f;  // 1 for gpt-oss
+  bool operator==(const GatedLimits&) const = default;
 };
 
 // y = f(min(gate, limit)) · (clamp(up, ±limit) + up_offset), or with `after`

@@ -25,6 +25,7 @@ struct RouteOptions {
   std::int64_t top_groups = 1;
   GroupScore group_score = GroupScore::best;
   float threshold = 0.02f;  // of sparse_mixer: twice the router's jitter
+  bool operator==(const RouteOptions&) const = default;
 };
 
 // The experts of each token and their weights.   logits [T, E]; correction, expert_scale [1, E] or

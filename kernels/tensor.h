@@ -67,6 +67,10 @@ struct AnyMatrix {
   AnyMatrix col_range(std::int64_t begin, std::int64_t count) const {
     return {at(0, begin), dtype, rows, count, stride};
   }
+  // The memory from element `first` on, as a matrix without gaps.
+  AnyMatrix part(std::int64_t first, std::int64_t row_count, std::int64_t col_count) const {
+    return {at(0, first), dtype, row_count, col_count};
+  }
   std::int64_t size() const { return rows * cols; }
   std::int64_t bytes() const { return size() * static_cast<std::int64_t>(size_of(dtype)); }
   bool empty() const { return data == nullptr; }

@@ -55,13 +55,14 @@ Activations make_activations(const Architecture& architecture, const Blocking& b
       BlockStore(rows, architecture.stream_width(), places.hidden, places.folder, stream);
   const auto add_input = [&](std::int64_t width, Place place) {
     result.inputs.push_back({BlockStore(rows, width, place, places.folder, stream), width,
-                             Array<float>(1, width, stream)});
+                             Array<float>(1, width, stream), {}});
   };
   if (places.inputs_kept)
     for (std::size_t step = 0; step < most_steps(architecture); ++step)
       add_input(widest_input(architecture, step), Place::device);
   else
     add_input(widest_input(architecture), places.input);
+  result.routes.resize(result.blocks());
   result.output_maximum = Array<float>(1, architecture.hidden, stream);
   begin_output(result, stream);
   result.scratch = TensorArray(stream.compute_dtype(), blocking.block_tokens(),
@@ -101,7 +102,7 @@ void visit(Activations& activations, Access hidden, Access input, const BlockWor
   BlockPass hidden_pass(activations.hidden, hidden, order, activations.hidden.width(), stream);
   BlockPass input_pass(activations.input().blocks, input, order, activations.input().width, stream);
   for (const std::size_t local : order) {
-    Block block{hidden_pass.begin(), input_pass.begin()};
+    Block block{hidden_pass.begin(), input_pass.begin(), &activations.routes.at(local)};
     work(local, block);
     hidden_pass.end(block.hidden.cols);
     input_pass.end(block.input.cols);
@@ -127,26 +128,41 @@ void visit_inputs(const Activations& activations, const InputWork& work, Stream&
 
 namespace {
 
+void forget_maxima(const StepInput& input, Stream& stream) {
+  fill_zero(input.maximum.view.data,
+            static_cast<std::size_t>(input.step.columns()) * sizeof(float), stream);
+}
+
+void measure_input(const StepInput& input, ConstTensor block, Stream& stream) {
+  for (std::size_t p = 0; p < input.step.panels.size(); ++p) {
+    const ConstTensor panel = panel_of(input.step, p, block);
+    column_max_abs(
+        panel, input.maximum.view.col_range(input.step.first_column(p), panel.cols), stream);
+  }
+}
+
 // Makes the next step's input, block after block, and takes its columns' maxima on the way.
-void make_input(Activations& activations, std::int64_t width, Access hidden, Access input,
+void make_input(Activations& activations, const Step& next, Access hidden, Access input,
                 const BlockWork& work, Stream& stream) {
-  const Matrix<float> maximum = activations.input().maximum.view.col_range(0, width);
-  fill_zero(maximum.data, static_cast<std::size_t>(width) * sizeof(float), stream);
+  StepInput& made = activations.input();
+  made.step = next;
+  forget_maxima(made, stream);
   const auto work_and_measure = [&](std::size_t local, Block& block) {
     work(local, block);
-    column_max_abs(block.input, maximum, stream);
+    measure_input(made, block.input, stream);
   };
   visit(activations, hidden, input, work_and_measure, stream);
-  activations.input().width = width;
+  made.width = next.width;
 }
 
 }  // namespace
 
 void start_layer(const Layer& layer, Activations& activations, Stream& stream) {
   activations.current = 0;
-  if (activations.keeps_inputs() || layer_steps(*layer.spec).empty()) return;
+  const std::vector<Step> steps = layer_steps(*layer.spec);
+  if (activations.keeps_inputs() || steps.empty()) return;
   const auto work = [&](std::size_t, Block& block) { start_layer(layer, block, stream); };
-  make_input(activations, layer.spec->hidden, Access::read, Access::write, work, stream);
+  make_input(activations, steps.front(), Access::read, Access::write, work, stream);
 }
 
 void advance(const Layer& layer, const DecoderTables& tables, const std::vector<Step>& steps,
@@ -165,7 +181,7 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
   };
   const Step& step = steps.at(index);
   if (last) return visit(activations, step.hidden, step.input, work, stream);
-  make_input(activations, steps[index + 1].width, step.hidden, step.input, work, stream);
+  make_input(activations, steps[index + 1], step.hidden, step.input, work, stream);
 }
 
 void forward_layer(const Layer& layer, const DecoderTables& tables, Activations& activations,
@@ -183,18 +199,21 @@ void begin_keeping(const Layer& layer, Activations& activations, Stream& stream)
   const std::vector<Step> steps = layer_steps(*layer.spec);
   for (std::size_t i = 0; i < activations.inputs.size(); ++i) {
     StepInput& input = activations.inputs[i];
-    if (i < steps.size()) input.width = steps[i].width;
-    fill_zero(input.maximum.view.data, input.maximum.memory.bytes(), stream);
+    if (i >= steps.size()) continue;
+    input.width = steps[i].width;
+    input.step = steps[i];
+    forget_maxima(input, stream);
   }
 }
 
 void forward_and_keep(const Layer& layer, const DecoderTables& tables, std::size_t local,
                       Block& block, Activations& activations, Stream& stream) {
+  block.routes = &activations.routes.at(local);
   start_layer(layer, block, stream);
   const std::vector<Step> steps = layer_steps(*layer.spec);
   for (std::size_t i = 0; i < steps.size(); ++i) {
     StepInput& input = activations.inputs.at(i);
-    column_max_abs(block.input, input.maximum.view.col_range(0, input.width), stream);
+    measure_input(input, block.input, stream);
     write_block(input.blocks, local, block.input, stream);
     advance(layer, tables, steps, i, activations.blocking.seqlen, block, activations.scratch,
             stream);

@@ -7,6 +7,7 @@
 
 #include "launch/comm.h"
 #include "stages/block_store.h"
+#include "stages/experts.h"
 #include "stages/layer.h"
 
 namespace qpipe {
@@ -33,7 +34,9 @@ Blocking cut_samples(std::int64_t samples, std::int64_t seqlen, std::int64_t mic
 struct StepInput {
   BlockStore blocks;  // [tokens, width], memory for at least as many columns
   std::int64_t width = 0;
-  Array<float> maximum;  // [1, at least width]: max |x| of each column, over the own blocks
+  Array<float> maximum;  // [1, at least width]: max |x| of each column of the panels, side by side,
+                         // over the own blocks
+  Step step;             // whose input it is
 };
 
 struct Activations {
@@ -44,6 +47,7 @@ struct Activations {
   std::vector<StepInput> inputs;  // one, which becomes that of step after step; or of all steps
                                   // (Places::inputs_kept)
   std::size_t current = 0;        // the step's of them
+  std::vector<Routes> routes;     // of each own block, in a layer with experts
   Array<float> output_maximum;    // [1, hidden]: max |x| of each column of the output of the
                                   // layer that ran last, over the own blocks
   TensorArray scratch;            // [tokens of one block, scratch_width]
@@ -77,7 +81,7 @@ std::vector<std::size_t> sampled_blocks(const Activations& activations,
 
 // Runs work(local, block) on the device for each of the owned blocks, in order. What is not used
 // has no memory (Access). work may change block.input's width; the caller then sets
-// activations.input().width.
+// activations.input()'s.
 using BlockWork = std::function<void(std::size_t local, Block& block)>;
 void visit(Activations& activations, Access hidden, Access input, const BlockWork& work,
            Stream& stream);

@@ -11,6 +11,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/route.h"
 
 namespace qpipe {
 
@@ -61,6 +62,7 @@ struct LinearSpec {
   std::int64_t in_features = 0;
   bool bias = false;
   bool transposed = false;  // stored [in, out] (GPT-2's Conv1D)
+  bool kept = false;        // never quantized: routers, gates of a few outputs
   bool operator==(const LinearSpec&) const = default;
 };
 
@@ -119,10 +121,32 @@ struct Mlp {
   LinearSpec out;
   Activation activation = Activation::silu;
   bool gated = true;
-  std::optional<Xielu> xielu;  // in place of `activation`
+  std::optional<Xielu> xielu = {};  // in place of `activation`
+  GatedLimits limits = {};          // of gate and up
 
   std::int64_t width() const { return out.in_features; }
   bool operator==(const Mlp&) const = default;
+};
+
+// Which experts a token goes to, and with what weights: kernels/route.h, of the logits x Wᵀ + b.
+struct Router {
+  LinearSpec linear;         // hidden → experts
+  std::string correction;    // a tensor of one element an expert; empty: none
+  std::string expert_scale;  // likewise
+  RouteOptions options;
+  bool operator==(const Router&) const = default;
+};
+
+// y = Σ weight · expert(x) over the experts of a token, + shared(x).
+struct Experts {
+  Router router;
+  std::vector<Mlp> experts;   // alike, but for the names
+  bool scales_inputs = false;  // expert(weight · x) in place of weight · expert(x) (Llama 4)
+  std::optional<Mlp> shared;   // reads every token; as wide as all shared experts together
+  std::optional<LinearSpec> shared_gate;  // [1, hidden]: σ(x wᵀ) multiplies shared(x)
+
+  std::int64_t per_token() const { return router.options.top_k; }
+  bool operator==(const Experts&) const = default;
 };
 
 // A linear in place of a whole mixer or MLP (Nemotron-NAS).
@@ -156,7 +180,7 @@ enum class Residual { sequential, parallel, normed };
 struct LayerSpec {
   std::int64_t hidden = 0;  // columns of the residual stream that the layer reads and adds to
   std::variant<Attention, SingleLinear, Nothing> mixer;
-  std::variant<Mlp, SingleLinear, Nothing> mlp;
+  std::variant<Mlp, Experts, SingleLinear, Nothing> mlp;
   std::optional<NormSpec> mixer_norm;
   std::optional<NormSpec> after_mixer;
   std::optional<NormSpec> mlp_norm;

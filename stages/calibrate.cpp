@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <map>
 #include <stdexcept>
+#include <tuple>
+#include <utility>
 
 #include "kernels/column_statistics.h"
 #include "kernels/diagonal.h"
@@ -21,27 +24,44 @@ struct FixedPoint {
   float largest = 0.0f;  // |x|
 };
 
+// The token of a block that row `row` of a panel belongs to.
+std::int64_t token_of(const Panel& panel, const Routes* routes, std::int64_t row, Stream& stream) {
+  if (!panel.sorted) return row / panel.per_token;
+  std::int32_t source = 0;
+  copy_to_host(&source, routes->source.view.data + row, sizeof source, stream);
+  return source / panel.per_token;
+}
+
+const Routes* routes_of(const Activations& activations, std::size_t local) {
+  return activations.routes.empty() ? nullptr : &activations.routes.at(local);
+}
+
 // The first sample of all ranks with an input that hessian_exponents refuses. Collective.
-std::int64_t first_sample_refused(const Activations& activations, Comm& comm, Stream& stream) {
+std::int64_t first_sample_refused(const Activations& activations, std::size_t panel, Comm& comm,
+                                  Stream& stream) {
   const Blocking& blocking = activations.blocking;
+  const Step& step = activations.input().step;
   std::int64_t first = blocking.samples;
   const auto refused = [](float x) {
     return !(std::fabs(x) <= 0x1p48f);
   };  // the bound of hessian_exponents
-  const auto search = [&](std::size_t local, ConstTensor input) {
-    if (first != blocking.samples) return;
+  const auto search = [&](std::size_t local, ConstTensor block) {
+    const ConstTensor input = panel_of(step, panel, block);
     std::vector<unsigned char> bytes(static_cast<std::size_t>(input.bytes()));
     copy_to_host(bytes.data(), input.data, bytes.size(), stream);
-    const auto first_in = [&](const auto* values) {
-      const auto* end = values + input.size();
-      const auto* bad = std::find_if(values, end, [&](auto x) { return refused(to_float(x)); });
-      if (bad != end)
-        first = activations.first_sample(local) + (bad - values) / input.cols / blocking.seqlen;
+    const auto all_in = [&](const auto* values) {
+      for (std::int64_t i = 0; i < input.size(); ++i)
+        if (refused(to_float(values[i]))) {
+          const std::int64_t token =
+              token_of(step.panels[panel], routes_of(activations, local), i / input.cols, stream);
+          first = std::min(first, activations.first_sample(local) + token / blocking.seqlen);
+          if (!step.panels[panel].sorted) return;  // rows are in the order of the samples
+        }
     };
     if (input.dtype == DType::f32)
-      first_in(reinterpret_cast<const float*>(bytes.data()));
+      all_in(reinterpret_cast<const float*>(bytes.data()));
     else
-      first_in(reinterpret_cast<const bf16*>(bytes.data()));
+      all_in(reinterpret_cast<const bf16*>(bytes.data()));
   };
   visit_inputs(activations, search, stream);
   for (const double other : comm.all_gather({static_cast<double>(first)}))
@@ -52,7 +72,9 @@ std::int64_t first_sample_refused(const Activations& activations, Comm& comm, St
 FixedPoint choose_units(const Activations& activations, const Group& group, const std::string& what,
                         Comm& comm, Stream& stream) {
   const std::int64_t d = group.width;
-  const Matrix<float> maximum = activations.input().maximum.view.col_range(group.begin, d);
+  const StepInput& input = activations.input();
+  const Matrix<float> maximum =
+      input.maximum.view.col_range(input.step.first_column(group.panel) + group.begin, d);
   // Idempotent: kept inputs are reduced once a Hessian.
   comm.all_reduce_max({maximum.data, 1, d}, stream);
   std::vector<float> host_maximum(static_cast<std::size_t>(d));
@@ -63,14 +85,53 @@ FixedPoint choose_units(const Activations& activations, const Group& group, cons
   try {
     hessian_exponents({host_maximum.data(), 1, d}, {units.host_exponent.data(), 1, d});
   } catch (const std::domain_error& fault) {
-    throw std::domain_error(what + ": " + fault.what() + ", first in calibration sample " +
-                            std::to_string(first_sample_refused(activations, comm, stream)));
+    throw std::domain_error(
+        what + ": " + fault.what() + ", first in calibration sample " +
+        std::to_string(first_sample_refused(activations, group.panel, comm, stream)));
   }
   copy_to_device(units.exponent.view.data, units.host_exponent.data(),
                  units.exponent.memory.bytes(), stream);
   units.log2_tokens = static_cast<int>(
       std::bit_width(static_cast<std::uint64_t>(activations.blocking.tokens() - 1)));
   return units;
+}
+
+// Groups that read the same columns share their units.
+using Columns = std::tuple<std::size_t, std::int64_t, std::int64_t>;  // panel, begin, width
+Columns columns_of(const Group& group) { return {group.panel, group.begin, group.width}; }
+
+std::map<Columns, FixedPoint> units_of(const Activations& activations,
+                                       const std::vector<CalibratedGroup>& groups, Comm& comm,
+                                       Stream& stream) {
+  std::map<Columns, FixedPoint> units;
+  for (const CalibratedGroup& g : groups)
+    if (!units.contains(columns_of(g.group)))
+      units.emplace(columns_of(g.group), choose_units(activations, g.group, g.what, comm, stream));
+  return units;
+}
+
+// The rows that each group has in those blocks, of all ranks. Collective where some are experts'.
+std::vector<std::int64_t> count_tokens(const Activations& activations,
+                                       const std::vector<CalibratedGroup>& groups,
+                                       std::int64_t sampled, Comm& comm) {
+  std::vector<double> own(groups.size(), 0.0);  // exact: counts are far below 2⁵³
+  bool experts = false;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    if (groups[i].group.expert < 0) continue;
+    experts = true;
+    for (const std::size_t local : sampled_blocks(activations, sampled))
+      own[i] += static_cast<double>(
+          activations.routes.at(local).rows_of(groups[i].group.expert).count);
+  }
+  std::vector<std::int64_t> tokens(groups.size(), 0);
+  if (experts) {
+    const std::vector<double> all = comm.all_gather(own);
+    for (std::size_t i = 0; i < all.size(); ++i)
+      tokens[i % tokens.size()] += static_cast<std::int64_t>(all[i]);
+  }
+  for (std::size_t i = 0; i < groups.size(); ++i)
+    if (groups[i].group.expert < 0) tokens[i] = sampled_tokens(activations.blocking, sampled);
+  return tokens;
 }
 
 // Columns [begin, begin + cols) of the 64-bit sum, from row `begin` on.
@@ -118,53 +179,108 @@ void finish_on_host(Matrix<const std::int64_t> sum, std::int64_t first_column,
 
 }  // namespace
 
-Group whole_input(const Activations& activations) { return {0, activations.input().width, {}}; }
+Group whole_input(const Activations& activations) {
+  Group group;
+  group.width = activations.input().width;
+  return group;
+}
 
 std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns) {
   const std::vector<SumPanel> panels = sum_panels(d, 0, std::min(columns, d));
   return panels.empty() ? 0 : panels.back().end_element();
 }
 
-Hessian calibrate(const Activations& activations, const Group& group, const std::string& what,
-                  std::int64_t sampled, const Places& places, Comm& comm, Stream& stream) {
-  const FixedPoint units = choose_units(activations, group, what, comm, stream);
-  const std::int64_t d = units.exponent.view.cols;
-  const std::int64_t tokens = sampled_tokens(activations.blocking, sampled);
+namespace {
+
+// A group's sum: of all of its columns, or of a range of them that all groups have.
+struct Sum {
+  const Group* group = nullptr;
+  const FixedPoint* units = nullptr;
+  Array<std::int64_t> memory;
+  std::vector<SumPanel> panels;
+
+  std::int64_t columns() const { return units->exponent.view.cols; }
+  Matrix<std::int64_t> all() const {
+    return {memory.view.data, 1, panels.empty() ? 0 : panels.back().end_element()};
+  }
+  void begin_range(std::int64_t begin, std::int64_t width, Stream& stream) {
+    panels = begin < columns() ? sum_panels(columns(), begin, std::min(columns(), begin + width))
+                               : std::vector<SumPanel>{};
+    fill_zero(memory.view.data, static_cast<std::size_t>(all().size()) * sizeof(std::int64_t),
+              stream);
+  }
+  void add(ConstTensor rows, Stream& stream) const {
+    if (rows.rows == 0) return;
+    for (const SumPanel& panel : panels)
+      accumulate_hessian(rows, units->exponent, units->log2_tokens, panel.begin, panel.in(all()),
+                         stream);
+  }
+  void finish(const Places& places, Hessian& hessian, Stream& stream) const {
+    for (const SumPanel& panel : panels)
+      if (places.hessian_on_host)
+        finish_on_host(panel.in(all()), panel.begin, *units, std::max<std::int64_t>(1, hessian.tokens),
+                       hessian, stream);
+      else
+        finish_hessian(panel.in(all()), units->exponent, units->log2_tokens,
+                       std::max<std::int64_t>(1, hessian.tokens), panel.begin, hessian.matrix,
+                       stream);
+  }
+};
+
+}  // namespace
+
+std::vector<Hessian> calibrate(const Activations& activations,
+                               const std::vector<CalibratedGroup>& groups, std::int64_t sampled,
+                               const Places& places, Comm& comm, Stream& stream) {
+  const std::map<Columns, FixedPoint> units = units_of(activations, groups, comm, stream);
+  const std::vector<std::int64_t> tokens = count_tokens(activations, groups, sampled, comm);
   const std::vector<std::size_t> blocks = sampled_blocks(activations, sampled);
+  std::int64_t widest = 0;
+  for (const CalibratedGroup& g : groups) widest = std::max(widest, g.group.width);
   const std::int64_t width =
-      places.hessian_panel_columns > 0 ? std::min(places.hessian_panel_columns, d) : d;
-  Hessian result;
-  result.largest_input = units.largest;
-  result.diagonal.resize(static_cast<std::size_t>(d));
-  if (!places.hessian_on_host) result.matrix = Array<float>(d, d, stream);
+      places.hessian_panel_columns > 0 ? std::min(places.hessian_panel_columns, widest) : widest;
+
+  std::vector<Hessian> results(groups.size());
   {
-    Array<std::int64_t> memory(1, hessian_sum_elements(d, width),
-                               stream);  // of the first range, the largest
-    for (std::int64_t begin = 0; begin < d; begin += width) {
-      const std::vector<SumPanel> panels = sum_panels(d, begin, std::min(d, begin + width));
-      const Matrix<std::int64_t> all(memory.view.data, 1, panels.back().end_element());
-      fill_zero(all.data, static_cast<std::size_t>(all.size()) * sizeof(std::int64_t), stream);
-      const auto add = [&](std::size_t, ConstTensor input) {
-        const ConstTensor x = input.col_range(group.begin, d);
-        for (const SumPanel& panel : panels)
-          accumulate_hessian(x, units.exponent, units.log2_tokens, panel.begin, panel.in(all),
-                             stream);
+    std::vector<Sum> sums;
+    for (std::size_t i = 0; i < groups.size(); ++i) {
+      const FixedPoint& unit = units.at(columns_of(groups[i].group));
+      const std::int64_t d = groups[i].group.width;
+      results[i].tokens = tokens[i];
+      results[i].largest_input = unit.largest;
+      results[i].diagonal.resize(static_cast<std::size_t>(d));
+      if (!places.hessian_on_host) results[i].matrix = Array<float>(d, d, stream);
+      sums.push_back({&groups[i].group, &unit,
+                      Array<std::int64_t>(1, hessian_sum_elements(d, width), stream), {}});
+    }
+    Buffer gathered;
+    const Step& step = activations.input().step;
+    for (std::int64_t begin = 0; begin < widest; begin += width) {
+      for (Sum& sum : sums) sum.begin_range(begin, width, stream);
+      const auto add = [&](std::size_t local, ConstTensor input) {
+        const Routes* routes = routes_of(activations, local);
+        for (const Sum& sum : sums)
+          sum.add(group_rows(step, *sum.group, input, routes, gathered, stream), stream);
       };
       visit_inputs(activations, blocks, add, stream);
-      comm.all_reduce_sum(all, stream);
-      for (const SumPanel& panel : panels)
-        if (places.hessian_on_host)
-          finish_on_host(panel.in(all), panel.begin, units, tokens, result, stream);
-        else
-          finish_hessian(panel.in(all), units.exponent, units.log2_tokens, tokens, panel.begin,
-                         result.matrix, stream);
+      for (std::size_t i = 0; i < sums.size(); ++i) {
+        comm.all_reduce_sum(sums[i].all(), stream);
+        sums[i].finish(places, results[i], stream);
+      }
     }
   }
-  if (places.hessian_on_host) return result;
-  Array<float> on_device(1, d, stream);
-  diagonal(result.matrix, on_device, stream);
-  copy_to_host(result.diagonal.data(), on_device.view.data, on_device.memory.bytes(), stream);
-  return result;
+  if (places.hessian_on_host) return results;
+  for (Hessian& result : results) {
+    Array<float> on_device(1, result.matrix.view.cols, stream);
+    diagonal(result.matrix, on_device, stream);
+    copy_to_host(result.diagonal.data(), on_device.view.data, on_device.memory.bytes(), stream);
+  }
+  return results;
+}
+
+Hessian calibrate(const Activations& activations, const Group& group, const std::string& what,
+                  std::int64_t tokens, const Places& places, Comm& comm, Stream& stream) {
+  return std::move(calibrate(activations, {{group, what}}, tokens, places, comm, stream).front());
 }
 
 void place_hessian(const Hessian& hessian, Matrix<const std::int32_t> perm, Matrix<float> h,
@@ -195,8 +311,10 @@ std::vector<double> mean_magnitude(const Activations& activations, const Group& 
   const FixedPoint units = choose_units(activations, group, what, comm, stream);
   Array<std::int64_t> sum(1, units.exponent.view.cols, stream);
   fill_zero(sum.view.data, sum.memory.bytes(), stream);
+  const Step& step = activations.input().step;
   const auto add = [&](std::size_t, ConstTensor input) {
-    accumulate_column_abs(input.col_range(group.begin, group.width), units.exponent,
+    const ConstTensor panel = panel_of(step, group.panel, input);
+    accumulate_column_abs(panel.col_range(group.begin, group.width), units.exponent,
                           units.log2_tokens, sum, stream);
   };
   visit_inputs(activations, add, stream);

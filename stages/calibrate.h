@@ -1,5 +1,5 @@
-// The Hessian of one group of a step: H = (1/T) Σ x xᵀ over the tokens of all ranks, or over some
-// of them, of the columns that the group reads; bit-identical for any number of ranks.
+// The Hessians of a step's groups: H = (1/T) Σ x xᵀ over the tokens of all ranks, or over some of
+// them, of the rows and columns that the group reads; bit-identical for any number of ranks.
 #pragma once
 
 #include <string>
@@ -23,9 +23,10 @@ struct Hessian {
   std::vector<HessianPanel> panels;  // there: all columns in order
   std::vector<float> diagonal;       // host
   float largest_input = 0.0f;        // |x| of all tokens
+  std::int64_t tokens = 0;           // T; 0: no token came to this expert, and H is 0
 };
 
-// All columns of the current step's input, as a group.
+// All columns of the current step's input, which has one panel, as a group.
 Group whole_input(const Activations& activations);
 
 // The 64-bit sum is held in panels of so many columns, each from its diagonal down, so that a
@@ -35,10 +36,20 @@ constexpr std::int64_t hessian_sum_panel = 2048;
 // have fewer.
 std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns);
 
-// `what` names the step in messages ("layer 3, input of self_attn.o_proj"). tokens: H is of the
-// evenly spaced blocks that hold about so many (is_sampled), 0: of all. places: of the Hessian and
-// its sum. Collective. Throws std::domain_error naming the step, the column and the first sample
+// A group and what messages call it ("layer 3, input of self_attn.o_proj").
+struct CalibratedGroup {
+  const Group& group;
+  std::string what;
+};
+
+// One pass over the inputs for all of the groups, whose sums are held at once. tokens: H is of the
+// evenly spaced blocks that hold about so many (is_sampled), 0: of all. places: of the Hessians and
+// their sums. Collective. Throws std::domain_error naming the step, the column and the first sample
 // when an activation of any token is NaN or infinite (every rank throws the same).
+std::vector<Hessian> calibrate(const Activations& activations,
+                               const std::vector<CalibratedGroup>& groups, std::int64_t tokens,
+                               const Places& places, Comm& comm, Stream& stream);
+// Of one group.
 Hessian calibrate(const Activations& activations, const Group& group, const std::string& what,
                   std::int64_t tokens, const Places& places, Comm& comm, Stream& stream);
 

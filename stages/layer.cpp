@@ -10,6 +10,7 @@
 #include "kernels/multiply.h"
 #include "kernels/norm.h"
 #include "stages/attention.h"
+#include "stages/experts.h"
 
 namespace qpipe {
 
@@ -39,6 +40,7 @@ Linears mlp_linears(const LayerSpec& spec) {
                                  linears.push_back(m.out);
                                  return linears;
                                },
+                               [](const Experts& e) { return expert_linears(e); },
                                [](const SingleLinear& s) { return Linears{s.linear}; },
                                [](const Nothing&) { return Linears{}; }},
                     spec.mlp);
@@ -113,14 +115,6 @@ void add_norm_tensors(const std::optional<NormSpec>& norm, std::vector<TensorSpe
   add_tensors(norms, tensors);
 }
 
-// Columns [begin, begin + rows · cols) of the scratch memory as a matrix.
-Tensor scratch_part(Tensor scratch, std::int64_t first_element, std::int64_t rows,
-                    std::int64_t cols) {
-  auto* data = static_cast<unsigned char*>(scratch.data) +
-               first_element * static_cast<std::int64_t>(size_of(scratch.dtype));
-  return {data, scratch.dtype, rows, cols};
-}
-
 // The view of the block's input memory for another width.
 Tensor input_of_width(const Block& block, std::int64_t width) {
   return {block.input.data, block.input.dtype, block.input.rows, width};
@@ -136,41 +130,27 @@ const std::optional<NormSpec>& norm_before(const LayerSpec& spec, Part part) {
   return none;
 }
 
-// y = the input of the part's first step.
-void read_stream(const Layer& layer, Part part, ConstTensor hidden, Tensor y, Stream& stream) {
+// y = the input of the part's first step; experts route with it.
+void read_stream(const Layer& layer, Part part, ConstTensor hidden, Tensor y, Routes* routes,
+                 Stream& stream) {
   const std::optional<NormSpec>& norm = norm_before(*layer.spec, part);
-  if (!norm) return convert(hidden, y, stream);
-  apply_norm(*norm, layer.norms.at(norm->name), hidden, y, stream);
+  if (norm)
+    apply_norm(*norm, layer.norms.at(norm->name), hidden, y, stream);
+  else
+    convert(hidden, y, stream);
+  const auto* experts = std::get_if<Experts>(&layer.spec->mlp);
+  if (part != Part::mlp || experts == nullptr) return;
+  require(routes != nullptr, "a layer with experts needs a block with room for routes");
+  route_tokens(*experts, layer, y, *routes, stream);
 }
 
-// h += multiplier · after(x Wᵀ + b), or h ← after(h + multiplier · (x Wᵀ + b)).
-void add_output(const Layer& layer, const LinearSpec& out, const std::optional<NormSpec>& after,
-                ConstTensor x, Tensor hidden, Tensor y, Stream& stream) {
-  const LayerSpec& spec = *layer.spec;
-  const Linear& last = layer.linear(out);
-  const auto normed = [&](Tensor z) {
-    apply_norm(*after, layer.norms.at(after->name), z, z, stream);
-  };
-  if (!after || spec.residual == Residual::normed) {
-    linear_add(x, last.weight, last.bias, spec.residual_multiplier, hidden, stream);
-    if (after) normed(hidden);
-    return;
+std::optional<NormSpec> norm_after(const LayerSpec& spec, Part part) {
+  switch (part) {
+    case Part::mixer: return spec.after_mixer;
+    case Part::mlp: return spec.after_mlp;
+    case Part::per_layer: return spec.per_layer->norm;
   }
-  linear(x, last.weight, last.bias, y, stream);
-  normed(y);
-  add_scaled(y, spec.residual_multiplier, hidden, stream);
-}
-
-void mlp_activations(const Mlp& mlp, const Layer& layer, ConstTensor x, Tensor y, Tensor scratch,
-                     Stream& stream) {
-  const Tensor up = scratch_part(scratch, 0, x.rows, outputs(mlp.in));
-  project(mlp.in, layer, x, up, stream);
-  if (mlp.xielu)
-    return xielu(up, layer.constants.at(mlp.xielu->alpha_p).stored_weight,
-                 layer.constants.at(mlp.xielu->alpha_n).stored_weight, mlp.xielu->beta,
-                 mlp.xielu->eps, y, stream);
-  if (mlp.gated) return gated_activation(up, mlp.activation, GatedLimits{}, y, stream);
-  return activation(up, mlp.activation, y, stream);
+  return std::nullopt;
 }
 
 const LinearSpec& last_linear(const LayerSpec& spec, Part part) {
@@ -181,6 +161,45 @@ const LinearSpec& last_linear(const LayerSpec& spec, Part part) {
   }
   if (const auto* m = std::get_if<Mlp>(&spec.mlp)) return m->out;
   return std::get<SingleLinear>(spec.mlp).linear;
+}
+
+// h += multiplier · after(f(x)), or h ← after(h + multiplier · f(x)), with f the part's last linear,
+// or the experts' sum. y: scratch from here on.
+void add_output(const Layer& layer, Part part, ConstTensor x, const Routes* routes, Tensor hidden,
+                Tensor y, Tensor scratch, Stream& stream) {
+  const LayerSpec& spec = *layer.spec;
+  const std::optional<NormSpec> after = norm_after(spec, part);
+  const auto normed = [&](Tensor z) {
+    apply_norm(*after, layer.norms.at(after->name), z, z, stream);
+  };
+  const auto* experts = part == Part::mlp ? std::get_if<Experts>(&spec.mlp) : nullptr;
+  const bool norm_of_sum = after && spec.residual == Residual::normed;
+  if (experts == nullptr && (!after || norm_of_sum)) {
+    const Linear& last = layer.linear(last_linear(spec, part));
+    linear_add(x, last.weight, last.bias, spec.residual_multiplier, hidden, stream);
+  } else {
+    if (experts != nullptr) {
+      expert_output(*experts, layer, x, *routes, y, scratch, stream);
+    } else {
+      const Linear& last = layer.linear(last_linear(spec, part));
+      linear(x, last.weight, last.bias, y, stream);
+    }
+    if (after && !norm_of_sum) normed(y);
+    add_scaled(y, spec.residual_multiplier, hidden, stream);
+  }
+  if (norm_of_sum) normed(hidden);
+}
+
+void mlp_activations(const Mlp& mlp, const Layer& layer, ConstTensor x, Tensor y, Tensor scratch,
+                     Stream& stream) {
+  const Tensor up = scratch.part(0, x.rows, outputs(mlp.in));
+  project(mlp.in, layer, x, up, stream);
+  if (mlp.xielu)
+    return xielu(up, layer.constants.at(mlp.xielu->alpha_p).stored_weight,
+                 layer.constants.at(mlp.xielu->alpha_n).stored_weight, mlp.xielu->beta,
+                 mlp.xielu->eps, y, stream);
+  if (mlp.gated) return gated_activation(up, mlp.activation, mlp.limits, y, stream);
+  return activation(up, mlp.activation, y, stream);
 }
 
 }  // namespace
@@ -222,6 +241,11 @@ std::vector<TensorSpec> layer_tensors(const LayerSpec& spec) {
     add_constant(m->xielu->alpha_n);
   }
   if (!spec.scalar.empty()) add_constant(spec.scalar);
+  if (const auto* e = std::get_if<Experts>(&spec.mlp)) {
+    const auto count = static_cast<std::int64_t>(e->experts.size());
+    for (const std::string& name : {e->router.correction, e->router.expert_scale})
+      if (!name.empty()) tensors.push_back({name, {count}, TensorRole::vector});
+  }
   return tensors;
 }
 
@@ -270,6 +294,7 @@ std::vector<Step> layer_steps(const LayerSpec& spec) {
     step.part = part;
     step.number = number;
     step.width = width;
+    step.panels = {{width, 1, false}};
     step.runs = consecutive(next, linears);
     step.groups = {{0, width, step.runs}};
     next += linears;
@@ -292,6 +317,10 @@ std::vector<Step> layer_steps(const LayerSpec& spec) {
       in.groups.clear();
     }
     add(Part::mlp, 1, m->width(), 1).hidden = Access::update;
+  } else if (const auto* e = std::get_if<Experts>(&spec.mlp)) {
+    require(!spec.shares_norm(), "layer_steps: experts have a norm of their own");
+    add_expert_steps(*e, spec.hidden, next, steps);
+    next += expert_linears(*e).size();
   } else if (std::holds_alternative<SingleLinear>(spec.mlp)) {
     add(Part::mlp, 0, spec.hidden, 1).hidden = Access::update;
   }
@@ -301,6 +330,14 @@ std::vector<Step> layer_steps(const LayerSpec& spec) {
   }
   if (!steps.empty()) steps.back().input = Access::read;
   return steps;
+}
+
+std::int64_t Step::columns() const { return first_column(panels.size()); }
+
+std::int64_t Step::first_column(std::size_t panel) const {
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < panel; ++i) first += panels.at(i).columns;
+  return first;
 }
 
 std::size_t most_steps(const Architecture& a) {
@@ -331,6 +368,8 @@ std::int64_t scratch_width(const Architecture& a) {
     if (const auto* attention = std::get_if<Attention>(&kind.mixer))
       width = std::max(width, attention->heads.width());
     if (const auto* mlp = std::get_if<Mlp>(&kind.mlp)) width = std::max(width, outputs(mlp->in));
+    if (const auto* experts = std::get_if<Experts>(&kind.mlp))
+      width = std::max(width, experts_scratch_width(*experts, a.hidden));
     if (kind.residual == Residual::parallel && kind.after_mixer)
       width = std::max(width, 2 * a.hidden);
   }
@@ -369,13 +408,15 @@ void start_layer(const Layer& layer, Block& block, Stream& stream) {
   if (steps.empty()) return;
   block.input = input_of_width(block, spec.hidden);
   read_stream(layer, steps.front().part, block.hidden.col_range(0, spec.hidden), block.input,
-              stream);
+              block.routes, stream);
 }
 
 void part_output(const Layer& layer, const DecoderTables& tables, Part part, std::int64_t seqlen,
                  ConstTensor x, Tensor between, Tensor scratch, Matrix<float> y, bool add,
                  Stream& stream) {
   const LayerSpec& spec = *layer.spec;
+  require(part != Part::mlp || !std::holds_alternative<Experts>(spec.mlp),
+          "part_output: not of experts");
   const LinearSpec& out = last_linear(spec, part);
   ConstTensor inner = x;
   const Tensor memory(between.data, between.dtype, x.rows, out.in_features);
@@ -415,10 +456,13 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
         return attention_heads(std::get<Attention>(spec.mixer), layer, tables.of(layer), seqlen, x,
                                carried(), block.input, scratch, stream);
       case Part::mlp:
+        if (const auto* experts = std::get_if<Experts>(&spec.mlp))
+          return expert_activations(*experts, layer, x, *block.routes, block.input, scratch,
+                                    stream);
         return mlp_activations(std::get<Mlp>(spec.mlp), layer, x, block.input, scratch, stream);
       case Part::per_layer: {
         const PerLayerInput& p = *spec.per_layer;
-        const Tensor gate = scratch_part(scratch, 0, tokens, p.gate.out_features);
+        const Tensor gate = scratch.part(0, tokens, p.gate.out_features);
         project({p.gate}, layer, x, gate, stream);
         activation(gate, p.activation, block.input, stream);
         return multiply(carried().col_range(p.carried, p.gate.out_features), block.input, stream);
@@ -428,15 +472,12 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
 
   // The part's output goes to the residual stream, from which the next part reads. In a parallel
   // layer the MLP reads what the stream was before.
-  const std::optional<NormSpec> after = step.part == Part::mixer ? spec.after_mixer
-                                        : step.part == Part::mlp ? spec.after_mlp
-                                                                 : spec.per_layer->norm;
   const bool parallel =
       spec.residual == Residual::parallel && step.part == Part::mixer && next != nullptr;
-  const Tensor before = scratch_part(scratch, 0, tokens, spec.hidden);
-  const Tensor y = scratch_part(scratch, parallel ? tokens * spec.hidden : 0, tokens, spec.hidden);
-  if (parallel) read_stream(layer, next->part, hidden(), before, stream);
-  add_output(layer, last_linear(spec, step.part), after, x, hidden(), y, stream);
+  const Tensor before = scratch.part(0, tokens, spec.hidden);
+  const Tensor y = scratch.part(parallel ? tokens * spec.hidden : 0, tokens, spec.hidden);
+  if (parallel) read_stream(layer, next->part, hidden(), before, block.routes, stream);
+  add_output(layer, step.part, x, block.routes, hidden(), y, scratch, stream);
   if (next == nullptr) {
     if (!spec.scalar.empty()) multiply(layer.constants.at(spec.scalar).weight, hidden(), stream);
     return;
@@ -445,15 +486,19 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
   if (parallel)
     return copy_on_device(block.input.data, before.data, static_cast<std::size_t>(before.bytes()),
                           stream);
-  read_stream(layer, next->part, hidden(), block.input, stream);
+  read_stream(layer, next->part, hidden(), block.input, block.routes, stream);
 }
 
 void forward_layer(const Layer& layer, const DecoderTables& tables, std::int64_t seqlen,
                    Block& block, Tensor scratch, Stream& stream) {
+  Routes own;
+  Routes* const given = block.routes;
+  if (given == nullptr) block.routes = &own;
   start_layer(layer, block, stream);
   const std::vector<Step> steps = layer_steps(*layer.spec);
   for (std::size_t i = 0; i < steps.size(); ++i)
     advance(layer, tables, steps, i, seqlen, block, scratch, stream);
+  block.routes = given;
 }
 
 }  // namespace qpipe

@@ -6,8 +6,11 @@
 //   mixer, 1:  h += x Wᵀ, norm                                 → x = input of the MLP
 //   mlp, 0:    gate, up, activation                            → x = input of its last linear
 //   mlp, 1:    h += x Wᵀ                                       → the layer is done
+// Experts in place of the MLP have the same two steps, the first with the shared experts' beside
+// theirs; their rows of the second step's input are sorted by expert (stages/experts.h).
+//
 // A step's groups are what is solved together: linears that read the same columns of the input, and
-// so share a Hessian. Calibration walks the steps: sum the Hessians of x over all tokens, solve the
+// the same rows of it, and so share a Hessian. Calibration walks the steps: sum the Hessians of x over all tokens, solve the
 // groups' linears, put the quantized weights in place, advance. Every linear runs once per token,
 // and the linears of later steps see the quantized ones before them (true sequential order).
 //
@@ -26,7 +29,8 @@
 namespace qpipe {
 
 // What a tensor of a layer is for.
-enum class TensorRole { weight, linear_bias, norm, constant };
+// vector: of float32, whatever the checkpoint has (routers' corrections).
+enum class TensorRole { weight, linear_bias, norm, constant, vector };
 
 struct TensorSpec {
   std::string name;                 // within the layer: "self_attn.q_proj.weight"
@@ -40,7 +44,7 @@ struct TensorSpec {
 std::vector<LinearSpec> layer_linears(const LayerSpec& spec);
 
 // THE list of a layer's tensors, linears first: reading, checks, sizes and output follow from it.
-// A constant's shape may be [] or [1].
+// A constant's shape may be [] or [1], a vector's [n] or [1, n].
 std::vector<TensorSpec> layer_tensors(const LayerSpec& spec);
 
 // A norm of a layer and the tensors that hold it: [rows, width], in one tensor or in one a row.
@@ -96,6 +100,7 @@ struct Layer {
   std::vector<Linear> linears;            // in the order of layer_linears()
   std::map<std::string, Norm> norms;      // by NormSpec::name
   std::map<std::string, Norm> constants;  // [1, 1] each, by the tensor's name
+  std::map<std::string, Matrix<const float>> vectors;  // [1, n] each, by the tensor's name
   std::vector<Buffer> memory;
   std::vector<WaitingWeight> waiting;  // one for each linear; empty when all weights stay on the
                                        // device
@@ -107,25 +112,52 @@ struct Layer {
 // Which half of a layer a step belongs to.
 enum class Part { mixer, mlp, per_layer };
 
-// Linears that read the same columns of the step's input: solved together, with one Hessian.
+// A matrix [tokens · per_token, columns] of a step's input. The panels of a block lie one behind the
+// other in its memory.
+struct Panel {
+  std::int64_t columns = 0;
+  std::int64_t per_token = 1;
+  bool sorted = false;  // its rows are those of Routes, sorted by expert
+};
+
+// Linears that read the same columns of a panel and the same of its rows: solved together, with one
+// Hessian.
 struct Group {
-  std::int64_t begin = 0;  // first column
+  std::int64_t begin = 0;  // first column of the panel
   std::int64_t width = 0;
   std::vector<std::size_t> linears;  // as indices into Layer::linears
+  std::size_t panel = 0;
+  std::int64_t expert = -1;  // whose tokens it reads; −1: it reads all
+  bool weighted = false;     // the rows are multiplied with the routing weights
 };
 
 // What is to be known of a step without looking into its layer.
 struct Step {
   Part part = Part::mixer;
   int number = 0;                 // within its part
-  std::int64_t width = 0;         // of the stored input [tokens, width]
+  std::int64_t width = 0;         // of the stored input, elements a token
+  std::vector<Panel> panels;      // that it consists of
   std::vector<Group> groups;      // with a shared norm the mixer's first step has the MLP's, too
   std::vector<std::size_t> runs;  // the linears that advance() runs
   Access hidden = Access::none;   // what advance() does to the residual stream,
   Access input = Access::update;  // and to the input: update where the next step's takes its place
   std::int64_t attention_width = 0;  // heads · head_dim where it runs attention: 2 · tokens ·
                                      // seqlen · width FLOP
+
+  // Columns of all panels side by side, as the maxima of an input are kept; a panel's first of them.
+  std::int64_t columns() const;
+  std::int64_t first_column(std::size_t panel) const;
 };
+
+// A panel of a block's input.
+template <class Void>
+AnyMatrix<Void> panel_of(const Step& step, std::size_t panel, AnyMatrix<Void> input) {
+  std::int64_t first = 0;
+  for (std::size_t i = 0; i < panel; ++i)
+    first += input.rows * step.panels.at(i).per_token * step.panels[i].columns;
+  const Panel& p = step.panels.at(panel);
+  return input.part(first, input.rows * p.per_token, p.columns);
+}
 
 std::vector<Step> layer_steps(const LayerSpec& spec);
 
@@ -153,9 +185,11 @@ std::int64_t table_bytes(const Architecture& architecture, std::int64_t seqlen);
 // A block of whole sequences: its residual stream and the current step's input, in the compute
 // type. The bfloat16 residual stream of the CUDA backend is what bf16 inference has: the error that
 // calibration sees is the error that is served.
+struct Routes;
 struct Block {
   Tensor hidden;  // [tokens, hidden + carried]
   Tensor input;   // [tokens, step's width]; memory for widest_input columns
+  Routes* routes = nullptr;  // of a layer with experts: where its tokens go (stages/experts.h)
 };
 
 // block.input = the input of the first step.

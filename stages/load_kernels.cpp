@@ -47,9 +47,13 @@ Layer blank_layer(const Architecture& a, std::size_t kind, Tensor weights) {
     if (!norm.weights.empty()) blank.weight = of_shape(norm.rows, norm.width);
     if (!norm.biases.empty()) blank.bias = of_shape(norm.rows, norm.width);
   }
-  for (const TensorSpec& tensor : layer_tensors(*layer.spec))
+  for (const TensorSpec& tensor : layer_tensors(*layer.spec)) {
     if (tensor.role == TensorRole::constant)
       layer.constants[tensor.name] = {of_shape(1, 1), {}, of_shape(1, 1), {}};
+    if (tensor.role == TensorRole::vector)
+      layer.vectors[tensor.name] = {static_cast<const float*>(weights.data), 1,
+                                    tensor.shape.back()};
+  }
   return layer;
 }
 

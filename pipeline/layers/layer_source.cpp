@@ -1,6 +1,7 @@
 #include "pipeline/layers/layer_source.h"
 
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "kernels/activation.h"
@@ -19,6 +20,7 @@ constexpr std::size_t tensor_part_bytes = std::size_t{8}
                                           << 20;  // of a piece, each read by a thread
 constexpr std::size_t piece_bytes = std::size_t{128}
                                     << 20;  // of a layer on its way to the others' host memory
+constexpr std::size_t readers = 16;  // of a layer: one does not saturate a fast disk
 
 }  // namespace
 
@@ -103,11 +105,16 @@ void read_tensor(const Checkpoint& checkpoint, StoredFormat format, const Tensor
 
 HostBuffer LayerSource::read(const Plan& plan, HostBuffer to) const {
   if (to.bytes() < plan.bytes) to = HostBuffer(plan.bytes, stream_);
-  std::vector<std::future<void>> reads;  // a single reader does not saturate a fast disk
-  for (const Slot& slot : plan.slots)
-    reads.push_back(std::async(std::launch::async, [this, &slot, place = to.data() + slot.offset] {
-      read_tensor(checkpoint_, format_, slot.info, slot.transposed, place);
-    }));
+  std::atomic<std::size_t> next = 0;
+  const auto read_some = [&] {
+    for (std::size_t i = next++; i < plan.slots.size(); i = next++)
+      read_tensor(checkpoint_, format_, plan.slots[i].info, plan.slots[i].transposed,
+                  to.data() + plan.slots[i].offset);
+  };
+  std::vector<std::future<void>> reads;
+  for (std::size_t i = 0; i < std::min(readers, plan.slots.size()); ++i)
+    reads.push_back(std::async(std::launch::async, read_some));
+  for (std::future<void>& done : reads) done.wait();
   for (std::future<void>& done : reads) done.get();
   return to;
 }
@@ -273,9 +280,16 @@ Layer LayerSource::make_layer(std::int64_t index, const std::map<std::string, Te
     norm.bias = in_compute_type(norm.stored_bias);
   }
   for (const TensorSpec& tensor : layer_tensors(*layer.spec)) {
-    if (tensor.role != TensorRole::constant) continue;
+    if (tensor.role != TensorRole::constant && tensor.role != TensorRole::vector) continue;
     const ConstTensor value = stored.at(prefix + tensor.name);
-    layer.constants[tensor.name] = {in_compute_type(value), {}, value, {}};
+    if (tensor.role == TensorRole::constant) {
+      layer.constants[tensor.name] = {in_compute_type(value), {}, value, {}};
+      continue;
+    }
+    Array<float> copy(value.rows, value.cols, stream_);
+    convert(value, copy.view, stream_);
+    layer.vectors[tensor.name] = {copy.view.data, 1, copy.view.size()};
+    layer.memory.push_back(std::move(copy.memory));
   }
   return layer;
 }

@@ -82,10 +82,15 @@ struct Check {
     }
   }
 
-  // A constant may be stored with one axis or with none.
-  void constant(const std::string& name) {
-    weights(name,
-            checkpoint.contains(name) && checkpoint.info(name).shape.empty() ? Shape{} : Shape{1});
+  // Axes of one element count for nothing: [], [1]; [n], [1, n].
+  void vector(const std::string& name, const Shape& shape) {
+    const auto without_ones = [](Shape axes) {
+      axes.erase(std::remove(axes.begin(), axes.end(), 1), axes.end());
+      return axes;
+    };
+    const bool alike = checkpoint.contains(name) && checkpoint.info(name).shape.size() <= 2 &&
+                       without_ones(checkpoint.info(name).shape) == without_ones(shape);
+    weights(name, alike ? checkpoint.info(name).shape : shape);
   }
 
   // Of a quantized checkpoint: parts that the format doesn't have, or beside an unpacked weight.
@@ -191,7 +196,8 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
           break;
         case TensorRole::linear_bias:
         case TensorRole::norm: check.weights(name, tensor.shape); break;
-        case TensorRole::constant: check.constant(name); break;
+        case TensorRole::constant:
+        case TensorRole::vector: check.vector(name, tensor.shape); break;
       }
     }
     const auto* mlp = std::get_if<Mlp>(&a.layer(layer).mlp);

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstring>
 #include <optional>
 #include <set>
+#include <stdexcept>
 #include <string_view>
 #include <system_error>
 
@@ -184,6 +186,24 @@ void refuse_adapter(const fs::path& folder, const std::vector<std::string>& file
                   folder.string()));
 }
 
+template <class Word>
+void copy_words(const unsigned char* from, std::int64_t stride, std::int64_t count,
+                unsigned char* to) {
+  const auto step = static_cast<std::int64_t>(sizeof(Word)) * stride;
+  for (std::int64_t i = 0; i < count; ++i, from += step, to += sizeof(Word))
+    std::memcpy(to, from, sizeof(Word));
+}
+
+// Elements of `size` bytes that lie `stride` elements apart → side by side.
+void copy_apart(const unsigned char* from, std::int64_t stride, std::int64_t size,
+                std::int64_t count, unsigned char* to) {
+  if (stride == 1) std::memcpy(to, from, static_cast<std::size_t>(count * size));
+  else if (size == 1) copy_words<std::uint8_t>(from, stride, count, to);
+  else if (size == 2) copy_words<std::uint16_t>(from, stride, count, to);
+  else if (size == 4) copy_words<std::uint32_t>(from, stride, count, to);
+  else copy_words<std::uint64_t>(from, stride, count, to);
+}
+
 }  // namespace
 
 Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
@@ -213,7 +233,20 @@ Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
   if (shard_of_.empty())
     throw UserError(ExitCode::data,
                     fmt::format("{}: holds no tensor; {}", folder.string(), download_again));
+  present_experts();
   if (const auto embedding = embedding_stored_as_head(*this)) rename(*embedding);
+}
+
+void Checkpoint::present_experts() {
+  ExpertSlices experts = slices_of_experts(config_, tensors_, folder_.string());
+  for (TensorSlice& slice : experts.slices) {
+    if (contains(slice.info.name)) continue;  // the file has it as it is
+    tensors_.erase(slice.stored);
+    tensors_[slice.info.name] = slice.info;
+    shard_of_[slice.info.name] = shard_of_.at(slice.stored);
+    slices_.emplace(slice.info.name, std::move(slice));
+  }
+  faults_.merge(std::move(experts.faults));
 }
 
 // Of two tensors of one name the index's counts, for those who do not need it.
@@ -285,14 +318,56 @@ std::vector<std::string> Checkpoint::names_of(const std::string& module) const {
 }
 
 void Checkpoint::read(const std::string& name, void* to) const {
-  info(name);
-  shards_[shard_of_.at(name)].read(stored_name(name), to);
+  read(name, 0, info(name).bytes(), to);
 }
 
 void Checkpoint::read(const std::string& name, std::int64_t begin, std::int64_t count,
                       void* to) const {
   info(name);
+  if (const auto slice = slices_.find(name); slice != slices_.end())
+    return read_slice(slice->second, begin, count, static_cast<unsigned char*>(to));
   shards_[shard_of_.at(name)].read(stored_name(name), begin, count, to);
+}
+
+// What lies between the elements is read with them: it is a part of the rows, and few reads are
+// faster than many.
+void Checkpoint::read_slice(const TensorSlice& slice, std::int64_t begin, std::int64_t count,
+                            unsigned char* to) const {
+  constexpr std::int64_t most_span_bytes = std::int64_t{8} << 20;
+  const SafetensorsFile& shard = shards_[shard_of_.at(slice.info.name)];
+  const auto size = static_cast<std::int64_t>(size_of(slice.info.dtype));
+  if (slice.contiguous()) return shard.read(slice.stored, slice.first * size + begin, count, to);
+  if (begin % size != 0 || count % size != 0)
+    throw std::logic_error("Checkpoint::read: a part of an element");
+  const std::int64_t cols = slice.info.cols();
+  const std::int64_t most_rows =
+      std::max<std::int64_t>(1, most_span_bytes / (slice.row_stride * size));
+  std::vector<unsigned char> span;
+  std::int64_t at = begin / size;
+  const std::int64_t end = at + count / size;
+  while (at < end) {
+    const std::int64_t first_row = at / cols;
+    const std::int64_t rows = std::min(most_rows, (end - 1) / cols - first_row + 1);
+    const std::int64_t elements =
+        (rows - 1) * slice.row_stride + (cols - 1) * slice.column_stride + 1;
+    span.resize(static_cast<std::size_t>(elements * size));
+    shard.read(slice.stored, (slice.first + first_row * slice.row_stride) * size,
+               elements * size, span.data());
+    for (std::int64_t row = first_row; row < first_row + rows; ++row) {
+      const std::int64_t column = at - row * cols;
+      const std::int64_t elements_of_row = std::min(end, (row + 1) * cols) - at;
+      const std::int64_t from =
+          (row - first_row) * slice.row_stride + column * slice.column_stride;
+      copy_apart(span.data() + from * size, slice.column_stride, size, elements_of_row, to);
+      at += elements_of_row;
+      to += elements_of_row * size;
+    }
+  }
+}
+
+bool Checkpoint::lies_transposed(const std::string& name) const {
+  const auto slice = slices_.find(name);
+  return slice != slices_.end() && slice->second.transposed;
 }
 
 std::int64_t Checkpoint::total_bytes() const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "pipeline/files/error.h"
+#include "pipeline/model/fused_experts.h"
 #include "pipeline/model/safetensors.h"
 
 namespace qpipe {
@@ -23,8 +24,9 @@ class Checkpoint {
   // Reads config.json and the headers of all shards: those that model.safetensors.index.json names,
   // by plain file names of the folder. As in transformers the shards say what they hold; where the
   // index says otherwise is a fault of the tensor (below). An embedding that is stored as the tied
-  // head alone goes by the embedding's name (pipeline/model/tied_embedding.h). Throws UserError
-  // (see tests/pipeline/model/checkpoint_test.cpp for the list of faults).
+  // head alone goes by the embedding's name (pipeline/model/tied_embedding.h); experts that share a
+  // tensor are linears of their own (pipeline/model/fused_experts.h). Throws UserError (see
+  // tests/pipeline/model/checkpoint_test.cpp for the list of faults).
   explicit Checkpoint(const std::filesystem::path& folder);
   // One whose weights are not there yet: these are the tensors that it will have. read() throws.
   Checkpoint(const std::filesystem::path& folder, nlohmann::json config,
@@ -41,6 +43,8 @@ class Checkpoint {
   void read(const std::string& name, void* to) const;
   void read(const std::string& name, std::int64_t begin, std::int64_t count,
             void* to) const;  // a range of its bytes
+  // Whether an expert's weight lies [in, out] (pipeline/model/fused_experts.h).
+  bool lies_transposed(const std::string& name) const;
   std::int64_t total_bytes() const;
   // Tensors that the index promises and no shard has, and those that two shards have: what is to be
   // thrown when somebody needs one of them.
@@ -49,6 +53,9 @@ class Checkpoint {
  private:
   void add_tensors(std::size_t shard, const std::map<std::string, std::string>& shard_of_tensor);
   void rename(const RenamedTensor& renamed);
+  void present_experts();
+  void read_slice(const TensorSlice& slice, std::int64_t begin, std::int64_t count,
+                  unsigned char* to) const;
   const std::string& stored_name(const std::string& name) const;
 
   std::filesystem::path folder_;
@@ -57,6 +64,7 @@ class Checkpoint {
   std::map<std::string, TensorInfo> tensors_;
   std::map<std::string, std::size_t> shard_of_;   // of those that can be read
   std::map<std::string, std::string> stored_as_;  // name → that in the shard, where it is another
+  std::map<std::string, TensorSlice> slices_;  // by the name under which they are presented
   std::map<std::string, UserError> faults_;
 };
 

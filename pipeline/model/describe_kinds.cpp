@@ -60,6 +60,18 @@ void describe(const Mlp& m, Description& d) {
   d.add(m.gated && m.in.size() == 1, "fused gate and up");
 }
 
+void describe(const Experts& e, Description& d) {
+  const RouteOptions& o = e.router.options;
+  d.add(true, std::to_string(o.top_k) + " of " + std::to_string(e.experts.size()) + " experts");
+  d.add(o.scoring == Scoring::sigmoid, "sigmoid router");
+  d.add(o.scoring == Scoring::sparse_mixer, "sparse mixer");
+  d.add(!e.router.correction.empty(), "corrected choice of experts");
+  d.add(o.groups > 1, "groups of experts");
+  d.add(e.shared.has_value(), e.shared_gate ? "shared expert behind a gate" : "shared expert");
+  d.add(e.scales_inputs, "scaled inputs of experts");
+  describe(e.experts.front(), d);
+}
+
 void describe_norms(const LayerSpec& spec, Description& d) {
   const std::optional<NormSpec>& norm = spec.mixer_norm    ? spec.mixer_norm
                                         : spec.mlp_norm    ? spec.mlp_norm
@@ -85,6 +97,7 @@ Words describe(const LayerSpec& spec) {
   d.add(std::holds_alternative<SingleLinear>(spec.mixer), "a linear in place of attention");
   d.add(std::holds_alternative<Nothing>(spec.mixer), "no attention");
   if (const auto* m = std::get_if<Mlp>(&spec.mlp)) describe(*m, d);
+  if (const auto* e = std::get_if<Experts>(&spec.mlp)) describe(*e, d);
   d.add(std::holds_alternative<SingleLinear>(spec.mlp), "a linear in place of the MLP");
   d.add(std::holds_alternative<Nothing>(spec.mlp), "no MLP");
   describe_norms(spec, d);

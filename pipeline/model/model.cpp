@@ -89,6 +89,22 @@ void find_single_linears(Architecture& a, const Checkpoint& checkpoint) {
   }
 }
 
+// Stacks of experts lie either way, whatever the family.
+void find_transposed_experts(Architecture& a, const Checkpoint& checkpoint) {
+  for (std::int64_t layer = 0; layer < a.layers; ++layer) {
+    auto* experts = std::get_if<Experts>(&a.kinds[a.kind(layer)].mlp);
+    if (experts == nullptr) continue;
+    const auto look = [&](LinearSpec& linear) {
+      linear.transposed =
+          checkpoint.lies_transposed(layer_prefix(a, layer) + linear.name + ".weight");
+    };
+    for (Mlp& expert : experts->experts) {
+      for (LinearSpec& linear : expert.in) look(linear);
+      look(expert.out);
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> supported_families() {
@@ -127,6 +143,7 @@ Architecture read_architecture(const Checkpoint& checkpoint) {
       break;
     }
   find_single_linears(a, checkpoint);
+  find_transposed_experts(a, checkpoint);
   if (!says_whether_tied(checkpoint.config()))
     a.head.tied = checkpoint.names_of(a.head.name).empty();
   if (a.head.tied && head_differs_from_embedding(a, checkpoint)) a.head.tied = false;

@@ -47,7 +47,7 @@ bool is_harmless(std::string_view key) {
   const auto ends = [&](std::string_view end) { return key.ends_with(end); };
   return std::find(harmless.begin(), harmless.end(), key) != harmless.end() ||
          std::any_of(harmless_begins.begin(), harmless_begins.end(), begins) ||
-         (!key.starts_with("num_") &&  // experts per token are mathematics
+         (!key.starts_with("num_") && !key.starts_with("norm_") &&  // experts' are mathematics
           std::any_of(harmless_ends.begin(), harmless_ends.end(), ends));
 }
 

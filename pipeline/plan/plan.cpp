@@ -251,6 +251,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       const std::string module = prefix + linear.name;
       LinearSettings settings = plan.defaults;
       overrides.apply(module, settings);
+      settings.skip = settings.skip || linear.kept;
       plan.modules[module] = settings;
       if (settings.skip) {
         keep(prefix + tensor.name);

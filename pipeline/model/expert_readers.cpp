@@ -1,0 +1,114 @@
+#include "pipeline/model/expert_readers.h"
+
+#include <fmt/format.h>
+
+namespace qpipe {
+
+namespace {
+
+constexpr std::int64_t most_experts = 1024;  // of kernels/route.h on CUDA
+
+Mlp plain_gated(std::int64_t hidden, std::int64_t ffn, Activation activation,
+                const MlpNames& names) {
+  Sizes sizes;
+  sizes.hidden = hidden;
+  sizes.ffn = ffn;
+  return gated_mlp(sizes, activation, false, names);
+}
+
+MlpNames inside(const std::string& module, const MlpNames& names) {
+  return {module + "." + names.gate, module + "." + names.up, module + "." + names.down};
+}
+
+}  // namespace
+
+Experts gated_experts(const ExpertSizes& s, Activation activation, const ExpertNames& names) {
+  Experts result;
+  result.router.linear = {names.router, s.experts, s.hidden};
+  result.router.linear.kept = true;
+  for (std::int64_t e = 0; e < s.experts; ++e)
+    result.experts.push_back(plain_gated(s.hidden, s.ffn, activation,
+                                         inside(fmt::format("{}.{}", names.experts, e), names.each)));
+  if (s.shared_ffn > 0)
+    result.shared =
+        plain_gated(s.hidden, s.shared_ffn, activation,
+                    inside(names.shared, {"gate_proj", "up_proj", "down_proj"}));
+  return result;
+}
+
+std::int64_t read_experts(const ConfigJson& config, const std::vector<std::string>& keys,
+                          std::int64_t absent) {
+  if (const auto found = find_size(config, keys, most_experts)) return *found;
+  return absent > 0 ? absent : read_integer(config, keys.front(), 1, most_experts);
+}
+
+std::int64_t read_top_k(const ConfigJson& config, std::int64_t experts, const std::string& key,
+                        std::int64_t absent) {
+  if (absent > 0) return read_integer_or(config, key, absent, 1, experts);
+  return read_integer(config, key, 1, experts);
+}
+
+void set_sigmoid_router(const ConfigJson& config, std::int64_t top_k, const SigmoidRouter& form,
+                        Experts& experts) {
+  const auto count = static_cast<std::int64_t>(experts.experts.size());
+  RouteOptions& o = experts.router.options;
+  o.top_k = top_k;
+  o.scoring = Scoring::sigmoid;
+  o.normalize = read_flag(config, "norm_topk_prob", form.normalized_when_absent);
+  o.scaling = static_cast<float>(
+      read_positive(config, "routed_scaling_factor", form.absent_scaling));
+  o.groups = read_integer_or(config, "n_group", form.absent_groups, 1, count);
+  o.top_groups = read_integer_or(config, "topk_group", form.absent_top_groups, 1, o.groups);
+  o.group_score = GroupScore::two_best;
+  if (count % o.groups != 0)
+    refuse(config, "n_group", fmt::format("must divide the {} experts", count));
+  if (o.groups > 1 && o.top_groups * (count / o.groups) < top_k)
+    refuse(config, "topk_group",
+           fmt::format("must choose groups with at least {} experts", top_k));
+  if (o.groups > 1 && count / o.groups < 2)
+    refuse(config, "n_group", "must leave at least two experts a group");
+  experts.router.correction = form.correction;
+}
+
+void set_experts(Architecture& a, const Experts& experts,
+                 const std::function<bool(std::int64_t)>& routes) {
+  const Architecture dense = a;
+  set_layers(a, [&](std::int64_t l) {
+    LayerSpec layer = dense.layer(l);
+    if (routes(l)) layer.mlp = experts;
+    return layer;
+  });
+}
+
+std::vector<std::int64_t> read_layer_numbers(const ConfigJson& config, const std::string& key,
+                                             std::int64_t layers) {
+  std::vector<std::int64_t> numbers;
+  const nlohmann::json* list = find_value(config, key);
+  if (list == nullptr) return numbers;
+  for (const nlohmann::json& number : list->is_array() ? *list : nlohmann::json::array({*list})) {
+    if (!number.is_number_integer() || number < 0 || number >= layers)
+      refuse(config, key, fmt::format("must be an array of layers from 0 to {}", layers - 1));
+    numbers.push_back(number.get<std::int64_t>());
+  }
+  return numbers;
+}
+
+std::vector<bool> sparse_layers(const ConfigJson& config, std::int64_t layers) {
+  const std::int64_t step = read_integer_or(config, "decoder_sparse_step", 1, 1, most_layers);
+  std::vector<bool> routes;
+  for (std::int64_t l = 0; l < layers; ++l) routes.push_back((l + 1) % step == 0);
+  for (const std::int64_t l : read_layer_numbers(config, "mlp_only_layers", layers))
+    routes[static_cast<std::size_t>(l)] = false;
+  return routes;
+}
+
+std::vector<bool> layers_behind_dense(const ConfigJson& config, std::int64_t layers,
+                                      std::int64_t absent_dense) {
+  const std::int64_t dense =
+      read_integer_or(config, "first_k_dense_replace", absent_dense, 0, most_layers);
+  std::vector<bool> routes;
+  for (std::int64_t l = 0; l < layers; ++l) routes.push_back(l >= dense);
+  return routes;
+}
+
+}  // namespace qpipe

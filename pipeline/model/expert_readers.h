@@ -1,0 +1,60 @@
+// Parts of config.json that families with experts have in common, beside readers.h.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "pipeline/model/readers.h"
+
+namespace qpipe {
+
+struct ExpertSizes {
+  std::int64_t hidden = 0;
+  std::int64_t experts = 0;
+  std::int64_t ffn = 0;         // of each
+  std::int64_t shared_ffn = 0;  // of all shared experts together; 0: none
+};
+
+struct ExpertNames {
+  std::string router = "mlp.gate";
+  std::string experts = "mlp.experts";  // EXPERTS.E.GATE
+  MlpNames each = {"gate_proj", "up_proj", "down_proj"};
+  std::string shared = "mlp.shared_experts";  // SHARED.gate_proj
+};
+
+// Experts with gated MLPs, their router and a shared one, none with biases. The router's options
+// are the family's to set.
+Experts gated_experts(const ExpertSizes& sizes, Activation activation, const ExpertNames& names = {});
+
+// top_k from `key`; of `experts`. Throws UserError where it is more than there are.
+std::int64_t read_top_k(const ConfigJson& config, std::int64_t experts,
+                        const std::string& key = "num_experts_per_tok", std::int64_t absent = 0);
+std::int64_t read_experts(const ConfigJson& config, const std::vector<std::string>& keys,
+                          std::int64_t absent = 0);
+
+// DeepSeek-V3's router: sigmoid, a correction for the choice, groups (n_group, topk_group), weights
+// normalized (norm_topk_prob) and scaled (routed_scaling_factor).
+struct SigmoidRouter {
+  std::string correction = "mlp.gate.e_score_correction_bias";
+  std::int64_t absent_groups = 1;
+  std::int64_t absent_top_groups = 1;
+  double absent_scaling = 1.0;
+  bool normalized_when_absent = true;
+};
+void set_sigmoid_router(const ConfigJson& config, std::int64_t top_k, const SigmoidRouter& form,
+                        Experts& experts);
+
+// The experts take the MLP's place in the layers that route.
+void set_experts(Architecture& architecture, const Experts& experts,
+                 const std::function<bool(std::int64_t layer)>& routes);
+
+// mlp_only_layers and decoder_sparse_step (Qwen): which layers route.
+std::vector<bool> sparse_layers(const ConfigJson& config, std::int64_t layers);
+// Those from first_k_dense_replace on.
+std::vector<bool> layers_behind_dense(const ConfigJson& config, std::int64_t layers,
+                                      std::int64_t absent_dense);
+// An array of layers' numbers; empty where there is none.
+std::vector<std::int64_t> read_layer_numbers(const ConfigJson& config, const std::string& key,
+                                             std::int64_t layers);
+
+}  // namespace qpipe
