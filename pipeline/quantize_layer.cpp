@@ -67,19 +67,34 @@ auto as_user_error(Work work) {
   }
 }
 
+// tokens: that an expert met; −1 for all others.
 void store_solved(const Loop& loop, const std::string& name, const QuantizedLinear& q,
-                  LayerFindings& found) {
+                  std::int64_t tokens, LayerFindings& found) {
   {
     Timed timed(loop.seconds.write, loop.comm, loop.stream);
     loop.store.put(name, q, loop.stream);
   }
   found.zero_of_zero = found.zero_of_zero || q.has_zero_of_zero;
   found.modules.push_back({name, q.settings.bits, q.settings.group_size, q.mean_squared_error,
-                           q.damp, q.fell_back, false});
+                           q.damp, q.fell_back, false, tokens});
   if (q.fell_back)
     loop.progress.say("warning: " + name +
                       ": its Hessian is not positive definite at any damping; rounded to nearest. "
                       "Use more calibration samples.");
+}
+
+// An expert that no token came to has no Hessian: it is rounded to nearest.
+std::vector<LinearSettings> settings_for(const Loop& loop, const Layer& layer,
+                                         const std::vector<std::size_t>& linears,
+                                         const Hessian* hessian) {
+  std::vector<LinearSettings> settings = settings_of(loop, layer, linears);
+  if (hessian != nullptr && hessian->tokens == 0)
+    for (LinearSettings& s : settings) s.method = Method::rtn;
+  return settings;
+}
+
+std::int64_t tokens_of(const Group& group, const Hessian* hessian) {
+  return hessian == nullptr || group.expert < 0 ? -1 : hessian->tokens;
 }
 
 void solve_group(const Loop& loop, Layer& layer, const Group& group, const Hessian* hessian,
@@ -92,11 +107,12 @@ void solve_group(const Loop& loop, Layer& layer, const Group& group, const Hessi
   {
     Timed timed(loop.seconds.solve, loop.comm, loop.stream);
     solved = as_user_error([&] {
-      return solve(hessian, linears, settings_of(loop, layer, indices), loop.comm, loop.stream);
+      return solve(hessian, linears, settings_for(loop, layer, indices, hessian), loop.comm,
+                   loop.stream);
     });
   }
   for (std::size_t i = 0; i < solved.size(); ++i) {
-    store_solved(loop, linears[i]->name, solved[i], found);
+    store_solved(loop, linears[i]->name, solved[i], tokens_of(group, hessian), found);
     if (!loop.plan.quantized_propagation) continue;
     dequantize_into(solved[i], linears[i]->weight, loop.stream);
     set_overwritten(layer, indices[i]);
@@ -117,15 +133,41 @@ void start(const Loop& loop, const Layer& layer, Activations& activations) {
   start_layer(layer, activations, loop.stream);
 }
 
-Hessian calibrate_group(const Loop& loop, const Layer& layer, const Group& group,
-                        const Activations& activations, LayerFindings& found) {
+// Groups of a step whose Hessians are summed in one pass over its input: experts together, as many
+// as Places allows, any other alone. Those in which nothing is quantized are left out.
+using Wave = std::vector<std::size_t>;  // as indices into Step::groups
+
+std::vector<Wave> waves_of(const Loop& loop, const Layer& layer, const Step& step) {
+  const std::int64_t most = loop.plan.places.groups_at_once;
+  std::vector<Wave> waves;
+  for (std::size_t g = 0; g < step.groups.size(); ++g) {
+    const Group& group = step.groups[g];
+    if (chosen(loop, layer, group).empty()) continue;
+    const bool joins = group.expert >= 0 && !waves.empty() &&
+                       step.groups[waves.back().front()].expert >= 0 &&
+                       (most == 0 || std::ssize(waves.back()) < most);
+    if (!joins) waves.emplace_back();
+    waves.back().push_back(g);
+  }
+  return waves;
+}
+
+// In the order of the wave.
+std::vector<Hessian> calibrate_wave(const Loop& loop, const Layer& layer, const Step& step,
+                                    const Wave& wave, const Activations& activations,
+                                    LayerFindings& found) {
   Timed timed(loop.seconds.hessian, loop.comm, loop.stream);
-  Hessian hessian = as_user_error([&] {
-    return calibrate(activations, group, describe(layer, group), loop.plan.hessian_tokens,
-                     loop.plan.places, loop.comm, loop.stream);
+  std::vector<CalibratedGroup> groups;
+  for (const std::size_t g : wave)
+    groups.push_back({step.groups[g], describe(layer, step.groups[g])});
+  std::vector<Hessian> hessians = as_user_error([&] {
+    return calibrate(activations, groups, loop.plan.hessian_tokens, loop.plan.places, loop.comm,
+                     loop.stream);
   });
-  found.largest_activation = std::max(found.largest_activation, double{hessian.largest_input});
-  return hessian;
+  for (const Hessian& hessian : hessians)
+    found.largest_activation =
+        std::max(found.largest_activation, double{hessian.largest_input});
+  return hessians;
 }
 
 // Each linear is solved on the input that the quantized linears before it give.
@@ -134,10 +176,13 @@ void quantize_layer_sequentially(const Loop& loop, Layer& layer, Output output,
   const std::vector<Step> steps = layer_steps(*layer.spec);
   start(loop, layer, activations);
   for (std::size_t step = 0; step < steps.size(); ++step) {
-    for (const Group& group : steps[step].groups) {
-      if (chosen(loop, layer, group).empty()) continue;
-      const Hessian hessian = calibrate_group(loop, layer, group, activations, found);
-      solve_group(loop, layer, group, &hessian, found);
+    for (const Wave& wave : waves_of(loop, layer, steps[step])) {
+      std::vector<Hessian> hessians =
+          calibrate_wave(loop, layer, steps[step], wave, activations, found);
+      for (std::size_t i = 0; i < wave.size(); ++i) {
+        solve_group(loop, layer, steps[step].groups[wave[i]], &hessians[i], found);
+        hessians[i] = Hessian{};
+      }
     }
     forward_step(loop, layer, steps, step, output, activations);
   }
@@ -180,6 +225,16 @@ Hessians hessians_of(const std::vector<Step>& steps) {
   return hessians;
 }
 
+// The Hessians of all of a step's groups in which something is quantized.
+void calibrate_step(const Loop& loop, const Layer& layer, const Step& step,
+                    const Activations& activations, std::vector<Hessian>& hessians,
+                    LayerFindings& found) {
+  for (const Wave& wave : waves_of(loop, layer, step)) {
+    std::vector<Hessian> summed = calibrate_wave(loop, layer, step, wave, activations, found);
+    for (std::size_t i = 0; i < wave.size(); ++i) hessians[wave[i]] = std::move(summed[i]);
+  }
+}
+
 // true_sequential = false: all of the layer's Hessians see its original weights; the layer runs
 // again with the quantized ones.
 void quantize_layer_at_once(const Loop& loop, Layer& layer, Output output, Activations& activations,
@@ -190,9 +245,7 @@ void quantize_layer_at_once(const Loop& loop, Layer& layer, Output output, Activ
   Hessians hessians = hessians_of(steps);
   start(loop, layer, activations);
   for (std::size_t i = 0; i < steps.size(); ++i) {
-    for (std::size_t g = 0; g < steps[i].groups.size(); ++g)
-      if (!chosen(loop, layer, steps[i].groups[g]).empty())
-        hessians[i][g] = calibrate_group(loop, layer, steps[i].groups[g], activations, found);
+    calibrate_step(loop, layer, steps[i], activations, hessians[i], found);
     forward_step(loop, layer, steps, i, output, activations);
   }
   for (std::size_t i = 0; i < steps.size(); ++i)
@@ -258,7 +311,7 @@ void solve_scaled_group(const Loop& loop, Layer& layer, const Group& group,
                         const std::vector<LinearFactors>& factors, const Hessian& hessian,
                         LayerFindings& found) {
   const std::vector<std::size_t> indices = chosen(loop, layer, group);
-  const std::vector<LinearSettings> settings = settings_of(loop, layer, indices);
+  const std::vector<LinearSettings> settings = settings_for(loop, layer, indices, &hessian);
   const WeightsOnDevice weights(layer, indices, loop.stream);
   const auto clipped_rows = [&](std::size_t i, const RowRange& rows) {
     const Linear& linear = layer.linears[indices[i]];
@@ -280,7 +333,7 @@ void solve_scaled_group(const Loop& loop, Layer& layer, const Group& group,
   }
   for (std::size_t i = 0; i < solved.size(); ++i) {
     const Linear& linear = layer.linears[indices[i]];
-    store_solved(loop, linear.name, solved[i], found);
+    store_solved(loop, linear.name, solved[i], tokens_of(group, &hessian), found);
     if (!loop.plan.quantized_propagation) continue;
     unscaled_weight_into(solved[i], factors[indices[i]], linear.weight, loop.stream);
     set_overwritten(layer, indices[i]);
@@ -299,13 +352,11 @@ void quantize_layer_awq(const Loop& loop, Layer& layer, Output output, Activatio
   std::vector<ScaledPair> pairs;
   start(loop, layer, activations);
   for (std::size_t i = 0; i < steps.size(); ++i) {
-    for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
-      if (chosen(loop, layer, steps[i].groups[g]).empty()) continue;
-      hessians[i][g] = calibrate_group(loop, layer, steps[i].groups[g], activations, found);
-      for (const ScalingPair& pair : candidates)
-        if (pair.step == i && pair.group == g)
-          pairs.push_back(search_pair(loop, layer, pair, activations, hessians[i][g], found));
-    }
+    calibrate_step(loop, layer, steps[i], activations, hessians[i], found);
+    for (const ScalingPair& pair : candidates)
+      if (pair.step == i && !chosen(loop, layer, steps[i].groups[pair.group]).empty())
+        pairs.push_back(
+            search_pair(loop, layer, pair, activations, hessians[i][pair.group], found));
     forward_step(loop, layer, steps, i, output, activations);
   }
   const std::vector<LinearFactors> factors = linear_factors(layer, pairs);

@@ -13,6 +13,7 @@ bool runs_alone(const LayerSpec& spec) {
 std::optional<ScalingPair> from_norm(const LayerSpec& spec, Part part) {
   const std::optional<NormSpec>& norm = part == Part::mixer ? spec.mixer_norm : spec.mlp_norm;
   if (part == Part::per_layer || !norm || !norm->weight) return std::nullopt;
+  if (part == Part::mlp && std::holds_alternative<Experts>(spec.mlp)) return std::nullopt;
   ScalingPair pair;
   pair.norm = norm;
   if (part == Part::mlp)

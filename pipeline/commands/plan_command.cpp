@@ -199,6 +199,7 @@ nlohmann::json as_json(const Answer& a) {
         {"input", place(p.input)},
         {"inputs_kept", p.inputs_kept},
         {"weights_by_step", p.weights_by_step},
+        {"groups_at_once", p.groups_at_once},
         {"hessian_panel_columns", p.hessian_panel_columns},
         {"hessian_on_host", p.hessian_on_host}}},
       {"output_bytes", a.run.output_bytes},

@@ -27,7 +27,8 @@ void to_json(nlohmann::json& json, const ModuleReport& m) {
           {"mean_squared_error", m.mean_squared_error},
           {"damp", m.damp},
           {"fell_back", m.fell_back},
-          {"skipped", m.skipped}};
+          {"skipped", m.skipped},
+          {"tokens", m.tokens}};
 }
 
 void from_json(const nlohmann::json& json, ModuleReport& m) {
@@ -38,6 +39,7 @@ void from_json(const nlohmann::json& json, ModuleReport& m) {
   m.damp = number_or_nan(json.at("damp"));
   json.at("fell_back").get_to(m.fell_back);
   json.at("skipped").get_to(m.skipped);
+  json.at("tokens").get_to(m.tokens);
 }
 
 void to_json(nlohmann::json& json, const ScaleReport& s) {
@@ -100,6 +102,7 @@ nlohmann::json report_json(const RunReport& r) {
       entry.update({{"bits", m.bits},
                     {"group_size", m.group_size},
                     {"mean_squared_error", m.mean_squared_error}});
+      if (m.tokens >= 0) entry["tokens"] = m.tokens;
       if (m.fell_back)
         entry["fell_back_to_rtn"] = true;  // no damping was enough
       else

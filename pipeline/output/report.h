@@ -21,6 +21,7 @@ struct ModuleReport {
   double damp = 0.0;
   bool fell_back = false;
   bool skipped = false;
+  std::int64_t tokens = -1;  // that an expert was calibrated with; −1 for what reads every token
 };
 
 // AWQ's factors for the linears of one input.

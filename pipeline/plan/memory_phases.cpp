@@ -68,32 +68,49 @@ Uses activations(const RunSizes& r, const Blocking& blocking, std::int64_t block
   const auto bytes = [&](std::int64_t width) { return tokens * width * r.compute_element; };
   const Use hidden = blocks_at("hidden states", places.hidden, passes.hidden, blocks,
                                aligned(bytes(r.stream_width)), bytes(r.stream_width), copies);
-  const Use scratch = on_device("forward scratch of a block", bytes(r.scratch_width));
+  // With the routers' scores.
+  const Use scratch = on_device("forward scratch of a block",
+                                bytes(r.scratch_width) + f32 * tokens * r.routed_experts);
+  const Use routes = on_device("routes", blocks * tokens * r.route_bytes);
   if (!places.inputs_kept) {
     Use input = blocks_at("step inputs", places.input, passes.input, blocks,
                           aligned(bytes(r.widest_input)), bytes(passes.input_columns));
     input.device += f32 * r.widest_input;
-    return {hidden, input, scratch};
+    return {hidden, input, scratch, routes};
   }
   std::int64_t kept = 0;
   for (const std::int64_t width : r.input_widths)
     kept += blocks * aligned(bytes(width)) + f32 * width;
-  return {hidden, on_device("step inputs", kept), scratch};
+  return {hidden, on_device("step inputs", kept), scratch, routes};
 }
 
 // As advance() of stages/activations.cpp visits them.
-Passes forward_passes(const StepSizes& step) { return {step.hidden, step.input, step.columns}; }
+Passes forward_passes(const StepSizes& step) { return {step.hidden, step.input, step.width}; }
+
+// Groups whose linears are in use.
+struct InUse {
+  const StepSizes* step = nullptr;
+  std::int64_t groups = 1;
+};
+
+// Those that the forward pass of a step runs.
+std::vector<InUse> all_of_step(const LayerSizes& layer, std::size_t step) {
+  std::vector<InUse> in_use;
+  for (const StepSizes& group : layer.steps)
+    if (group.step == step) in_use.push_back({&group, group.groups});
+  return in_use;
+}
 
 // A layer on the device, or with weights_by_step the linears of `in_use` alone
 // (pipeline/layers/layer_source.cpp, stages/waiting_weights.cpp).
-Use weights(const LayerSizes& layer, const std::vector<const StepSizes*>& in_use,
-            const Places& places) {
+Use weights(const LayerSizes& layer, const std::vector<InUse>& in_use, const Places& places) {
   if (!places.weights_by_step)
     return on_device("layer's weights",
                      layer.stored_bytes() + layer.copy_bytes() + layer.small_copy_bytes);
   std::int64_t used = layer.small_bytes + layer.small_copy_bytes;
-  for (const StepSizes* step : in_use)
-    for (const LinearSizes& linear : step->linears) used += linear.stored_bytes + linear.copy_bytes;
+  for (const auto& [step, groups] : in_use)
+    for (const LinearSizes& linear : step->linears)
+      used += groups * (linear.stored_bytes + linear.copy_bytes);
   return {"layer's weights", used, layer.stored_bytes() + layer.copy_bytes(), 0};
 }
 
@@ -116,13 +133,22 @@ std::int64_t panel_bytes(const RunSizes& r, std::int64_t d) {
   return f32 * d * std::min(d, hessian_panel(r.backend));
 }
 
-// While the step's is summed: the 64-bit sum of a range of columns, or of all.
-Use hessian_sum(const RunSizes& r, std::int64_t d, const Places& places) {
+// Groups whose Hessians are summed together.
+std::int64_t wave_of(const StepSizes& step, const Places& places) {
+  return places.groups_at_once > 0 ? std::min(places.groups_at_once, step.groups) : step.groups;
+}
+
+// While a wave's are summed: the 64-bit sums of a range of columns, or of all, and an expert's rows.
+Use hessian_sum(const RunSizes& r, const StepSizes& step, const Places& places) {
+  const std::int64_t d = step.columns;
   const std::int64_t columns =
       places.hessian_panel_columns > 0 ? std::min(d, places.hessian_panel_columns) : d;
   const bool panel = r.backend == Backend::cuda || places.hessian_on_host;
-  return on_device("64-bit sum of the Hessian", i64 * hessian_sum_elements(d, columns) +
-                                                    (panel ? panel_bytes(r, d) : 0) + f32 * d);
+  const std::int64_t gathered =
+      step.gathers ? r.blocking().block_tokens() * d * r.compute_element : 0;
+  return on_device("64-bit sum of the Hessian",
+                   wave_of(step, places) * i64 * hessian_sum_elements(d, columns) +
+                       (panel ? panel_bytes(r, d) : 0) + f32 * d + gathered);
 }
 
 // Finished Hessians, and those of them that are on the device as a whole although they wait on the
@@ -130,6 +156,8 @@ Use hessian_sum(const RunSizes& r, std::int64_t d, const Places& places) {
 struct Held {
   std::int64_t full = 0;  // bytes of all
   std::int64_t host = 0;  // the same on the host
+  Held operator+(const Held& other) const { return {full + other.full, host + other.host}; }
+  Held operator-(const Held& other) const { return {full - other.full, host - other.host}; }
 };
 
 Use hessians(const Held& held, std::int64_t in_use_bytes, const Places& places) {
@@ -262,12 +290,12 @@ std::int64_t search_bytes(const RunSizes& r, const StepSizes& step) {
 }
 
 // The linears whose compute copies the search runs.
-std::vector<const StepSizes*> searched_steps(const RunSizes& r, const LayerSizes& layer,
-                                             const StepSizes& step) {
-  if (searches_by_hessian(r, step)) return {&step};
-  std::vector<const StepSizes*> steps;
+std::vector<InUse> searched_steps(const RunSizes& r, const LayerSizes& layer,
+                                  const StepSizes& step) {
+  if (searches_by_hessian(r, step)) return {{&step}};
+  std::vector<InUse> steps;
   for (const StepSizes& other : layer.steps)
-    if (is_inspected(*step.search, other.part)) steps.push_back(&other);
+    if (is_inspected(*step.search, other.part)) steps.push_back({&other, other.groups});
   return steps;
 }
 
@@ -312,7 +340,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
       (r.runs_again() && r.layers > 1) || (streams(r, rank.teams) && r.layers > rank.teams.teams);
   const std::int64_t copies = second ? 2 : 1;
   const auto add = [&](const StepSizes& step, const char* work, const Passes& passes,
-                       const std::vector<const StepSizes*>& in_use, const Uses& uses) {
+                       const std::vector<InUse>& in_use, const Uses& uses) {
     const Uses own =
         r.calibrates() ? activations(r, r.blocking(), blocks, places, passes, copies) : Uses{};
     phases.push_back(
@@ -321,9 +349,10 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
 
   // The way forward: Hessians gather, or one comes and goes.
   Held held;
-  const auto held_of = [&](const StepSizes& step) {
+  const auto held_of = [&](const StepSizes& step, std::int64_t groups) {
     return r.calibrates() && step.solves()
-               ? Held{hessian_bytes(step.columns), host_hessian_bytes(r, step.columns)}
+               ? Held{groups * hessian_bytes(step.columns),
+                      groups * host_hessian_bytes(r, step.columns)}
                : Held{};
   };
   if (streams(r, rank.teams)) phases.push_back(stream_phase(rank, layer, blocks, copies));
@@ -332,46 +361,51 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
       !places.inputs_kept;  // else the blocks' way from team to team was all of it
   if (goes_forward && !layer.steps.empty())
     add(layer.steps.front(), "its input", {Access::read, Access::write}, {}, {});
-  for (const StepSizes& step : layer.steps) {
+  for (std::size_t i = 0; i < layer.steps.size(); ++i) {
+    const StepSizes& step = layer.steps[i];
     if (!r.calibrates()) break;
-    const Held own = held_of(step);
-    held = r.at_once() ? Held{held.full + own.full, held.host + own.host} : own;
-    const Passes read{Access::none, Access::read, step.columns};
+    // A wave's are there together; all of the layer's where it is solved at once.
+    const Held own = held_of(step, 1);
+    const Held wave = held_of(step, wave_of(step, places));
+    const Held summed = r.at_once() ? held + wave : wave;
+    held = r.at_once() ? held + held_of(step, step.groups) : wave;
+    const Passes read{Access::none, Access::read, step.width};
     if (step.solves())
-      add(step, "Hessian", read, {},
-          {hessians(held, 0, places), hessian_sum(r, step.columns, places)});
+      add(step, "Hessian", read, {}, {hessians(summed, 0, places), hessian_sum(r, step, places)});
     if (step.search) {
       const bool by_hessian = searches_by_hessian(r, step);
       const Use kept = hessians(held, by_hessian ? own.full : 0, places);
-      const std::vector<const StepSizes*> in_use = searched_steps(r, layer, step);
+      const std::vector<InUse> in_use = searched_steps(r, layer, step);
       if (by_hessian) add(step, "means of the input", read, in_use, {kept});
       add(step, "search of factors", by_hessian ? Passes{} : read, in_use,
           {kept, on_device("search of factors", search_bytes(r, step))});
     }
-    if (goes_forward)
-      add(step, "forward", forward_passes(step), {&step},
+    const bool last_of_step = i + 1 == layer.steps.size() || layer.begins_step(i + 1);
+    if (goes_forward && last_of_step)
+      add(step, "forward", forward_passes(step), all_of_step(layer, step.step),
           {hessians(r.at_once() ? held : Held{}, 0, places)});
   }
   // The way through the solutions. AWQ has the step's Hessian on the device.
   for (const StepSizes& step : layer.steps) {
     if (!step.solves()) continue;
-    const Held own = held_of(step);
-    const Use kept = hessians(r.at_once() ? held : own, r.awq() ? own.full : 0, places);
+    const Held own = held_of(step, 1);
+    const Held wave = held_of(step, wave_of(step, places));
+    const Use kept = hessians(r.at_once() ? held : wave, r.awq() ? own.full : 0, places);
     const Use factors = on_device("Cholesky factors", factor_bytes(step));
     if (step.factors > 0)
-      add(step, "factor", {}, {&step},
+      add(step, "factor", {}, {{&step}},
           {kept, factors,
            on_device("factor workspace",
                      factor_work_bytes(r, step, rank.teams.ranks_of_team, places))});
-    add(step, "codes", {}, {&step},
+    add(step, "codes", {}, {{&step}},
         {kept, factors,
          on_device("rows in work and codes", sweep_bytes(r, step, rank.teams.ranks_of_team))});
     const Use codes = on_device("codes", solved_bytes(step));
-    add(step, "packing", {}, {&step},
+    add(step, "packing", {}, {{&step}},
         {kept, codes, on_device("packed tensors", largest_packed(step))});
     if (r.awq())
-      add(step, "errors", {}, {&step}, {kept, codes, on_device("errors", error_bytes(r, step))});
-    if (r.at_once()) held = {held.full - own.full, held.host - own.host};
+      add(step, "errors", {}, {{&step}}, {kept, codes, on_device("errors", error_bytes(r, step))});
+    if (r.at_once()) held = held - held_of(step, step.groups);
   }
 }
 

@@ -42,6 +42,14 @@ std::int64_t widest_hessian(const RunSizes& run) {
   return widest;
 }
 
+std::int64_t most_groups(const RunSizes& run) {
+  std::int64_t most = 0;
+  for (const LayerSizes& layer : run.layer_kinds)
+    for (const StepSizes& step : layer.steps)
+      if (step.solves()) most = std::max(most, step.groups);
+  return most;
+}
+
 // By cost, each with all that is before it.
 std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
   std::vector<Places> choices{Places{}};
@@ -54,9 +62,17 @@ std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
     choices.front().inputs_kept = true;
     then([](Places& p) { p.inputs_kept = false; });
   }
+  // Experts in waves, each a pass over the input: as few as fit.
+  const auto wave = [&](std::int64_t most, std::int64_t least) {
+    for (std::int64_t groups = most_groups(run) / 2; groups >= least; groups /= 2)
+      if (groups <= most) then([&](Places& p) { p.groups_at_once = groups; });
+  };
   if (run.calibrates()) {
+    constexpr std::int64_t small_wave = 8;
+    wave(most_groups(run), small_wave);
     then([](Places& p) { p.input = Place::host; });
     then([](Places& p) { p.hidden = Place::host; });
+    wave(small_wave - 1, 1);
     const std::int64_t unit = hessian_panel(run.backend);
     for (std::int64_t columns = (widest_hessian(run) - 1) / unit * unit; columns > 0;
          columns -= unit)
@@ -84,6 +100,7 @@ std::vector<std::function<void(Places&)>> undone() {
   return {[](Places& p) { p.hessian_on_host = false; },
           [](Places& p) { p.weights_by_step = false; },
           [](Places& p) { p.hessian_panel_columns = 0; },
+          [](Places& p) { p.groups_at_once = 0; },
           [](Places& p) { p.hidden = Place::device; },
           [](Places& p) { p.input = Place::device; },
           [](Places& p) { p.hidden = std::min(p.hidden, Place::host); }};

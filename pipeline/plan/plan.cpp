@@ -251,7 +251,10 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       const std::string module = prefix + linear.name;
       LinearSettings settings = plan.defaults;
       overrides.apply(module, settings);
-      settings.skip = settings.skip || linear.kept;
+      if (linear.kept) {
+        settings.skip = true;
+        plan.unquantized.push_back(module);
+      }
       plan.modules[module] = settings;
       if (settings.skip) {
         keep(prefix + tensor.name);
@@ -281,9 +284,10 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
 }
 
 std::vector<std::string> QuantizePlan::skipped() const {
+  const std::set<std::string> others(unquantized.begin(), unquantized.end());
   std::vector<std::string> names;
   for (const auto& [module, settings] : modules)
-    if (settings.skip) names.push_back(module);
+    if (settings.skip && !others.contains(module)) names.push_back(module);
   return names;
 }
 

@@ -19,8 +19,10 @@ namespace {
 using Json = nlohmann::json;
 
 std::vector<std::string> quantizable(const QuantizePlan& plan) {
+  const std::set<std::string> others(plan.unquantized.begin(), plan.unquantized.end());
   std::vector<std::string> names;
-  for (const auto& [module, settings] : plan.modules) names.push_back(module);
+  for (const auto& [module, settings] : plan.modules)
+    if (!others.contains(module)) names.push_back(module);
   return names;
 }
 

@@ -41,7 +41,8 @@ double largest_tokens(const RunSizes& r, const Teams& teams) {
 double linear_flops(const LayerSizes& layer, double tokens) {
   double elements = 0.0;
   for (const StepSizes& step : layer.steps)
-    for (const LinearSizes& linear : step.linears) elements += as_double(linear.elements());
+    for (const LinearSizes& linear : step.linears)
+      elements += step.passes() * as_double(linear.elements());
   return 2.0 * tokens * elements;
 }
 
@@ -87,7 +88,8 @@ double hessian_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& 
   const double seen = sampled_of(tokens, r.hessian_tokens, teams);
   double flops = 0.0;
   for (const StepSizes& step : layer.steps)
-    if (step.solves()) flops += seen * as_double(step.columns) * as_double(step.columns);
+    if (step.solves())
+      flops += step.passes() * seen * as_double(step.columns) * as_double(step.columns);
   return flops / rates.hessian;
 }
 
@@ -103,7 +105,7 @@ double search_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& t
       for (const StepSizes& other : layer.steps) {
         if (!is_inspected(*step.search, other.part)) continue;
         for (const LinearSizes& linear : other.linears)
-          flops += 2.0 * searched * as_double(linear.elements());
+          flops += 2.0 * searched * other.passes() * as_double(linear.elements());
       }
       seconds += as_double(r.grid + 1) * flops / rates.forward;
     } else {
@@ -114,7 +116,8 @@ double search_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& t
         if (linear.quantized)
           flops += 2.0 * as_double(rows) * as_double(linear.columns) * as_double(linear.columns);
       }
-      seconds += as_double(r.grid) * flops / teams.ranks_of_team / rates.gram;
+      seconds +=
+          as_double(r.grid * step.groups) * flops / teams.ranks_of_team / rates.gram;
     }
   }
   return seconds;
@@ -140,7 +143,7 @@ double factor_seconds(const RunSizes& r, const StepSizes& step, const Teams& tea
 // What each rank has of a step's factors in the end, or of their panels from the diagonal down.
 double factor_traffic(const RunSizes& r, const StepSizes& step, const Teams& teams) {
   const double d = as_double(step.columns);
-  return as_double(step.factors) *
+  return as_double(step.groups * step.factors) *
          (factored_in_team(r, step, teams) ? 2.0 * d * d : 4.0 * d * (d + 1.0));
 }
 
@@ -149,12 +152,13 @@ double solve_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& te
   double seconds = 0.0;
   for (const StepSizes& step : layer.steps) {
     const double d = as_double(step.columns);
-    seconds += factor_seconds(r, step, teams, rates);
+    double group = factor_seconds(r, step, teams, rates);
     std::int64_t rows = 0;
     for (const LinearSizes& linear : step.linears) rows += linear.gptq ? linear.rows : 0;
-    if (rows > 0) seconds += as_double(rows) * d * d / teams.ranks_of_team / rates.sweep;
-    seconds += as_double(std::max<std::int64_t>(step.factors, rows > 0 ? 1 : 0)) * d *
-               rates.sweep_column;  // one sweep for each order
+    if (rows > 0) group += as_double(rows) * d * d / teams.ranks_of_team / rates.sweep;
+    group += as_double(std::max<std::int64_t>(step.factors, rows > 0 ? 1 : 0)) * d *
+             rates.sweep_column;  // one sweep for each order
+    seconds += as_double(step.groups) * group;
   }
   return seconds;
 }
@@ -181,13 +185,16 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
     result.disk_read += read;
     result.disk_written += written;
   };
-  for (const StepSizes& step : layer.steps) {
+  for (std::size_t i = 0; i < layer.steps.size(); ++i) {
+    const StepSizes& step = layer.steps[i];
     const std::int64_t panel = places.hessian_panel_columns;
-    const double panels =
-        panel > 0 && step.solves() ? std::ceil(as_double(step.columns) / as_double(panel)) : 1.0;
-    const double bytes = tokens * as_double(step.columns) * element;
-    add(places.input, bytes * ((step.solves() ? panels : 0.0) + (step.search ? 1.0 : 0.0) + passes),
-        bytes * passes);
+    double sums = step.solves() ? 1.0 : 0.0;  // passes over the input
+    if (step.solves() && panel > 0) sums *= std::ceil(as_double(step.columns) / as_double(panel));
+    if (step.solves() && places.groups_at_once > 0)
+      sums *= std::ceil(as_double(step.groups) / as_double(places.groups_at_once));
+    const double bytes = tokens * as_double(step.width) * element;
+    const double forward = layer.begins_step(i) ? passes : 0.0;
+    add(places.input, bytes * (sums + (step.search ? 1.0 : 0.0) + forward), bytes * forward);
   }
   const double hidden = tokens * as_double(r.stream_width) * element;
   add(places.hidden, hidden * 3.0 * passes, hidden * 2.0 * passes);
@@ -197,8 +204,8 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
   if (places.hessian_on_host)
     for (const StepSizes& step : layer.steps)
       if (step.solves())
-        result.host +=
-            4.0 * as_double(step.columns) * as_double(step.columns);  // half of it, twice
+        result.host += 4.0 * as_double(step.groups) * as_double(step.columns) *
+                       as_double(step.columns);  // half of it, twice
   return result;
 }
 
@@ -237,7 +244,8 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
           double sum = 0.0;
           for (const StepSizes& step : layer.steps)
             if (step.solves())
-              sum += 8.0 * as_double(hessian_sum_elements(step.columns, step.columns));
+              sum += 8.0 * as_double(step.groups *
+                                     hessian_sum_elements(step.columns, step.columns));
           return sum;
         }));
     add("Cholesky factors", ring * mean_over_layers(r, [&](const LayerSizes& layer) {
@@ -252,7 +260,8 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
                  for (const StepSizes& step : layer.steps)
                    for (const LinearSizes& linear : step.linears)
                      if (linear.quantized)
-                       sum += as_double(linear.elements() + 5 * linear.rows * linear.groups());
+                       sum += as_double(step.groups *
+                                        (linear.elements() + 5 * linear.rows * linear.groups()));
                  return sum;
                }));
   if (teams.teams > 1 && r.calibrates())

@@ -8,6 +8,7 @@
 
 #include "kernels/alignment.h"
 #include "stages/architecture.h"
+#include "stages/experts.h"
 #include "stages/layer.h"
 
 namespace qpipe {
@@ -43,6 +44,11 @@ LinearSizes linear_sizes(const Source& s, const std::string& module, const Linea
   return sizes;
 }
 
+bool alike(StepSizes group, const StepSizes& other) {
+  group.groups = other.groups;
+  return group == other;
+}
+
 LayerSizes layer_sizes(const Source& s, std::int64_t index) {
   const std::string prefix = layer_prefix(s.architecture, index);
   const LayerSpec& spec = s.architecture.layer(index);
@@ -58,13 +64,22 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
   const std::vector<ScalingPair> pairs =
       s.plan.procedure == Procedure::awq ? scaling_pairs(spec) : std::vector<ScalingPair>{};
   const std::vector<Step> steps = layer_steps(spec);
+  const auto* experts = std::get_if<Experts>(&spec.mlp);
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const Step& step = steps[i];
+    const std::size_t first_of_step = layer.steps.size();
     for (const Group& group : step.groups) {
-      StepSizes& sizes = layer.steps.emplace_back();
+      StepSizes sizes;
       const std::string& first = linears[group.linears.front()].name;
       sizes.part = step.part;
       sizes.name = first.substr(first.rfind('.') + 1);
+      sizes.step = i;
+      sizes.width = step.width;
+      if (group.expert >= 0) {
+        sizes.share = static_cast<double>(experts->per_token()) /
+                      static_cast<double>(experts->experts.size());
+        sizes.gathers = !step.panels[group.panel].sorted;
+      }
       sizes.columns = group.width;
       sizes.hidden = step.hidden;
       sizes.input = step.input;
@@ -79,9 +94,13 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
                          settings.act_group_aware && !settings.desc_act ? linear.group_columns : 0);
       }
       sizes.factors = static_cast<std::int64_t>(orders.size());
-      if (!sizes.solves()) continue;
-      for (const ScalingPair& pair : pairs)
-        if (pair.step == i) sizes.search = pair.inspected;
+      if (sizes.solves())
+        for (const ScalingPair& pair : pairs)
+          if (pair.step == i) sizes.search = pair.inspected;
+      if (layer.steps.size() > first_of_step && alike(layer.steps.back(), sizes))
+        ++layer.steps.back().groups;
+      else
+        layer.steps.push_back(std::move(sizes));
     }
   }
   return layer;
@@ -95,7 +114,7 @@ bool equal_layers(const LayerSizes& a, const LayerSizes& b) {
 std::int64_t sum_of(const LayerSizes& layer, std::int64_t LinearSizes::*bytes) {
   std::int64_t sum = 0;
   for (const StepSizes& step : layer.steps)
-    for (const LinearSizes& linear : step.linears) sum += linear.*bytes;
+    for (const LinearSizes& linear : step.linears) sum += step.groups * linear.*bytes;
   return sum;
 }
 
@@ -105,6 +124,10 @@ std::int64_t LayerSizes::attention_width() const {
   std::int64_t width = 0;
   for (const StepSizes& step : steps) width += step.attention_width;
   return width;
+}
+
+bool LayerSizes::begins_step(std::size_t index) const {
+  return index == 0 || steps.at(index).step != steps.at(index - 1).step;
 }
 
 bool StepSizes::solves() const {
@@ -147,6 +170,12 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   for (std::size_t step = 0; step < most_steps(a); ++step)
     r.input_widths.push_back(widest_input(a, step));
   r.scratch_width = scratch_width(a);
+  for (const LayerSpec& kind : a.kinds)
+    if (const auto* experts = std::get_if<Experts>(&kind.mlp)) {
+      r.route_bytes = std::max(r.route_bytes, route_bytes(*experts));
+      r.routed_experts =
+          std::max(r.routed_experts, static_cast<std::int64_t>(experts->experts.size()));
+    }
   r.layers = a.layers;
   r.procedure = plan.procedure;
   r.casts_steps = plan.storage.codec == Codec::nvfp4;

@@ -31,11 +31,17 @@ struct LinearSizes {
   bool operator==(const LinearSizes&) const = default;
 };
 
+// The groups of a step that are alike: one, or all experts.
 struct StepSizes {
   Part part = Part::mixer;
   std::string name;                  // "down_proj": the first linear's
-  std::int64_t columns = 0;          // width of the input
-  std::vector<LinearSizes> linears;  // those that read it
+  std::size_t step = 0;              // of the layer
+  std::int64_t width = 0;            // of the step's whole input, elements a token
+  std::int64_t groups = 1;           // that are so
+  double share = 1.0;                // of the tokens that each reads, on average
+  bool gathers = false;              // its rows are copied together
+  std::int64_t columns = 0;          // that a group reads
+  std::vector<LinearSizes> linears;  // those of a group
   std::int64_t factors = 0;          // Cholesky factors: one for each order of the columns
   std::optional<Inspected> search;   // AWQ: what the search of the step's pair compares
   Access hidden = Access::none;      // what its forward pass does to the residual stream
@@ -43,6 +49,9 @@ struct StepSizes {
   std::int64_t attention_width = 0;  // heads · head_dim where it runs attention
 
   bool solves() const;  // some linear is quantized
+  double passes() const {  // of all groups' linears, as if each token met one
+    return static_cast<double>(groups) * share;
+  }
   bool operator==(const StepSizes&) const = default;
 };
 
@@ -52,6 +61,7 @@ struct LayerSizes {
   std::int64_t small_copy_bytes = 0;  // their copies in the compute type, where that is another
   std::vector<StepSizes> steps;
   std::int64_t attention_width() const;  // of its steps
+  bool begins_step(std::size_t index) const;  // whether steps[index] is the first of its step
 
   std::int64_t stored_bytes() const;
   std::int64_t copy_bytes() const;  // copies of the linears
@@ -67,6 +77,8 @@ struct RunSizes {
   std::int64_t widest_input = 0;
   std::vector<std::int64_t> input_widths;  // of all steps, also one without linears of its own
   std::int64_t scratch_width = 0;
+  std::int64_t route_bytes = 0;    // a token, where layers have experts
+  std::int64_t routed_experts = 0;  // of the layer that has most
   std::int64_t table_bytes = 0;         // rotary frequencies or ALiBi
   std::int64_t embedding_bytes = 0;     // tables as the checkpoint has them, and what follows them
   std::int64_t embedding_columns = 0;   // of a token on its way into the residual stream
