@@ -257,21 +257,19 @@ void quantize_layer_at_once(const Loop& loop, Layer& layer, Output output, Activ
 }
 
 ScaledPair search_pair(const Loop& loop, Layer& layer, const ScalingPair& pair,
-                       const Activations& activations, Hessian& hessian,
+                       const Activations& activations, const std::vector<Hessian*>& hessians,
                        LayerFindings& found_in_layer) {
   Timed timed(loop.seconds.search, loop.comm, loop.stream);
   const Options::Awq& o = loop.options.awq;
   const ScaleSearch search{o.search == "exact" ? ScaleLoss::exact : ScaleLoss::gram, o.grid,
                            o.duo_scaling, o.search_tokens, loop.plan.search_rows};
   const bool by_hessian = needs_hessian(search, pair);
-  if (by_hessian) bring_to_device(hessian, loop.stream);
   const WeightsOnDevice weights(
       layer, by_hessian ? pair.linears : inspected_linears(*layer.spec, pair), loop.stream);
   ScaledPair found = as_user_error([&] {
     return search_scale(loop.tables, layer, pair, settings_of(loop, layer, pair.linears),
-                        activations, hessian, search, loop.comm, loop.stream);
+                        activations, hessians, search, loop.comm, loop.stream);
   });
-  leave_device(hessian);
   ScaleReport report{layer_prefix(loop.architecture, layer.index) + source_name(*layer.spec, pair),
                      {},
                      found.ratio,
@@ -279,6 +277,12 @@ ScaledPair search_pair(const Loop& loop, Layer& layer, const ScalingPair& pair,
   for (const std::size_t i : pair.linears) report.linears.push_back(layer.linears[i].name);
   found_in_layer.scales.push_back(report);
   return found;
+}
+
+// Whether some group of a pair has linears to quantize and tokens to judge them by.
+bool says_something(const std::vector<Hessian*>& hessians) {
+  return std::any_of(hessians.begin(), hessians.end(),
+                     [](const Hessian* hessian) { return hessian->tokens > 0; });
 }
 
 // What the factors change in tensors that are not packed.
@@ -316,7 +320,7 @@ void solve_scaled_group(const Loop& loop, Layer& layer, const Group& group,
   const auto clipped_rows = [&](std::size_t i, const RowRange& rows) {
     const Linear& linear = layer.linears[indices[i]];
     Array<float> w = scaled_rows(linear, factors[indices[i]], rows, loop.stream);
-    if (loop.options.awq.clip && may_clip(linear.name))
+    if (loop.options.awq.clip && may_clip(linear.name) && hessian.tokens > 0)
       clip_weight(w, hessian, settings[i], loop.stream);
     return w;
   };
@@ -353,10 +357,13 @@ void quantize_layer_awq(const Loop& loop, Layer& layer, Output output, Activatio
   start(loop, layer, activations);
   for (std::size_t i = 0; i < steps.size(); ++i) {
     calibrate_step(loop, layer, steps[i], activations, hessians[i], found);
-    for (const ScalingPair& pair : candidates)
-      if (pair.step == i && !chosen(loop, layer, steps[i].groups[pair.group]).empty())
-        pairs.push_back(
-            search_pair(loop, layer, pair, activations, hessians[i][pair.group], found));
+    for (const ScalingPair& pair : candidates) {
+      if (pair.step != i) continue;
+      std::vector<Hessian*> of_pair;
+      for (const std::size_t g : pair.groups) of_pair.push_back(&hessians[i][g]);
+      if (says_something(of_pair))
+        pairs.push_back(search_pair(loop, layer, pair, activations, of_pair, found));
+    }
     forward_step(loop, layer, steps, i, output, activations);
   }
   const std::vector<LinearFactors> factors = linear_factors(layer, pairs);
@@ -367,7 +374,8 @@ void quantize_layer_awq(const Loop& loop, Layer& layer, Output output, Activatio
       if (chosen(loop, layer, steps[i].groups[g]).empty()) continue;
       Hessian& hessian = hessians[i][g];
       for (const ScaledPair& p : pairs)
-        if (p.pair.step == i && p.pair.group == g) divide_input(hessian, p.scale, loop.stream);
+        if (p.pair.step == i && std::ranges::find(p.pair.groups, g) != p.pair.groups.end())
+          divide_input(hessian, p.scale, loop.stream);
       bring_to_device(hessian, loop.stream);
       solve_scaled_group(loop, layer, steps[i].groups[g], factors, hessian, found);
       hessian = Hessian{};

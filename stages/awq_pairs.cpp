@@ -1,5 +1,7 @@
 #include "stages/awq_pairs.h"
 
+#include <numeric>
+
 namespace qpipe {
 
 namespace {
@@ -13,7 +15,6 @@ bool runs_alone(const LayerSpec& spec) {
 std::optional<ScalingPair> from_norm(const LayerSpec& spec, Part part) {
   const std::optional<NormSpec>& norm = part == Part::mixer ? spec.mixer_norm : spec.mlp_norm;
   if (part == Part::per_layer || !norm || !norm->weight) return std::nullopt;
-  if (part == Part::mlp && std::holds_alternative<Experts>(spec.mlp)) return std::nullopt;
   ScalingPair pair;
   pair.norm = norm;
   if (part == Part::mlp)
@@ -39,14 +40,41 @@ std::optional<ScalingPair> from_values(const LayerSpec& spec) {
   return pair;
 }
 
-std::optional<ScalingPair> from_up(const LayerSpec& spec, std::size_t first_linear) {
-  const auto* m = std::get_if<Mlp>(&spec.mlp);
-  if (m == nullptr || m->xielu || !(m->gated || m->activation == Activation::relu))
-    return std::nullopt;
+// first_linear: of the MLP, as an index into Layer::linears.
+std::optional<ScalingPair> from_up(const Mlp& m, std::size_t first_linear) {
+  const bool linear_in_up = m.gated && m.limits == GatedLimits{};
+  const bool homogeneous = !m.gated && m.activation == Activation::relu;
+  if (m.xielu || !(linear_in_up || homogeneous)) return std::nullopt;
   ScalingPair pair;
-  pair.source_linear = first_linear + m->in.size() - 1;
-  pair.source_first_row = m->in.back().out_features - m->width();
+  pair.source_linear = first_linear + m.in.size() - 1;
+  pair.source_first_row = m.in.back().out_features - m.width();
   return pair;
+}
+
+// The pairs of the MLP's, or of each expert's, last linear. before: the step of the first ones.
+std::vector<ScalingPair> from_ups(const LayerSpec& spec, const Step& before, const Step& step) {
+  std::vector<ScalingPair> pairs;
+  const auto add = [&](const Mlp& mlp, std::size_t first_linear, std::size_t group) {
+    std::optional<ScalingPair> pair = from_up(mlp, first_linear);
+    if (!pair) return;
+    pair->groups = {group};
+    pairs.push_back(*pair);
+  };
+  if (const auto* m = std::get_if<Mlp>(&spec.mlp)) add(*m, before.runs.front(), 0);
+  if (const auto* e = std::get_if<Experts>(&spec.mlp))
+    for (std::size_t g = 0; g < step.groups.size(); ++g) {
+      const Mlp& mlp = step.groups[g].expert < 0
+                           ? *e->shared
+                           : e->experts[static_cast<std::size_t>(step.groups[g].expert)];
+      add(mlp, step.groups[g].linears.front() - mlp.in.size(), g);
+    }
+  return pairs;
+}
+
+std::vector<std::size_t> all_groups(const Step& step) {
+  std::vector<std::size_t> groups(step.groups.size());
+  std::iota(groups.begin(), groups.end(), std::size_t{0});
+  return groups;
 }
 
 }  // namespace
@@ -57,14 +85,22 @@ std::vector<ScalingPair> scaling_pairs(const LayerSpec& spec) {
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const Step& step = steps[i];
     if (step.groups.empty()) continue;
-    std::optional<ScalingPair> pair;
-    if (step.number == 0) pair = from_norm(spec, step.part);
-    if (step.number == 1 && step.part == Part::mixer) pair = from_values(spec);
-    if (step.number == 1 && step.part == Part::mlp) pair = from_up(spec, steps[i - 1].runs.front());
-    if (!pair) continue;
-    pair->step = i;
-    pair->linears = step.groups.front().linears;
-    pairs.push_back(*pair);
+    std::vector<ScalingPair> of_step;
+    if (step.number == 0)
+      if (std::optional<ScalingPair> pair = from_norm(spec, step.part)) {
+        pair->groups = all_groups(step);
+        of_step.push_back(*pair);
+      }
+    if (step.number == 1 && step.part == Part::mixer)
+      if (const std::optional<ScalingPair> pair = from_values(spec)) of_step.push_back(*pair);
+    if (step.number == 1 && step.part == Part::mlp) of_step = from_ups(spec, steps[i - 1], step);
+    for (ScalingPair& pair : of_step) {
+      pair.step = i;
+      for (const std::size_t g : pair.groups)
+        pair.linears.insert(pair.linears.end(), step.groups[g].linears.begin(),
+                            step.groups[g].linears.end());
+      pairs.push_back(std::move(pair));
+    }
   }
   return pairs;
 }

@@ -13,11 +13,12 @@ namespace qpipe {
 // Whose output the exact search compares.
 enum class Inspected { mixer, mlp, mixer_and_mlp, linears };
 
-// Linears of one group, all of those that read its columns: none may be left with an input that
-// another's factor has changed.
+// All linears that read the input's columns: none may be left with an input that another's factor
+// has changed. Those of one group; with experts below a norm, those of all groups of the step, the
+// router and the shared experts' gate among them.
 struct ScalingPair {
   std::size_t step = 0;
-  std::size_t group = 0;
+  std::vector<std::size_t> groups = {0};
   // What takes the factor out of the input: a norm, or rows of a linear.
   std::optional<NormSpec> norm;
   std::size_t source_linear = 0;
@@ -26,13 +27,14 @@ struct ScalingPair {
   Inspected inspected = Inspected::linears;
 };
 
-// At most one pair for each group, in the order of the steps. Pairs:
+// At most one pair for a group, in the order of the steps. Pairs:
 //   the norm before a half of the layer → the linears that read it; not a norm that stores no
 //   weight v → o, where one key and value head serves one query head and nothing stands between: no
 //   norm
 //     of v, no clipping, no other layer that reads v; v a module of its own or the last rows of one
-//   up, or the second half of a fused gate_up → down; a plain MLP's first linear → its second where
-//     f(a x) = a f(x) for a > 0 (ReLU)
+//   up, or the second half of a fused gate_up → down, of each expert, too, where up is neither
+//     limited nor shifted; a plain MLP's first linear → its second where f(a x) = a f(x) for a > 0
+//     (ReLU)
 std::vector<ScalingPair> scaling_pairs(const LayerSpec& spec);
 
 // The linears that run in what the exact search compares.

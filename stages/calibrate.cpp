@@ -312,20 +312,23 @@ std::vector<double> mean_magnitude(const Activations& activations, const Group& 
   Array<std::int64_t> sum(1, units.exponent.view.cols, stream);
   fill_zero(sum.view.data, sum.memory.bytes(), stream);
   const Step& step = activations.input().step;
-  const auto add = [&](std::size_t, ConstTensor input) {
-    const ConstTensor panel = panel_of(step, group.panel, input);
-    accumulate_column_abs(panel.col_range(group.begin, group.width), units.exponent,
-                          units.log2_tokens, sum, stream);
+  Buffer gathered;
+  const auto add = [&](std::size_t local, ConstTensor input) {
+    const ConstTensor rows =
+        group_rows(step, group, input, routes_of(activations, local), gathered, stream);
+    if (rows.rows > 0)
+      accumulate_column_abs(rows, units.exponent, units.log2_tokens, sum, stream);
   };
   visit_inputs(activations, add, stream);
   comm.all_reduce_sum(sum, stream);
   std::vector<std::int64_t> host(units.host_exponent.size());
   copy_to_host(host.data(), sum.view.data, sum.memory.bytes(), stream);
+  const std::int64_t tokens = count_tokens(activations, {{group, what}}, 0, comm).front();
   std::vector<double> mean(host.size());
   for (std::size_t i = 0; i < mean.size(); ++i)
     mean[i] =
         std::ldexp(static_cast<double>(host[i]), units.host_exponent[i] + units.log2_tokens - 62) /
-        static_cast<double>(activations.blocking.tokens());
+        static_cast<double>(std::max<std::int64_t>(1, tokens));
   return mean;
 }
 

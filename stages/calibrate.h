@@ -62,8 +62,8 @@ void bring_to_device(Hessian& hessian, Stream& stream);
 // Frees hessian.matrix where the host has it.
 void leave_device(Hessian& hessian);
 
-// mean_t |x[t, i]| over the tokens of all ranks, [d] on every rank, bit-identical for any number of
-// ranks. Collective; throws as calibrate().
+// mean_t |x[t, i]| over the group's rows of all ranks, [d] on every rank, bit-identical for any
+// number of ranks; 0 where there is none. Collective; throws as calibrate().
 std::vector<double> mean_magnitude(const Activations& activations, const Group& group,
                                    const std::string& what, Comm& comm, Stream& stream);
 

@@ -412,11 +412,15 @@ void start_layer(const Layer& layer, Block& block, Stream& stream) {
 }
 
 void part_output(const Layer& layer, const DecoderTables& tables, Part part, std::int64_t seqlen,
-                 ConstTensor x, Tensor between, Tensor scratch, Matrix<float> y, bool add,
-                 Stream& stream) {
+                 ConstTensor x, const Routes* routes, Tensor between, Tensor scratch,
+                 Matrix<float> y, bool add, Stream& stream) {
   const LayerSpec& spec = *layer.spec;
-  require(part != Part::mlp || !std::holds_alternative<Experts>(spec.mlp),
-          "part_output: not of experts");
+  if (const auto* e = std::get_if<Experts>(&spec.mlp); part == Part::mlp && e != nullptr) {
+    require(!add && routes != nullptr, "part_output: experts have a norm and routes of their own");
+    const Tensor memory(between.data, between.dtype, x.rows, layer_steps(spec).back().width);
+    expert_activations(*e, layer, x, *routes, memory, scratch, stream);
+    return expert_output(*e, layer, memory, *routes, y, scratch, stream);
+  }
   const LinearSpec& out = last_linear(spec, part);
   ConstTensor inner = x;
   const Tensor memory(between.data, between.dtype, x.rows, out.in_features);

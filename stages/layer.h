@@ -196,11 +196,12 @@ struct Block {
 void start_layer(const Layer& layer, Block& block, Stream& stream);
 
 // y = the output of a half of the layer for its first step's input x, without the last linear's
-// bias, after-norm and residual: what AWQ compares. between: memory for widest_input columns;
-// scratch as advance(). Not for layers that share keys and values, nor for Part::per_layer.
+// bias (experts have theirs), after-norm and residual: what AWQ compares. routes: of the block, for
+// experts. between: memory for widest_input columns; scratch as advance(). Not for layers that
+// share keys and values, nor for Part::per_layer.
 void part_output(const Layer& layer, const DecoderTables& tables, Part part, std::int64_t seqlen,
-                 ConstTensor x, Tensor between, Tensor scratch, Matrix<float> y, bool add,
-                 Stream& stream);
+                 ConstTensor x, const Routes* routes, Tensor between, Tensor scratch,
+                 Matrix<float> y, bool add, Stream& stream);
 
 // Runs the step's linears on block.input and leaves the next step's input there (after the last
 // step: the layer's output in block.hidden). scratch: compute type, at least [tokens,

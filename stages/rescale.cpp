@@ -53,18 +53,22 @@ Matrix<double> element(const Array<double>& array, std::int64_t row, std::int64_
 // The output of what the pair is judged by, without residual and biases of its last linear.
 // between: memory for the widest input of these steps.
 void inspected_output(const Layer& layer, const DecoderTables& tables, Inspected inspected,
-                      std::int64_t seqlen, ConstTensor x, Tensor between, Tensor scratch,
-                      Matrix<float> y, Stream& stream) {
+                      std::int64_t seqlen, ConstTensor x, const Routes* routes, Tensor between,
+                      Tensor scratch, Matrix<float> y, Stream& stream) {
   bool add = false;
   for (const Part part : {Part::mixer, Part::mlp}) {
     if (!is_inspected(inspected, part)) continue;
-    part_output(layer, tables, part, seqlen, x, between, scratch, y, add, stream);
+    part_output(layer, tables, part, seqlen, x, routes, between, scratch, y, add, stream);
     add = true;
   }
 }
 
+// What reads the input that the pair divides: its one group, or with experts every token.
 Group pair_group(const LayerSpec& spec, const ScalingPair& pair) {
-  return layer_steps(spec).at(pair.step).groups.at(pair.group);
+  const Step step = layer_steps(spec).at(pair.step);
+  Group group = step.groups.at(pair.groups.front());
+  if (pair.groups.size() > 1) group.expert = -1;
+  return group;
 }
 
 std::int64_t widest_step(const LayerSpec& spec) {
@@ -101,7 +105,8 @@ std::vector<double> output_losses(const DecoderTables& tables, Layer& layer,
     const Matrix<float> expected = reference.view.row_range(0, x.rows);
     const Matrix<float> got = output.view.row_range(0, x.rows);
     const auto run = [&](Matrix<float> y) {
-      inspected_output(layer, tables, pair.inspected, blocking.seqlen, x, between,
+      inspected_output(layer, tables, pair.inspected, blocking.seqlen, x,
+                       activations.routes.empty() ? nullptr : &activations.routes.at(b), between,
                        activations.scratch, y, stream);
     };
     run(expected);
@@ -131,36 +136,74 @@ ConstTensor sampled_rows(ConstTensor w, std::int64_t wanted) {
   return {w.data, w.dtype, (w.rows + step - 1) / step, w.cols, w.stride * step};
 }
 
-// Σ over the pair's linears of tr(ΔW H ΔWᵀ), each from some of its rows.
-std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair,
-                                const std::vector<LinearSettings>& settings, const Hessian& hessian,
+// Linears that share a Hessian, with their settings.
+struct Judged {
+  std::vector<const Linear*> linears;
+  std::vector<LinearSettings> settings;
+};
+
+// Σ over the linears of tr(ΔW H ΔWᵀ), each from some of its rows.
+std::vector<double> gram_losses(const Judged& judged, const Hessian& hessian,
                                 const std::vector<std::vector<float>>& scales,
                                 std::int64_t search_rows, Comm& comm, Stream& stream) {
   const Array<float> candidates = upload_rows(scales, stream);
   const std::int64_t d = candidates.view.cols;
   std::vector<ConstTensor> sampled;
   std::vector<std::int64_t> rows;
-  for (std::size_t i = 0; i < pair.linears.size(); ++i) {
-    sampled.push_back(sampled_rows(layer.linears[pair.linears[i]].stored, search_rows));
-    rows.push_back(settings[i].skip ? 0 : sampled.back().rows);
+  for (std::size_t i = 0; i < judged.linears.size(); ++i) {
+    sampled.push_back(sampled_rows(judged.linears[i]->stored, search_rows));
+    rows.push_back(judged.settings[i].skip ? 0 : sampled.back().rows);
   }
   const auto shares = share_rows(rows, gram_row_block, comm.size());
   const GramMatrix gram = gram_matrix(hessian.matrix, stream);
   std::vector<Array<double>> blocks;
   for (std::size_t i = 0; i < rows.size(); ++i) {
+    const LinearSettings& settings = judged.settings[i];
     const RowRange mine = shares[i][static_cast<std::size_t>(comm.rank())];
     blocks.emplace_back((mine.count + gram_row_block - 1) / gram_row_block, candidates.view.rows,
                         stream);
     scaled_rounding_losses(sampled[i].row_range(mine.begin, mine.count), candidates,
-                           settings[i].group_columns(d), grid_of(settings[i]), gram, gram_row_block,
+                           settings.group_columns(d), grid_of(settings), gram, gram_row_block,
                            blocks[i], stream);
   }
   std::vector<double> losses(scales.size(), 0.0);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const std::vector<double> of_sampled = add_in_block_order(blocks[i], comm, stream);
-    const double weight = static_cast<double>(layer.linears[pair.linears[i]].stored.rows) /
+    const double weight = static_cast<double>(judged.linears[i]->stored.rows) /
                           static_cast<double>(sampled[i].rows);
     for (std::size_t c = 0; c < losses.size(); ++c) losses[c] += weight * of_sampled[c];
+  }
+  return losses;
+}
+
+// The same of all of the pair's groups: an output of an expert counts as often as a token meets it.
+std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair,
+                                const std::vector<LinearSettings>& settings,
+                                const std::vector<Hessian*>& hessians, std::int64_t all_tokens,
+                                const std::vector<std::vector<float>>& scales,
+                                std::int64_t search_rows, Comm& comm, Stream& stream) {
+  const Step step = layer_steps(*layer.spec).at(pair.step);
+  std::vector<double> losses(scales.size(), 0.0);
+  std::size_t next = 0;  // of pair.linears
+  for (std::size_t g = 0; g < pair.groups.size(); ++g) {
+    Judged judged;
+    for (std::size_t i = 0; i < step.groups.at(pair.groups[g]).linears.size(); ++i, ++next) {
+      judged.linears.push_back(&layer.linears[pair.linears[next]]);
+      judged.settings.push_back(settings[next]);
+    }
+    const bool judges = std::any_of(judged.settings.begin(), judged.settings.end(),
+                                    [](const LinearSettings& s) { return !s.skip; });
+    Hessian& hessian = *hessians.at(g);
+    if (!judges || hessian.tokens == 0) continue;
+    bring_to_device(hessian, stream);
+    const double share =
+        pair.groups.size() == 1
+            ? 1.0
+            : static_cast<double>(hessian.tokens) / static_cast<double>(all_tokens);
+    const std::vector<double> of_group =
+        gram_losses(judged, hessian, scales, search_rows, comm, stream);
+    for (std::size_t c = 0; c < losses.size(); ++c) losses[c] += share * of_group[c];
+    leave_device(hessian);
   }
   return losses;
 }
@@ -230,26 +273,28 @@ bool needs_hessian(const ScaleSearch& search, const ScalingPair& pair) {
 
 std::vector<double> scale_losses(const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                                  const std::vector<LinearSettings>& settings,
-                                 const Activations& activations, const Hessian& hessian,
+                                 const Activations& activations,
+                                 const std::vector<Hessian*>& hessians,
                                  const std::vector<std::vector<float>>& scales,
                                  const ScaleSearch& options, Comm& comm, Stream& stream) {
   if (!needs_hessian(options, pair))
     return output_losses(tables, layer, pair, settings, activations, scales, options.tokens, comm,
                          stream);
-  return gram_losses(layer, pair, settings, hessian, scales, options.rows, comm, stream);
+  return gram_losses(layer, pair, settings, hessians, activations.blocking.tokens(), scales,
+                     options.rows, comm, stream);
 }
 
 ScaledPair search_scale(const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                         const std::vector<LinearSettings>& settings, const Activations& activations,
-                        const Hessian& hessian, const ScaleSearch& options, Comm& comm,
-                        Stream& stream) {
+                        const std::vector<Hessian*>& hessians, const ScaleSearch& options,
+                        Comm& comm, Stream& stream) {
   const std::string& name = layer.linears[pair.linears.front()].name;
   const std::vector<double> activation =
       mean_magnitude(activations, pair_group(*layer.spec, pair), "input of " + name, comm, stream);
   const std::vector<double> weight = mean_relative_magnitude(layer, pair, settings, stream);
   std::vector<std::vector<float>> candidates = candidate_scales(activation, weight, options);
   const std::vector<double> losses = scale_losses(tables, layer, pair, settings, activations,
-                                                  hessian, candidates, options, comm, stream);
+                                                  hessians, candidates, options, comm, stream);
   std::size_t best = losses.size();
   for (std::size_t c = 0; c < losses.size(); ++c)
     if (std::isfinite(losses[c]) && (best == losses.size() || losses[c] < losses[best])) best = c;

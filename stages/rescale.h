@@ -61,18 +61,20 @@ std::vector<std::vector<float>> candidate_scales(const std::vector<double>& acti
 // Q is each linear's own grid, found for every candidate from the weights that the checkpoint has;
 // linears with settings.skip keep their weights, whatever the factors. The first of equal losses
 // wins. settings: of pair.linears, at least one not skipped. activations: at the pair's step, made
-// with the original weights; unchanged (scratch is used). hessian: of the step, on the device if
-// needs_hessian. Collective; the result does not depend on the number of ranks. Throws
+// with the original weights; unchanged (scratch is used). hessians: of the pair's groups, in their
+// order, wherever they are; with several groups each counts with its share of the tokens.
+// Collective; the result does not depend on the number of ranks. Throws
 // std::runtime_error naming the pair's first linear when no candidate has a finite loss.
 ScaledPair search_scale(const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                         const std::vector<LinearSettings>& settings, const Activations& activations,
-                        const Hessian& hessian, const ScaleSearch& options, Comm& comm,
-                        Stream& stream);
+                        const std::vector<Hessian*>& hessians, const ScaleSearch& options,
+                        Comm& comm, Stream& stream);
 
 // The loss of the pair for each row of `scales`: what search_scale minimises.
 std::vector<double> scale_losses(const DecoderTables& tables, Layer& layer, const ScalingPair& pair,
                                  const std::vector<LinearSettings>& settings,
-                                 const Activations& activations, const Hessian& hessian,
+                                 const Activations& activations,
+                                 const std::vector<Hessian*>& hessians,
                                  const std::vector<std::vector<float>>& scales,
                                  const ScaleSearch& options, Comm& comm, Stream& stream);
 

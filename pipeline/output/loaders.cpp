@@ -140,7 +140,7 @@ QuantizedLinears quantized_linears(const std::vector<LinearReport>& linears) {
   for (const LinearReport& linear : linears)
     if (linear.packed)
       result.bits.push_back(linear.packed->bits);
-    else
+    else if (!linear.spec.kept)
       result.all = false;
   return result;
 }

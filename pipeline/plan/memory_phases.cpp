@@ -276,15 +276,17 @@ std::int64_t gram_bytes(const RunSizes& r, const StepSizes& step, std::int64_t w
 }
 
 // stages/rescale.cpp, beside the step's Hessian.
-std::int64_t search_bytes(const RunSizes& r, const StepSizes& step) {
+std::int64_t search_bytes(const RunSizes& r, const LayerSizes& layer, const StepSizes& step) {
   const std::int64_t candidates = f32 * r.grid * step.columns;
   const std::int64_t rounded = r.backend == Backend::cpu ? f32 * gram_rows(step) * step.columns : 0;
   if (searches_by_hessian(r, step))
     return candidates + rounded + gram_bytes(r, step, std::min(r.grid, candidates_at_once));
   const std::int64_t tokens = r.blocking().block_samples * r.seqlen;
   std::int64_t trial = 0;
-  for (const LinearSizes& linear : step.linears)
-    trial += linear.quantized ? linear.elements() * r.compute_element : 0;
+  for (const StepSizes& group : layer.steps)
+    for (const LinearSizes& linear : group.linears)
+      if (group.step == step.step && linear.quantized)
+        trial += group.groups * linear.elements() * r.compute_element;
   return candidates + trial + tokens * r.widest_input * r.compute_element +
          2 * f32 * tokens * r.hidden;
 }
@@ -378,7 +380,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
       const std::vector<InUse> in_use = searched_steps(r, layer, step);
       if (by_hessian) add(step, "means of the input", read, in_use, {kept});
       add(step, "search of factors", by_hessian ? Passes{} : read, in_use,
-          {kept, on_device("search of factors", search_bytes(r, step))});
+          {kept, on_device("search of factors", search_bytes(r, layer, step))});
     }
     const bool last_of_step = i + 1 == layer.steps.size() || layer.begins_step(i + 1);
     if (goes_forward && last_of_step)

@@ -44,9 +44,10 @@ LinearSizes linear_sizes(const Source& s, const std::string& module, const Linea
   return sizes;
 }
 
-bool alike(StepSizes group, const StepSizes& other) {
-  group.groups = other.groups;
-  return group == other;
+bool alike(StepSizes groups, const StepSizes& next) {
+  groups.groups = next.groups;
+  if (!next.search && groups.search && *groups.search != Inspected::linears) groups.search.reset();
+  return groups == next;
 }
 
 LayerSizes layer_sizes(const Source& s, std::int64_t index) {
@@ -94,9 +95,12 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
                          settings.act_group_aware && !settings.desc_act ? linear.group_columns : 0);
       }
       sizes.factors = static_cast<std::int64_t>(orders.size());
+      const auto g = static_cast<std::size_t>(&group - step.groups.data());
       if (sizes.solves())
-        for (const ScalingPair& pair : pairs)
-          if (pair.step == i) sizes.search = pair.inspected;
+        for (const ScalingPair& pair : pairs)  // one of several groups is searched with the first
+          if (pair.step == i && (pair.groups == std::vector{g} ||
+                                 (pair.groups.size() > 1 && layer.steps.size() == first_of_step)))
+            sizes.search = pair.inspected;
       if (layer.steps.size() > first_of_step && alike(layer.steps.back(), sizes))
         ++layer.steps.back().groups;
       else

@@ -138,7 +138,7 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
       hessians.push_back(calibrate(s.activations, whole_input(s.activations), "test", 0, Places{},
                                    s.comm, s.stream));
       const std::vector<LinearSettings> settings(pairs[i].linears.size(), s.settings);
-      ours.push_back(search_scale(s.tables, layer, pairs[i], settings, s.activations, hessians[i],
+      ours.push_back(search_scale(s.tables, layer, pairs[i], settings, s.activations, {&hessians[i]},
                                   search, s.comm, s.stream));
       peers.push_back({pairs[i], peer.find("scale", source, index), 0.0, 0.0});
       const auto candidates = candidate_scales(
@@ -157,7 +157,7 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
         EXPECT_LE(std::abs(ours[i].ratio - peers[i].ratio), 0.0501);
       equal += ours[i].ratio == peers[i].ratio ? 1 : 0;
       const std::vector<double> losses =
-          scale_losses(s.tables, layer, pairs[i], settings, s.activations, hessians[i],
+          scale_losses(s.tables, layer, pairs[i], settings, s.activations, {&hessians[i]},
                        {ours[i].scale, peers[i].scale}, ScaleSearch{}, s.comm, s.stream);
       EXPECT_EQ(losses[0], ours[i].loss);
       EXPECT_LE(losses[0], losses[1] * rounding);
