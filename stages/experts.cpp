@@ -235,7 +235,10 @@ ConstTensor group_rows(const Step& step, const Group& group, ConstTensor input,
   const std::int64_t k = routes->expert.view.cols;
   const std::size_t bytes =
       static_cast<std::size_t>(rows.count * group.width) * size_of(panel.dtype);
-  if (memory.bytes() < bytes) memory = Buffer(bytes, stream);
+  if (memory.bytes() < bytes) {
+    memory = {};  // not both at once
+    memory = Buffer(bytes, stream);
+  }
   const Tensor gathered(memory.data(), panel.dtype, rows.count, group.width);
   if (rows.count == 0) return gathered;
   gather_rows(panel, Matrix<const std::int32_t>(routes->source.view).col_range(rows.begin, rows.count),

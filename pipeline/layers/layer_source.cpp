@@ -64,7 +64,7 @@ LayerSource::Plan LayerSource::plan_layer(std::int64_t index) const {
     const bool packed = is_packed(checkpoint_, module);
     for (const std::string& part : checkpoint_.names_of(module))  // the weight, or its parts
       if (part != module + ".bias")
-        add(checkpoint_.info(part), linear.transposed && !packed, !packed);
+        add(checkpoint_.info(part), linear.transposed && !packed, !packed && !linear.kept);
   }
   return plan;
 }
@@ -240,7 +240,8 @@ Layer LayerSource::make_layer(std::int64_t index, const std::map<std::string, Te
       layer.memory.push_back(std::move(weight.memory));
     } else {
       const Tensor tensor = stored.at(linear.name + ".weight");
-      if (by_step) {
+      if (by_step && spec.kept) layer.waiting.emplace_back();  // it stays on the device
+      if (by_step && !spec.kept) {
         linear.stored = ConstTensor(nullptr, tensor.dtype, tensor.rows, tensor.cols);
         linear.weight = Tensor(nullptr, compute, tensor.rows, tensor.cols);
         layer.waiting.push_back(

@@ -57,7 +57,7 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
   LayerSizes layer;
   layer.count = 1;
   for (const TensorSpec& tensor : layer_tensors(spec)) {
-    if (tensor.role == TensorRole::weight) continue;
+    if (tensor.role == TensorRole::weight && !linears[tensor.linear].kept) continue;
     const TensorInfo& info = s.checkpoint.info(prefix + tensor.name);
     layer.small_bytes += aligned(info.bytes());
     if (info.dtype != s.compute) layer.small_copy_bytes += in_type(info, s.element);
@@ -87,6 +87,7 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
       sizes.attention_width = step.attention_width;
       std::set<std::pair<bool, std::int64_t>> orders;  // linears of one order share a factor
       for (const std::size_t l : group.linears) {
+        if (linears[l].kept) continue;  // with what is small
         const std::string module = prefix + linears[l].name;
         const LinearSizes& linear = sizes.linears.emplace_back(linear_sizes(s, module, linears[l]));
         const LinearSettings& settings = s.plan.modules.at(module);

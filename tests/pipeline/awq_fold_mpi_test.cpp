@@ -58,6 +58,10 @@ class AwqFold : public testing::TestWithParam<Case> {
     return {values.data, values.data + values.size()};
   }
 
+  static std::int64_t width_of(const LayerSpec& spec, const ScalingPair& pair) {
+    return layer_steps(spec).at(pair.step).groups.at(pair.groups.front()).width;
+  }
+
   // Factors from a quarter to four for every pair.
   std::vector<ScaledPair> random_factors(const LayerSpec& spec) {
     std::vector<ScaledPair> pairs;
@@ -65,8 +69,7 @@ class AwqFold : public testing::TestWithParam<Case> {
     std::uniform_real_distribution<float> exponent(-2.0f, 2.0f);
     for (const ScalingPair& pair : scaling_pairs(spec)) {
       pairs.push_back({pair, {}, 0.0, 0.0});
-      const std::int64_t width = layer_steps(spec)[pair.step].width;
-      for (std::int64_t c = 0; c < width; ++c)
+      for (std::int64_t c = 0; c < width_of(spec, pair); ++c)
         pairs.back().scale.push_back(std::exp2(exponent(generator)));
     }
     return pairs;
@@ -165,7 +168,7 @@ TEST_P(AwqFold, UnscaledWeightsStandForTheQuantizedOnes) {
   std::vector<ScaledPair> pairs;
   for (const ScalingPair& pair : scaling_pairs(spec)) {
     pairs.push_back({pair, {}, 0.0, 0.0});
-    for (std::int64_t c = 0; c < layer_steps(spec)[pair.step].width; ++c)
+    for (std::int64_t c = 0; c < width_of(spec, pair); ++c)
       pairs.back().scale.push_back(c % 2 == 0 ? 0.7f : 1.6f);
   }
   const double plain = error({});
@@ -194,6 +197,14 @@ std::vector<Case> cases() {
         {"deci", 0},          {"deci", 2},        {"nemotron-nas", 0},
         {"hunyuan-dense", 0}, {"ernie4_5", 0},    {"qwen2_5-vl", 0},
         {"qwen3-vl", 0},      {"granite", 0}}},
+      {{"input_layernorm > self_attn.q_proj",
+        "post_attention_layernorm > mlp.experts.0.gate_proj",
+        "mlp.experts.0.up_proj > mlp.experts.0.down_proj",
+        "mlp.experts.1.up_proj > mlp.experts.1.down_proj",
+        "mlp.experts.2.up_proj > mlp.experts.2.down_proj",
+        "mlp.experts.3.up_proj > mlp.experts.3.down_proj",
+        "mlp.shared_expert.up_proj > mlp.shared_expert.down_proj"},
+       {{"qwen2-moe", 0}, {"qwen2-moe", 2}}},
       {{"input_layernorm > self_attn.q_proj", "self_attn.v_proj > self_attn.o_proj",
         "post_attention_layernorm > mlp.gate_proj", "mlp.up_proj > mlp.down_proj"},
        {{"llama-mha", 0}, {"llama-mha-tied-bias", 0}, {"deci", 1}}},

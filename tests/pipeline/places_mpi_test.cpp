@@ -31,8 +31,15 @@ Files read_folder(const fs::path& folder) {
 }
 
 Places elsewhere(Place hidden, Place input, bool weights_by_step, std::int64_t panel,
-                 bool hessian_on_host) {
-  return {hidden, input, false, weights_by_step, panel, hessian_on_host, {}};
+                 bool hessian_on_host, std::int64_t groups_at_once) {
+  Places places;
+  places.hidden = hidden;
+  places.input = input;
+  places.weights_by_step = weights_by_step;
+  places.groups_at_once = groups_at_once;
+  places.hessian_panel_columns = panel;
+  places.hessian_on_host = hessian_on_host;
+  return places;
 }
 
 struct Case {
@@ -91,10 +98,11 @@ TEST_P(PlacesRun, WriteTheSameBytes) {
     EXPECT_TRUE(expected.contains("config.json"));
   }
   const std::int64_t panel = hessian_panel(cuda_device_count() > 0 ? Backend::cuda : Backend::cpu);
-  for (const Places& places : {Places{}, elsewhere(Place::host, Place::device, false, 0, false),
-                               elsewhere(Place::device, Place::host, false, panel, true),
-                               elsewhere(Place::disk, Place::host, true, 0, true),
-                               elsewhere(Place::disk, Place::disk, true, panel, false)}) {
+  for (const Places& places :
+       {Places{}, elsewhere(Place::host, Place::device, false, 0, false, 1),
+        elsewhere(Place::device, Place::host, false, panel, true, 3),
+        elsewhere(Place::disk, Place::host, true, 0, true, 0),
+        elsewhere(Place::disk, Place::disk, true, panel, false, 2)}) {
     const Files got = quantized(places);
     ASSERT_EQ(got.size(), expected.size());
     for (const auto& [name, content] : expected)
@@ -127,6 +135,14 @@ INSTANTIATE_TEST_SUITE_P(
                o.quantize.method = "awq";
                o.quantize.propagate = "quantized";
                o.quantize.overrides.push_back({"h.1.mlp.dense_h_to_4h$", true, 0, 0, ""});
+             }},
+        Case{"experts_gptq", "qwen2-moe", [](Options&) {}},
+        Case{"experts_gptq_original", "qwen3-moe",
+             [](Options& o) { o.quantize.propagate = "original"; }},
+        Case{"experts_awq", "qwen2-moe",
+             [](Options& o) {
+               o.quantize.method = "awq";
+               o.quantize.propagate = "quantized";
              }},
         Case{"rtn", "llama", [](Options& o) { o.quantize.method = "rtn"; }}),
     [](const testing::TestParamInfo<Case>& tested) { return tested.param.name; });

@@ -292,7 +292,8 @@ INSTANTIATE_TEST_SUITE_P(Families, MemoryPlanFamily,
                          testing::Values("llama", "llama-mha-tied-bias", "qwen2", "qwen3",
                                          "falcon-7b-style", "falcon-40b-style", "falcon-rw-alibi",
                                          "gemma2", "gemma4-small", "gpt2", "opt-350m-style",
-                                         "olmo2", "phi3", "mpt", "nemotron-nas"),
+                                         "olmo2", "phi3", "mpt", "nemotron-nas", "qwen2-moe",
+                                         "qwen3-moe"),
                          [](const testing::TestParamInfo<const char*>& tested) {
                            std::string name = tested.param;
                            std::replace(name.begin(), name.end(), '-', '_');
