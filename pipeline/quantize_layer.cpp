@@ -1,6 +1,7 @@
 #include "pipeline/quantize_layer.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -14,6 +15,7 @@
 #include "stages/fold.h"
 #include "stages/layer.h"
 #include "stages/rescale.h"
+#include "stages/starved.h"
 #include "stages/waiting_weights.h"
 
 namespace qpipe {
@@ -94,7 +96,7 @@ std::vector<LinearSettings> settings_for(const Loop& loop, const Layer& layer,
 }
 
 std::int64_t tokens_of(const Group& group, const Hessian* hessian) {
-  return hessian == nullptr || group.expert < 0 ? -1 : hessian->tokens;
+  return hessian == nullptr || group.expert < 0 ? -1 : hessian->routed;
 }
 
 void solve_group(const Loop& loop, Layer& layer, const Group& group, const Hessian* hessian,
@@ -124,6 +126,9 @@ void forward_step(const Loop& loop, Layer& layer, const std::vector<Step>& steps
   if (step + 1 == steps.size() && output == Output::ahead) return;
   Timed timed(loop.seconds.forward, loop.comm, loop.stream);
   const WeightsOnDevice weights(layer, steps[step].runs, loop.stream);
+  if (steps[step].part == Part::mlp && steps[step].number == 0 && loop.plan.calibrates())
+    keep_extra_rows(layer, loop.plan.expert_tokens, loop.plan.hessian_tokens, activations,
+                    loop.comm, loop.stream);
   advance(layer, loop.tables, steps, step, activations, loop.stream);
   check_in(loop.comm, loop.store.fault(), 2, fmt::format("inside layer {}", layer.index));
 }
@@ -161,13 +166,42 @@ std::vector<Hessian> calibrate_wave(const Loop& loop, const Layer& layer, const 
   for (const std::size_t g : wave)
     groups.push_back({step.groups[g], describe(layer, step.groups[g])});
   std::vector<Hessian> hessians = as_user_error([&] {
-    return calibrate(activations, groups, loop.plan.hessian_tokens, loop.plan.places, loop.comm,
-                     loop.stream);
+    return calibrate(activations, groups, loop.plan.hessian_tokens, loop.plan.expert_tokens,
+                     loop.plan.places, loop.comm, loop.stream);
   });
   for (const Hessian& hessian : hessians)
-    found.largest_activation =
-        std::max(found.largest_activation, double{hessian.largest_input});
+    found.largest_activation = std::max(found.largest_activation, double{hessian.largest_input});
   return hessians;
+}
+
+std::string some_numbers(const std::vector<std::int64_t>& numbers) {
+  constexpr std::size_t most = 8;
+  const auto end = numbers.begin() + static_cast<std::ptrdiff_t>(std::min(most, numbers.size()));
+  return fmt::format("{}{}", fmt::join(numbers.begin(), end, ", "),
+                     numbers.size() > most ? ", …" : "");
+}
+
+// What a user is to know of experts that few tokens reach, once a layer.
+void warn_of_starved(const Loop& loop, const Layer& layer, const Step& step,
+                     const Activations& activations) {
+  const auto* experts = std::get_if<Experts>(&layer.spec->mlp);
+  if (experts == nullptr || step.part != Part::mlp || step.number != 0) return;
+  const auto count = static_cast<std::int64_t>(experts->experts.size());
+  const std::vector<std::int64_t> tokens =
+      tokens_of_experts(activations, count, loop.plan.hessian_tokens, loop.comm);
+  const std::int64_t wanted = std::max<std::int64_t>(1, loop.plan.expert_tokens);
+  std::vector<std::int64_t> starved;
+  for (std::int64_t e = 0; e < count; ++e)
+    if (tokens[static_cast<std::size_t>(e)] < wanted) starved.push_back(e);
+  if (starved.empty()) return;
+  loop.progress.say(
+      fmt::format("warning: layer {}: {} of {} experts met fewer than {} calibration token{} ({}; "
+                  "the least {}); "
+                  "{}. More samples, or text of more kinds, reach more experts.",
+                  layer.index, starved.size(), count, wanted, wanted == 1 ? "" : "s",
+                  some_numbers(starved), *std::min_element(tokens.begin(), tokens.end()),
+                  loop.plan.expert_tokens > 0 ? "they are calibrated with others on top"
+                                              : "they are rounded to nearest"));
 }
 
 // Each linear is solved on the input that the quantized linears before it give.
@@ -176,6 +210,7 @@ void quantize_layer_sequentially(const Loop& loop, Layer& layer, Output output,
   const std::vector<Step> steps = layer_steps(*layer.spec);
   start(loop, layer, activations);
   for (std::size_t step = 0; step < steps.size(); ++step) {
+    warn_of_starved(loop, layer, steps[step], activations);
     for (const Wave& wave : waves_of(loop, layer, steps[step])) {
       std::vector<Hessian> hessians =
           calibrate_wave(loop, layer, steps[step], wave, activations, found);
@@ -229,6 +264,7 @@ Hessians hessians_of(const std::vector<Step>& steps) {
 void calibrate_step(const Loop& loop, const Layer& layer, const Step& step,
                     const Activations& activations, std::vector<Hessian>& hessians,
                     LayerFindings& found) {
+  warn_of_starved(loop, layer, step, activations);
   for (const Wave& wave : waves_of(loop, layer, step)) {
     std::vector<Hessian> summed = calibrate_wave(loop, layer, step, wave, activations, found);
     for (std::size_t i = 0; i < wave.size(); ++i) hessians[wave[i]] = std::move(summed[i]);

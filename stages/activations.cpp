@@ -54,8 +54,10 @@ Activations make_activations(const Architecture& architecture, const Blocking& b
   result.hidden =
       BlockStore(rows, architecture.stream_width(), places.hidden, places.folder, stream);
   const auto add_input = [&](std::int64_t width, Place place) {
-    result.inputs.push_back({BlockStore(rows, width, place, places.folder, stream), width,
-                             Array<float>(1, width, stream), {}});
+    result.inputs.push_back({BlockStore(rows, width, place, places.folder, stream),
+                             width,
+                             Array<float>(1, width, stream),
+                             {}});
   };
   if (places.inputs_kept)
     for (std::size_t step = 0; step < most_steps(architecture); ++step)
@@ -129,15 +131,15 @@ void visit_inputs(const Activations& activations, const InputWork& work, Stream&
 namespace {
 
 void forget_maxima(const StepInput& input, Stream& stream) {
-  fill_zero(input.maximum.view.data,
-            static_cast<std::size_t>(input.step.columns()) * sizeof(float), stream);
+  fill_zero(input.maximum.view.data, static_cast<std::size_t>(input.step.columns()) * sizeof(float),
+            stream);
 }
 
 void measure_input(const StepInput& input, ConstTensor block, Stream& stream) {
   for (std::size_t p = 0; p < input.step.panels.size(); ++p) {
     const ConstTensor panel = panel_of(input.step, p, block);
-    column_max_abs(
-        panel, input.maximum.view.col_range(input.step.first_column(p), panel.cols), stream);
+    column_max_abs(panel, input.maximum.view.col_range(input.step.first_column(p), panel.cols),
+                   stream);
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <vector>
 
 #include "launch/comm.h"
@@ -39,6 +40,16 @@ struct StepInput {
   Step step;             // whose input it is
 };
 
+// What a starved expert is calibrated with on top (stages/starved.h): rows of its second step's
+// input for tokens that do not come to it, [rows, ffn] of each own block, in host memory.
+struct ExtraRows {
+  struct Block {
+    std::int64_t rows = 0;
+    std::vector<unsigned char> values;
+  };
+  std::vector<Block> blocks;
+};
+
 struct Activations {
   Blocking blocking;
   RowRange owned;                 // blocks of this rank
@@ -48,9 +59,10 @@ struct Activations {
                                   // (Places::inputs_kept)
   std::size_t current = 0;        // the step's of them
   std::vector<Routes> routes;     // of each own block, in a layer with experts
-  Array<float> output_maximum;    // [1, hidden]: max |x| of each column of the output of the
-                                  // layer that ran last, over the own blocks
-  TensorArray scratch;            // [tokens of one block, scratch_width]
+  std::map<std::int64_t, ExtraRows> extra_rows;  // by expert
+  Array<float> output_maximum;  // [1, hidden]: max |x| of each column of the output of the
+                                // layer that ran last, over the own blocks
+  TensorArray scratch;          // [tokens of one block, scratch_width]
 
   bool keeps_inputs() const { return inputs.size() > 1; }
   StepInput& input() { return inputs.at(current); }

@@ -10,7 +10,10 @@
 
 #include "kernels/column_statistics.h"
 #include "kernels/diagonal.h"
+#include "kernels/expert_rows.h"
 #include "kernels/hessian.h"
+#include "stages/starved.h"
+#include "stages/transfer.h"
 
 namespace qpipe {
 
@@ -114,24 +117,57 @@ std::map<Columns, FixedPoint> units_of(const Activations& activations,
 std::vector<std::int64_t> count_tokens(const Activations& activations,
                                        const std::vector<CalibratedGroup>& groups,
                                        std::int64_t sampled, Comm& comm) {
-  std::vector<double> own(groups.size(), 0.0);  // exact: counts are far below 2⁵³
-  bool experts = false;
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    if (groups[i].group.expert < 0) continue;
-    experts = true;
-    for (const std::size_t local : sampled_blocks(activations, sampled))
-      own[i] += static_cast<double>(
-          activations.routes.at(local).rows_of(groups[i].group.expert).count);
-  }
-  std::vector<std::int64_t> tokens(groups.size(), 0);
-  if (experts) {
-    const std::vector<double> all = comm.all_gather(own);
-    for (std::size_t i = 0; i < all.size(); ++i)
-      tokens[i % tokens.size()] += static_cast<std::int64_t>(all[i]);
-  }
-  for (std::size_t i = 0; i < groups.size(); ++i)
-    if (groups[i].group.expert < 0) tokens[i] = sampled_tokens(activations.blocking, sampled);
+  std::int64_t experts = 0;
+  for (const CalibratedGroup& g : groups) experts = std::max(experts, g.group.expert + 1);
+  std::vector<std::int64_t> of_experts;
+  if (experts > 0) of_experts = tokens_of_experts(activations, experts, sampled, comm);
+  std::vector<std::int64_t> tokens;
+  for (const CalibratedGroup& g : groups)
+    tokens.push_back(g.group.expert < 0 ? sampled_tokens(activations.blocking, sampled)
+                                        : of_experts[static_cast<std::size_t>(g.group.expert)]);
   return tokens;
+}
+
+// What a starved expert's group reads on top, in one block: kept rows of its second step's input,
+// or some of all tokens in front of the first.
+ConstTensor extra_rows_of(const Activations& activations, const Group& group, std::int64_t missing,
+                          std::int64_t sampled, std::size_t local, ConstTensor input,
+                          Buffer& memory, Stream& stream) {
+  const Step& step = activations.input().step;
+  if (missing == 0) return {};
+  if (step.panels.at(group.panel).sorted) {
+    const ConstTensor rows = kept_rows(activations, group.expert, local, memory, stream);
+    return rows.empty() ? rows : rows.col_range(group.begin, group.width);
+  }
+  const std::vector<std::int32_t> tokens =
+      extra_tokens(activations.blocking, activations.block(local), missing, sampled);
+  if (tokens.empty()) return {};
+  const ConstTensor panel = panel_of(step, group.panel, input).col_range(group.begin, group.width);
+  const auto count = static_cast<std::int64_t>(tokens.size());
+  const std::size_t bytes = static_cast<std::size_t>(count * group.width) * size_of(panel.dtype);
+  if (memory.bytes() < bytes) {
+    memory = {};  // not both at once
+    memory = Buffer(bytes, stream);
+  }
+  const Tensor rows(memory.data(), panel.dtype, count, group.width);
+  gather_rows(panel, upload(tokens, stream), 1, {}, rows, stream);
+  return rows;
+}
+
+// The columns' maxima must bound kept rows, too: they come from no block of the input.
+void measure_extra_rows(const Activations& activations, const std::vector<CalibratedGroup>& groups,
+                        Stream& stream) {
+  const StepInput& input = activations.input();
+  Buffer memory;
+  for (const CalibratedGroup& g : groups) {
+    if (g.group.expert < 0 || !input.step.panels.at(g.group.panel).sorted) continue;
+    for (std::size_t local = 0; local < activations.blocks(); ++local)
+      if (const ConstTensor rows = kept_rows(activations, g.group.expert, local, memory, stream);
+          !rows.empty())
+        column_max_abs(
+            rows, input.maximum.view.col_range(input.step.first_column(g.group.panel), rows.cols),
+            stream);
+  }
 }
 
 // Columns [begin, begin + cols) of the 64-bit sum, from row `begin` on.
@@ -197,6 +233,7 @@ struct Sum {
   const Group* group = nullptr;
   const FixedPoint* units = nullptr;
   Array<std::int64_t> memory;
+  std::int64_t missing = 0;  // tokens of a starved expert
   std::vector<SumPanel> panels;
 
   std::int64_t columns() const { return units->exponent.view.cols; }
@@ -218,8 +255,8 @@ struct Sum {
   void finish(const Places& places, Hessian& hessian, Stream& stream) const {
     for (const SumPanel& panel : panels)
       if (places.hessian_on_host)
-        finish_on_host(panel.in(all()), panel.begin, *units, std::max<std::int64_t>(1, hessian.tokens),
-                       hessian, stream);
+        finish_on_host(panel.in(all()), panel.begin, *units,
+                       std::max<std::int64_t>(1, hessian.tokens), hessian, stream);
       else
         finish_hessian(panel.in(all()), units->exponent, units->log2_tokens,
                        std::max<std::int64_t>(1, hessian.tokens), panel.begin, hessian.matrix,
@@ -231,7 +268,9 @@ struct Sum {
 
 std::vector<Hessian> calibrate(const Activations& activations,
                                const std::vector<CalibratedGroup>& groups, std::int64_t sampled,
-                               const Places& places, Comm& comm, Stream& stream) {
+                               std::int64_t expert_tokens, const Places& places, Comm& comm,
+                               Stream& stream) {
+  if (expert_tokens > 0) measure_extra_rows(activations, groups, stream);
   const std::map<Columns, FixedPoint> units = units_of(activations, groups, comm, stream);
   const std::vector<std::int64_t> tokens = count_tokens(activations, groups, sampled, comm);
   const std::vector<std::size_t> blocks = sampled_blocks(activations, sampled);
@@ -246,12 +285,20 @@ std::vector<Hessian> calibrate(const Activations& activations,
     for (std::size_t i = 0; i < groups.size(); ++i) {
       const FixedPoint& unit = units.at(columns_of(groups[i].group));
       const std::int64_t d = groups[i].group.width;
-      results[i].tokens = tokens[i];
+      const std::int64_t missing =
+          groups[i].group.expert < 0
+              ? 0
+              : missing_tokens(activations.blocking, tokens[i], expert_tokens, sampled);
+      results[i].tokens = tokens[i] + missing;
+      results[i].routed = tokens[i];
       results[i].largest_input = unit.largest;
       results[i].diagonal.resize(static_cast<std::size_t>(d));
       if (!places.hessian_on_host) results[i].matrix = Array<float>(d, d, stream);
-      sums.push_back({&groups[i].group, &unit,
-                      Array<std::int64_t>(1, hessian_sum_elements(d, width), stream), {}});
+      sums.push_back({&groups[i].group,
+                      &unit,
+                      Array<std::int64_t>(1, hessian_sum_elements(d, width), stream),
+                      missing,
+                      {}});
     }
     Buffer gathered;
     const Step& step = activations.input().step;
@@ -259,8 +306,12 @@ std::vector<Hessian> calibrate(const Activations& activations,
       for (Sum& sum : sums) sum.begin_range(begin, width, stream);
       const auto add = [&](std::size_t local, ConstTensor input) {
         const Routes* routes = routes_of(activations, local);
-        for (const Sum& sum : sums)
+        for (const Sum& sum : sums) {
           sum.add(group_rows(step, *sum.group, input, routes, gathered, stream), stream);
+          sum.add(extra_rows_of(activations, *sum.group, sum.missing, sampled, local, input,
+                                gathered, stream),
+                  stream);
+        }
       };
       visit_inputs(activations, blocks, add, stream);
       for (std::size_t i = 0; i < sums.size(); ++i) {
@@ -280,7 +331,8 @@ std::vector<Hessian> calibrate(const Activations& activations,
 
 Hessian calibrate(const Activations& activations, const Group& group, const std::string& what,
                   std::int64_t tokens, const Places& places, Comm& comm, Stream& stream) {
-  return std::move(calibrate(activations, {{group, what}}, tokens, places, comm, stream).front());
+  return std::move(
+      calibrate(activations, {{group, what}}, tokens, 0, places, comm, stream).front());
 }
 
 void place_hessian(const Hessian& hessian, Matrix<const std::int32_t> perm, Matrix<float> h,
@@ -316,8 +368,7 @@ std::vector<double> mean_magnitude(const Activations& activations, const Group& 
   const auto add = [&](std::size_t local, ConstTensor input) {
     const ConstTensor rows =
         group_rows(step, group, input, routes_of(activations, local), gathered, stream);
-    if (rows.rows > 0)
-      accumulate_column_abs(rows, units.exponent, units.log2_tokens, sum, stream);
+    if (rows.rows > 0) accumulate_column_abs(rows, units.exponent, units.log2_tokens, sum, stream);
   };
   visit_inputs(activations, add, stream);
   comm.all_reduce_sum(sum, stream);

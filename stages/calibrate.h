@@ -24,6 +24,7 @@ struct Hessian {
   std::vector<float> diagonal;       // host
   float largest_input = 0.0f;        // |x| of all tokens
   std::int64_t tokens = 0;           // T; 0: no token came to this expert, and H is 0
+  std::int64_t routed = 0;           // of them, those that came by themselves
 };
 
 // All columns of the current step's input, which has one panel, as a group.
@@ -44,11 +45,13 @@ struct CalibratedGroup {
 
 // One pass over the inputs for all of the groups, whose sums are held at once. tokens: H is of the
 // evenly spaced blocks that hold about so many (is_sampled), 0: of all. places: of the Hessians and
-// their sums. Collective. Throws std::domain_error naming the step, the column and the first sample
-// when an activation of any token is NaN or infinite (every rank throws the same).
+// their sums. expert_tokens: an expert to which fewer come gets others on top (stages/starved.h);
+// 0: none does. Collective. Throws std::domain_error naming the step, the column and the first
+// sample when an activation of any token is NaN or infinite (every rank throws the same).
 std::vector<Hessian> calibrate(const Activations& activations,
                                const std::vector<CalibratedGroup>& groups, std::int64_t tokens,
-                               const Places& places, Comm& comm, Stream& stream);
+                               std::int64_t expert_tokens, const Places& places, Comm& comm,
+                               Stream& stream);
 // Of one group.
 Hessian calibrate(const Activations& activations, const Group& group, const std::string& what,
                   std::int64_t tokens, const Places& places, Comm& comm, Stream& stream);

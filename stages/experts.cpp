@@ -172,10 +172,10 @@ void expert_activations(const Experts& experts, const Layer& layer, ConstTensor 
   const std::int64_t rows_of_all = x.rows * k;
   const Tensor read = scratch.part(0, rows_of_all, x.cols);
   const Tensor in = scratch.part(read.size(), rows_of_all, outputs(one));
-  gather_rows(x, routes.source, k,
-              experts.scales_inputs ? Matrix<const float>(routes.weight.view)
-                                    : Matrix<const float>{},
-              read, stream);
+  gather_rows(
+      x, routes.source, k,
+      experts.scales_inputs ? Matrix<const float>(routes.weight.view) : Matrix<const float>{}, read,
+      stream);
   std::vector<Product> products;
   for (std::size_t e = 0; e < experts.experts.size(); ++e) {
     const RowRange rows = routes.rows_of(static_cast<std::int64_t>(e));
@@ -200,6 +200,20 @@ void expert_activations(const Experts& experts, const Layer& layer, ConstTensor 
   if (experts.shared) activate(*experts.shared, shared_in, activated.shared, stream);
 }
 
+void expert_activation(const Experts& experts, const Layer& layer, std::int64_t expert,
+                       ConstTensor x, Tensor y, Tensor scratch, Stream& stream) {
+  const Mlp& one = any(experts);
+  const Tensor in = scratch.part(0, x.rows, outputs(one));
+  const Linear* of_expert = linears_of(experts, layer, static_cast<std::size_t>(expert));
+  std::int64_t column = 0;
+  for (const LinearSpec& spec : one.in) {
+    linear(x, of_expert->weight, of_expert->bias, in.col_range(column, spec.out_features), stream);
+    column += spec.out_features;
+    ++of_expert;
+  }
+  activate(one, in, y, stream);
+}
+
 void expert_output(const Experts& experts, const Layer& layer, ConstTensor x, const Routes& routes,
                    Tensor z, Tensor scratch, Stream& stream) {
   const Activated<const void> activated = panels(experts, x);
@@ -209,25 +223,24 @@ void expert_output(const Experts& experts, const Layer& layer, ConstTensor x, co
     const RowRange rows = routes.rows_of(static_cast<std::int64_t>(e));
     if (rows.count == 0) continue;
     const Linear& out = linears_of(experts, layer, e)[any(experts).in.size()];
-    products.push_back({rows_of(activated.sorted, rows), out.weight, out.bias,
-                        rows_of(outputs_of_experts, rows)});
+    products.push_back(
+        {rows_of(activated.sorted, rows), out.weight, out.bias, rows_of(outputs_of_experts, rows)});
   }
   linears(products, stream);
   if (experts.shared) {
     const Linear& out = layer.linear(experts.shared->out);
     linear(activated.shared, out.weight, out.bias, z, stream);
   }
-  combine_rows(outputs_of_experts, routes.place,
-               experts.scales_inputs ? Matrix<const float>{}
-                                     : Matrix<const float>(routes.weight.view),
-               experts.shared ? ConstTensor(z) : ConstTensor{}, routes.shared.view, z, stream);
+  combine_rows(
+      outputs_of_experts, routes.place,
+      experts.scales_inputs ? Matrix<const float>{} : Matrix<const float>(routes.weight.view),
+      experts.shared ? ConstTensor(z) : ConstTensor{}, routes.shared.view, z, stream);
 }
 
 ConstTensor group_rows(const Step& step, const Group& group, ConstTensor input,
                        const Routes* routes, Buffer& memory, Stream& stream) {
   const Panel& shape = step.panels.at(group.panel);
-  const ConstTensor panel =
-      panel_of(step, group.panel, input).col_range(group.begin, group.width);
+  const ConstTensor panel = panel_of(step, group.panel, input).col_range(group.begin, group.width);
   if (group.expert < 0) return panel;
   require(routes != nullptr, "group_rows: an expert's rows follow from the routes");
   const RowRange rows = routes->rows_of(group.expert);
@@ -241,8 +254,9 @@ ConstTensor group_rows(const Step& step, const Group& group, ConstTensor input,
   }
   const Tensor gathered(memory.data(), panel.dtype, rows.count, group.width);
   if (rows.count == 0) return gathered;
-  gather_rows(panel, Matrix<const std::int32_t>(routes->source.view).col_range(rows.begin, rows.count),
-              k, group.weighted ? Matrix<const float>(routes->weight.view) : Matrix<const float>{},
+  gather_rows(panel,
+              Matrix<const std::int32_t>(routes->source.view).col_range(rows.begin, rows.count), k,
+              group.weighted ? Matrix<const float>(routes->weight.view) : Matrix<const float>{},
               gathered, stream);
   return gathered;
 }

@@ -13,11 +13,11 @@ namespace qpipe {
 
 // Where a block's tokens go (kernels/route.h, kernels/expert_rows.h).
 struct Routes {
-  Array<std::int32_t> expert;  // [tokens, k], a token's in ascending order
-  Array<float> weight;         // [tokens, k]
-  Array<float> shared;         // [tokens, 1], of the shared experts' output; empty: 1
-  Array<std::int32_t> source;  // [1, tokens · k]: row → token · k + slot
-  Array<std::int32_t> place;   // [tokens, k]: the row of a token's slot
+  Array<std::int32_t> expert;           // [tokens, k], a token's in ascending order
+  Array<float> weight;                  // [tokens, k]
+  Array<float> shared;                  // [tokens, 1], of the shared experts' output; empty: 1
+  Array<std::int32_t> source;           // [1, tokens · k]: row → token · k + slot
+  Array<std::int32_t> place;            // [tokens, k]: the row of a token's slot
   std::vector<std::int64_t> first_row;  // on the host, of each expert, and the number of rows
 
   RowRange rows_of(std::int64_t expert_index) const;
@@ -41,6 +41,10 @@ void route_tokens(const Experts& experts, const Layer& layer, ConstTensor x, Rou
 // y = the second step's input, both panels. It may lie in x's memory.
 void expert_activations(const Experts& experts, const Layer& layer, ConstTensor x,
                         const Routes& routes, Tensor y, Tensor scratch, Stream& stream);
+
+// y [rows, ffn] = what one expert makes of the rows x, whoever chose it.
+void expert_activation(const Experts& experts, const Layer& layer, std::int64_t expert,
+                       ConstTensor x, Tensor y, Tensor scratch, Stream& stream);
 
 // z [tokens, hidden] = the experts' and the shared experts' output for the second step's input x.
 // z may be the first columns' memory of scratch, [tokens, hidden].

@@ -163,8 +163,8 @@ const LinearSpec& last_linear(const LayerSpec& spec, Part part) {
   return std::get<SingleLinear>(spec.mlp).linear;
 }
 
-// h += multiplier · after(f(x)), or h ← after(h + multiplier · f(x)), with f the part's last linear,
-// or the experts' sum. y: scratch from here on.
+// h += multiplier · after(f(x)), or h ← after(h + multiplier · f(x)), with f the part's last
+// linear, or the experts' sum. y: scratch from here on.
 void add_output(const Layer& layer, Part part, ConstTensor x, const Routes* routes, Tensor hidden,
                 Tensor y, Tensor scratch, Stream& stream) {
   const LayerSpec& spec = *layer.spec;

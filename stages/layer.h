@@ -10,9 +10,10 @@
 // theirs; their rows of the second step's input are sorted by expert (stages/experts.h).
 //
 // A step's groups are what is solved together: linears that read the same columns of the input, and
-// the same rows of it, and so share a Hessian. Calibration walks the steps: sum the Hessians of x over all tokens, solve the
-// groups' linears, put the quantized weights in place, advance. Every linear runs once per token,
-// and the linears of later steps see the quantized ones before them (true sequential order).
+// the same rows of it, and so share a Hessian. Calibration walks the steps: sum the Hessians of x
+// over all tokens, solve the groups' linears, put the quantized weights in place, advance. Every
+// linear runs once per token, and the linears of later steps see the quantized ones before them
+// (true sequential order).
 //
 // layer_tensors(), layer_steps() and advance() alone look into the variants of a LayerSpec.
 #pragma once
@@ -95,11 +96,11 @@ struct WaitingWeight {
 
 struct Layer {
   std::int64_t index = 0;
-  std::size_t kind = 0;                   // as an index into Architecture::kinds
-  const LayerSpec* spec = nullptr;        // of that kind
-  std::vector<Linear> linears;            // in the order of layer_linears()
-  std::map<std::string, Norm> norms;      // by NormSpec::name
-  std::map<std::string, Norm> constants;  // [1, 1] each, by the tensor's name
+  std::size_t kind = 0;                                // as an index into Architecture::kinds
+  const LayerSpec* spec = nullptr;                     // of that kind
+  std::vector<Linear> linears;                         // in the order of layer_linears()
+  std::map<std::string, Norm> norms;                   // by NormSpec::name
+  std::map<std::string, Norm> constants;               // [1, 1] each, by the tensor's name
   std::map<std::string, Matrix<const float>> vectors;  // [1, n] each, by the tensor's name
   std::vector<Buffer> memory;
   std::vector<WaitingWeight> waiting;  // one for each linear; empty when all weights stay on the
@@ -112,8 +113,8 @@ struct Layer {
 // Which half of a layer a step belongs to.
 enum class Part { mixer, mlp, per_layer };
 
-// A matrix [tokens · per_token, columns] of a step's input. The panels of a block lie one behind the
-// other in its memory.
+// A matrix [tokens · per_token, columns] of a step's input. The panels of a block lie one behind
+// the other in its memory.
 struct Panel {
   std::int64_t columns = 0;
   std::int64_t per_token = 1;
@@ -144,7 +145,8 @@ struct Step {
   std::int64_t attention_width = 0;  // heads · head_dim where it runs attention: 2 · tokens ·
                                      // seqlen · width FLOP
 
-  // Columns of all panels side by side, as the maxima of an input are kept; a panel's first of them.
+  // Columns of all panels side by side, as the maxima of an input are kept; a panel's first of
+  // them.
   std::int64_t columns() const;
   std::int64_t first_column(std::size_t panel) const;
 };
@@ -187,8 +189,8 @@ std::int64_t table_bytes(const Architecture& architecture, std::int64_t seqlen);
 // calibration sees is the error that is served.
 struct Routes;
 struct Block {
-  Tensor hidden;  // [tokens, hidden + carried]
-  Tensor input;   // [tokens, step's width]; memory for widest_input columns
+  Tensor hidden;             // [tokens, hidden + carried]
+  Tensor input;              // [tokens, step's width]; memory for widest_input columns
   Routes* routes = nullptr;  // of a layer with experts: where its tokens go (stages/experts.h)
 };
 

@@ -169,8 +169,8 @@ std::vector<double> gram_losses(const Judged& judged, const Hessian& hessian,
   std::vector<double> losses(scales.size(), 0.0);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const std::vector<double> of_sampled = add_in_block_order(blocks[i], comm, stream);
-    const double weight = static_cast<double>(judged.linears[i]->stored.rows) /
-                          static_cast<double>(sampled[i].rows);
+    const double weight =
+        static_cast<double>(judged.linears[i]->stored.rows) / static_cast<double>(sampled[i].rows);
     for (std::size_t c = 0; c < losses.size(); ++c) losses[c] += weight * of_sampled[c];
   }
   return losses;
@@ -196,10 +196,9 @@ std::vector<double> gram_losses(const Layer& layer, const ScalingPair& pair,
     Hessian& hessian = *hessians.at(g);
     if (!judges || hessian.tokens == 0) continue;
     bring_to_device(hessian, stream);
-    const double share =
-        pair.groups.size() == 1
-            ? 1.0
-            : static_cast<double>(hessian.tokens) / static_cast<double>(all_tokens);
+    const double share = pair.groups.size() == 1 ? 1.0
+                                                 : static_cast<double>(hessian.tokens) /
+                                                       static_cast<double>(all_tokens);
     const std::vector<double> of_group =
         gram_losses(judged, hessian, scales, search_rows, comm, stream);
     for (std::size_t c = 0; c < losses.size(); ++c) losses[c] += share * of_group[c];

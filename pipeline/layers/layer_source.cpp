@@ -20,7 +20,7 @@ constexpr std::size_t tensor_part_bytes = std::size_t{8}
                                           << 20;  // of a piece, each read by a thread
 constexpr std::size_t piece_bytes = std::size_t{128}
                                     << 20;  // of a layer on its way to the others' host memory
-constexpr std::size_t readers = 16;  // of a layer: one does not saturate a fast disk
+constexpr std::size_t readers = 16;         // of a layer: one does not saturate a fast disk
 
 }  // namespace
 

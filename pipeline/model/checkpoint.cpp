@@ -197,11 +197,16 @@ void copy_words(const unsigned char* from, std::int64_t stride, std::int64_t cou
 // Elements of `size` bytes that lie `stride` elements apart → side by side.
 void copy_apart(const unsigned char* from, std::int64_t stride, std::int64_t size,
                 std::int64_t count, unsigned char* to) {
-  if (stride == 1) std::memcpy(to, from, static_cast<std::size_t>(count * size));
-  else if (size == 1) copy_words<std::uint8_t>(from, stride, count, to);
-  else if (size == 2) copy_words<std::uint16_t>(from, stride, count, to);
-  else if (size == 4) copy_words<std::uint32_t>(from, stride, count, to);
-  else copy_words<std::uint64_t>(from, stride, count, to);
+  if (stride == 1)
+    std::memcpy(to, from, static_cast<std::size_t>(count * size));
+  else if (size == 1)
+    copy_words<std::uint8_t>(from, stride, count, to);
+  else if (size == 2)
+    copy_words<std::uint16_t>(from, stride, count, to);
+  else if (size == 4)
+    copy_words<std::uint32_t>(from, stride, count, to);
+  else
+    copy_words<std::uint64_t>(from, stride, count, to);
 }
 
 }  // namespace
@@ -351,13 +356,12 @@ void Checkpoint::read_slice(const TensorSlice& slice, std::int64_t begin, std::i
     const std::int64_t elements =
         (rows - 1) * slice.row_stride + (cols - 1) * slice.column_stride + 1;
     span.resize(static_cast<std::size_t>(elements * size));
-    shard.read(slice.stored, (slice.first + first_row * slice.row_stride) * size,
-               elements * size, span.data());
+    shard.read(slice.stored, (slice.first + first_row * slice.row_stride) * size, elements * size,
+               span.data());
     for (std::int64_t row = first_row; row < first_row + rows; ++row) {
       const std::int64_t column = at - row * cols;
       const std::int64_t elements_of_row = std::min(end, (row + 1) * cols) - at;
-      const std::int64_t from =
-          (row - first_row) * slice.row_stride + column * slice.column_stride;
+      const std::int64_t from = (row - first_row) * slice.row_stride + column * slice.column_stride;
       copy_apart(span.data() + from * size, slice.column_stride, size, elements_of_row, to);
       at += elements_of_row;
       to += elements_of_row * size;

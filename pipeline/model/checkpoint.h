@@ -64,7 +64,7 @@ class Checkpoint {
   std::map<std::string, TensorInfo> tensors_;
   std::map<std::string, std::size_t> shard_of_;   // of those that can be read
   std::map<std::string, std::string> stored_as_;  // name → that in the shard, where it is another
-  std::map<std::string, TensorSlice> slices_;  // by the name under which they are presented
+  std::map<std::string, TensorSlice> slices_;     // by the name under which they are presented
   std::map<std::string, UserError> faults_;
 };
 

@@ -27,12 +27,11 @@ Experts gated_experts(const ExpertSizes& s, Activation activation, const ExpertN
   result.router.linear = {names.router, s.experts, s.hidden};
   result.router.linear.kept = true;
   for (std::int64_t e = 0; e < s.experts; ++e)
-    result.experts.push_back(plain_gated(s.hidden, s.ffn, activation,
-                                         inside(fmt::format("{}.{}", names.experts, e), names.each)));
+    result.experts.push_back(plain_gated(
+        s.hidden, s.ffn, activation, inside(fmt::format("{}.{}", names.experts, e), names.each)));
   if (s.shared_ffn > 0)
-    result.shared =
-        plain_gated(s.hidden, s.shared_ffn, activation,
-                    inside(names.shared, {"gate_proj", "up_proj", "down_proj"}));
+    result.shared = plain_gated(s.hidden, s.shared_ffn, activation,
+                                inside(names.shared, {"gate_proj", "up_proj", "down_proj"}));
   return result;
 }
 
@@ -55,16 +54,15 @@ void set_sigmoid_router(const ConfigJson& config, std::int64_t top_k, const Sigm
   o.top_k = top_k;
   o.scoring = Scoring::sigmoid;
   o.normalize = read_flag(config, "norm_topk_prob", form.normalized_when_absent);
-  o.scaling = static_cast<float>(
-      read_positive(config, "routed_scaling_factor", form.absent_scaling));
+  o.scaling =
+      static_cast<float>(read_positive(config, "routed_scaling_factor", form.absent_scaling));
   o.groups = read_integer_or(config, "n_group", form.absent_groups, 1, count);
   o.top_groups = read_integer_or(config, "topk_group", form.absent_top_groups, 1, o.groups);
   o.group_score = GroupScore::two_best;
   if (count % o.groups != 0)
     refuse(config, "n_group", fmt::format("must divide the {} experts", count));
   if (o.groups > 1 && o.top_groups * (count / o.groups) < top_k)
-    refuse(config, "topk_group",
-           fmt::format("must choose groups with at least {} experts", top_k));
+    refuse(config, "topk_group", fmt::format("must choose groups with at least {} experts", top_k));
   if (o.groups > 1 && count / o.groups < 2)
     refuse(config, "n_group", "must leave at least two experts a group");
   experts.router.correction = form.correction;

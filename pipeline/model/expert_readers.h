@@ -24,7 +24,8 @@ struct ExpertNames {
 
 // Experts with gated MLPs, their router and a shared one, none with biases. The router's options
 // are the family's to set.
-Experts gated_experts(const ExpertSizes& sizes, Activation activation, const ExpertNames& names = {});
+Experts gated_experts(const ExpertSizes& sizes, Activation activation,
+                      const ExpertNames& names = {});
 
 // top_k from `key`; of `experts`. Throws UserError where it is more than there are.
 std::int64_t read_top_k(const ConfigJson& config, std::int64_t experts,

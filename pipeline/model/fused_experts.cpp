@@ -140,7 +140,8 @@ TensorSlice slice_of(const Stack& stack, const TensorInfo& stored, const Lie& li
   const std::int64_t size = lie.outputs * lie.inputs;
   TensorSlice slice;
   slice.stored = stored.name;
-  slice.info.name = fmt::format("{}.{}.{}.{}", experts, expert, part.linear, part_name(stack.piece));
+  slice.info.name =
+      fmt::format("{}.{}.{}.{}", experts, expert, part.linear, part_name(stack.piece));
   slice.info.dtype = stored.dtype;
   slice.first = expert * size + part.first_row * lie.output_stride;
   if (stack.piece == Piece::vector) {

@@ -32,6 +32,7 @@ struct Options {
     std::string text_field = "text";
     std::int64_t samples = 128;
     std::int64_t seqlen = 2048;
+    std::int64_t expert_tokens = 256;  // that an expert is calibrated with, at least
     std::int64_t seed = 0;
     std::string mode = "windows";  // windows | documents
     std::string cache;  // folder of tokenized data; "": $XDG_CACHE_HOME/qpipe or ~/.cache/qpipe

@@ -29,6 +29,9 @@ void visit_calibration(Section& calibration, Visit& visit) {
         "how many sequences to calibrate on");
   visit("calibration.seqlen", calibration.seqlen, Within{1, most_seqlen}, "tokens",
         "length of each sequence");
+  visit("calibration.expert_tokens", calibration.expert_tokens, Within{0, most_seqlen}, "tokens",
+        "an expert to which fewer come is calibrated with evenly spaced others on top; 0: with its "
+        "own alone");
   visit("calibration.seed", calibration.seed, Within{0}, "",
         "seed of the random choice of windows or documents");
   visit("calibration.mode", calibration.mode, OneOf{{"windows", "documents"}}, "",

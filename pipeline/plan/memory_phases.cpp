@@ -138,7 +138,8 @@ std::int64_t wave_of(const StepSizes& step, const Places& places) {
   return places.groups_at_once > 0 ? std::min(places.groups_at_once, step.groups) : step.groups;
 }
 
-// While a wave's are summed: the 64-bit sums of a range of columns, or of all, and an expert's rows.
+// While a wave's are summed: the 64-bit sums of a range of columns, or of all, and an expert's
+// rows.
 Use hessian_sum(const RunSizes& r, const StepSizes& step, const Places& places) {
   const std::int64_t d = step.columns;
   const std::int64_t columns =
@@ -352,10 +353,9 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
   // The way forward: Hessians gather, or one comes and goes.
   Held held;
   const auto held_of = [&](const StepSizes& step, std::int64_t groups) {
-    return r.calibrates() && step.solves()
-               ? Held{groups * hessian_bytes(step.columns),
-                      groups * host_hessian_bytes(r, step.columns)}
-               : Held{};
+    return r.calibrates() && step.solves() ? Held{groups * hessian_bytes(step.columns),
+                                                  groups * host_hessian_bytes(r, step.columns)}
+                                           : Held{};
   };
   if (streams(r, rank.teams)) phases.push_back(stream_phase(rank, layer, blocks, copies));
   const bool goes_forward =

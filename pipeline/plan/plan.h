@@ -55,7 +55,8 @@ struct QuantizePlan {
   bool quantized_propagation = true;
   std::int64_t hessian_tokens =
       0;  // that Hessians are of, evenly spaced; 0: all. Some where they only measure errors
-  std::int64_t search_rows = 0;  // of each linear, that AWQ's Gram losses are of; 0: all
+  std::int64_t expert_tokens = 0;  // that an expert's Hessians are of at least
+  std::int64_t search_rows = 0;    // of each linear, that AWQ's Gram losses are of; 0: all
   std::int64_t max_shard_bytes = 0;
   Places places;
   double bits_per_weight = 0.0;  // of the quantized linears, with scales, zeros and indices

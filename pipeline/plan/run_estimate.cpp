@@ -116,8 +116,7 @@ double search_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& t
         if (linear.quantized)
           flops += 2.0 * as_double(rows) * as_double(linear.columns) * as_double(linear.columns);
       }
-      seconds +=
-          as_double(r.grid * step.groups) * flops / teams.ranks_of_team / rates.gram;
+      seconds += as_double(r.grid * step.groups) * flops / teams.ranks_of_team / rates.gram;
     }
   }
   return seconds;
@@ -244,8 +243,8 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
           double sum = 0.0;
           for (const StepSizes& step : layer.steps)
             if (step.solves())
-              sum += 8.0 * as_double(step.groups *
-                                     hessian_sum_elements(step.columns, step.columns));
+              sum +=
+                  8.0 * as_double(step.groups * hessian_sum_elements(step.columns, step.columns));
           return sum;
         }));
     add("Cholesky factors", ring * mean_over_layers(r, [&](const LayerSizes& layer) {

@@ -48,7 +48,7 @@ struct StepSizes {
   Access input = Access::update;     // and to its input
   std::int64_t attention_width = 0;  // heads · head_dim where it runs attention
 
-  bool solves() const;  // some linear is quantized
+  bool solves() const;     // some linear is quantized
   double passes() const {  // of all groups' linears, as if each token met one
     return static_cast<double>(groups) * share;
   }
@@ -60,7 +60,7 @@ struct LayerSizes {
   std::int64_t small_bytes = 0;       // norms and biases in the checkpoint's type
   std::int64_t small_copy_bytes = 0;  // their copies in the compute type, where that is another
   std::vector<StepSizes> steps;
-  std::int64_t attention_width() const;  // of its steps
+  std::int64_t attention_width() const;       // of its steps
   bool begins_step(std::size_t index) const;  // whether steps[index] is the first of its step
 
   std::int64_t stored_bytes() const;
@@ -77,8 +77,8 @@ struct RunSizes {
   std::int64_t widest_input = 0;
   std::vector<std::int64_t> input_widths;  // of all steps, also one without linears of its own
   std::int64_t scratch_width = 0;
-  std::int64_t route_bytes = 0;    // a token, where layers have experts
-  std::int64_t routed_experts = 0;  // of the layer that has most
+  std::int64_t route_bytes = 0;         // a token, where layers have experts
+  std::int64_t routed_experts = 0;      // of the layer that has most
   std::int64_t table_bytes = 0;         // rotary frequencies or ALiBi
   std::int64_t embedding_bytes = 0;     // tables as the checkpoint has them, and what follows them
   std::int64_t embedding_columns = 0;   // of a token on its way into the residual stream

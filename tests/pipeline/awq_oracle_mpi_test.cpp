@@ -138,8 +138,8 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
       hessians.push_back(calibrate(s.activations, whole_input(s.activations), "test", 0, Places{},
                                    s.comm, s.stream));
       const std::vector<LinearSettings> settings(pairs[i].linears.size(), s.settings);
-      ours.push_back(search_scale(s.tables, layer, pairs[i], settings, s.activations, {&hessians[i]},
-                                  search, s.comm, s.stream));
+      ours.push_back(search_scale(s.tables, layer, pairs[i], settings, s.activations,
+                                  {&hessians[i]}, search, s.comm, s.stream));
       peers.push_back({pairs[i], peer.find("scale", source, index), 0.0, 0.0});
       const auto candidates = candidate_scales(
           mean_magnitude(s.activations, whole_input(s.activations), "test", s.comm, s.stream),

@@ -283,9 +283,8 @@ TEST_P(Models, HiddenStatesAndLogitsMatchTheReference) {
     if (stream.on_cuda()) set_hidden(activations, hidden, state(index));
     const Layer layer = source.load_layer(index);
     forward_layer(layer, tables, activations, stream);
-    const std::vector<bool> agrees =
-        agrees_on_experts(activations, architecture.layer(index), reference, index,
-                          tokens.samples * tokens.seqlen);
+    const std::vector<bool> agrees = agrees_on_experts(
+        activations, architecture.layer(index), reference, index, tokens.samples * tokens.seqlen);
     const auto others = std::count(agrees.begin(), agrees.end(), false);
     EXPECT_LE(others, stream.on_cuda() ? std::ssize(agrees) / 20 : 0)
         << "other experts in layer " << index;

@@ -98,11 +98,10 @@ TEST_P(PlacesRun, WriteTheSameBytes) {
     EXPECT_TRUE(expected.contains("config.json"));
   }
   const std::int64_t panel = hessian_panel(cuda_device_count() > 0 ? Backend::cuda : Backend::cpu);
-  for (const Places& places :
-       {Places{}, elsewhere(Place::host, Place::device, false, 0, false, 1),
-        elsewhere(Place::device, Place::host, false, panel, true, 3),
-        elsewhere(Place::disk, Place::host, true, 0, true, 0),
-        elsewhere(Place::disk, Place::disk, true, panel, false, 2)}) {
+  for (const Places& places : {Places{}, elsewhere(Place::host, Place::device, false, 0, false, 1),
+                               elsewhere(Place::device, Place::host, false, panel, true, 3),
+                               elsewhere(Place::disk, Place::host, true, 0, true, 0),
+                               elsewhere(Place::disk, Place::disk, true, panel, false, 2)}) {
     const Files got = quantized(places);
     ASSERT_EQ(got.size(), expected.size());
     for (const auto& [name, content] : expected)

@@ -26,7 +26,9 @@ struct Planted {
     activations.owned = contiguous_share(blocking.blocks(), comm.rank(), comm.size());
     activations.inputs.push_back({BlockStore(block_rows(blocking, activations.owned), width, place,
                                              testing::TempDir(), stream),
-                                  width, Array<float>(1, width, stream), {}});
+                                  width,
+                                  Array<float>(1, width, stream),
+                                  {}});
     activations.input().step.panels = {{width, 1, false}};
     fill_zero(activations.input().maximum.view.data, activations.input().maximum.memory.bytes(),
               stream);
@@ -100,8 +102,10 @@ TEST(Calibrate, PlacesChangeNoBits) {
     a.blocking = blocking;
     a.owned = contiguous_share(blocking.blocks(), comm.rank(), comm.size());
     a.inputs.push_back(
-        {BlockStore(block_rows(blocking, a.owned), d, places.input, testing::TempDir(), stream), d,
-         Array<float>(1, d, stream), {}});
+        {BlockStore(block_rows(blocking, a.owned), d, places.input, testing::TempDir(), stream),
+         d,
+         Array<float>(1, d, stream),
+         {}});
     a.input().step.panels = {{d, 1, false}};
     fill_zero(a.input().maximum.view.data, a.input().maximum.memory.bytes(), stream);
     for (std::size_t local = 0; local < a.blocks(); ++local) {
