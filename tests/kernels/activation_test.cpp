@@ -90,6 +90,82 @@ TEST_P(ActivationTest, GatedMatchesTheReference) {
     }
 }
 
+// Limits that many values reach, before f (gpt-oss, DeepSeek-V4) and after it (Step-3.5).
+TEST_P(ActivationTest, LimitsMatchTheReference) {
+  const GatedLimits limits[] = {{1.5f, false, 1.0f}, {7.0f, false, 0.0f}, {1.5f, true, 0.0f},
+                                {7.0f, true, 1.0f},  {0.0f, false, 1.0f}, {0.0f, true, -0.5f}};
+  for (const Activation f : all)
+    for (const GatedLimits& l : limits)
+      for (const std::int64_t ffn : {7, 64, 257}) {
+        SCOPED_TRACE(testing::Message()
+                     << "activation " << static_cast<int>(f) << ", limit " << l.limit
+                     << (l.after ? " after, offset " : " before, offset ") << l.up_offset
+                     << ", ffn " << ffn);
+        constexpr std::int64_t tokens = 5;
+        const auto gate = round_to_compute(inputs(tokens * ffn, 1));
+        const auto up = round_to_compute(random_normal(tokens * ffn, 2, 3.0f));
+        const double limit = l.limit == 0.0f ? std::numeric_limits<double>::infinity()
+                                             : static_cast<double>(l.limit);
+        std::vector<float> gate_up;
+        std::vector<double> want;
+        std::vector<double> tolerance;
+        for (std::int64_t t = 0; t < tokens; ++t) {
+          gate_up.insert(gate_up.end(), gate.begin() + t * ffn, gate.begin() + (t + 1) * ffn);
+          gate_up.insert(gate_up.end(), up.begin() + t * ffn, up.begin() + (t + 1) * ffn);
+        }
+        for (std::size_t i = 0; i < gate.size(); ++i) {
+          const double x = l.after ? static_cast<double>(gate[i])
+                                   : std::min(static_cast<double>(gate[i]), limit);
+          const double value = std::min(reference::activation(f, x),
+                                        l.after ? limit : std::numeric_limits<double>::infinity());
+          const double factor = std::clamp(static_cast<double>(up[i]), -limit, limit) +
+                                static_cast<double>(l.up_offset);
+          want.push_back(value * factor);
+          tolerance.push_back(error(f, x) * std::abs(factor) +
+                              (epsilon() + 3.0 * single) * std::abs(want.back()));
+        }
+        const auto gate_up_device = upload_padded(stream.compute_dtype(), gate_up, tokens, 2 * ffn);
+        const auto y = poisoned_padded(stream.compute_dtype(), tokens, ffn, 1, 4);
+        gated_activation(gate_up_device.view, f, l, y.view, stream);
+        expect_close(download_inside(y), want, tolerance);
+      }
+}
+
+TEST_P(ActivationTest, LimitsKnownValues) {
+  const DType type = stream.compute_dtype();
+  const auto run = [&](const std::vector<float>& gate_up, Activation f, GatedLimits limits) {
+    const auto half = static_cast<std::int64_t>(gate_up.size()) / 2;
+    const TensorArray y(type, 1, half, stream);
+    gated_activation(upload(gate_up, 1, 2 * half), f, limits, y, stream);
+    return download(y);
+  };
+  // min(9, 7) σ(1.702 · 7) · (clamp(up, ±7) + 1): gpt-oss' limits.
+  expect_close(run({9.0f, 9.0f, 9.0f, -9.0f}, Activation::quick_gelu, {7.0f, false, 1.0f}),
+               {6.9999533 * 8.0, 6.9999533 * -6.0}, {56.0 * epsilon(), 42.0 * epsilon()});
+  // silu(9) is 8.9989, so 7 · 3.
+  expect_close(run({9.0f, 3.0f}, Activation::silu, {7.0f, true, 0.0f}), {21.0}, {0.0});
+  // Nothing limits the gate from below.
+  expect_close(run({-9.0f, -9.0f}, Activation::relu, {7.0f, false, 0.0f}), {0.0}, {0.0});
+
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const Activation f : all)
+    for (const bool after : {false, true})
+      for (const float limit : {0.0f, 7.0f})
+        for (const float value :
+             run({nan, 1.0f, 1.0f, nan}, f, {limit, after, limit == 0.0f ? 0.0f : 1.0f}))
+          EXPECT_TRUE(std::isnan(value)) << "activation " << static_cast<int>(f);
+}
+
+// −0 · up keeps its sign: no limits are no operations.
+TEST_P(ActivationTest, WithoutLimitsZerosKeepTheirSigns) {
+  const auto gate_up = upload({2.0f, -2.0f, -0.0f, -0.0f}, 1, 4);
+  const TensorArray y(stream.compute_dtype(), 1, 2, stream);
+  gated_activation(gate_up, Activation::silu, {}, y, stream);
+  const auto got = download(y);
+  EXPECT_TRUE(std::signbit(got[0]));
+  EXPECT_FALSE(std::signbit(got[1]));
+}
+
 TEST_P(ActivationTest, KnownValues) {
   const std::vector<float> x{1.0f, -1.0f, 3.0f, 0.0f};
   const std::vector<double> silu{0.7310585786, -0.2689414214, 2.8577223804, 0.0};
@@ -230,6 +306,7 @@ TEST_P(ActivationTest, RefusesInconsistentArguments) {
   EXPECT_THROW(gated_activation(x, Activation::silu, {}, y, stream), std::invalid_argument);
   EXPECT_THROW(gated_activation(wide, Activation::silu, {}, tall, stream), std::invalid_argument);
   EXPECT_THROW(gated_activation(wide, Activation::silu, {}, half, stream), std::invalid_argument);
+  EXPECT_THROW(gated_activation(wide, Activation::silu, {-1.0f}, y, stream), std::invalid_argument);
   EXPECT_THROW(activation(x, Activation::silu, tall, stream), std::invalid_argument);
   EXPECT_THROW(activation(x, Activation::silu, half, stream), std::invalid_argument);
   const Array<float> alpha(1, 1, stream), alphas(1, 2, stream);
