@@ -1,5 +1,6 @@
 #include "kernels/expert_rows.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>

@@ -116,18 +116,23 @@ TEST_P(LinearsTest, MatchTheReferenceTogetherInAnyOrderAndAlone) {
   }
 }
 
-// Many products of one shape, as a block's experts have them, beside others and without them.
+// Beside equal and other shapes, as a block's experts have them, and without them.
 TEST_P(LinearsTest, BitsDoNotDependOnTheNeighbours) {
   const DType type = stream.compute_dtype();
   const Shape shape{70, 1536, 256, false};
   const auto first = operands(shape, 1);
   const auto bits = alone(first, shape, type);
-  for (const std::size_t neighbours : {1, 2, 7, 40}) {
+  struct Neighbours {
+    std::size_t count;
+    std::int64_t rows, step;  // the first one's rows, and how many more each further one has
+  };
+  for (const auto& [neighbours, rows, step] :
+       {Neighbours{1, 1, 0}, {1, 70, 0}, {3, 70, 0}, {7, 1, 37}, {40, 1, 37}}) {
     std::vector<Operands> from;
     std::vector<Padded> y;
     std::vector<Product> products;
     for (std::size_t i = 0; i < neighbours; ++i) {
-      const Shape other{static_cast<std::int64_t>(1 + 37 * i), 1536, 256, false};
+      const Shape other{rows + step * static_cast<std::int64_t>(i), 1536, 256, false};
       from.push_back(operands(other, static_cast<unsigned>(10 + i)));
       y.push_back(output(other, type));
     }
@@ -136,7 +141,8 @@ TEST_P(LinearsTest, BitsDoNotDependOnTheNeighbours) {
     products.insert(products.begin() + static_cast<std::ptrdiff_t>(neighbours / 2),
                     product(first, own));
     linears(products, stream);
-    EXPECT_EQ(count_different(download_inside(own), bits), 0u) << neighbours << " neighbours";
+    EXPECT_EQ(count_different(download_inside(own), bits), 0u)
+        << neighbours << " neighbours of " << rows << " rows and more";
   }
 }
 

@@ -284,6 +284,11 @@ TEST_P(RouteTest, SparseMixerKnownValues) {
   routes = run({-1.0f, -1.015f, -2.0f}, options_of(2, Scoring::sparse_mixer), 3);
   EXPECT_EQ(routes.expert, (std::vector<std::int32_t>{0, 1}));
   expect_close(routes.weight, {1.0 / (1.0 + std::exp(-0.015)), 1.0}, {2e-7, 0.0});
+  // What lies at the threshold shares.
+  auto half = options_of(2, Scoring::sparse_mixer);
+  half.threshold = 0.5f;
+  routes = run({0.5f, 1.0f}, half, 2);
+  expect_close(routes.weight, {1.0, 1.0 / (1.0 + std::exp(-0.5))}, {0.0, 2e-7});
 }
 
 TEST_P(RouteTest, TiesGoToTheLowerIndex) {
