@@ -64,8 +64,10 @@ QPIPE_SIMD_CLONES void rotate_neighbours(float* head, std::int64_t pairs, const 
   }
 }
 
-// Scores s of one query (scaled) → exp(s − max s) with cap and bias applied; returns their sum.
-QPIPE_SIMD_CLONES float exponentiate(float* s, std::int64_t count, float cap, const float* bias) {
+// Scores s of one query (scaled) → exp(s − max s) with cap and bias applied; returns their sum and
+// the sink's, which may be infinite: the output is 0 then, but for e^−88.
+QPIPE_SIMD_CLONES float exponentiate(float* s, std::int64_t count, float cap, const float* bias,
+                                     float sink) {
   if (cap > 0.0f)
     for (std::int64_t j = 0; j < count; ++j) s[j] = cap * std::tanh(s[j] / cap);
   if (bias != nullptr) {
@@ -81,7 +83,7 @@ QPIPE_SIMD_CLONES float exponentiate(float* s, std::int64_t count, float cap, co
     s[j] = simd_exp(s[j] - maximum);
     sum += s[j];
   }
-  return sum;
+  return sum + std::exp(sink - maximum);
 }
 
 // The first key that query i of a sequence sees.
@@ -146,6 +148,8 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
   require(options.key_bias.empty() ||
               (options.key_bias.rows == layout.heads && options.key_bias.cols == seqlen),
           "attention: key_bias must be [heads, seqlen]");
+  require(options.sinks.empty() || (options.sinks.rows == 1 && options.sinks.cols == layout.heads),
+          "attention: sinks must be [1, heads]");
   if constexpr (has_cuda)
     if (stream.on_cuda()) {
       require(std::max(layout.head_dim, layout.value_dim()) <= 512 && layout.head_dim % 8 == 0 &&
@@ -178,6 +182,8 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
       scores.resize(static_cast<std::size_t>(query_tile * seqlen));
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, queries, keys, head_dim, options.scale,
                   q, qkv_stride, k, qkv_stride, 0.0f, scores.data(), keys);
+      const float sink =
+          options.sinks.empty() ? -std::numeric_limits<float>::infinity() : options.sinks(0, head);
       float sum[query_tile];
       for (std::int64_t i = begin; i < end; ++i) {
         const std::int64_t seen = first_key_of(i, options);
@@ -185,12 +191,13 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
         const float* bias = options.key_bias.empty() ? nullptr : options.key_bias.row(head) + seen;
         std::fill(row, row + (seen - first_key), 0.0f);
         sum[i - begin] =
-            exponentiate(row + (seen - first_key), i + 1 - seen, options.soft_cap, bias);
+            exponentiate(row + (seen - first_key), i + 1 - seen, options.soft_cap, bias, sink);
         std::fill(row + (i + 1 - first_key), row + keys, 0.0f);
       }
       float* to = result.row(first_row + begin) + head * v_dim;
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, queries, v_dim, keys, 1.0f,
-                  scores.data(), keys, v, qkv_stride, 0.0f, to, static_cast<int>(result.stride));
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, queries, v_dim, keys,
+                  options.value_scale, scores.data(), keys, v, qkv_stride, 0.0f, to,
+                  static_cast<int>(result.stride));
       for (std::int64_t i = 0; i < queries; ++i) divide(to + i * result.stride, v_dim, sum[i]);
     }
   }

@@ -113,7 +113,7 @@ __global__ __launch_bounds__(rope_threads) void rope_kernel(__nv_bfloat16* qkv, 
 // (key_rows keys) from the diagonal back to the first key that is seen. With running row maxima m
 // and sums l:
 //   S = Q Kᵀ,  m' = max(m, rowmax S),  P = exp(S − m'),  l ← l e^(m − m') + rowsum P,  O ← O e^(m −
-//   m') + P V;  at the end O / l.
+//   m') + P V;  at the end O / (l + e^(sink − m)).
 // A warp owns 16 · m_tiles query rows and keeps S, P and O in registers as fragments of
 // mma.m16n8k16; Q, K and V lie in shared memory, rows padded by 16 bytes so that the eight rows of
 // an ldmatrix fall into different banks. K of the next tile is copied while softmax and P V run, V
@@ -138,6 +138,7 @@ struct AttentionArguments {
   std::int64_t out_stride;
   const float* key_bias;  // may be null
   std::int64_t key_bias_stride;
+  const float* sinks;  // may be null
   Columns columns;
   int samples;
   int seqlen;
@@ -147,6 +148,7 @@ struct AttentionArguments {
   int chunk;   // 0: none
   float scale;
   float soft_cap;
+  float value_scale;
 };
 
 template <int d>
@@ -464,8 +466,8 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
     }
   }
 
-  // O / l, through this warp's own rows of the Q tile, so that the stores to memory are 16 bytes
-  // wide.
+  // The output, through this warp's own rows of the Q tile, so that the stores to memory are 16
+  // bytes wide.
   __syncwarp();
 #pragma unroll
   for (int m = 0; m < m_tiles; ++m)
@@ -474,7 +476,10 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
       float sum = row_sum[m][h];
       sum += __shfl_xor_sync(all_lanes, sum, 1);
       sum += __shfl_xor_sync(all_lanes, sum, 2);
-      const float inverse = 1.0f / sum;
+      // Beyond the range of exp2 the sum is infinite: the output is 0 then, but for 2^−127.
+      if (p.sinks != nullptr)
+        sum += exp2_approx(fmaf(p.sinks[head], log2_e, -row_max[m][h] * to_exponent));
+      const float inverse = p.value_scale / sum;
       const int row = warp_row + 16 * m + 8 * h + lane / 4;
 #pragma unroll
       for (int n = 0; n < dv_tiles; ++n)
@@ -557,6 +562,7 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
   arguments.out_stride = out.stride;
   arguments.key_bias = options.key_bias.data;
   arguments.key_bias_stride = options.key_bias.stride;
+  arguments.sinks = options.sinks.data;
   arguments.columns = columns_of(layout);
   arguments.samples = static_cast<int>(qkv.rows / seqlen);
   arguments.seqlen = static_cast<int>(seqlen);
@@ -567,6 +573,7 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
   arguments.chunk = options.chunk < seqlen ? static_cast<int>(options.chunk) : 0;
   arguments.scale = options.scale;
   arguments.soft_cap = options.soft_cap;
+  arguments.value_scale = options.value_scale;
   const int widest = std::max(arguments.head_dim, arguments.v_dim);
   if (widest <= 32) return launch<32>(arguments, stream);
   if (widest <= 64) return launch<64>(arguments, stream);

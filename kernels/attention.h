@@ -42,6 +42,10 @@ struct HeadLayout {
     return v_begin + kv_head / heads_of_kv_block() * kv_stride +
            kv_head % heads_of_kv_block() * value_dim();
   }
+  // Whether v heads are `value_dim` columns each, one behind the other.
+  bool values_side_by_side() const {
+    return heads_of_kv_block() >= kv_heads || kv_stride == heads_of_kv_block() * value_dim();
+  }
   bool operator==(const HeadLayout&) const = default;
 };
 
@@ -61,10 +65,15 @@ struct AttentionOptions {
   float soft_cap = 0.0f;    // s ← cap · tanh(s / cap) when > 0, after scale, before key_bias
   Matrix<const float>
       key_bias;  // [heads, seqlen] or empty: added to the score of key j after scale (ALiBi)
+  // [1, heads] or empty: the score of one key more, whose value is 0; scale, cap and bias do not
+  // touch it (gpt-oss)
+  Matrix<const float> sinks;
+  float value_scale = 1.0f;  // of v
 };
 
-// out[t, h·V ...] = Σ_j softmax_j(scale · q_t·k_j + key_bias[h, j]) v_j over the tokens j that t
-// may see, each run of seqlen rows of qkv being one sequence. qkv [samples·seqlen, ≥ width], out
+// out[t, h·V ...] = value_scale · Σ_j p_j v_j over the tokens j that t may see, with
+//   s_j = scale · q_t·k_j + key_bias[h, j],  p_j = exp s_j / (Σ_i exp s_i + exp sinks[h]),
+// each run of seqlen rows of qkv being one sequence. qkv [samples·seqlen, ≥ width], out
 // [samples·seqlen, heads·V]. Compute type; softmax in float32. CUDA: tiled with an online softmax,
 // no seqlen² buffer; head_dim and V ≤ 512 and multiples of 8, as all columns of heads.
 void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,

@@ -52,6 +52,7 @@ struct Rope {
   // Sequences longer than this have other frequencies (LongRoPE, dynamic scaling); 0: none have.
   std::int64_t longest = 0;
   std::vector<float> longer_frequencies;  // of those; empty: not known here
+  float longer_amplitude = 1.0f;          // with them
   bool operator==(const Rope&) const = default;
 };
 
@@ -75,7 +76,7 @@ struct Alibi {
 };
 
 // Softmax attention. In order: project, clip, copy k to v, norms, rope (or rope, norms), query
-// scale, softmax, output projection.
+// scale, softmax, gate, output projection.
 struct Attention {
   HeadLayout heads;             // of the outputs of `qkv`, side by side
   std::vector<LinearSpec> qkv;  // q, k, v; or one that holds all; without v where values are keys
@@ -92,16 +93,22 @@ struct Attention {
   float clip_qkv = 0.0f;    // q, k and v are cut to ±clip; 0: as they are
   std::int64_t window = 0;  // of token i: j with i − window < j ≤ i; 0: all j ≤ i
   std::int64_t chunk = 0;   // of token i: j ≤ i of the same run of `chunk` positions; 0: all
-  // q is multiplied with 1 + β ln(1 + ⌊position / query_scale_positions⌋); β 0: not
+  // q is multiplied with 1 + β ln(1 + ⌊(position + first) / query_scale_positions⌋); β 0: not
   float query_scale_beta = 0.0f;
   std::int64_t query_scale_positions = 1;
+  std::int64_t query_scale_first = 0;
+  float value_scale = 1.0f;  // v is multiplied with it
+  std::string sinks;         // a tensor of one logit a head (kernels/attention.h); empty: none
+  // The heads' outputs are multiplied with σ(x Wᵀ + b), x the input of `qkv`: by element, or by
+  // head where it has an output for each head.
+  std::optional<LinearSpec> gate;
   // Keys and values that later layers read (Gemma 4): from this column on of the stream's carried
   // part. −1: none. A layer that takes them projects q alone; `heads` still has room for k and v.
   std::int64_t keeps_kv = -1;
   std::int64_t takes_kv = -1;
 
   bool shares_kv() const { return keeps_kv >= 0 || takes_kv >= 0; }
-  std::int64_t kv_width() const { return 2 * heads.kv_heads * heads.head_dim; }
+  std::int64_t kv_width() const { return heads.kv_heads * (heads.head_dim + heads.value_dim()); }
   bool operator==(const Attention&) const = default;
 };
 
@@ -140,7 +147,7 @@ struct Router {
 // y = Σ weight · expert(x) over the experts of a token, + shared(x).
 struct Experts {
   Router router;
-  std::vector<Mlp> experts;   // alike, but for the names
+  std::vector<Mlp> experts;    // alike, but for the names
   bool scales_inputs = false;  // expert(weight · x) in place of weight · expert(x) (Llama 4)
   std::optional<Mlp> shared;   // reads every token; as wide as all shared experts together
   std::optional<LinearSpec> shared_gate;  // [1, hidden]: σ(x wᵀ) multiplies shared(x)

@@ -18,25 +18,34 @@ struct Heads {
   HeadSlices slices;
 };
 
-Heads q_heads(const HeadLayout& h) {
-  const bool evenly = h.group() == 1 || h.q_group_stride == h.group() * h.head_dim;
-  require(evenly, "attention: a norm or scale of q needs heads that lie evenly apart");
-  return {0, {h.heads, h.head_dim, h.group() == 1 ? h.q_group_stride : h.head_dim}};
+// `block` heads of `width` columns side by side, then the next from `block_stride` on.
+Heads evenly_apart(std::int64_t first_column, std::int64_t count, std::int64_t block,
+                   std::int64_t block_stride, std::int64_t width) {
+  if (block >= count || block_stride == block * width) return {first_column, {count, width, width}};
+  require(block == 1, "attention: a norm or scale of heads needs them evenly apart");
+  return {first_column, {count, width, block_stride}};
 }
-Heads k_heads(const HeadLayout& h) { return {h.k_begin, {h.kv_heads, h.head_dim, h.kv_stride}}; }
-Heads v_heads(const HeadLayout& h) { return {h.v_begin, {h.kv_heads, h.head_dim, h.kv_stride}}; }
+
+Heads q_heads(const HeadLayout& h) {
+  return evenly_apart(0, h.heads, h.heads_of_q_block(), h.q_group_stride, h.head_dim);
+}
+Heads k_heads(const HeadLayout& h) {
+  return evenly_apart(h.k_begin, h.kv_heads, h.heads_of_kv_block(), h.kv_stride, h.head_dim);
+}
+Heads v_heads(const HeadLayout& h) {
+  return evenly_apart(h.v_begin, h.kv_heads, h.heads_of_kv_block(), h.kv_stride, h.value_dim());
+}
 
 Tensor columns_of(Tensor qkv, const Heads& heads) {
   return qkv.col_range(heads.first_column, heads.slices.width());
 }
 
-void apply(const std::optional<HeadNorm>& head_norm, const Layer& layer, Tensor qkv,
-           const Heads& heads, Stream& stream) {
-  if (!head_norm) return;
-  const NormSpec& spec = head_norm->norm;
+void apply(const HeadNorm& head_norm, const Layer& layer, Tensor qkv, const Heads& heads,
+           Stream& stream) {
+  const NormSpec& spec = head_norm.norm;
   const Norm& norm = layer.norms.at(spec.name);
   const Tensor x = columns_of(qkv, heads);
-  if (head_norm->layout == HeadNorm::Weight::whole) {
+  if (head_norm.layout == HeadNorm::Weight::whole) {
     require(heads.slices.stride == heads.slices.head_dim,
             "attention: a norm over all heads needs them side by side");
     return apply_norm(spec, norm, x, x, stream);
@@ -47,9 +56,12 @@ void apply(const std::optional<HeadNorm>& head_norm, const Layer& layer, Tensor 
     layer_norm_slices(x, heads.slices, norm.weight, norm.bias, spec.eps, spec.offset, stream);
 }
 
+bool is_longer(const Rope& rope, std::int64_t seqlen) {
+  return rope.longest > 0 && seqlen > rope.longest && !rope.longer_frequencies.empty();
+}
+
 const std::vector<float>& frequencies_of(const Rope& rope, std::int64_t seqlen) {
-  const bool longer = rope.longest > 0 && seqlen > rope.longest && !rope.longer_frequencies.empty();
-  return longer ? rope.longer_frequencies : rope.inverse_frequencies;
+  return is_longer(rope, seqlen) ? rope.longer_frequencies : rope.inverse_frequencies;
 }
 
 Array<float> upload(const std::vector<float>& values, std::int64_t rows, Stream& stream) {
@@ -93,8 +105,9 @@ KindTables make_attention_tables(const Attention& a, std::int64_t seqlen, Stream
   if (a.query_scale_beta != 0.0f) {
     std::vector<float> scale;
     for (std::int64_t position = 0; position < seqlen; ++position)
-      scale.push_back(1.0f + a.query_scale_beta * std::log1p(static_cast<float>(
-                                                      position / a.query_scale_positions)));
+      scale.push_back(1.0f + a.query_scale_beta *
+                                 std::log1p(static_cast<float>((position + a.query_scale_first) /
+                                                               a.query_scale_positions)));
     tables.query_scale = upload(scale, 1, stream);
   }
   return tables;
@@ -107,25 +120,35 @@ std::int64_t attention_table_bytes(const Attention& a, std::int64_t seqlen) {
               (a.query_scale_beta != 0.0f ? seqlen : 0));
 }
 
+std::int64_t attention_scratch_width(const Attention& a) {
+  return a.heads.width() + (a.gate ? a.gate->out_features : 0);
+}
+
 void attention_heads(const Attention& a, const Layer& layer, const KindTables& tables,
                      std::int64_t seqlen, ConstTensor x, Tensor carried, Tensor y, Tensor scratch,
                      Stream& stream) {
   const HeadLayout& heads = a.heads;
-  const Tensor qkv(scratch.data, scratch.dtype, x.rows, heads.width());
+  const Tensor qkv = scratch.part(0, x.rows, heads.width());
   project(a.qkv, layer, x, qkv, stream);
+  Tensor gate;  // before y takes the place of x
+  if (a.gate) {
+    gate = scratch.part(qkv.size(), x.rows, a.gate->out_features);
+    project({*a.gate}, layer, x, gate, stream);
+  }
   if (a.clip_qkv > 0.0f) clamp(qkv, a.clip_qkv, stream);
   if (a.values_are_keys)
     convert(columns_of(qkv, k_heads(heads)), columns_of(qkv, v_heads(heads)), stream);
   const auto norms = [&] {
-    apply(a.q_norm, layer, qkv, q_heads(heads), stream);
+    if (a.q_norm) apply(*a.q_norm, layer, qkv, q_heads(heads), stream);
     if (a.takes_kv >= 0) return;
-    apply(a.k_norm, layer, qkv, k_heads(heads), stream);
-    apply(a.v_norm, layer, qkv, v_heads(heads), stream);
+    if (a.k_norm) apply(*a.k_norm, layer, qkv, k_heads(heads), stream);
+    if (a.v_norm) apply(*a.v_norm, layer, qkv, v_heads(heads), stream);
   };
-  if (!a.norms_after_rope && (a.q_norm || a.k_norm || a.v_norm)) norms();
+  if (!a.norms_after_rope) norms();
   if (a.rope.enabled)
-    rope(qkv, heads, tables.inverse_frequencies, a.rope.amplitude, a.rope.interleaved, seqlen,
-         stream);
+    rope(qkv, heads, tables.inverse_frequencies,
+         is_longer(a.rope, seqlen) ? a.rope.longer_amplitude : a.rope.amplitude, a.rope.interleaved,
+         seqlen, stream);
   if (a.norms_after_rope) norms();
   if (!tables.query_scale.empty())
     scale_rows(columns_of(qkv, q_heads(heads)), tables.query_scale, stream);
@@ -140,7 +163,10 @@ void attention_heads(const Attention& a, const Layer& layer, const KindTables& t
   options.chunk = a.chunk;
   options.soft_cap = a.soft_cap;
   options.key_bias = tables.key_bias;
+  if (!a.sinks.empty()) options.sinks = layer.vectors.at(a.sinks);
+  options.value_scale = a.value_scale;
   attention(qkv, heads, seqlen, options, y, stream);
+  if (a.gate) gate_sigmoid(gate, y, stream);
 }
 
 }  // namespace qpipe

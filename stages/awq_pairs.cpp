@@ -24,15 +24,14 @@ std::optional<ScalingPair> from_norm(const LayerSpec& spec, Part part) {
   return pair;
 }
 
-// The heads' outputs are sums of rows of v.
+// The heads' outputs are sums of rows of v. Gates and scales multiply each column by itself.
 std::optional<ScalingPair> from_values(const LayerSpec& spec) {
   const auto* a = std::get_if<Attention>(&spec.mixer);
   if (a == nullptr || a->shares_kv() || a->values_are_keys || a->v_norm || a->clip_qkv > 0.0f)
     return std::nullopt;
   const HeadLayout& h = a->heads;
-  const bool side_by_side = h.kv_stride == h.head_dim;
   const bool own_module = a->qkv.size() == 3;
-  if (h.heads != h.kv_heads || !side_by_side || (!own_module && a->qkv.size() != 1))
+  if (h.heads != h.kv_heads || !h.values_side_by_side() || (!own_module && a->qkv.size() != 1))
     return std::nullopt;
   ScalingPair pair;
   pair.source_linear = own_module ? 2 : 0;

@@ -26,6 +26,7 @@ using Linears = std::vector<LinearSpec>;
 Linears mixer_linears(const LayerSpec& spec) {
   return std::visit(Overloaded{[](const Attention& a) {
                                  Linears linears = a.qkv;
+                                 if (a.gate) linears.push_back(*a.gate);
                                  linears.push_back(a.out);
                                  return linears;
                                },
@@ -241,6 +242,8 @@ std::vector<TensorSpec> layer_tensors(const LayerSpec& spec) {
     add_constant(m->xielu->alpha_n);
   }
   if (!spec.scalar.empty()) add_constant(spec.scalar);
+  if (const auto* a = std::get_if<Attention>(&spec.mixer); a != nullptr && !a->sinks.empty())
+    tensors.push_back({a->sinks, {a->heads.heads}, TensorRole::vector});
   if (const auto* e = std::get_if<Experts>(&spec.mlp)) {
     const auto count = static_cast<std::int64_t>(e->experts.size());
     for (const std::string& name : {e->router.correction, e->router.expert_scale})
@@ -301,8 +304,8 @@ std::vector<Step> layer_steps(const LayerSpec& spec) {
     return step;
   };
   if (const auto* a = std::get_if<Attention>(&spec.mixer)) {
-    Step& in = add(Part::mixer, 0, spec.hidden, a->qkv.size());
-    in.attention_width = a->heads.heads * a->heads.head_dim;
+    Step& in = add(Part::mixer, 0, spec.hidden, a->qkv.size() + (a->gate ? 1 : 0));
+    in.attention_width = a->heads.heads * (a->heads.head_dim + a->heads.value_dim()) / 2;
     if (a->takes_kv >= 0) in.hidden = Access::read;
     if (a->keeps_kv >= 0) in.hidden = Access::update;
     add(Part::mixer, 1, a->out.in_features, 1).hidden = Access::update;
@@ -366,7 +369,7 @@ std::int64_t scratch_width(const Architecture& a) {
   std::int64_t width = a.hidden;
   for (const LayerSpec& kind : a.kinds) {
     if (const auto* attention = std::get_if<Attention>(&kind.mixer))
-      width = std::max(width, attention->heads.width());
+      width = std::max(width, attention_scratch_width(*attention));
     if (const auto* mlp = std::get_if<Mlp>(&kind.mlp)) width = std::max(width, outputs(mlp->in));
     if (const auto* experts = std::get_if<Experts>(&kind.mlp))
       width = std::max(width, experts_scratch_width(*experts, a.hidden));

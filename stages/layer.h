@@ -142,7 +142,7 @@ struct Step {
   std::vector<std::size_t> runs;  // the linears that advance() runs
   Access hidden = Access::none;   // what advance() does to the residual stream,
   Access input = Access::update;  // and to the input: update where the next step's takes its place
-  std::int64_t attention_width = 0;  // heads · head_dim where it runs attention: 2 · tokens ·
+  std::int64_t attention_width = 0;  // heads · (d + V) / 2 where it runs attention: 2 · tokens ·
                                      // seqlen · width FLOP
 
   // Columns of all panels side by side, as the maxima of an input are kept; a panel's first of

@@ -50,6 +50,12 @@ void describe(const Attention& a, Description& d) {
   d.add(a.keeps_kv >= 0, "keys and values kept for later layers");
   d.add(a.takes_kv >= 0, "keys and values of an earlier layer");
   d.add(a.query_scale_beta != 0.0f, "queries scaled by position");
+  d.add(h.value_dim() != h.head_dim, "values of another width than keys");
+  d.add(a.value_scale != 1.0f, "scaled values");
+  d.add(!a.sinks.empty(), "attention sinks");
+  d.add(a.gate.has_value(), a.gate && a.gate->out_features == h.heads
+                                ? "a gate on each head's output"
+                                : "gated attention");
   d.add(a.soft_cap > 0.0f, "soft cap on scores");
   d.add(a.clip_qkv > 0.0f, "clipped q, k, v");
 }

@@ -57,9 +57,17 @@ Json rule_of(const LinearSettings& s, const LinearSettings& defaults) {
   return rule;
 }
 
+using Rules = std::vector<std::pair<std::string, Pattern>>;  // by key
+
+Rules rules_of(const Json& dynamic) {
+  Rules rules;
+  for (const auto& [key, value] : dynamic.items())
+    rules.emplace_back(key, Pattern(key.substr(2), Anchor::begin));
+  return rules;
+}
+
 // The key of the first rule that matches, as loaders go through them; "" without one.
-std::string rule_for(const std::vector<std::pair<std::string, Pattern>>& rules,
-                     const std::string& module) {
+std::string rule_for(const Rules& rules, const std::string& module) {
   for (const auto& [key, pattern] : rules)
     if (pattern.matches(module)) return key;
   return {};
@@ -69,12 +77,41 @@ auto settings_key(const LinearSettings& s) {
   return std::tuple(s.skip, s.bits, s.group_size, s.symmetric);
 }
 
+// Modules, and servers' names for several, that the override's pattern matches and whose settings
+// are others: kept linears, and those of an earlier override.
+std::vector<std::string> not_of(const ModuleOverride& o, const QuantizePlan& plan) {
+  LinearSettings settings = plan.defaults;
+  apply_override(o, settings);
+  const auto is_other = [&](const std::string& module) {
+    return settings_key(plan.modules.at(module)) != settings_key(settings);
+  };
+  std::vector<std::string> names;
+  for (const auto& [module, its] : plan.modules)
+    if (is_other(module)) names.push_back(module);
+  for (const FusedModule& fused : fused_modules(quantizable(plan)))
+    if (std::all_of(fused.members.begin(), fused.members.end(), is_other))
+      names.push_back(fused.name);
+  const Pattern pattern(o.match, Anchor::anywhere);
+  std::erase_if(names, [&](const std::string& name) { return !pattern.matches(name); });
+  return names;
+}
+
+// "-:" rules for the linears that stay without an override's saying so.
+Json rules_of_kept(const QuantizePlan& plan, const Json& dynamic) {
+  const Rules rules = rules_of(dynamic);
+  std::vector<std::string> names;
+  for (const std::string& module : plan.skipped())
+    if (!rule_for(rules, module).starts_with("-:")) names.push_back(module);
+  Json result = Json::object();
+  for (const std::string& pattern : patterns_of(names, plan.layer_prefix, {}))
+    result["-:" + pattern] = Json::object();
+  return result;
+}
+
 // Rules for the names under which servers run several linears as one, where the rules of single
-// linears do not match them. Their keys come before those of the overrides.
+// linears do not match them.
 Json rules_of_fused_modules(const QuantizePlan& plan, const Json& dynamic) {
-  std::vector<std::pair<std::string, Pattern>> rules;
-  for (const auto& [key, value] : dynamic.items())
-    rules.emplace_back(key, Pattern(key.substr(2), Anchor::begin));
+  const Rules rules = rules_of(dynamic);
   std::map<std::string, std::vector<std::string>> modules;  // sign and value → names
   for (const FusedModule& fused : fused_modules(quantizable(plan))) {
     const LinearSettings& first = plan.modules.at(fused.members.front());
@@ -112,19 +149,25 @@ Json rules_of_unquantized(const QuantizePlan& plan) {
 
 // Modules with settings of their own; null without any.
 Json dynamic_json(const std::vector<ModuleOverride>& overrides, const QuantizePlan& plan) {
-  if (overrides.empty() && plan.unquantized.empty()) return nullptr;
+  if (overrides.empty() && plan.unquantized.empty() && plan.skipped().empty()) return nullptr;
   const std::vector<std::string> roots = roots_of(plan);
   const std::string decoder_only = roots.empty() ? "" : "(?!" + has_root(roots) + ")";
   Json dynamic = Json::object();
   for (const ModuleOverride& o : overrides) {
     // GPTQModel anchors its patterns at the start of the name.
     const std::string pattern = ".*(?:" + o.match + ")";
-    if (o.skip)
+    if (o.skip) {
       dynamic["-:" + pattern] = Json::object();
-    else
-      dynamic["+:" + decoder_only + pattern] = rule_of(o);
+      continue;
+    }
+    // The keys are sorted, so a rule must not count on those before it.
+    std::string others;
+    for (const std::string& other : patterns_of(not_of(o, plan), plan.layer_prefix, {}))
+      others += "(?!" + other + ")";
+    dynamic["+:" + decoder_only + others + pattern] = rule_of(o);
   }
-  if (!overrides.empty()) dynamic.update(rules_of_fused_modules(plan, dynamic));
+  dynamic.update(rules_of_kept(plan, dynamic));
+  if (!dynamic.empty()) dynamic.update(rules_of_fused_modules(plan, dynamic));
   dynamic.update(rules_of_unquantized(plan));
   return dynamic;
 }

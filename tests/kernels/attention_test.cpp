@@ -58,7 +58,8 @@ std::string describe(const Case& c) {
          std::to_string(c.layout.q_group_stride) + ", values of " +
          std::to_string(c.layout.value_dim()) + ", window " + std::to_string(c.window) +
          ", chunk " + std::to_string(c.chunk) + ", scale " + std::to_string(c.scale) + ", cap " +
-         std::to_string(c.soft_cap) + (c.key_bias.empty() ? "" : ", key bias");
+         std::to_string(c.soft_cap) + ", values times " + std::to_string(c.value_scale) +
+         (c.key_bias.empty() ? "" : ", key bias") + (c.sinks.empty() ? "" : ", sinks");
 }
 
 // ALiBi: slope_h · j, slopes 2^(−8 (h+1) / heads).
@@ -94,9 +95,16 @@ class AttentionTest : public ForwardTest {
     const auto bias = c.key_bias.empty() ? Array<float>{}
                                          : upload_as<float>(c.key_bias, c.layout.heads, c.seqlen);
     options.key_bias = bias.view;
+    const auto sinks =
+        c.sinks.empty() ? Array<float>{} : upload_as<float>(c.sinks, 1, c.layout.heads);
+    options.sinks = sinks.view;
+    options.value_scale = static_cast<float>(c.value_scale);
     attention(qkv_device.view, c.layout, c.seqlen, options, out.view, stream);
     return download_inside(out);
   }
+
+  // Where a sink outweighs all keys by more than e^88.
+  static constexpr double smallest_output = 1e-37;
 
   // A score errs by δ = (head_dim + 6) 2^-24 · (scale Σ|q||k| + |bias|) + 8 · 2^-24 · cap (twice
   // for truncating tensor cores), p by the factor 2δ and the roundings of exp and of sums over
@@ -114,7 +122,8 @@ class AttentionTest : public ForwardTest {
           (static_cast<double>(c.layout.head_dim + 6) * want.score[i / d] + 8.0 * c.soft_cap);
       const double p_error = 2.0 * delta + single * (static_cast<double>(c.seqlen) + 16.0) +
                              (stream.on_cuda() ? epsilon() : 0.0);
-      tolerance[i] = p_error * want.magnitude[i] + epsilon() * std::abs(want.out[i]);
+      tolerance[i] =
+          p_error * want.magnitude[i] + epsilon() * std::abs(want.out[i]) + smallest_output;
     }
     expect_close(run(qkv, c), want.out, tolerance);
   }
@@ -238,6 +247,67 @@ TEST_P(AttentionTest, KeyBias) {
         c.soft_cap = 3.0;  // caps the score, not the bias
         check(c);
       }
+}
+
+// The sink outweighs the keys, is one among them, or vanishes; by head, and in tiles where a row
+// sees nothing.
+TEST_P(AttentionTest, Sinks) {
+  for (const std::int64_t seqlen : {1, 7, 65, 200})
+    for (const std::int64_t window : {0, 16})
+      for (const std::int64_t chunk : {0, 40}) {
+        auto c = make_case(make_layout(Side::by_side, 6, 2, 64), 2, seqlen);
+        c.window = window;
+        c.chunk = chunk;
+        c.sinks = {0.0f, 3.0f, -2.5f, 30.0f, -30.0f, 1.5f};
+        check(c);
+        c.soft_cap = 2.0;
+        c.key_bias = random_normal(6 * seqlen, 5, 2.0f);
+        check(c);
+      }
+  for (const auto& [head_dim, v_dim] :
+       {std::pair<std::int64_t, std::int64_t>{192, 128}, {24, 16}, {128, 264}, {512, 512}}) {
+    auto c = make_case(make_layout_with_values(2, 1, head_dim, v_dim), 2, 129);
+    c.sinks = {2.0f, -1.0f};
+    c.value_scale = 0.707;
+    check(c);
+  }
+}
+
+TEST_P(AttentionTest, SinksFarFromTheScores) {
+  auto c = make_case(make_layout(Side::by_side, 6, 2, 64), 1, 70);
+  for (const double scale : {0.125, 0.0, -0.25, 8.0}) {
+    c.scale = scale;
+    c.sinks = {1e4f, 100.0f, 87.0f, -87.0f, -100.0f, -1e4f};
+    check(c);
+  }
+}
+
+// What a sink of −∞ gives is what no sink gives; one of 0 beside a token alone, with the score 0,
+// halves its value.
+TEST_P(AttentionTest, SinksByHand) {
+  auto c = make_case(make_layout(Side::by_side, 2, 1, 16), 1, 40);
+  const auto qkv = random_qkv(c);
+  const auto without = run(qkv, c);
+  c.sinks = std::vector<float>(2, -std::numeric_limits<float>::infinity());
+  EXPECT_EQ(count_different(run(qkv, c), without), 0u);
+  c.sinks = {0.0f, std::log(3.0f)};
+  c.scale = 0.0;
+  c.window = 1;
+  const auto out = run(qkv, c);
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const double v = qkv[i / 32 * 64 + 48 + i % 16];
+    EXPECT_NEAR(out[i], v / (i % 32 < 16 ? 2.0 : 4.0), 2.0 * epsilon() * std::abs(v));
+  }
+}
+
+TEST_P(AttentionTest, ScaledValues) {
+  for (const double scale : {0.707, -2.0, 0.0})
+    for (const std::int64_t window : {0, 16}) {
+      auto c = make_case(make_layout_with_values(4, 2, 24, 16), 2, 70);
+      c.value_scale = scale;
+      c.window = window;
+      check(c);
+    }
 }
 
 TEST_P(AttentionTest, SoftCap) {
@@ -467,8 +537,8 @@ TEST_P(AttentionTest, RefusesInconsistentArguments) {
   const TensorArray qkv(type, 12, layout.width(), stream), out(type, 12, 64, stream);
   const TensorArray narrow(type, 12, layout.width() - 16, stream), short_out(type, 12, 48, stream),
       f16_out(DType::f16, 12, 64, stream);
-  const Array<float> bias(4, 6, stream), short_bias(4, 5, stream), frequencies(1, 8, stream),
-      wide_frequencies(1, 9, stream);
+  const Array<float> bias(4, 6, stream), short_bias(4, 5, stream), short_sinks(1, 3, stream),
+      frequencies(1, 8, stream), wide_frequencies(1, 9, stream);
   const AttentionOptions plain;
   EXPECT_NO_THROW(attention(qkv, layout, 6, plain, out, stream));
   EXPECT_THROW(attention(narrow, layout, 6, plain, out, stream), std::invalid_argument);
@@ -495,6 +565,9 @@ TEST_P(AttentionTest, RefusesInconsistentArguments) {
   outside.q_group_stride = layout.width();
   EXPECT_THROW(attention(qkv, outside, 6, plain, out, stream), std::invalid_argument);
   options.window = 0;
+  options.sinks = short_sinks.view;
+  EXPECT_THROW(attention(qkv, layout, 6, options, out, stream), std::invalid_argument);
+  options.sinks = {};
   options.chunk = -1;
   EXPECT_THROW(attention(qkv, layout, 6, options, out, stream), std::invalid_argument);
   EXPECT_THROW(attention(qkv, make_layout_with_values(4, 2, 16, 8), 6, plain, out, stream),

@@ -153,12 +153,18 @@ AttentionResult attention(const Values& qkv, const AttentionCase& c) {
         rows.push_back(sample + j);
         magnitude = std::max(magnitude, std::abs(c.scale) * absolute + std::abs(bias));
       }
-      const double maximum = *std::max_element(p.begin(), p.end());
+      double maximum = *std::max_element(p.begin(), p.end());
       double sum = 0.0;
+      if (!c.sinks.empty()) {
+        const double sink = read(c.sinks, 0, h, layout.heads);
+        magnitude = std::max(magnitude, std::abs(sink));
+        maximum = std::max(maximum, sink);
+        sum = std::exp(sink - maximum);
+      }
       for (double& value : p) sum += value = std::exp(value - maximum);
       for (std::size_t j = 0; j < p.size(); ++j)
         for (std::int64_t e = 0; e < dv; ++e) {
-          const double v = read(qkv, rows[j], layout.v_column(g) + e, width);
+          const double v = c.value_scale * read(qkv, rows[j], layout.v_column(g) + e, width);
           result.out[at(t, h * dv + e, layout.heads * dv)] += p[j] / sum * v;
           result.magnitude[at(t, h * dv + e, layout.heads * dv)] += p[j] / sum * std::abs(v);
         }

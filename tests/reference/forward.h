@@ -40,13 +40,15 @@ struct AttentionCase {
   std::int64_t chunk = 0;
   double soft_cap = 0.0;
   Values key_bias;  // [heads, seqlen] or empty
+  Values sinks;     // [heads] or empty
+  double value_scale = 1.0;
 };
 
 struct AttentionResult {
   Exact out;        // [tokens, heads · v_dim]
   Exact magnitude;  // Σ_j p_j |v_j|, same shape: what errors of p are multiplied by
-  Exact score;  // [tokens, heads]: max_j (scale Σ|q||k| + |bias|): what rounding errors of a score
-                // are relative to
+  Exact score;  // [tokens, heads]: max_j (scale Σ|q||k| + |bias|), or |sink|: what rounding errors
+                // of a score are relative to
 };
 AttentionResult attention(const Values& qkv, const AttentionCase& c);
 

@@ -83,6 +83,33 @@ TEST(AwqPairs, ValuesOfWhichMoreThanTheOutputProjectionIsMadeTakeNoFactor) {
   EXPECT_FALSE(has(grouped, "qkv[96] > o"));
 }
 
+// Gates and scales multiply each of o's inputs by itself; a gate reads the norm, too.
+TEST(AwqPairs, AGateReadsTheNormAndLeavesValuesTheirFactor) {
+  for (const std::int64_t outputs : {4, 64}) {
+    LayerSpec spec = llama();
+    attention(spec).gate = {"gate", outputs, 64};
+    attention(spec).sinks = "sinks";
+    attention(spec).value_scale = 0.5f;
+    EXPECT_EQ(pairs_of(spec),
+              (Texts{"norm > q k v gate", "v[0] > o", "mlp_norm > gate up", "up[0] > down"}));
+    EXPECT_EQ(inspected_linears(spec, scaling_pairs(spec).front()).size(), 5u);
+  }
+}
+
+// Values of another width than keys lie one behind the other all the same.
+TEST(AwqPairs, ValuesOfAnotherWidth) {
+  LayerSpec spec = llama();
+  Attention& a = attention(spec);
+  a.heads.v_dim = 24;
+  EXPECT_FALSE(has(spec, "v[0] > o"));  // 16 columns apart
+  a.heads.kv_block = 4;
+  a.qkv[2] = {"v", 96, 64};
+  a.out = {"o", 64, 96};
+  EXPECT_TRUE(has(spec, "v[0] > o"));
+  a.qkv = {{"qkv", 224, 64}};
+  EXPECT_TRUE(has(spec, "qkv[128] > o"));
+}
+
 // The exact search runs a part of the layer alone, which those that share keys and values cannot.
 TEST(AwqPairs, LayersThatShareKeysAreComparedByTheirLinears) {
   LayerSpec spec = llama();

@@ -24,7 +24,9 @@ class QuantizationConfig : public testing::Test {
   }
 
   QuantizePlan plan(bool extras) const {
-    const Architecture architecture = read_architecture(source_config, "config.json");
+    Architecture architecture = read_architecture(source_config, "config.json");
+    for (LayerSpec& kind : architecture.kinds)
+      std::get<Attention>(kind.mixer).out.kept = keeps_o_proj;
     std::vector<TensorInfo> tensors = expected_tensors(architecture, DType::bf16);
     if (extras) {
       TensorMap more;
@@ -50,6 +52,7 @@ class QuantizationConfig : public testing::Test {
 
   Options options;
   Json source_config;
+  bool keeps_o_proj = false;
 };
 
 // The matrices of add_extras that are no tables.
@@ -165,6 +168,77 @@ TEST_F(QuantizationConfig, OverridesDoNotReachTheTowers) {
   EXPECT_EQ(rule_for(dynamic, "model.layers.2.self_attn.qkv_proj"), "+:{\"bits\":8}");
   for (const char* part : {"q_proj", "k_proj", "v_proj", "qkv_proj"})
     EXPECT_EQ(rule_for(dynamic, std::string("model.visual.blocks.1.attn.") + part), "-:") << part;
+}
+
+// Routers and small gates are no linears to any loader; o_proj stands for them.
+TEST_F(QuantizationConfig, KeptLinearsStayWhateverIsAskedFor) {
+  keeps_o_proj = true;
+  options.quantize.overrides.push_back({"o_proj", false, 8, 0, ""});  // counts as used
+  options.quantize.overrides.push_back({"self_attn", false, 8, 0, ""});
+  const Architecture llama = read_architecture(source_config, "config.json");
+  const QuantizePlan kept = plan(true);
+  ASSERT_EQ(kept.skipped().size(), static_cast<std::size_t>(llama.layers));
+  for (std::int64_t layer = 0; layer < llama.layers; ++layer) {
+    const std::string module = layer_prefix(llama, layer) + "self_attn.o_proj";
+    EXPECT_EQ(kept.skipped()[static_cast<std::size_t>(layer)], module);
+    const auto is_weight = [&](const TensorInfo& info) { return info.name == module + ".weight"; };
+    EXPECT_TRUE(std::any_of(kept.kept.begin(), kept.kept.end(), is_weight));
+    EXPECT_TRUE(std::any_of(kept.tensors.begin(), kept.tensors.end(), is_weight));
+  }
+}
+
+TEST_F(QuantizationConfig, EachFormatNamesKeptLinears) {
+  keeps_o_proj = true;
+  const std::string kept = "model.layers.1.self_attn.o_proj";
+  const auto names = [&](const Json& list) {
+    return std::find(list.begin(), list.end(), kept) != list.end();
+  };
+  for (const bool extras : {false, true}) {
+    options.quantize.method = "gptq";
+    const Json dynamic = config(extras)["dynamic"];
+    EXPECT_EQ(rule_for(dynamic, kept), "-:");
+    EXPECT_EQ(rule_for(dynamic, "model.layers.1.self_attn.q_proj"), "");
+    options.quantize.method = "awq";
+    EXPECT_EQ(rule_for(config(extras)["dynamic"], kept), "-:");
+    EXPECT_TRUE(names(config(extras)["modules_to_not_convert"]));
+    options.quantize.method = "fp8";
+    EXPECT_TRUE(names(config(extras)["ignore"]));
+    options.quantize.method = "fp8-block";
+    EXPECT_TRUE(names(config(extras)["modules_to_not_convert"]));
+    options.quantize.method = "bnb-nf4";
+    EXPECT_TRUE(names(config(extras)["llm_int8_skip_modules"]));
+  }
+}
+
+// The first entry that matches counts, but GPTQModel's rules are sorted by their text: one must not
+// match what another decides, or what stays.
+TEST_F(QuantizationConfig, OverridesOfOneModuleDoNotMeet) {
+  options.quantize.overrides.push_back({"[qkv]_proj", false, 8, 0, ""});
+  options.quantize.overrides.push_back({"0.*", false, 3, 0, ""});
+  for (const bool extras : {false, true}) {
+    const Json dynamic = config(extras)["dynamic"];
+    for (const char* part : {"q_proj", "k_proj", "v_proj", "qkv_proj"})
+      EXPECT_EQ(rule_for(dynamic, std::string("model.layers.0.self_attn.") + part),
+                "+:{\"bits\":8}")
+          << part;
+    EXPECT_EQ(rule_for(dynamic, "model.layers.0.self_attn.o_proj"), "+:{\"bits\":3}");
+  }
+}
+
+TEST_F(QuantizationConfig, OverridesDoNotReachWhatStays) {
+  keeps_o_proj = true;
+  options.quantize.overrides.push_back({"layers\\.1\\.self_attn\\.k_proj", true, 0, 0, ""});
+  options.quantize.overrides.push_back({"self_attn", false, 8, 0, ""});
+  for (const bool extras : {false, true}) {
+    const Json dynamic = config(extras)["dynamic"];
+    for (const char* layer : {"0", "1", "2"}) {
+      const std::string attention = std::string("model.layers.") + layer + ".self_attn.";
+      EXPECT_EQ(rule_for(dynamic, attention + "q_proj"), "+:{\"bits\":8}");
+      EXPECT_EQ(rule_for(dynamic, attention + "o_proj"), "-:");
+      EXPECT_EQ(rule_for(dynamic, "language_model." + attention + "o_proj"), "-:");
+      EXPECT_EQ(rule_for(dynamic, attention + "k_proj"), *layer == '1' ? "-:" : "+:{\"bits\":8}");
+    }
+  }
 }
 
 }  // namespace
