@@ -14,6 +14,7 @@
 #include "pipeline/files/user_path.h"
 #include "pipeline/journal/build_identity.h"
 #include "pipeline/journal/run_identity.h"
+#include "pipeline/model/dequantized.h"
 #include "pipeline/model/model.h"
 #include "pipeline/options/sizes.h"
 #include "pipeline/plan/memory_check.h"
@@ -128,12 +129,9 @@ void make_first_input(const Run& run, Opened& open, Stream& stream) {
 
 }  // namespace
 
-Architecture read_original(const Checkpoint& source) {
+Architecture read_original(Checkpoint& source) {
+  present_dequantized(source);
   Architecture architecture = read_architecture(source);
-  if (source.config().contains("quantization_config"))
-    throw UserError(ExitCode::data,
-                    source.folder().string() +
-                        ": is quantized already; give model.path the original checkpoint");
   check_tensors(architecture, source);
   return architecture;
 }

@@ -22,8 +22,9 @@
 
 namespace qpipe {
 
-// The checkpoint's, checked. Throws UserError when it cannot be quantized.
-Architecture read_original(const Checkpoint& source);
+// The checkpoint's, checked; one that is quantized presents its weights
+// (pipeline/model/dequantized.h). Throws UserError when it cannot be quantized.
+Architecture read_original(Checkpoint& source);
 
 // What is decided and who takes part. The members are made in this order.
 struct Run {

@@ -247,7 +247,7 @@ std::string rates_help() {
 int run_plan(const PlanRequest& request) {
   const Options& options = request.options;
   std::vector<std::string> notes;
-  const Checkpoint source = open_checkpoint(options.model.path, notes);
+  Checkpoint source = open_checkpoint(options.model.path, notes);
   const Architecture architecture = read_original(source);
   const QuantizePlan plan = plan_quantization(options, architecture, source);
   if (plan.calibrates()) check_sequence_length(architecture, options.calibration.seqlen);

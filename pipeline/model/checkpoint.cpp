@@ -329,6 +329,25 @@ void Checkpoint::read(const std::string& name, void* to) const {
 void Checkpoint::read(const std::string& name, std::int64_t begin, std::int64_t count,
                       void* to) const {
   info(name);
+  if (const auto made = made_.find(name); made != made_.end())
+    return made->second(*this, begin, count, to);
+  read_stored(name, begin, count, to);
+}
+
+void Checkpoint::present(const TensorInfo& made, const std::vector<std::string>& hidden,
+                         ReadRange read) {
+  for (const std::string& name : hidden) tensors_.erase(name);
+  tensors_[made.name] = made;
+  made_[made.name] = std::move(read);
+}
+
+void Checkpoint::forget_quantization(const std::string& format) {
+  config_.erase("quantization_config");
+  dequantized_from_ = format;
+}
+
+void Checkpoint::read_stored(const std::string& name, std::int64_t begin, std::int64_t count,
+                             void* to) const {
   if (const auto slice = slices_.find(name); slice != slices_.end())
     return read_slice(slice->second, begin, count, static_cast<unsigned char*>(to));
   shards_[shard_of_.at(name)].read(stored_name(name), begin, count, to);

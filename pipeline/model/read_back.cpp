@@ -110,12 +110,13 @@ StoredFormat read_bitsandbytes(const ConfigJson& config) {
 }
 
 StoredFormat read_fp8(const ConfigJson& config) {
-  const Json* block = find_value(config, "weight_block_size");
-  if (block == nullptr || *block != Json{float8_block, float8_block})
-    refuse(config, "weight_block_size", fmt::format("must be [{0}, {0}] here", float8_block),
+  const Json* block = find_value(config, "weight_block_size");  // null: one scale a tensor
+  if (block != nullptr && *block != Json{float8_block, float8_block})
+    refuse(config, "weight_block_size", fmt::format("must be [{0}, {0}] or null here", float8_block),
            ExitCode::unavailable);
-  if (read_text(config, "activation_scheme", "dynamic") != "dynamic")
-    refuse(config, "activation_scheme", "must be dynamic here", ExitCode::unavailable);
+  const std::string scheme = read_text(config, "activation_scheme", "dynamic");
+  if (scheme != "dynamic" && scheme != "static")
+    refuse(config, "activation_scheme", "must be dynamic or static here", ExitCode::unavailable);
   return StoredFormat::fp8;
 }
 
@@ -277,6 +278,7 @@ std::string name_of(StoredFormat format) {
     case StoredFormat::bnb_four_bit: return "bitsandbytes 4 bit";
     case StoredFormat::bnb_int8: return "bitsandbytes LLM.int8";
     case StoredFormat::fp8: return "fp8";
+    case StoredFormat::mxfp4: return "mxfp4";
   }
   throw std::logic_error("StoredFormat");
 }
@@ -292,9 +294,10 @@ StoredFormat read_stored_format(const Json& config, const std::string& where) {
   if (method == "compressed-tensors") return read_compressed_tensors(quantization);
   if (method == "bitsandbytes") return read_bitsandbytes(quantization);
   if (method == "fp8") return read_fp8(quantization);
+  if (method == "mxfp4") return StoredFormat::mxfp4;
   throw UserError(ExitCode::unavailable,
                   fmt::format("{}: quant_method '{}' cannot be read here; supported: gptq, awq, "
-                              "compressed-tensors, bitsandbytes, fp8",
+                              "compressed-tensors, bitsandbytes, fp8, mxfp4",
                               quantization.where, method));
 }
 
@@ -397,6 +400,7 @@ PackedLinear check_packed_linear(StoredFormat format, const Checkpoint& checkpoi
         check.scalar(".input_global_scale", DType::f32);  // W4A4
       return {check.names, 4, nvfp4_group, false};
     case StoredFormat::ct_mxfp4:
+    case StoredFormat::mxfp4:
       whole(in, mxfp4_group, "inputs");
       check.find(".weight_packed", {DType::u8}, {out, in / 2});
       check.find(".weight_scale", {DType::u8}, {out, in / mxfp4_group});
@@ -414,8 +418,12 @@ PackedLinear check_packed_linear(StoredFormat format, const Checkpoint& checkpoi
     }
     case StoredFormat::fp8:
       check.find(".weight", {DType::f8_e4m3}, {out, in});
-      check.find(".weight_scale_inv", float_types,
-                 {rounded_up(out, float8_block), rounded_up(in, float8_block)});
+      check.expect_shape(
+          check.find(".weight_scale_inv",
+                     {DType::f32, DType::f16, DType::bf16, DType::f8_e8m0}),
+          {{rounded_up(out, float8_block), rounded_up(in, float8_block)}, {}, {1}, {1, 1}});
+      for (const char* of_activations : {".activation_scale", ".input_scale"})
+        if (check.has(of_activations)) check.find(of_activations, float_types);
       return {check.names, 8, float8_block, false};
   }
   throw std::logic_error("check_packed_linear: " + name_of(format));
@@ -489,6 +497,7 @@ void read_back(StoredFormat format, const std::string& module, const PackedParts
                               global_scale, weight, stream);
     }
     case StoredFormat::ct_mxfp4:
+    case StoredFormat::mxfp4:
       return dequantize_mxfp4(bytes(part(".weight_packed")), bytes(part(".weight_scale")), weight,
                               stream);
     case StoredFormat::bnb_four_bit: {

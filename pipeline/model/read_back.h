@@ -26,7 +26,9 @@ enum class StoredFormat {
   ct_mxfp4,
   bnb_four_bit,
   bnb_int8,
-  fp8
+  fp8,
+  mxfp4  // as gpt-oss is published; its stacks are presented as ct_mxfp4's parts are
+         // (fused_experts.h)
 };
 
 // "gptq", "compressed-tensors nvfp4-pack-quantized", …

@@ -211,6 +211,11 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       plan.notes.push_back(fmt::format("{} does not load this family in format {}{}: it {}",
                                        fault.program, name_of(plan.storage.format),
                                        fault.dequantized ? " but dequantized" : "", fault.why));
+  if (!checkpoint.dequantized_from().empty())
+    plan.notes.push_back(fmt::format(
+        "the source is quantized ({}): its weights are dequantized as they are read, and quantized "
+        "anew",
+        checkpoint.dequantized_from()));
   plan.layer_prefix = architecture.layer_prefix;
   plan.lm_head = architecture.head.name;
   plan.untied = is_untied(architecture, checkpoint.config());

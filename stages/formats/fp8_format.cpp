@@ -1,5 +1,8 @@
 #include "stages/formats/fp8_format.h"
 
+#include <cmath>
+#include <limits>
+
 #include "kernels/activation.h"
 #include "kernels/float8.h"
 #include "stages/formats/packing.h"
@@ -25,8 +28,20 @@ std::vector<PackedTensor> pack_fp8(const std::string& module, Matrix<const std::
 void unpack_fp8(Matrix<const std::uint8_t> code, ConstTensor weight_scale_inv, Tensor weight,
                 Stream& stream) {
   Array<float> scale(weight_scale_inv.rows, weight_scale_inv.cols, stream);
-  convert(weight_scale_inv, scale.view, stream);
-  dequantize_float8(code, scale, float8_block, float8_block, weight, stream);
+  if (weight_scale_inv.dtype == DType::f8_e8m0) {  // DeepSeek's ue8m0: 2^(x − 127)
+    std::vector<std::uint8_t> exponents(static_cast<std::size_t>(weight_scale_inv.size()));
+    copy_to_host(exponents.data(), weight_scale_inv.data, exponents.size(), stream);
+    std::vector<float> powers;
+    for (const std::uint8_t exponent : exponents)
+      powers.push_back(exponent == 255 ? std::numeric_limits<float>::quiet_NaN()
+                                       : std::ldexp(1.0f, exponent - 127));
+    copy_to_device(scale.view.data, powers.data(), scale.memory.bytes(), stream);
+  } else {
+    convert(weight_scale_inv, scale.view, stream);
+  }
+  const bool one = scale.view.size() == 1;  // of the whole tensor, or of its only block
+  dequantize_float8(code, scale, one ? code.rows : float8_block, one ? code.cols : float8_block,
+                    weight, stream);
   stream.synchronize();
 }
 

@@ -18,7 +18,7 @@ std::vector<PackedTensor> pack_fp8(const std::string& module, Matrix<const std::
                                    Matrix<const float> scale, Stream& stream);
 
 // A linear read back: weight [out, in] = code · scale of its block, in weight's dtype.
-// weight_scale_inv of any float type, on the device.
+// weight_scale_inv of any float type or E8M0, on the device; one scale is the whole tensor's.
 void unpack_fp8(Matrix<const std::uint8_t> code, ConstTensor weight_scale_inv, Tensor weight,
                 Stream& stream);
 
