@@ -174,14 +174,17 @@ HeadLayout by_group(std::int64_t heads, std::int64_t kv_heads, std::int64_t head
 }
 
 Attention gqa(const Sizes& s, bool qkv_bias, bool out_bias, const QkvNames& names) {
-  const std::int64_t q = s.heads * s.head_dim;
-  const std::int64_t kv = s.kv_heads * s.head_dim;
+  HeadLayout heads = side_by_side(s.heads, s.kv_heads, s.head_dim);
+  if (s.v_dim > 0 && s.v_dim != s.head_dim) {
+    heads.kv_block = s.kv_heads;
+    heads.v_dim = s.v_dim;
+  }
   Attention attention;
-  attention.heads = side_by_side(s.heads, s.kv_heads, s.head_dim);
-  attention.qkv = {{names.q, q, s.hidden, qkv_bias},
-                   {names.k, kv, s.hidden, qkv_bias},
-                   {names.v, kv, s.hidden, qkv_bias}};
-  attention.out = {names.out, s.hidden, q, out_bias};
+  attention.heads = heads;
+  attention.qkv = {{names.q, s.heads * s.head_dim, s.hidden, qkv_bias},
+                   {names.k, s.kv_heads * s.head_dim, s.hidden, qkv_bias},
+                   {names.v, s.kv_heads * heads.value_dim(), s.hidden, qkv_bias}};
+  attention.out = {names.out, s.hidden, s.heads * heads.value_dim(), out_bias};
   attention.scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
   return attention;
 }
@@ -191,7 +194,7 @@ Attention fused_gqa(const Sizes& s, const HeadLayout& heads, bool qkv_bias, bool
   Attention attention;
   attention.heads = heads;
   attention.qkv = {{qkv, heads.width(), s.hidden, qkv_bias}};
-  attention.out = {out, s.hidden, s.heads * s.head_dim, out_bias};
+  attention.out = {out, s.hidden, heads.heads * heads.value_dim(), out_bias};
   attention.scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
   return attention;
 }

@@ -22,6 +22,7 @@ struct Sizes {
   std::int64_t heads = 0;
   std::int64_t kv_heads = 0;
   std::int64_t head_dim = 0;
+  std::int64_t v_dim = 0;  // of heads of values; 0: head_dim
   std::int64_t ffn = 0;
   std::int64_t vocab = 0;
   std::int64_t max_positions = 0;
@@ -74,7 +75,7 @@ NormSpec layer_norm_of(const ConfigJson& config, const std::string& name, std::i
 HeadLayout side_by_side(std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim);
 HeadLayout by_group(std::int64_t heads, std::int64_t kv_heads, std::int64_t head_dim);
 
-// Separate projections NAME.q_proj, k_proj, v_proj; scale 1/√head_dim.
+// Separate projections NAME.q_proj, k_proj, v_proj, heads of values v_dim wide; scale 1/√head_dim.
 struct QkvNames {
   std::string q = "self_attn.q_proj";
   std::string k = "self_attn.k_proj";

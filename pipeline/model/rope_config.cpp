@@ -50,7 +50,7 @@ void scale_llama3(const Context& c, Rope& rope) {
   const auto factor = static_cast<float>(read_positive(c.scaling, "factor"));
   const double low = read_positive(c.scaling, "low_freq_factor");
   const double high = read_positive(c.scaling, "high_freq_factor");
-  if (high <= low) refuse(c.scaling, "high_freq_factor", "must be above low_freq_factor");
+  if (high < low) refuse(c.scaling, "high_freq_factor", "must not be below low_freq_factor");
   const auto original = static_cast<double>(original_positions(c));
   const auto longest_wave = static_cast<float>(original / low);
   const auto shortest_wave = static_cast<float>(original / high);
@@ -58,7 +58,7 @@ void scale_llama3(const Context& c, Rope& rope) {
     const float wave = static_cast<float>(2.0 * std::numbers::pi) / f;
     if (wave > longest_wave) {
       f /= factor;
-    } else if (wave >= shortest_wave) {
+    } else if (wave > shortest_wave) {
       const float smooth = (static_cast<float>(original) / wave - static_cast<float>(low)) /
                            static_cast<float>(high - low);
       f = (1.0f - smooth) * f / factor + smooth * f;
@@ -133,10 +133,15 @@ void scale_longrope(const Context& c, std::int64_t rotated, Rope& rope) {
   rope.longest = original_positions(c);
   const auto original = static_cast<double>(rope.longest);
   const double factor = length_factor(c, original);
-  if (find_value(c.scaling, "attention_factor") != nullptr)
-    rope.amplitude = static_cast<float>(read_positive(c.scaling, "attention_factor"));
-  else if (factor > 1.0)
-    rope.amplitude = static_cast<float>(std::sqrt(1.0 + std::log(factor) / std::log(original)));
+  const bool given = find_value(c.scaling, "attention_factor") != nullptr;
+  const double amplitude = given          ? read_positive(c.scaling, "attention_factor")
+                           : factor > 1.0 ? std::sqrt(1.0 + std::log(factor) / std::log(original))
+                                          : 1.0;
+  const auto or_amplitude = [&](const char* key) {
+    return static_cast<float>(has_key(c.scaling, key) ? read_positive(c.scaling, key) : amplitude);
+  };
+  rope.amplitude = or_amplitude("short_mscale");
+  rope.longer_amplitude = or_amplitude("long_mscale");
   const std::size_t count = rope.inverse_frequencies.size();
   const std::vector<float> shorter = read_divisors(c, "short_factor", count);
   const std::vector<float> longer = read_divisors(c, "long_factor", count);

@@ -41,7 +41,8 @@ ConfigJson rope_object(const ConfigJson& config, const RopeRule& rule);
 //             turn beta_fast and beta_slow times in L; amplitude attention_factor, or
 //             m(mscale)/m(mscale_all_dim), or m(1), with m(x) = 0.1 x ln(factor) + 1
 //   longrope (su): f_i / short_factor_i up to L tokens, f_i / long_factor_i beyond; amplitude
-//             attention_factor, or √(1 + ln(s)/ln(L)) with s = factor, or max_positions/L, if s > 1
+//             short_mscale and long_mscale (PhiMoE), or attention_factor, or √(1 + ln(s)/ln(L))
+//             with s = factor, or max_positions/L, if s > 1
 //   proportional: θ^(−2i/head_dim) / factor for the first partial_rotary_factor of the pairs, 0 for
 //             the others, which stay as they are
 // Throws UserError for other kinds, odd widths and values out of range.

@@ -13,6 +13,8 @@ from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import (
     HunYuanDenseV1RotaryEmbedding,
 )
 
+from transformers.models.phimoe.modeling_phimoe import PhimoeRotaryEmbedding
+
 path = Path(__file__).parent / "rope.json"
 cases = [case for case in json.loads(path.read_text()) if "rule" not in case]
 sizes = dict(
@@ -64,7 +66,11 @@ def case(name, family, head_dim, config, rule=None):
     if kind == "longrope":
         length = parameters["original_max_position_embeddings"]
         longer = ROPE_INIT_FUNCTIONS[kind](made, None, seq_len=length + 1)[0]
-        more = dict(longest=length, longer_frequencies=numbers(longer))
+        more = dict(longest=length, longer_frequencies=numbers(longer), longer_amplitude=amplitude)
+    if family == "phimoe":  # its amplitudes are those of its own module: the cosine of position 0
+        rotary = PhimoeRotaryEmbedding(made)
+        at = [rotary(torch.zeros(1), torch.tensor([[0, last]]))[0] for last in (length - 1, length)]
+        amplitude, more["longer_amplitude"] = (cosines[0, 0, 0].item() for cosines in at)
     keep(name, head_dim, config, rule, amplitude, found, **more)
 
 
@@ -108,6 +114,13 @@ case("longrope-partial", "phi3", 64, stretched, from_class)
 case("longrope-no-stretch", "phi3", 32, phi(4096, "longrope", 16), from_class)
 inside = {"factor": 8.0, "original_max_position_embeddings": 8192}
 case("longrope-factor", "llama", 32, phi(131072, "longrope", 16, **inside))
+
+mscales = dict(inside, short_mscale=1.1, long_mscale=1.3)
+case("phimoe", "phimoe", 32, phi(131072, "longrope", 16, **mscales))
+llama4 = {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0, "rope_type": "llama3"}
+llama4["original_max_position_embeddings"] = 8192
+scout = {"max_position_embeddings": 10485760, "rope_theta": 500000.0, "rope_scaling": llama4}
+case("llama4", "llama4_text", 128, scout)
 
 alpha = {"alpha": 1000.0, "factor": 1.0, "type": "dynamic"}
 hunyuan = {"max_position_embeddings": 32768, "rope_theta": 10000.0, "rope_scaling": alpha}

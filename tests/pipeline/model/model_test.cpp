@@ -437,6 +437,7 @@ TEST(Rope, MatchesTheReference) {
                                            : one.value("longest", Json(0));
     EXPECT_EQ(rope.longest, longest.get<std::int64_t>()) << name;
     EXPECT_FLOAT_EQ(rope.amplitude, one.at("amplitude").get<float>()) << name;
+    EXPECT_FLOAT_EQ(rope.longer_amplitude, one.value("longer_amplitude", 1.0f)) << name;
     expect_frequencies(rope.inverse_frequencies, one.at("inverse_frequencies"), name);
     expect_frequencies(rope.longer_frequencies, one.value("longer_frequencies", Json::array()),
                        name);
@@ -484,8 +485,8 @@ TEST(RopeFaults, NameTheKey) {
   expect_fault(rope({{"rope_type", "llama3"},
                      {"factor", 8},
                      {"low_freq_factor", 4},
-                     {"high_freq_factor", 4}}),
-               {"high_freq_factor = 4"});
+                     {"high_freq_factor", 3}}),
+               {"high_freq_factor = 3"});
   expect_fault(rope({{"rope_theta", "10000"}}), {"rope_theta = \"10000\""});
   expect_fault(rope({{"rope_theta", 0}}), {"rope_theta = 0"});
   expect_fault(rope({{"partial_rotary_factor", 0.5}}),
