@@ -144,6 +144,7 @@ Faults config_faults(StoredFormat format, const Json& quantization, const std::s
           },
           "an array that names lm_head");
       break;
+    case StoredFormat::mxfp4: break;  // its own loader knows what is packed
   }
   return faults;
 }
@@ -219,7 +220,8 @@ Faults linear_faults(StoredFormat format, const Json& quantization, const SkipRu
     case StoredFormat::ct_nvfp4:
     case StoredFormat::ct_mxfp4:
     case StoredFormat::bnb_int8:
-    case StoredFormat::fp8: break;  // one layout only
+    case StoredFormat::fp8:
+    case StoredFormat::mxfp4: break;  // one layout only
     case StoredFormat::gptq_v1:
     case StoredFormat::gptq_v2: {
       const Json dynamic = quantization.value("dynamic", Json());

@@ -67,6 +67,7 @@ SkipRules::SkipRules(StoredFormat format, const Json& quantization) : format_(fo
     }
     case StoredFormat::awq:
     case StoredFormat::fp8:
+    case StoredFormat::mxfp4:
       add_list(value_of(quantization, "modules_to_not_convert"), false, skipped_);
       break;
     case StoredFormat::ct_integer:
@@ -111,6 +112,7 @@ bool SkipRules::skip(const std::string& module) const {
     }
     case StoredFormat::awq:
     case StoredFormat::fp8:
+    case StoredFormat::mxfp4:
     case StoredFormat::bnb_four_bit:
     case StoredFormat::bnb_int8: return any_is_part(skipped_);
     case StoredFormat::ct_integer:
