@@ -122,7 +122,7 @@ void write_folder(const Options& options, const Checkpoint& source, const Quanti
   config["quantization_config"] = quantization;
   if (writes_quantize_config(plan))
     files.push_back({"quantize_config.json", to_json_text(quantization)});
-  QuantizedLinears linears{{}, plan.skipped().empty()};
+  QuantizedLinears linears{{}, plan.skipped().empty(), plan.packs_experts()};
   for (const auto& [module, settings] : plan.modules)
     if (!settings.skip) linears.bits.push_back(settings.bits);
   const std::vector<Loader> loaders =

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "pipeline/plan/family_loaders.h"
+#include "pipeline/plan/module_names.h"
 
 namespace qpipe {
 
@@ -129,7 +130,7 @@ std::vector<Loader> loaders_of(StoredFormat format, const Json& config,
                                const QuantizedLinears& linears) {
   std::vector<Loader> loaders =
       loaders_of_format(format, config.value("quantization_config", Json::object()), linears);
-  for (const FamilyFault& fault : family_faults(format_of(format), config))
+  for (const FamilyFault& fault : family_faults(format_of(format), config, linears.experts))
     for (Loader& loader : loaders) {
       if (loader.name != fault.program || !loader.loads || loader.dequantizes) continue;
       loader = fault.dequantized ? dequantized(fault.why) : Loader{fault.program, false, fault.why};
@@ -140,10 +141,12 @@ std::vector<Loader> loaders_of(StoredFormat format, const Json& config,
 QuantizedLinears quantized_linears(const std::vector<LinearReport>& linears) {
   QuantizedLinears result;
   for (const LinearReport& linear : linears)
-    if (linear.packed)
+    if (linear.packed) {
       result.bits.push_back(linear.packed->bits);
-    else if (!linear.spec.kept)
+      result.experts = result.experts || is_of_an_expert(linear.name);
+    } else if (!linear.spec.kept) {
       result.all = false;
+    }
   return result;
 }
 

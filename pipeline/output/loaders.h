@@ -30,6 +30,7 @@ struct Loader {
 struct QuantizedLinears {
   std::vector<int> bits;
   bool all = true;
+  bool experts = false;  // some are experts'
 };
 
 // transformers, vLLM, GPTQModel, AutoAWQ. `config`: config.json with its quantization_config.

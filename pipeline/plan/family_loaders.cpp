@@ -75,9 +75,17 @@ bool contains(const Values& values, const Value& value) {
 
 }  // namespace
 
-std::vector<FamilyFault> family_faults(Format format, const nlohmann::json& config) {
+std::vector<FamilyFault> family_faults(Format format, const nlohmann::json& config,
+                                       bool packs_experts) {
   const std::string family = config.value("model_type", "");
   std::vector<FamilyFault> faults;
+  const bool by_linears = format == Format::compressed_tensors || format == Format::bitsandbytes;
+  if (packs_experts && by_linears)
+    faults.push_back(
+        {"transformers",
+         "holds experts as stacks, and leaves packed ones out without a word: quantize.overrides "
+         "with match = \"experts\" and skip = true keeps them as they are, and methods gptq and awq "
+         "pack them for GPTQModel"});
   for (const Row& row : table())
     if (contains(row.families, family) && contains(row.formats, format))
       faults.push_back({row.program, row.why, row.dequantized});

@@ -17,6 +17,8 @@ struct FamilyFault {
 
 // Found by loading one model of each family with transformers 5.24 (compressed-tensors 0.20,
 // bitsandbytes 0.50) and GPTQModel 7.7: tests/python/family_interop.py. `config`: config.json.
-std::vector<FamilyFault> family_faults(Format format, const nlohmann::json& config);
+// packs_experts: linears of experts are among the packed ones.
+std::vector<FamilyFault> family_faults(Format format, const nlohmann::json& config,
+                                       bool packs_experts);
 
 }  // namespace qpipe

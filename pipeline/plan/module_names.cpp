@@ -89,6 +89,8 @@ std::string experts_of(const std::string& module) {
 
 }  // namespace
 
+bool is_of_an_expert(const std::string& module) { return !experts_of(module).empty(); }
+
 std::vector<std::string> float_linears(const std::vector<TensorInfo>& tensors) {
   std::set<std::string> modules;
   for (const TensorInfo& tensor : tensors) {

@@ -13,6 +13,9 @@ namespace qpipe {
 // NAME.experts.gate_up_proj or .down_proj [experts, …, …]. Sorted.
 std::vector<std::string> float_linears(const std::vector<TensorInfo>& tensors);
 
+// Whether it is a linear of a single expert: "….experts.3.up_proj".
+bool is_of_an_expert(const std::string& module);
+
 // Linears that servers run as one, under the name that vLLM and SGLang give it.
 struct FusedModule {
   std::string name;                  // "model.layers.0.self_attn.qkv_proj"

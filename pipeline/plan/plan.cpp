@@ -206,11 +206,6 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       choose_format(options, plan.defaults, source_dtype(architecture, checkpoint));
   plan.storage = choice.storage;
   plan.notes = choice.notes;
-  if (options.output.target != "vllm")
-    for (const FamilyFault& fault : family_faults(plan.storage.format, checkpoint.config()))
-      plan.notes.push_back(fmt::format("{} does not load this family in format {}{}: it {}",
-                                       fault.program, name_of(plan.storage.format),
-                                       fault.dequantized ? " but dequantized" : "", fault.why));
   if (!checkpoint.dequantized_from().empty())
     plan.notes.push_back(fmt::format(
         "the source is quantized ({}): its weights are dequantized as they are read, and quantized "
@@ -283,10 +278,22 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
     }
   }
   if (!plan.modules.empty()) overrides.check_used(plan.modules.begin()->first);
+  if (options.output.target != "vllm")
+    for (const FamilyFault& fault :
+         family_faults(plan.storage.format, checkpoint.config(), plan.packs_experts()))
+      plan.notes.push_back(fmt::format("{} does not load this family in format {}{}: it {}",
+                                       fault.program, name_of(plan.storage.format),
+                                       fault.dequantized ? " but dequantized" : "", fault.why));
   for (const TensorSpec& tensor : head_tensors(architecture)) keep(tensor.name);
   pass_through_the_rest(architecture, checkpoint, plan);
   plan.bits_per_weight = packed_weights > 0.0 ? packed_bits / packed_weights : 0.0;
   return plan;
+}
+
+bool QuantizePlan::packs_experts() const {
+  return std::any_of(modules.begin(), modules.end(), [](const auto& module) {
+    return !module.second.skip && is_of_an_expert(module.first);
+  });
 }
 
 std::vector<std::string> QuantizePlan::skipped() const {

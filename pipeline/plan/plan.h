@@ -63,7 +63,8 @@ struct QuantizePlan {
 
   bool casts() const { return procedure == Procedure::cast; }
   bool calibrates() const { return qpipe::calibrates(procedure); }
-  std::vector<std::string> skipped() const;  // the modules that stay as they are
+  std::vector<std::string> skipped() const;  // the modules that stay as a user wants
+  bool packs_experts() const;                // some expert's linear is quantized
 };
 
 // Throws UserError(ExitCode::config) when a group size does not divide a module's inputs (names the

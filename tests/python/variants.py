@@ -12,6 +12,7 @@ class Variant:
     loaders: str = "ct awq bnb"
     transposed: bool = False  # the checkpoint stores [in, out], a quantized one [out, in]
     attention: str = "eager"
+    mixture: bool = False  # of experts
     options: list = field(default_factory=list)
 
 
@@ -21,6 +22,9 @@ FALCON = Variant("gptqmodel gptqmodel-awq")
 # transformers expects AutoAWQ's scale of the activation in these, which qpipe does not need, and makes one up. GPTQModel gives NaN
 # for gpt_neox.
 SCALED_ACTIVATION = Variant("ct gptqmodel-awq bnb")
+
+# transformers holds experts as stacks, which neither compressed-tensors nor bitsandbytes reads packed.
+EXPERTS = Variant("gptqmodel gptqmodel-awq", mixture=True)
 
 
 def skip(match):
@@ -39,6 +43,8 @@ VARIANTS = {
     "mistral-window": Variant(),
     "qwen2": Variant(),
     "qwen3": Variant(),
+    "qwen2-moe": EXPERTS,
+    "qwen3-moe": EXPERTS,
     "gemma": Variant(),
     "gemma2": Variant(),
     "gemma3": Variant(),
