@@ -69,6 +69,7 @@ FAMILIES = [
     "deci",  # another number of kv heads in each layer
     "nemotron-nas",  # layers without attention or MLP, or with one linear in their place
     "hunyuan-dense",  # q and k norm after RoPE
+    "qwen2-moe",  # experts, shared ones behind a gate
     "mistral3-ministral3",  # inside a vision-language model, queries scaled by position
 ]
 FAMILY_SETTINGS = ("sym4", "awq", "bnb-nf4")

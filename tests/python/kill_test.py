@@ -33,9 +33,12 @@ SETTINGS = {
     "awq": ["quantize.method=awq", GROUP],
     "rtn": ["quantize.method=rtn", GROUP],
     "bnb-nf4": ["quantize.method=bnb-nf4"],
+    "experts-gptq": [GROUP],
+    "experts-awq": ["quantize.method=awq", GROUP],
 }
-RINGS = ("gptq-original", "awq", "rtn")  # each team works on a layer of its own
+RINGS = ("gptq-original", "awq", "rtn", "experts-awq")  # each team works on a layer of its own
 LAYERS = 8
+EXPERTS = 4  # of the model of "experts-…"
 CODE_OF_KILL = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
@@ -62,8 +65,9 @@ class Runs:
         self.output = os.path.join(folder, "out")
         self.run_folder = self.output + ".run"
         self.config = os.path.join(folder, "run.toml")
-        shutil.rmtree(os.path.join(folder, "model"), ignore_errors=True)
-        make_model(os.path.join(folder, "model"), layers=LAYERS)
+        for name, experts in (("model", 0), ("mixture", EXPERTS)):
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+            make_model(os.path.join(folder, name), layers=LAYERS, experts=experts)
         make_tokens(os.path.join(folder, "tokens.safetensors"))
         with open(self.config, "w") as f:
             f.write(f'[model]\npath = "{folder}/model"\n[calibration]\ndata = "{folder}/tokens.safetensors"\nsamples = 24\nseqlen = 48\n'
@@ -73,7 +77,8 @@ class Runs:
         self.figures = collections.Counter()
 
     def start(self, method, ranks, **env):
-        words = [self.args.qpipe, self.config, *[word for s in SETTINGS[method] for word in ("--set", s)]]
+        settings = SETTINGS[method] + [f"model.path={self.folder}/mixture"] * method.startswith("experts-")
+        words = [self.args.qpipe, self.config, *[word for s in settings for word in ("--set", s)]]
         if ranks:
             words = [self.args.mpiexec, "--oversubscribe", "--bind-to", "none", "-np", str(ranks), *words]
         return subprocess.Popen(words, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -235,7 +240,7 @@ def main():
         parser.add_argument(name)
     parser.add_argument("--random", type=int, default=8)
     parser.add_argument("--every-write", type=int, default=4)
-    parser.add_argument("--methods", default="gptq,awq,bnb-nf4")
+    parser.add_argument("--methods", default="gptq,awq,bnb-nf4,experts-gptq,experts-awq")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--only", type=int, help="this kill alone, of each form")
     parser.add_argument("--keep", metavar="FOLDER", help="work here, and leave what a fault left")

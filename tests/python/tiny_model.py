@@ -1,4 +1,4 @@
-"""A tiny Llama with random weights and calibration tokens, made with Python's standard library: the same bytes on every machine.
+"""A tiny Llama or Qwen3-MoE with random weights and calibration tokens, made with Python's standard library: the same bytes on every machine.
 
 Tests of whole runs that must not need other programs' files make their model with make_model() and make_tokens()."""
 import array
@@ -28,18 +28,24 @@ def write_safetensors(path, tensors):
         f.write(struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
 
 
-def configuration(layers=8, hidden=32, ffn=64):
+def configuration(layers=8, hidden=32, ffn=64, experts=0):
+    mixture = dict(architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", num_experts=experts, num_experts_per_tok=2,
+                   moe_intermediate_size=ffn // 2, norm_topk_prob=True)
+    return llama(layers, hidden, ffn) | (mixture if experts else {})
+
+
+def llama(layers, hidden, ffn):
     return dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=ffn,
                 num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2, head_dim=hidden // 2, hidden_act="silu",
                 max_position_embeddings=128, rms_norm_eps=1e-6, rope_theta=10000.0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
                 torch_dtype="bfloat16")
 
 
-def make_model(folder, layers=8, hidden=32, ffn=64, seed=7, shards=1):
-    """config.json and model.safetensors, or that many shards with an index."""
+def make_model(folder, layers=8, hidden=32, ffn=64, seed=7, shards=1, experts=0):
+    """config.json and model.safetensors, or that many shards with an index. experts: of each layer, in place of its MLP."""
     os.makedirs(folder)
     with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(configuration(layers, hidden, ffn), f, indent=1)
+        json.dump(configuration(layers, hidden, ffn, experts), f, indent=1)
     rng = random.Random(seed)
 
     def tensor(shape, scale, shift=0.0):
@@ -55,8 +61,14 @@ def make_model(folder, layers=8, hidden=32, ffn=64, seed=7, shards=1):
             tensors[p + norm + ".weight"] = tensor((hidden,), 0.1, 1.0)
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             tensors[p + f"self_attn.{name}.weight"] = tensor((hidden, hidden), 1.2 / hidden**0.5)
-        for name, rows, cols in (("gate_proj", ffn, hidden), ("up_proj", ffn, hidden), ("down_proj", hidden, ffn)):
-            tensors[p + f"mlp.{name}.weight"] = tensor((rows, cols), 1.2 / cols**0.5)
+        width = ffn // 2 if experts else ffn
+        for module in [f"mlp.experts.{e}" for e in range(experts)] or ["mlp"]:
+            for name, rows, cols in (("gate_proj", width, hidden), ("up_proj", width, hidden), ("down_proj", hidden, width)):
+                tensors[p + f"{module}.{name}.weight"] = tensor((rows, cols), 1.2 / cols**0.5)
+        if experts:
+            tensors[p + "mlp.gate.weight"] = tensor((experts, hidden), 1.2 / hidden**0.5)
+            for name in ("q_norm", "k_norm"):
+                tensors[p + f"self_attn.{name}.weight"] = tensor((hidden // 2,), 0.1, 1.0)
     tensors["model.norm.weight"] = tensor((hidden,), 0.1, 1.0)
     tensors["lm_head.weight"] = tensor((VOCABULARY, hidden), 1.2 / hidden**0.5)
     if shards == 1:
