@@ -34,13 +34,18 @@ bool can_be_source(StoredFormat format) {
   return false;
 }
 
-// Modules with a part that only a packed linear has.
+// Modules with a part that only a packed linear has, or with codes for a weight.
 std::set<std::string> packed_modules(const Checkpoint& checkpoint) {
-  constexpr std::array parts = {".weight_packed", ".weight_scale_inv", ".weight_scale"};
+  constexpr std::string_view weight = ".weight";
+  constexpr std::array<std::string_view, 3> parts = {".weight_packed", ".weight_scale_inv",
+                                                     ".weight_scale"};
   std::set<std::string> modules;
-  for (const std::string& name : checkpoint.names())
+  for (const std::string& name : checkpoint.names()) {
     for (const std::string_view part : parts)
       if (name.ends_with(part)) modules.insert(name.substr(0, name.size() - part.size()));
+    if (name.ends_with(weight) && checkpoint.info(name).dtype == DType::f8_e4m3)
+      modules.insert(name.substr(0, name.size() - weight.size()));
+  }
   return modules;
 }
 

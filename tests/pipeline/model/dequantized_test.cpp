@@ -143,6 +143,9 @@ TEST_F(Fp8, FaultsNameTheTensor) {
   EXPECT_NE(fault_of(written({"m.weight_scale_inv", DType::f32, {3, 2}}, scales.data(), {128, 128}))
                 .find("'m.weight_scale_inv' has shape [3, 2]"),
             std::string::npos);
+  EXPECT_NE(fault_of(written({"n.weight_scale_inv", DType::f32, {2, 3}}, scales.data(), {128, 128}))
+                .find("tensor 'm.weight_scale_inv' is missing"),
+            std::string::npos);
 }
 
 // The peers' checkpoints: the same as read_back of the whole linear, which their own logits check.
