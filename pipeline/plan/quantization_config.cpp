@@ -96,18 +96,6 @@ std::vector<std::string> not_of(const ModuleOverride& o, const QuantizePlan& pla
   return names;
 }
 
-// "-:" rules for the linears that stay without an override's saying so.
-Json rules_of_kept(const QuantizePlan& plan, const Json& dynamic) {
-  const Rules rules = rules_of(dynamic);
-  std::vector<std::string> names;
-  for (const std::string& module : plan.skipped())
-    if (!rule_for(rules, module).starts_with("-:")) names.push_back(module);
-  Json result = Json::object();
-  for (const std::string& pattern : patterns_of(names, plan.layer_prefix, {}))
-    result["-:" + pattern] = Json::object();
-  return result;
-}
-
 // Rules for the names under which servers run several linears as one, where the rules of single
 // linears do not match them.
 Json rules_of_fused_modules(const QuantizePlan& plan, const Json& dynamic) {
@@ -149,7 +137,7 @@ Json rules_of_unquantized(const QuantizePlan& plan) {
 
 // Modules with settings of their own; null without any.
 Json dynamic_json(const std::vector<ModuleOverride>& overrides, const QuantizePlan& plan) {
-  if (overrides.empty() && plan.unquantized.empty() && plan.skipped().empty()) return nullptr;
+  if (overrides.empty() && plan.unquantized.empty()) return nullptr;
   const std::vector<std::string> roots = roots_of(plan);
   const std::string decoder_only = roots.empty() ? "" : "(?!" + has_root(roots) + ")";
   Json dynamic = Json::object();
@@ -166,7 +154,6 @@ Json dynamic_json(const std::vector<ModuleOverride>& overrides, const QuantizePl
       others += "(?!" + other + ")";
     dynamic["+:" + decoder_only + others + pattern] = rule_of(o);
   }
-  dynamic.update(rules_of_kept(plan, dynamic));
   if (!dynamic.empty()) dynamic.update(rules_of_fused_modules(plan, dynamic));
   dynamic.update(rules_of_unquantized(plan));
   return dynamic;

@@ -116,7 +116,7 @@ inside = {"factor": 8.0, "original_max_position_embeddings": 8192}
 case("longrope-factor", "llama", 32, phi(131072, "longrope", 16, **inside))
 
 mscales = dict(inside, short_mscale=1.1, long_mscale=1.3)
-case("phimoe", "phimoe", 32, phi(131072, "longrope", 16, **mscales))
+case("phimoe", "phimoe", 32, phi(131072, "longrope", 16, **mscales), {"theta": 1e6})
 llama4 = {"factor": 16.0, "high_freq_factor": 1.0, "low_freq_factor": 1.0, "rope_type": "llama3"}
 llama4["original_max_position_embeddings"] = 8192
 scout = {"max_position_embeddings": 10485760, "rope_theta": 500000.0, "rope_scaling": llama4}

@@ -391,7 +391,6 @@ TEST_F(PeerFaults, WhatCannotBeReadIsSaidOfTheConfiguration) {
       {{{"quant_method", "awq"}, {"version", "exllama"}}, {"version 'exllama'"}},
       {{{"quant_method", "hqq"}},
        {"quant_method 'hqq'", "gptq, awq, compressed-tensors, bitsandbytes, fp8"}},
-      {{{"quant_method", "fp8"}}, {"weight_block_size", "[128, 128]"}},
       {{{"quant_method", "fp8"}, {"weight_block_size", {64, 64}}},
        {"weight_block_size = [64,64]", "[128, 128]"}},
       {with(ct, {{"format", "int-quantized"}}), {"format 'int-quantized'", "nvfp4-pack-quantized"}},
