@@ -10,7 +10,7 @@ namespace {
 
 // CUDA counts 13010 for 13.1.
 std::string dotted(int version) {
-  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+  return std::to_string(version / 1000).append(".").append(std::to_string(version % 1000 / 10));
 }
 
 std::string cublas_version() {
@@ -18,7 +18,8 @@ std::string cublas_version() {
   for (const libraryPropertyType part : {MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL}) {
     int value = 0;
     check(cublasGetProperty(part, &value));
-    text += (text.empty() ? "" : ".") + std::to_string(value);
+    if (!text.empty()) text += '.';
+    text += std::to_string(value);
   }
   return text;
 }
