@@ -135,22 +135,30 @@ struct Mlp {
   bool operator==(const Mlp&) const = default;
 };
 
-// Which experts a token goes to, and with what weights: kernels/route.h, of the logits x Wᵀ + b.
+// Which experts a token goes to, and with what weights: kernels/route.h, of multiplier · (x Wᵀ +
+// b). x is what the experts read, or norm(h) of the stream; that norm's weight is the tensor
+// `norm.name` itself.
 struct Router {
   LinearSpec linear;         // hidden → experts
   std::string correction;    // a tensor of one element an expert; empty: none
   std::string expert_scale;  // likewise
   RouteOptions options;
+  std::optional<NormSpec> norm = {};
+  float multiplier = 1.0f;  // of the logits
   bool operator==(const Router&) const = default;
 };
 
-// y = Σ weight · expert(x) over the experts of a token, + shared(x).
+// y = Σ weight · expert(x) over the experts of a token, + shared(x). With a norm of the stream of
+// their own (Gemma 4) the experts read norm(h), and the shared one what the layer's norm gives.
 struct Experts {
   Router router;
   std::vector<Mlp> experts;    // alike, but for the names
   bool scales_inputs = false;  // expert(weight · x) in place of weight · expert(x) (Llama 4)
   std::optional<Mlp> shared;   // reads every token; as wide as all shared experts together
   std::optional<LinearSpec> shared_gate;  // [1, hidden]: σ(x wᵀ) multiplies shared(x)
+  std::optional<NormSpec> norm = {};
+  std::optional<NormSpec> after = {};         // of the experts' sum
+  std::optional<NormSpec> after_shared = {};  // of the shared one's output
 
   std::int64_t per_token() const { return router.options.top_k; }
   bool operator==(const Experts&) const = default;

@@ -1,7 +1,5 @@
 #include "stages/awq_pairs.h"
 
-#include <numeric>
-
 namespace qpipe {
 
 namespace {
@@ -70,10 +68,32 @@ std::vector<ScalingPair> from_ups(const LayerSpec& spec, const Step& before, con
   return pairs;
 }
 
-std::vector<std::size_t> all_groups(const Step& step) {
-  std::vector<std::size_t> groups(step.groups.size());
-  std::iota(groups.begin(), groups.end(), std::size_t{0});
+std::vector<std::size_t> groups_of(const Step& step, std::size_t panel) {
+  std::vector<std::size_t> groups;
+  for (std::size_t g = 0; g < step.groups.size(); ++g)
+    if (step.groups[g].panel == panel) groups.push_back(g);
   return groups;
+}
+
+// Of each panel of the first step's input, the norm that makes it. Where there are two, they are
+// judged by their linears: what the half gives depends on both.
+std::vector<ScalingPair> from_norms(const LayerSpec& spec, const Step& step) {
+  std::vector<ScalingPair> pairs;
+  std::optional<ScalingPair> pair = from_norm(spec, step.part);
+  const auto* e = std::get_if<Experts>(&spec.mlp);
+  const bool apart = step.part == Part::mlp && e != nullptr && e->norm;
+  if (apart) {
+    ScalingPair of_experts;
+    of_experts.norm = e->norm;
+    of_experts.groups = groups_of(step, 0);
+    if (e->norm->weight) pairs.push_back(of_experts);
+    if (pair) pair->inspected = Inspected::linears;
+  }
+  if (pair) {
+    pair->groups = groups_of(step, apart ? 1 : 0);
+    if (!pair->groups.empty()) pairs.push_back(*pair);
+  }
+  return pairs;
 }
 
 }  // namespace
@@ -85,11 +105,7 @@ std::vector<ScalingPair> scaling_pairs(const LayerSpec& spec) {
     const Step& step = steps[i];
     if (step.groups.empty()) continue;
     std::vector<ScalingPair> of_step;
-    if (step.number == 0)
-      if (std::optional<ScalingPair> pair = from_norm(spec, step.part)) {
-        pair->groups = all_groups(step);
-        of_step.push_back(*pair);
-      }
+    if (step.number == 0) of_step = from_norms(spec, step);
     if (step.number == 1 && step.part == Part::mixer)
       if (const std::optional<ScalingPair> pair = from_values(spec)) of_step.push_back(*pair);
     if (step.number == 1 && step.part == Part::mlp) of_step = from_ups(spec, steps[i - 1], step);

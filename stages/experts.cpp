@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/activation.h"
+#include "kernels/add.h"
 #include "kernels/expert_rows.h"
 #include "kernels/linear.h"
 #include "kernels/linears.h"
@@ -39,6 +40,20 @@ Activated<Void> panels(const Experts& experts, AnyMatrix<Void> input) {
   return result;
 }
 
+// The panels of the first step's input: one and the same where the experts have no norm of theirs.
+template <class Void>
+struct Read {
+  AnyMatrix<Void> experts;
+  AnyMatrix<Void> shared;
+};
+
+template <class Void>
+Read<Void> first_panels(const Experts& experts, AnyMatrix<Void> input) {
+  const std::int64_t hidden = any(experts).in.front().in_features;
+  const AnyMatrix<Void> first = input.part(0, input.rows, hidden);
+  return {first, experts.norm ? input.part(first.size(), input.rows, hidden) : first};
+}
+
 template <class Void>
 AnyMatrix<Void> rows_of(AnyMatrix<Void> tensor, const RowRange& rows) {
   return tensor.row_range(rows.begin, rows.count);
@@ -68,6 +83,34 @@ Matrix<const float> vector_of(const Layer& layer, const std::string& name) {
   return name.empty() ? Matrix<const float>{} : layer.vectors.at(name);
 }
 
+void normed(const std::optional<NormSpec>& norm, const Layer& layer, ConstTensor x, Tensor y,
+            Stream& stream) {
+  if (norm) return apply_norm(*norm, layer.norms.at(norm->name), x, y, stream);
+  convert(x, y, stream);
+}
+
+// x [tokens, hidden]: what the router reads.
+void route_tokens(const Experts& experts, const Layer& layer, ConstTensor x, Routes& routes,
+                  Stream& stream) {
+  const auto count = static_cast<std::int64_t>(experts.experts.size());
+  const std::int64_t k = experts.per_token();
+  const Router& router = experts.router;
+  matrix_of(routes.expert, x.rows, k, stream);
+  matrix_of(routes.weight, x.rows, k, stream);
+  matrix_of(routes.source, 1, x.rows * k, stream);
+  matrix_of(routes.place, x.rows, k, stream);
+  const Linear& scores = layer.linear(router.linear);
+  Array<float> logits(x.rows, count, stream);
+  linear(x, scores.weight, scores.bias, logits.view, stream);
+  if (router.multiplier != 1.0f) scale(logits.view, router.multiplier, stream);
+  route(logits, vector_of(layer, router.correction), vector_of(layer, router.expert_scale),
+        router.options, routes.expert, routes.weight, stream);
+  Array<std::int32_t> begin(1, count + 1, stream);
+  sort_by_expert(routes.expert, count, begin, routes.source, routes.place, stream);
+  const std::vector<std::int32_t> first_row = download_matrix(begin.view, stream);
+  routes.first_row.assign(first_row.begin(), first_row.end());
+}
+
 }  // namespace
 
 RowRange Routes::rows_of(std::int64_t expert_index) const {
@@ -93,20 +136,24 @@ std::vector<LinearSpec> expert_linears(const Experts& experts) {
 
 void add_expert_steps(const Experts& experts, std::int64_t hidden, std::size_t first,
                       std::vector<Step>& steps) {
+  require(!experts.after || !experts.shared_gate,
+          "add_expert_steps: no gate of shared experts beside a norm of the others' sum");
   const Mlp& one = any(experts);
   Step in;
   in.part = Part::mlp;
-  in.width = hidden;
-  in.panels = {{hidden, 1, false}};
+  in.panels.assign(experts.norm ? 2 : 1, {hidden, 1, false});
   Step out;
   out.part = Part::mlp;
   out.number = 1;
   out.hidden = Access::update;
   out.panels = {{one.width(), experts.per_token(), true}};
   if (experts.shared) out.panels.push_back({experts.shared->width(), 1, false});
-  for (const Panel& panel : out.panels) out.width += panel.columns * panel.per_token;
+  for (Step* step : {&in, &out})
+    for (const Panel& panel : step->panels) step->width += panel.columns * panel.per_token;
 
-  Group all{0, hidden, {first}};
+  Group all{0, hidden, {}};
+  all.panel = in.panels.size() - 1;
+  if (!experts.router.norm) all.linears.push_back(first);  // else what it reads is not stored
   std::size_t next = first + 1;
   const auto take = [&](std::size_t count) {
     std::vector<std::size_t> indices;
@@ -123,7 +170,8 @@ void add_expert_steps(const Experts& experts, std::int64_t hidden, std::size_t f
     out.groups.push_back({0, experts.shared->width(), take(1), 1, -1, false});
   }
   if (experts.shared_gate) all.linears.push_back(next++);
-  in.groups.push_back(std::move(all));
+  if (!all.linears.empty()) in.groups.push_back(std::move(all));
+  if (experts.router.norm) in.runs.push_back(first);
   for (Step* step : {&in, &out})
     for (const Group& group : step->groups)
       step->runs.insert(step->runs.end(), group.linears.begin(), group.linears.end());
@@ -135,34 +183,25 @@ std::int64_t experts_scratch_width(const Experts& experts, std::int64_t hidden) 
   const std::int64_t k = experts.per_token();
   const std::int64_t in =
       k * (hidden + outputs(any(experts))) + (experts.shared ? outputs(*experts.shared) : 0);
-  const std::int64_t out = k * hidden + hidden;
+  const std::int64_t out = k * hidden + (experts.after ? 2 : 1) * hidden;
   return std::max(in, out);
 }
 
-void route_tokens(const Experts& experts, const Layer& layer, ConstTensor x, Routes& routes,
-                  Stream& stream) {
-  const auto count = static_cast<std::int64_t>(experts.experts.size());
-  const std::int64_t k = experts.per_token();
-  const Router& router = experts.router;
-  matrix_of(routes.expert, x.rows, k, stream);
-  matrix_of(routes.weight, x.rows, k, stream);
-  matrix_of(routes.source, 1, x.rows * k, stream);
-  matrix_of(routes.place, x.rows, k, stream);
-  const Linear& scores = layer.linear(router.linear);
-  Array<float> logits(x.rows, count, stream);
-  linear(x, scores.weight, scores.bias, logits.view, stream);
-  route(logits, vector_of(layer, router.correction), vector_of(layer, router.expert_scale),
-        router.options, routes.expert, routes.weight, stream);
+void read_experts_input(const Experts& experts, const std::optional<NormSpec>& norm,
+                        const Layer& layer, ConstTensor hidden, Tensor y, Routes& routes,
+                        Stream& stream) {
+  const Read<void> read = first_panels(experts, y);
+  const std::optional<NormSpec>& own = experts.norm ? experts.norm : norm;
+  if (experts.norm) normed(norm, layer, hidden, read.shared, stream);
+  normed(experts.router.norm ? experts.router.norm : own, layer, hidden, read.experts, stream);
+  route_tokens(experts, layer, read.experts, routes, stream);
+  if (experts.router.norm) normed(own, layer, hidden, read.experts, stream);
   if (experts.shared_gate) {
-    matrix_of(routes.shared, x.rows, 1, stream);
-    row_gate(x, layer.linear(*experts.shared_gate).weight, routes.shared, stream);
+    matrix_of(routes.shared, y.rows, 1, stream);
+    row_gate(read.shared, layer.linear(*experts.shared_gate).weight, routes.shared, stream);
   } else {
     routes.shared = {};
   }
-  Array<std::int32_t> begin(1, count + 1, stream);
-  sort_by_expert(routes.expert, count, begin, routes.source, routes.place, stream);
-  const std::vector<std::int32_t> first_row = download_matrix(begin.view, stream);
-  routes.first_row.assign(first_row.begin(), first_row.end());
 }
 
 void expert_activations(const Experts& experts, const Layer& layer, ConstTensor x,
@@ -170,10 +209,11 @@ void expert_activations(const Experts& experts, const Layer& layer, ConstTensor 
   const std::int64_t k = experts.per_token();
   const Mlp& one = any(experts);
   const std::int64_t rows_of_all = x.rows * k;
-  const Tensor read = scratch.part(0, rows_of_all, x.cols);
+  const Read<const void> panel = first_panels(experts, x);
+  const Tensor read = scratch.part(0, rows_of_all, panel.experts.cols);
   const Tensor in = scratch.part(read.size(), rows_of_all, outputs(one));
   gather_rows(
-      x, routes.source, k,
+      panel.experts, routes.source, k,
       experts.scales_inputs ? Matrix<const float>(routes.weight.view) : Matrix<const float>{}, read,
       stream);
   std::vector<Product> products;
@@ -193,7 +233,7 @@ void expert_activations(const Experts& experts, const Layer& layer, ConstTensor 
   Tensor shared_in;
   if (experts.shared) {
     shared_in = scratch.part(read.size() + in.size(), x.rows, outputs(*experts.shared));
-    project(experts.shared->in, layer, x, shared_in, stream);
+    project(experts.shared->in, layer, panel.shared, shared_in, stream);
   }
   const Activated<void> activated = panels(experts, y);
   activate(one, in, activated.sorted, stream);
@@ -230,11 +270,16 @@ void expert_output(const Experts& experts, const Layer& layer, ConstTensor x, co
   if (experts.shared) {
     const Linear& out = layer.linear(experts.shared->out);
     linear(activated.shared, out.weight, out.bias, z, stream);
+    if (experts.after_shared) normed(experts.after_shared, layer, z, z, stream);
   }
+  const bool apart = experts.shared && experts.after;
+  const Tensor sum = apart ? scratch.part(z.size() + outputs_of_experts.size(), z.rows, z.cols) : z;
   combine_rows(
       outputs_of_experts, routes.place,
       experts.scales_inputs ? Matrix<const float>{} : Matrix<const float>(routes.weight.view),
-      experts.shared ? ConstTensor(z) : ConstTensor{}, routes.shared.view, z, stream);
+      experts.shared && !apart ? ConstTensor(z) : ConstTensor{}, routes.shared.view, sum, stream);
+  if (experts.after) normed(experts.after, layer, sum, sum, stream);
+  if (apart) add_scaled(sum, 1.0f, z, stream);
 }
 
 ConstTensor group_rows(const Step& step, const Group& group, ConstTensor input,

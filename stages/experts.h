@@ -2,8 +2,10 @@
 //
 // The experts' first step reads x [tokens, hidden]; what it leaves is the input of the second, in
 // two panels: the experts' activations [tokens · k, ffn], whose rows are sorted by expert (Routes),
-// and those of the shared experts [tokens, their width]. The router's choice is made with x and
-// holds for both steps: experts are solved with the tokens that the layer sends them.
+// and those of the shared experts [tokens, their width]. The router's choice is made before the
+// first step and holds for both: experts are solved with the tokens that the layer sends them.
+// Where the experts have a norm of their own, the first step's input has two panels as well: what
+// the experts read, and what the shared ones do.
 #pragma once
 
 #include "launch/share.h"
@@ -34,9 +36,11 @@ void add_expert_steps(const Experts& experts, std::int64_t hidden, std::size_t f
                       std::vector<Step>& steps);
 std::int64_t experts_scratch_width(const Experts& experts, std::int64_t hidden);
 
-// x [tokens, hidden]: the input of the experts' first step.
-void route_tokens(const Experts& experts, const Layer& layer, ConstTensor x, Routes& routes,
-                  Stream& stream);
+// y = the input of the experts' first step, of hidden [tokens, hidden] columns of the stream, and
+// where their tokens go. norm: the layer's before its MLP.
+void read_experts_input(const Experts& experts, const std::optional<NormSpec>& norm,
+                        const Layer& layer, ConstTensor hidden, Tensor y, Routes& routes,
+                        Stream& stream);
 
 // y = the second step's input, both panels. It may lie in x's memory.
 void expert_activations(const Experts& experts, const Layer& layer, ConstTensor x,

@@ -135,14 +135,15 @@ const std::optional<NormSpec>& norm_before(const LayerSpec& spec, Part part) {
 void read_stream(const Layer& layer, Part part, ConstTensor hidden, Tensor y, Routes* routes,
                  Stream& stream) {
   const std::optional<NormSpec>& norm = norm_before(*layer.spec, part);
+  const auto* experts = std::get_if<Experts>(&layer.spec->mlp);
+  if (part == Part::mlp && experts != nullptr) {
+    require(routes != nullptr, "a layer with experts needs a block with room for routes");
+    return read_experts_input(*experts, norm, layer, hidden, y, *routes, stream);
+  }
   if (norm)
     apply_norm(*norm, layer.norms.at(norm->name), hidden, y, stream);
   else
     convert(hidden, y, stream);
-  const auto* experts = std::get_if<Experts>(&layer.spec->mlp);
-  if (part != Part::mlp || experts == nullptr) return;
-  require(routes != nullptr, "a layer with experts needs a block with room for routes");
-  route_tokens(*experts, layer, y, *routes, stream);
 }
 
 std::optional<NormSpec> norm_after(const LayerSpec& spec, Part part) {
@@ -225,6 +226,13 @@ std::vector<NormTensors> layer_norms(const LayerSpec& spec) {
   }
   add_norm(spec.after_mixer, norms);
   add_norm(spec.after_mlp, norms);
+  if (const auto* e = std::get_if<Experts>(&spec.mlp)) {
+    add_norm(e->norm, norms);
+    add_norm(e->after, norms);
+    add_norm(e->after_shared, norms);
+    add_norm(e->router.norm, norms);
+    if (e->router.norm && e->router.norm->weight) norms.back().weights = {e->router.norm->name};
+  }
   if (spec.per_layer) add_norm(std::optional(spec.per_layer->norm), norms);
   return norms;
 }
@@ -322,6 +330,8 @@ std::vector<Step> layer_steps(const LayerSpec& spec) {
     add(Part::mlp, 1, m->width(), 1).hidden = Access::update;
   } else if (const auto* e = std::get_if<Experts>(&spec.mlp)) {
     require(!spec.shares_norm(), "layer_steps: experts have a norm of their own");
+    require(spec.residual != Residual::parallel || !e->norm,
+            "layer_steps: experts and shared ones read one norm beside attention");
     add_expert_steps(*e, spec.hidden, next, steps);
     next += expert_linears(*e).size();
   } else if (std::holds_alternative<SingleLinear>(spec.mlp)) {
@@ -409,7 +419,7 @@ void start_layer(const Layer& layer, Block& block, Stream& stream) {
   const LayerSpec& spec = *layer.spec;
   const std::vector<Step> steps = layer_steps(spec);
   if (steps.empty()) return;
-  block.input = input_of_width(block, spec.hidden);
+  block.input = input_of_width(block, steps.front().width);
   read_stream(layer, steps.front().part, block.hidden.col_range(0, spec.hidden), block.input,
               block.routes, stream);
 }
@@ -489,7 +499,7 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
     if (!spec.scalar.empty()) multiply(layer.constants.at(spec.scalar).weight, hidden(), stream);
     return;
   }
-  block.input = input_of_width(block, spec.hidden);
+  block.input = input_of_width(block, next->width);
   if (parallel)
     return copy_on_device(block.input.data, before.data, static_cast<std::size_t>(before.bytes()),
                           stream);

@@ -62,9 +62,8 @@ LayerSource::Plan LayerSource::plan_layer(std::int64_t index) const {
     const LinearSpec& linear = linears[tensor.linear];
     const std::string module = prefix + linear.name;
     const bool packed = is_packed(checkpoint_, module);
-    for (const std::string& part : checkpoint_.names_of(module))  // the weight, or its parts
-      if (part != module + ".bias")
-        add(checkpoint_.info(part), linear.transposed && !packed, !packed && !linear.kept);
+    for (const std::string& part : weight_parts(checkpoint_, module))
+      add(checkpoint_.info(part), linear.transposed && !packed, !packed && !linear.kept);
   }
   return plan;
 }
@@ -233,8 +232,8 @@ Layer LayerSource::make_layer(std::int64_t index, const std::map<std::string, Te
       require(!by_step, "load_layer: packed weights do not wait");
       TensorArray weight(compute, spec.out_features, spec.in_features, stream_);
       PackedParts parts;
-      for (const std::string& name : checkpoint_.names_of(linear.name))
-        if (name != linear.name + ".bias") parts[name.substr(linear.name.size())] = stored.at(name);
+      for (const std::string& name : weight_parts(checkpoint_, linear.name))
+        parts[name.substr(linear.name.size())] = stored.at(name);
       read_back(format_, linear.name, parts, weight, stream_);
       linear.weight = weight.view;
       layer.memory.push_back(std::move(weight.memory));

@@ -63,7 +63,7 @@ struct Check {
         known.insert(name);
     } catch (const UserError& error) {
       if (!done()) faults.emplace_back(error.what());
-      for (const std::string& name : checkpoint.names_of(module))
+      for (const std::string& name : weight_parts(checkpoint, module))
         known.insert(name);  // one fault a linear
     }
   }
@@ -71,9 +71,9 @@ struct Check {
   void linear(const std::string& module, const LinearSpec& spec) {
     if (format == StoredFormat::unquantized && !checkpoint.contains(module + ".weight") &&
         is_packed(checkpoint, module)) {
-      fail("linear '" + module + "' is packed ('" + checkpoint.names_of(module).front() +
+      fail("linear '" + module + "' is packed ('" + weight_parts(checkpoint, module).front() +
            "'), but config.json has no quantization_config");
-      for (const std::string& name : checkpoint.names_of(module)) known.insert(name);
+      for (const std::string& name : weight_parts(checkpoint, module)) known.insert(name);
     } else if (format != StoredFormat::unquantized && is_packed(checkpoint, module)) {
       packed(module, spec);
     } else {

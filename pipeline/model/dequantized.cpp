@@ -170,8 +170,7 @@ void present_dequantized(Checkpoint& checkpoint) {
     Packed packed{format, module, sides_of(format, checkpoint, module), dtype, {}, 1};
     check_packed_linear(format, checkpoint, module, packed.sides.out, packed.sides.in);
     std::vector<std::string> hidden;
-    for (const std::string& name : checkpoint.names_of(module)) {
-      if (name == module + ".bias") continue;
+    for (const std::string& name : weight_parts(checkpoint, module)) {
       hidden.push_back(name);
       packed.parts.push_back(checkpoint.info(name));
       if (packed.parts.back().name != module + ".weight")

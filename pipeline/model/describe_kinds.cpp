@@ -75,6 +75,7 @@ void describe(const Experts& e, Description& d) {
   d.add(o.groups > 1, "groups of experts");
   d.add(e.shared.has_value(), e.shared_gate ? "shared expert behind a gate" : "shared expert");
   d.add(e.scales_inputs, "scaled inputs of experts");
+  d.add(e.norm.has_value(), "experts beside the MLP with norms of their own");
   describe(e.experts.front(), d);
 }
 

@@ -2,11 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <optional>
+
 namespace qpipe {
 
 namespace {
 
 constexpr std::int64_t most_experts = 1024;  // of kernels/route.h on CUDA
+constexpr double most_parameters = 1e15;
 
 Mlp plain_gated(std::int64_t hidden, std::int64_t ffn, Activation activation,
                 const MlpNames& names) {
@@ -20,7 +23,42 @@ MlpNames inside(const std::string& module, const MlpNames& names) {
   return {module + "." + names.gate, module + "." + names.up, module + "." + names.down};
 }
 
+// What the keys that are there say.
+std::int64_t read_same(const ConfigJson& config, const std::vector<std::string>& keys,
+                       std::int64_t lowest, std::int64_t highest, std::int64_t absent) {
+  std::optional<std::int64_t> said;
+  std::string by;
+  for (const std::string& key : keys) {
+    if (!has_key(config, key)) continue;
+    const std::int64_t value = read_integer(config, key, lowest, highest);
+    if (said && *said != value)
+      refuse(config, key, fmt::format("must be what {} says: {}", by, *said));
+    said = value;
+    by = key;
+  }
+  if (!said && absent < lowest) read_integer(config, keys.front(), lowest, highest);  // throws
+  return said.value_or(absent);
+}
+
 }  // namespace
+
+ExpertSizes read_expert_sizes(const ConfigJson& config, const Sizes& s, const ExpertKeys& keys) {
+  ExpertSizes sizes;
+  sizes.hidden = s.hidden;
+  sizes.experts = read_same(config, keys.experts, 1, most_experts, keys.absent_experts);
+  sizes.ffn = read_same(config, keys.ffn, 1, largest_width, keys.absent_ffn);
+  const std::int64_t shared =
+      keys.shared.empty()
+          ? 0
+          : read_same(config, keys.shared, 0, largest_width / sizes.ffn, keys.absent_shared);
+  sizes.shared_ffn = shared * sizes.ffn;
+  const double columns = static_cast<double>(sizes.experts * sizes.ffn + sizes.shared_ffn);
+  if (static_cast<double>(s.layers) * static_cast<double>(3 * s.hidden) * columns > most_parameters)
+    throw UserError(ExitCode::data, config.where +
+                                        ": its experts make more than 10^15 parameters: no model "
+                                        "has so many; check their number and sizes");
+  return sizes;
+}
 
 Experts gated_experts(const ExpertSizes& s, Activation activation, const ExpertNames& names) {
   Experts result;
@@ -35,27 +73,27 @@ Experts gated_experts(const ExpertSizes& s, Activation activation, const ExpertN
   return result;
 }
 
-std::int64_t read_experts(const ConfigJson& config, const std::vector<std::string>& keys,
-                          std::int64_t absent) {
-  if (const auto found = find_size(config, keys, most_experts)) return *found;
-  return absent > 0 ? absent : read_integer(config, keys.front(), 1, most_experts);
-}
-
 std::int64_t read_top_k(const ConfigJson& config, std::int64_t experts, const std::string& key,
                         std::int64_t absent) {
   if (absent > 0) return read_integer_or(config, key, absent, 1, experts);
   return read_integer(config, key, 1, experts);
 }
 
+void set_softmax_router(std::int64_t top_k, bool normalized, Experts& experts) {
+  experts.router.options.top_k = top_k;
+  experts.router.options.normalize = normalized;
+}
+
 void set_sigmoid_router(const ConfigJson& config, std::int64_t top_k, const SigmoidRouter& form,
                         Experts& experts) {
   const auto count = static_cast<std::int64_t>(experts.experts.size());
+  read_one_of(config, "scoring_func", {"sigmoid"});
+  read_one_of(config, "topk_method", {"noaux_tc"});
   RouteOptions& o = experts.router.options;
   o.top_k = top_k;
   o.scoring = Scoring::sigmoid;
-  o.normalize = read_flag(config, "norm_topk_prob", form.normalized_when_absent);
-  o.scaling =
-      static_cast<float>(read_positive(config, "routed_scaling_factor", form.absent_scaling));
+  o.normalize = read_flag(config, form.normalize, form.normalized_when_absent);
+  o.scaling = static_cast<float>(read_positive(config, form.scaling, form.absent_scaling));
   o.groups = read_integer_or(config, "n_group", form.absent_groups, 1, count);
   o.top_groups = read_integer_or(config, "topk_group", form.absent_top_groups, 1, o.groups);
   o.group_score = GroupScore::two_best;
@@ -68,6 +106,15 @@ void set_sigmoid_router(const ConfigJson& config, std::int64_t top_k, const Sigm
   experts.router.correction = form.correction;
 }
 
+Experts sigmoid_experts(const ConfigJson& config, const ExpertSizes& sizes,
+                        std::int64_t absent_top_k, const SigmoidRouter& form,
+                        const ExpertNames& names) {
+  Experts experts = gated_experts(sizes, read_activation(config, "hidden_act", "silu"), names);
+  const std::int64_t top_k = read_top_k(config, sizes.experts, "num_experts_per_tok", absent_top_k);
+  set_sigmoid_router(config, top_k, form, experts);
+  return experts;
+}
+
 void set_experts(Architecture& a, const Experts& experts,
                  const std::function<bool(std::int64_t)>& routes) {
   const Architecture dense = a;
@@ -76,6 +123,23 @@ void set_experts(Architecture& a, const Experts& experts,
     if (routes(l)) layer.mlp = experts;
     return layer;
   });
+}
+
+void set_experts(Architecture& a, const Experts& experts, const std::vector<bool>& routes) {
+  set_experts(a, experts, [&](std::int64_t l) { return routes.at(static_cast<std::size_t>(l)); });
+}
+
+void set_experts(Architecture& a, const std::function<Experts(std::int64_t)>& experts) {
+  const Architecture dense = a;
+  set_layers(a, [&](std::int64_t l) {
+    LayerSpec layer = dense.layer(l);
+    layer.mlp = experts(l);
+    return layer;
+  });
+}
+
+void set_experts(Architecture& a, const Experts& experts) {
+  set_experts(a, experts, [](std::int64_t) { return true; });
 }
 
 std::vector<std::int64_t> read_layer_numbers(const ConfigJson& config, const std::string& key,
@@ -101,11 +165,13 @@ std::vector<bool> sparse_layers(const ConfigJson& config, std::int64_t layers) {
 }
 
 std::vector<bool> layers_behind_dense(const ConfigJson& config, std::int64_t layers,
-                                      std::int64_t absent_dense) {
-  const std::int64_t dense =
-      read_integer_or(config, "first_k_dense_replace", absent_dense, 0, most_layers);
+                                      std::int64_t absent_dense, const std::string& key) {
+  const std::vector<std::string> types =
+      read_layer_types(config, layers, {"dense", "sparse"}, "mlp_layer_types");
+  const std::int64_t dense = read_integer_or(config, key, absent_dense, 0, most_layers);
   std::vector<bool> routes;
-  for (std::int64_t l = 0; l < layers; ++l) routes.push_back(l >= dense);
+  for (std::int64_t l = 0; l < layers; ++l)
+    routes.push_back(types.empty() ? l >= dense : types[static_cast<std::size_t>(l)] == "sparse");
   return routes;
 }
 

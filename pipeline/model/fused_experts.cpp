@@ -98,7 +98,8 @@ std::optional<Lie> lie_of(const Stack& stack, const TensorInfo& info, std::int64
   if (stack.piece == Piece::scales) return Lie{a, b, b, 1};
   const bool down = stack.content == Content::down;
   const bool rows_fit = (down ? a : b) == hidden;
-  const bool columns_fit = (down ? b : a) == hidden;
+  // Modules of linears, NAME.weight, have their outputs first.
+  const bool columns_fit = (down ? b : a) == hidden && !stack.end.ends_with(".weight");
   if (!rows_fit && !columns_fit) return std::nullopt;
   if (columns_fit && (input_first || !rows_fit)) return Lie{b, a, 1, b};
   return Lie{a, b, b, 1};

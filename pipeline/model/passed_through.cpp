@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "pipeline/model/model.h"
+#include "pipeline/model/read_back.h"
 
 namespace qpipe {
 
@@ -13,16 +14,6 @@ namespace {
 constexpr std::array<std::string_view, 4> rotary_tables_and_mask_values = {
     ".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached", ".masked_bias"};
 constexpr std::array<std::string_view, 2> causal_masks = {".attn.bias", ".attention.bias"};
-
-// What formats call the parts of a packed linear, after the module's name and a dot; all others
-// begin with "weight".
-constexpr std::array<std::string_view, 5> packed_parts = {"qweight", "qzeros", "scales", "g_idx",
-                                                          "SCB"};
-
-bool is_weight_or_part(std::string_view rest) {
-  return rest.starts_with("weight") ||
-         std::find(packed_parts.begin(), packed_parts.end(), rest) != packed_parts.end();
-}
 
 }  // namespace
 

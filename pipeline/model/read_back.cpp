@@ -112,8 +112,8 @@ StoredFormat read_bitsandbytes(const ConfigJson& config) {
 StoredFormat read_fp8(const ConfigJson& config) {
   const Json* block = find_value(config, "weight_block_size");  // null: one scale a tensor
   if (block != nullptr && *block != Json{float8_block, float8_block})
-    refuse(config, "weight_block_size", fmt::format("must be [{0}, {0}] or null here", float8_block),
-           ExitCode::unavailable);
+    refuse(config, "weight_block_size",
+           fmt::format("must be [{0}, {0}] or null here", float8_block), ExitCode::unavailable);
   const std::string scheme = read_text(config, "activation_scheme", "dynamic");
   if (scheme != "dynamic" && scheme != "static")
     refuse(config, "activation_scheme", "must be dynamic or static here", ExitCode::unavailable);
@@ -355,10 +355,24 @@ PackedLinear check_ct_integer(Check& check, std::int64_t out, std::int64_t in) {
 
 }  // namespace
 
+bool is_weight_or_part(std::string_view rest) {
+  constexpr std::array<std::string_view, 8> parts = {
+      "qweight",         "qzeros", "scales", "g_idx", "SCB", "input_scale", "input_global_scale",
+      "activation_scale"};
+  return rest.starts_with("weight") || std::find(parts.begin(), parts.end(), rest) != parts.end();
+}
+
+std::vector<std::string> weight_parts(const Checkpoint& checkpoint, const std::string& module) {
+  std::vector<std::string> names = checkpoint.names_of(module);
+  std::erase_if(names, [&](const std::string& name) {
+    return !is_weight_or_part(std::string_view(name).substr(module.size() + 1));
+  });
+  return names;
+}
+
 bool is_packed(const Checkpoint& checkpoint, const std::string& module) {
-  const auto names = checkpoint.names_of(module);
+  const auto names = weight_parts(checkpoint, module);
   return std::any_of(names.begin(), names.end(), [&](const std::string& name) {
-    if (name == module + ".bias") return false;
     const DType dtype = checkpoint.info(name).dtype;
     return name != module + ".weight" ||
            std::find(float_types.begin(), float_types.end(), dtype) == float_types.end();
@@ -419,8 +433,7 @@ PackedLinear check_packed_linear(StoredFormat format, const Checkpoint& checkpoi
     case StoredFormat::fp8:
       check.find(".weight", {DType::f8_e4m3}, {out, in});
       check.expect_shape(
-          check.find(".weight_scale_inv",
-                     {DType::f32, DType::f16, DType::bf16, DType::f8_e8m0}),
+          check.find(".weight_scale_inv", {DType::f32, DType::f16, DType::bf16, DType::f8_e8m0}),
           {{rounded_up(out, float8_block), rounded_up(in, float8_block)}, {}, {1}, {1, 1}});
       for (const char* of_activations : {".activation_scale", ".input_scale"})
         if (check.has(of_activations)) check.find(of_activations, float_types);

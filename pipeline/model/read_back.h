@@ -7,6 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/stream.h"
@@ -39,8 +40,14 @@ std::string name_of(StoredFormat format);
 // wrong type.
 StoredFormat read_stored_format(const nlohmann::json& config, const std::string& where);
 
-// Whether a linear has any other tensor than weight and bias, or a weight that is no float: then
-// its weight is in parts.
+// Whether MODULE.rest is the weight of a linear MODULE or one of the parts that formats make of it.
+// Other tensors may lie below its name, as a router's corrections do.
+bool is_weight_or_part(std::string_view rest);
+
+// Those of a linear.
+std::vector<std::string> weight_parts(const Checkpoint& checkpoint, const std::string& module);
+
+// Whether a linear has parts of a weight, or a weight that is no float.
 bool is_packed(const Checkpoint& checkpoint, const std::string& module);
 
 // What the tensors of a packed linear tell.

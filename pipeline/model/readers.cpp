@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace qpipe {
 
@@ -63,6 +64,19 @@ std::optional<std::int64_t> find_size(const ConfigJson& config,
   return std::nullopt;
 }
 
+void check_heads(const ConfigJson& config, const Sizes& s, const std::string& key) {
+  if (s.heads % s.kv_heads != 0)
+    throw UserError(ExitCode::data,
+                    config.where + ": " + key + " = " + std::to_string(s.heads) +
+                        " is not a multiple of the number of key and value heads = " +
+                        std::to_string(s.kv_heads));
+  const std::int64_t width = std::max(s.head_dim, s.v_dim);
+  if (s.heads * width > largest_width)
+    throw UserError(ExitCode::data, config.where + ": " + key + " = " + std::to_string(s.heads) +
+                                        " heads of head_dim = " + std::to_string(width) +
+                                        " are wider than " + std::to_string(largest_width));
+}
+
 Sizes read_sizes(const ConfigJson& config, const SizeKeys& keys) {
   Sizes s;
   s.layers = needed_size(config, keys.layers, most_layers);
@@ -88,16 +102,7 @@ Sizes read_sizes(const ConfigJson& config, const SizeKeys& keys) {
   s.ffn = ffn                       ? *ffn
           : keys.ffn_is_four_hidden ? 4 * s.hidden
                                     : needed_size(config, keys.ffn, largest_width);
-  if (s.heads % s.kv_heads != 0)
-    throw UserError(ExitCode::data,
-                    config.where + ": num_attention_heads = " + std::to_string(s.heads) +
-                        " is not a multiple of the number of key and value heads = " +
-                        std::to_string(s.kv_heads));
-  if (s.heads * s.head_dim > largest_width)
-    throw UserError(ExitCode::data, config.where +
-                                        ": num_attention_heads = " + std::to_string(s.heads) +
-                                        " heads of head_dim = " + std::to_string(s.head_dim) +
-                                        " are wider than " + std::to_string(largest_width));
+  check_heads(config, s);
   // Sums of bytes stay far from 2^63.
   const double parameters =
       static_cast<double>(s.hidden) *
@@ -189,6 +194,19 @@ Attention gqa(const Sizes& s, bool qkv_bias, bool out_bias, const QkvNames& name
   return attention;
 }
 
+void add_qk_norms(const ConfigJson& config, double absent_eps, Attention& attention,
+                  HeadNorm::Weight layout, const QkNormNames& names) {
+  const HeadLayout& h = attention.heads;
+  const bool whole = layout == HeadNorm::Weight::whole;
+  const auto norm = [&](const std::string& name, std::int64_t heads) {
+    return HeadNorm{rms_norm_of(config, name, whole ? heads * h.head_dim : h.head_dim,
+                                "rms_norm_eps", absent_eps),
+                    layout};
+  };
+  attention.q_norm = norm(names.q, h.heads);
+  attention.k_norm = norm(names.k, h.kv_heads);
+}
+
 Attention fused_gqa(const Sizes& s, const HeadLayout& heads, bool qkv_bias, bool out_bias,
                     const std::string& qkv, const std::string& out) {
   Attention attention;
@@ -235,8 +253,8 @@ Activation read_activation(const ConfigJson& config, const std::string& key,
 }
 
 std::vector<std::string> read_layer_types(const ConfigJson& config, std::int64_t layers,
-                                          const std::vector<std::string>& known) {
-  const std::string key = "layer_types";
+                                          const std::vector<std::string>& known,
+                                          const std::string& key) {
   const Json* types = find_value(config, key);
   if (types == nullptr) return {};
   if (!types->is_array() || static_cast<std::int64_t>(types->size()) != layers)
@@ -249,6 +267,38 @@ std::vector<std::string> read_layer_types(const ConfigJson& config, std::int64_t
       refuse(config, key, "must hold only " + joined(known), ExitCode::unavailable);
   }
   return names;
+}
+
+std::vector<std::int64_t> read_for_layers(const ConfigJson& config, const std::string& key,
+                                          std::int64_t layers, std::int64_t absent,
+                                          std::int64_t lowest, std::int64_t highest) {
+  const Json* given = find_value(config, key);
+  if (given == nullptr || !given->is_array())
+    return std::vector(static_cast<std::size_t>(layers),
+                       read_integer_or(config, key, absent, lowest, highest));
+  const auto fits = [&](const Json& v) {
+    return v.is_number_integer() && v >= lowest && v <= highest;
+  };
+  if (static_cast<std::int64_t>(given->size()) != layers ||
+      !std::all_of(given->begin(), given->end(), fits))
+    refuse(config, key,
+           "must be an integer from " + std::to_string(lowest) + " to " + std::to_string(highest) +
+               ", or an array of one for each of the " + std::to_string(layers) + " layers");
+  return given->get<std::vector<std::int64_t>>();
+}
+
+std::vector<bool> read_rope_layers(const ConfigJson& config, std::int64_t layers) {
+  const std::string key = "no_rope_layers";
+  const auto interval = read_integer_or(config, "no_rope_layer_interval", 4, 1, most_layers);
+  const Json* listed = find_value(config, key);
+  std::vector<bool> ropes;
+  if (listed == nullptr || (listed->is_array() && listed->empty())) {
+    for (std::int64_t l = 0; l < layers; ++l) ropes.push_back((l + 1) % interval != 0);
+    return ropes;
+  }
+  for (const std::int64_t flag : read_for_layers(config, key, layers, 1, 0, 1))
+    ropes.push_back(flag == 1);
+  return ropes;
 }
 
 std::int64_t read_window(const ConfigJson& config, std::int64_t absent) {
@@ -368,6 +418,20 @@ Architecture llama_like(const ConfigJson& config, const Sizes& s, const std::str
   layer.mlp = mlp;
   set_layers(a, [&](std::int64_t l) {
     layer.mixer = attention(l);
+    return layer;
+  });
+  return a;
+}
+
+Architecture norms_behind(const ConfigJson& config, const Sizes& s, const std::string& model_type,
+                          const Mlp& mlp, const std::function<Attention(std::int64_t)>& attention,
+                          const LlamaForm& form) {
+  Architecture a = llama_like(config, s, model_type, mlp, attention, form);
+  set_layers(a, [like = a](std::int64_t l) {
+    LayerSpec layer = like.layer(l);
+    layer.after_mixer = std::exchange(layer.mlp_norm, {});
+    layer.after_mlp = std::exchange(layer.mixer_norm, {});
+    layer.after_mlp->name = "post_feedforward_layernorm";
     return layer;
   });
   return a;

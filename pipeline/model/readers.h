@@ -48,6 +48,10 @@ struct SizeKeys {
 };
 
 Sizes read_sizes(const ConfigJson& config, const SizeKeys& keys = {});
+// Throws UserError where heads cannot share those of keys and values, or are too wide in all. For
+// sizes of some layers only; `key` is where the number of heads is from.
+void check_heads(const ConfigJson& config, const Sizes& sizes,
+                 const std::string& key = "num_attention_heads");
 // n_layer, n_embd, n_head, n_inner, n_positions: GPT-2 and its relatives.
 Sizes read_gpt_sizes(const ConfigJson& config, std::int64_t absent_max_positions);
 
@@ -83,6 +87,14 @@ struct QkvNames {
   std::string out = "self_attn.o_proj";
 };
 Attention gqa(const Sizes& sizes, bool qkv_bias, bool out_bias, const QkvNames& names = {});
+// RMS norms of q and k: of each head, or (`whole`) of all heads together.
+struct QkNormNames {
+  std::string q = "self_attn.q_norm";
+  std::string k = "self_attn.k_norm";
+};
+void add_qk_norms(const ConfigJson& config, double absent_eps, Attention& attention,
+                  HeadNorm::Weight layout = HeadNorm::Weight::shared,
+                  const QkNormNames& names = {});
 // One projection with the heads laid out so.
 Attention fused_gqa(const Sizes& sizes, const HeadLayout& heads, bool qkv_bias, bool out_bias,
                     const std::string& qkv, const std::string& out);
@@ -102,11 +114,21 @@ Mlp plain_mlp(const Sizes& sizes, Activation activation, bool bias, const std::s
 Activation read_activation(const ConfigJson& config, const std::string& key,
                            const std::string& absent);
 
-// layer_types; empty when config.json has none. Throws UserError for a type that is none of `known`
-// and for another number than `layers`.
-std::vector<std::string> read_layer_types(const ConfigJson& config, std::int64_t layers,
-                                          const std::vector<std::string>& known = {
-                                              "full_attention", "sliding_attention", "attention"});
+// layer_types, or another key; empty when config.json has none. Throws UserError for a type that is
+// none of `known` and for another number than `layers`.
+std::vector<std::string> read_layer_types(
+    const ConfigJson& config, std::int64_t layers,
+    const std::vector<std::string>& known = {"full_attention", "sliding_attention", "attention"},
+    const std::string& key = "layer_types");
+
+// An integer for all layers, or an array of one for each.
+std::vector<std::int64_t> read_for_layers(const ConfigJson& config, const std::string& key,
+                                          std::int64_t layers, std::int64_t absent,
+                                          std::int64_t lowest, std::int64_t highest);
+
+// no_rope_layers: 1 for a layer with positions; without it all but each
+// no_rope_layer_interval-th.
+std::vector<bool> read_rope_layers(const ConfigJson& config, std::int64_t layers);
 
 // sliding_window, null for 0.
 std::int64_t read_window(const ConfigJson& config, std::int64_t absent);
@@ -154,6 +176,13 @@ Architecture llama_like(const ConfigJson& config, const Sizes& sizes, const std:
                         const Mlp& mlp,
                         const std::function<Attention(std::int64_t layer)>& attention,
                         const LlamaForm& form = {});
+
+// Llama with RMS norms of what the blocks give, post_attention_layernorm and
+// post_feedforward_layernorm, instead of what they read (OLMo 2, EXAONE 4).
+Architecture norms_behind(const ConfigJson& config, const Sizes& sizes,
+                          const std::string& model_type, const Mlp& mlp,
+                          const std::function<Attention(std::int64_t layer)>& attention,
+                          const LlamaForm& form = {});
 
 // h += attention(norm(h)); h += mlp(norm(h)).
 LayerSpec sequential_layer(const Attention& attention, const Mlp& mlp, const NormSpec& mixer_norm,

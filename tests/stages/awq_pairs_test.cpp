@@ -156,6 +156,36 @@ TEST(AwqPairs, OnlyReluAndGatedMlpsPassAFactorOn) {
   EXPECT_TRUE(has(spec, "gate_up[96] > down"));
 }
 
+// Gemma 4: what a norm of the experts' own makes is read by them alone, and what the layer's makes
+// by the MLP beside them. The router's norm makes nothing that is stored.
+TEST(AwqPairs, ExpertsBesideAnMlpHaveANormOfTheirOwn) {
+  LayerSpec spec = llama(2);
+  Experts experts;
+  experts.router.linear = {"router", 2, 64};
+  experts.router.norm = rms("router_scale");
+  for (const char* name : {"e0", "e1"}) {
+    Mlp expert;
+    const std::string prefix = std::string(name) + ".";
+    expert.in = {{prefix + "gate", 32, 64}, {prefix + "up", 32, 64}};
+    expert.out = {prefix + "down", 64, 32};
+    experts.experts.push_back(expert);
+  }
+  experts.shared = mlp(spec);
+  experts.norm = rms("experts_norm");
+  spec.mlp = experts;
+  EXPECT_EQ(pairs_of(spec), (Texts{"norm > q k v", "experts_norm > e0.gate e0.up e1.gate e1.up",
+                                   "mlp_norm > gate up", "e0.up[0] > e0.down", "e1.up[0] > e1.down",
+                                   "up[0] > down"}));
+  const std::vector<ScalingPair> pairs = scaling_pairs(spec);
+  EXPECT_EQ(pairs[1].inspected, Inspected::linears);
+  EXPECT_EQ(pairs[2].inspected, Inspected::linears);
+  const std::vector<Step> steps = layer_steps(spec);
+  EXPECT_EQ(steps[2].width, 128);
+  EXPECT_EQ(steps[2].groups[0].panel, 0u);
+  EXPECT_EQ(steps[2].groups[2].panel, 1u);
+  EXPECT_EQ(steps[2].runs.size(), 7u);  // the router, too
+}
+
 TEST(AwqPairs, ALinearInPlaceOfABlockReadsTheNorm) {
   LayerSpec spec = llama();
   spec.mixer = SingleLinear{{"mixer", 64, 64}};

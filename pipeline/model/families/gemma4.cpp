@@ -1,9 +1,11 @@
 // Gemma 4: as Gemma 3 with norms that multiply with w, softmax scale 1, wider heads on full layers,
 // where values may be the keys, and a factor for each layer. The small ones add embeddings for each
-// layer, and last layers that read the keys and values of earlier ones.
+// layer, and last layers that read the keys and values of earlier ones. One has experts beside the
+// MLP, with norms of their own before and behind them.
 #include <algorithm>
 #include <cmath>
 
+#include "pipeline/model/expert_readers.h"
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/readers.h"
 #include "pipeline/model/rope_config.h"
@@ -113,12 +115,31 @@ void add_per_layer(const ConfigJson& config, const Form& form, Activation activa
   layer.per_layer = input;
 }
 
+// The MLP is the shared expert.
+Experts gemma4_experts(const ConfigJson& config, const Sizes& s, Activation activation,
+                       const Mlp& mlp) {
+  ExpertNames names;
+  names.router = "router.proj";
+  names.experts = "experts";
+  const ExpertSizes sizes = read_expert_sizes(config, s, {.shared = {}});
+  Experts experts = gated_experts(sizes, activation, names);
+  set_softmax_router(read_top_k(config, sizes.experts, "top_k_experts"), true, experts);
+  experts.router.norm = rms_norm_of(config, "router.scale", s.hidden);
+  experts.router.multiplier = 1.0f / std::sqrt(static_cast<float>(s.hidden));
+  experts.router.expert_scale = "router.per_expert_scale";
+  experts.shared = mlp;
+  experts.norm = rms_norm_of(config, "pre_feedforward_layernorm_2", s.hidden);
+  experts.after = rms_norm_of(config, "post_feedforward_layernorm_2", s.hidden);
+  experts.after_shared = rms_norm_of(config, "post_feedforward_layernorm_1", s.hidden);
+  return experts;
+}
+
 }  // namespace
 
 Architecture read_gemma4(const ConfigJson& config) {
   const Form form = read_form(config);
   const Sizes& s = form.sliding;
-  read_one_of(config, "enable_moe_block", {false});
+  const bool has_experts = read_flag(config, "enable_moe_block", false);
   skip_keys(config, {"num_experts", "top_k_experts", "moe_intermediate_size", "hidden_act",
                      "vocab_size_per_layer_input"});
   // "vision" is between the tokens of one image.
@@ -170,7 +191,9 @@ Architecture read_gemma4(const ConfigJson& config) {
     layer.mixer = attention;
     Sizes of_mlp = s;
     if (takes && form.wide_mlp) of_mlp.ffn *= 2;
-    layer.mlp = gated_mlp(of_mlp, activation, false);
+    const Mlp mlp = gated_mlp(of_mlp, activation, false);
+    layer.mlp = mlp;
+    if (has_experts) layer.mlp = gemma4_experts(config, s, activation, mlp);
     if (layer.per_layer) layer.per_layer->carried = l * form.per_layer;
     return layer;
   });

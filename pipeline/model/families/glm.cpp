@@ -1,5 +1,5 @@
-// GLM-4 and ERNIE 4.5: Llama with heads turned in pairs of neighbours. GLM turns half of each head
-// and has gate and up in one projection; GLM-4-0414 has norms behind attention and MLP as well.
+// GLM-4: Llama with half of each head turned, in pairs of neighbours, and gate and up in one
+// projection; GLM-4-0414 has norms behind attention and MLP as well.
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/readers.h"
 #include "pipeline/model/rope_config.h"
@@ -43,30 +43,5 @@ Architecture glm(const ConfigJson& config, const std::string& model_type, bool n
 
 Architecture read_glm(const ConfigJson& config) { return glm(config, "glm", false); }
 Architecture read_glm4(const ConfigJson& config) { return glm(config, "glm4", true); }
-
-Architecture read_ernie4_5(const ConfigJson& config) {
-  SizeKeys keys;
-  keys.absent_kv_heads = 2;
-  keys.absent_head_dim = 128;
-  keys.absent_max_positions = 131072;
-  const Sizes s = read_sizes(config, keys);
-  const bool bias = read_flag(config, "use_bias", false);
-  const auto norm = [&](const std::string& name) {
-    return rms_norm_of(config, name, s.hidden, "rms_norm_eps", 1e-5);
-  };
-  read_one_of(config, "compression_ratio", {1.0});
-  Attention attention = gqa(s, bias, bias);
-  attention.rope = read_rope(config, {.head_dim = s.head_dim,
-                                      .max_positions = s.max_positions,
-                                      .interleaved = true,
-                                      .theta = 500000.0});
-
-  Architecture a = decoder(config, s, "ernie4_5", true);
-  a.head.norm = norm("model.norm");
-  set_layers(a, sequential_layer(attention,
-                                 gated_mlp(s, read_activation(config, "hidden_act", "silu"), bias),
-                                 norm("input_layernorm"), norm("post_attention_layernorm")));
-  return a;
-}
 
 }  // namespace qpipe

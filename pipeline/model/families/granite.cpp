@@ -1,5 +1,6 @@
 // Granite: Llama with factors for the embedding, the scores, what is added to the residual stream,
-// and the logits. HyperCLOVA X is Granite with norms after both blocks.
+// and the logits; with or without experts. HyperCLOVA X is Granite with norms after both blocks.
+#include "pipeline/model/expert_readers.h"
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/readers.h"
 #include "pipeline/model/rope_config.h"
@@ -38,6 +39,23 @@ Architecture read_granite(const ConfigJson& config) {
   return granite_of(config, s, "granite", attention,
                     gated_mlp(s, read_activation(config, "hidden_act", "silu"),
                               read_flag(config, "mlp_bias", false)));
+}
+
+Architecture read_granitemoe(const ConfigJson& config) {
+  const Sizes s = read_sizes(config);
+  Attention attention = granite_attention(config, s);
+  attention.rope = read_rope(config, {.head_dim = s.head_dim, .max_positions = s.max_positions});
+  const Activation activation = read_activation(config, "hidden_act", "silu");
+  Architecture a = granite_of(config, s, "granitemoe", attention, gated_mlp(s, activation, false));
+  const ExpertSizes sizes = read_expert_sizes(
+      config, s, {.ffn = {"intermediate_size"}, .shared = {}, .absent_experts = 8});
+  ExpertNames names;
+  names.router = "block_sparse_moe.router.layer";
+  names.experts = "block_sparse_moe.experts";
+  Experts experts = gated_experts(sizes, activation, names);
+  set_softmax_router(read_top_k(config, sizes.experts, "num_experts_per_tok", 2), true, experts);
+  set_experts(a, experts);
+  return a;
 }
 
 // Granite 4 without Mamba layers and experts: its MLP is the shared expert of the others.

@@ -1,5 +1,4 @@
 // Llama but for sizes, biases, windows, where positions are, or the function of the MLP.
-#include <algorithm>
 
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/readers.h"
@@ -142,30 +141,17 @@ Architecture read_smollm3(const ConfigJson& config) {
   Attention attention = gqa(s, bias, bias);
   const Rope rope = plain_rope(config, s, 2e6);
 
-  const auto interval = read_integer_or(config, "no_rope_layer_interval", 4, 1, most_layers);
-  const std::string key = "no_rope_layers";  // 1 where a layer has positions
-  const auto* listed = find_value(config, key);
-  std::vector<int> has_rope;
-  for (std::int64_t l = 0; l < s.layers && listed == nullptr; ++l)
-    has_rope.push_back((l + 1) % interval != 0);
-  if (listed != nullptr) {
-    const auto is_bit = [](const nlohmann::json& v) { return v == 0 || v == 1; };
-    if (!listed->is_array() || static_cast<std::int64_t>(listed->size()) != s.layers ||
-        !std::all_of(listed->begin(), listed->end(), is_bit))
-      refuse(config, key, "must be an array of 0 or 1 for each layer");
-    has_rope = listed->get<std::vector<int>>();
-  }
+  const std::vector<bool> ropes = read_rope_layers(config, s.layers);
   std::vector<std::int64_t> windows(static_cast<std::size_t>(s.layers), 0);
   if (read_flag(config, "use_sliding_window", false) && !is_null(config, "sliding_window"))
-    windows = windows_between(config, s.layers, 0, [&](std::int64_t l) {
-      return has_rope.at(static_cast<std::size_t>(l)) == 1;
-    });
+    windows = windows_between(config, s.layers, 0,
+                              [&](std::int64_t l) { return ropes[static_cast<std::size_t>(l)]; });
   else
     skip_keys(config, {"sliding_window", "layer_types"});
   return llama_like(config, s, "smollm3", silu_mlp(config, s),
                     [&](std::int64_t l) {
                       const auto index = static_cast<std::size_t>(l);
-                      attention.rope = has_rope.at(index) == 1 ? rope : Rope{};
+                      attention.rope = ropes[index] ? rope : Rope{};
                       attention.window = windows.at(index);
                       return attention;
                     },

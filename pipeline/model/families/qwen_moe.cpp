@@ -7,28 +7,13 @@ namespace qpipe {
 
 namespace {
 
-struct Absent {
-  std::int64_t experts = 0;
-  std::int64_t ffn = 0;
-  std::int64_t top_k = 0;
-};
-
-ExpertSizes read_expert_sizes(const ConfigJson& config, const Sizes& s, const Absent& absent) {
-  ExpertSizes sizes;
-  sizes.hidden = s.hidden;
-  sizes.experts = read_experts(config, {"num_experts", "num_local_experts"}, absent.experts);
-  sizes.ffn = read_integer_or(config, "moe_intermediate_size", absent.ffn, 1, largest_width);
-  return sizes;
-}
-
+// The experts of the layers that route.
 void add_experts(const ConfigJson& config, Experts experts, std::int64_t absent_top_k,
                  bool normalized, Architecture& a) {
-  RouteOptions& o = experts.router.options;
-  o.top_k = read_top_k(config, static_cast<std::int64_t>(experts.experts.size()),
-                       "num_experts_per_tok", absent_top_k);
-  o.normalize = normalized;
-  const std::vector<bool> routes = sparse_layers(config, a.layers);
-  set_experts(a, experts, [&](std::int64_t l) { return routes[static_cast<std::size_t>(l)]; });
+  const std::int64_t top_k =
+      read_top_k(config, std::ssize(experts.experts), "num_experts_per_tok", absent_top_k);
+  set_softmax_router(top_k, normalized, experts);
+  set_experts(a, experts, sparse_layers(config, a.layers));
 }
 
 // Every second layer of the first max_window_layers has a window where there are windows.
@@ -53,7 +38,8 @@ Architecture read_qwen2_moe(const ConfigJson& config) {
   Architecture a =
       qwen_like(config, s, "qwen2_moe", gqa(s, read_flag(config, "qkv_bias", true), false),
                 qwen2_moe_windows(config, s.layers));
-  ExpertSizes sizes = read_expert_sizes(config, s, {60, 1408});
+  ExpertSizes sizes =
+      read_expert_sizes(config, s, {.shared = {}, .absent_experts = 60, .absent_ffn = 1408});
   sizes.shared_ffn =
       read_integer_or(config, "shared_expert_intermediate_size", 5632, 1, largest_width);
   ExpertNames names;
@@ -75,7 +61,8 @@ Architecture read_qwen3_moe(const ConfigJson& config) {
       read_flag(config, "use_sliding_window", false) ? read_window(config, 4096) : 0;
   Architecture a = qwen_like(config, s, "qwen3_moe", qwen3_attention(config, s),
                              windows_of_all(config, s.layers, window));
-  const ExpertSizes sizes = read_expert_sizes(config, s, {128, 768});
+  const ExpertSizes sizes =
+      read_expert_sizes(config, s, {.shared = {}, .absent_experts = 128, .absent_ffn = 768});
   add_experts(config, gated_experts(sizes, read_activation(config, "hidden_act", "silu")), 8,
               read_flag(config, "norm_topk_prob", false), a);
   return a;
@@ -88,7 +75,8 @@ Architecture read_qwen3_vl_moe(const ConfigJson& config) {
   const Sizes s = read_sizes(config, keys);
   Architecture a = qwen_like(config, s, "qwen3_vl_moe_text", qwen3_attention(config, s),
                              windows_of_all(config, s.layers, 0), {.theta = 5e5});
-  const ExpertSizes sizes = read_expert_sizes(config, s, {60, 1408});
+  const ExpertSizes sizes =
+      read_expert_sizes(config, s, {.shared = {}, .absent_experts = 60, .absent_ffn = 1408});
   skip_keys(config, {"norm_topk_prob"});  // always normalized
   add_experts(config, gated_experts(sizes, read_activation(config, "hidden_act", "silu")), 4, true,
               a);

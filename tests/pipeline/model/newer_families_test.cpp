@@ -210,8 +210,6 @@ TEST(Gemma, Refused) {
                  {"use_bidirectional_attention = \"all\""});
   expect_fault(with(config_of("gemma3"), {{"use_bidirectional_attention", true}}),
                {"use_bidirectional_attention = true"});
-  expect_fault(with(config_of("gemma4-text"), {{"enable_moe_block", true}}),
-               {"enable_moe_block = true"});
   expect_fault(with(config_of("gemma2"), {{"sliding_window", nullptr}}), {"sliding_window = null"});
   expect_fault(with(config_of("gemma3"), {{"hidden_activation", "mish"}}),
                {"hidden_activation = \"mish\""});
