@@ -49,11 +49,10 @@ class Checkpoint {
   std::int64_t total_bytes() const;
   // In place of some tensors shows one that `read` makes of them, bytes [begin, begin + count) at a
   // time, from any thread. What is hidden is read by read_stored, under its name.
-  using ReadRange = std::function<void(const Checkpoint& from, std::int64_t begin,
-                                       std::int64_t count, void* to)>;
+  using ReadRange =
+      std::function<void(const Checkpoint& from, std::int64_t begin, std::int64_t count, void* to)>;
   void present(const TensorInfo& made, const std::vector<std::string>& hidden, ReadRange read);
-  void read_stored(const std::string& name, std::int64_t begin, std::int64_t count,
-                   void* to) const;
+  void read_stored(const std::string& name, std::int64_t begin, std::int64_t count, void* to) const;
   // config() loses its quantization_config, the format of which has this name.
   void forget_quantization(const std::string& format);
   const std::string& dequantized_from() const { return dequantized_from_; }  // empty: it had none
@@ -77,7 +76,7 @@ class Checkpoint {
   std::map<std::string, std::string> stored_as_;  // name → that in the shard, where it is another
   std::map<std::string, ReadRange> made_;
   std::string dequantized_from_;
-  std::map<std::string, TensorSlice> slices_;     // by the name under which they are presented
+  std::map<std::string, TensorSlice> slices_;  // by the name under which they are presented
   std::map<std::string, UserError> faults_;
 };
 

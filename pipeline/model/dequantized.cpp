@@ -87,8 +87,7 @@ struct Packed {
   // Rows of a part that belong to the weight's rows [begin, end): those rows, those of their
   // blocks, or all of a part that every row shares.
   std::vector<unsigned char> rows_of(const Checkpoint& checkpoint, const TensorInfo& part,
-                                     std::int64_t begin, std::int64_t end,
-                                     TensorInfo& view) const {
+                                     std::int64_t begin, std::int64_t end, TensorInfo& view) const {
     view = part;
     const std::int64_t blocks = (sides.out + fp8_block_rows - 1) / fp8_block_rows;
     std::int64_t first = 0;
@@ -116,8 +115,8 @@ struct Packed {
             unsigned char* to) const {
     const std::int64_t row_bytes = sides.in * static_cast<std::int64_t>(size_of(dtype));
     const std::int64_t first = begin / row_bytes / unit * unit;
-    const std::int64_t last = std::min(
-        sides.out, ((begin + count + row_bytes - 1) / row_bytes + unit - 1) / unit * unit);
+    const std::int64_t last =
+        std::min(sides.out, ((begin + count + row_bytes - 1) / row_bytes + unit - 1) / unit * unit);
     std::vector<std::vector<unsigned char>> memory;
     PackedParts views;
     for (const TensorInfo& part : parts) {
@@ -180,11 +179,11 @@ void present_dequantized(Checkpoint& checkpoint) {
     }
     if (format == StoredFormat::fp8) packed.unit = fp8_block_rows;
     const TensorInfo info{module + ".weight", dtype, {packed.sides.out, packed.sides.in}};
-    checkpoint.present(info, hidden,
-                       [packed](const Checkpoint& from, std::int64_t begin, std::int64_t count,
-                                void* to) {
-                         packed.read(from, begin, count, static_cast<unsigned char*>(to));
-                       });
+    checkpoint.present(
+        info, hidden,
+        [packed](const Checkpoint& from, std::int64_t begin, std::int64_t count, void* to) {
+          packed.read(from, begin, count, static_cast<unsigned char*>(to));
+        });
   }
   checkpoint.forget_quantization(name_of(format));
 }

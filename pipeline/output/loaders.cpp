@@ -106,8 +106,7 @@ std::vector<Loader> loaders_of_format(StoredFormat format, const Json& quantizat
               no("vLLM", "since 0.28 only with the plug-in vllm-bnb-plugin"), no_gptqmodel,
               no_autoawq};
     case StoredFormat::fp8:
-    case StoredFormat::mxfp4:
-      return {yes("transformers"), yes("vLLM"), no_gptqmodel, no_autoawq};
+    case StoredFormat::mxfp4: return {yes("transformers"), yes("vLLM"), no_gptqmodel, no_autoawq};
   }
   throw std::logic_error("loaders_of: " + name_of(format));
 }

@@ -84,7 +84,8 @@ std::vector<FamilyFault> family_faults(Format format, const nlohmann::json& conf
     faults.push_back(
         {"transformers",
          "holds experts as stacks, and leaves packed ones out without a word: quantize.overrides "
-         "with match = \"experts\" and skip = true keeps them as they are, and methods gptq and awq "
+         "with match = \"experts\" and skip = true keeps them as they are, and methods gptq and "
+         "awq "
          "pack them for GPTQModel"});
   for (const Row& row : table())
     if (contains(row.families, family) && contains(row.formats, format))

@@ -21,8 +21,8 @@ const fs::path oracles = fs::path(QPIPE_SHARED) / "oracles";
 double e4m3(std::uint8_t code) {
   const int exponent = code >> 3 & 15;
   const int mantissa = code & 7;
-  const double size = exponent == 0 ? std::ldexp(mantissa, -9)
-                                    : std::ldexp(8 + mantissa, exponent - 10);
+  const double size =
+      exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
   return code & 128 ? -size : size;
 }
 
@@ -135,8 +135,8 @@ std::string fault_of(Checkpoint checkpoint) {
 }
 
 TEST_F(Fp8, FaultsNameTheTensor) {
-  const std::vector<float> scales{0.5f, 0.01f, std::numeric_limits<float>::infinity(), 0.25f,
-                                  7.0f, 0.125f};
+  const std::vector<float> scales{0.5f,  0.01f, std::numeric_limits<float>::infinity(),
+                                  0.25f, 7.0f,  0.125f};
   EXPECT_NE(fault_of(written({"m.weight_scale_inv", DType::f32, {2, 3}}, scales.data(), {128, 128}))
                 .find("m.weight_scale_inv"),
             std::string::npos);
@@ -171,8 +171,8 @@ TEST(Dequantized, PeersCheckpointsGiveWhatReadBackGives) {
         parts[part.substr(module.size())] = view_of(stored.info(part), memory.back().data());
       }
       std::vector<bf16> weight(static_cast<std::size_t>(info.rows() * info.cols()));
-      read_back(format, module, parts,
-                Tensor(weight.data(), DType::bf16, info.rows(), info.cols()), host);
+      read_back(format, module, parts, Tensor(weight.data(), DType::bf16, info.rows(), info.cols()),
+                host);
       EXPECT_TRUE(equal(weight_of(presented, tensor), weight)) << name << ": " << tensor;
       EXPECT_TRUE(equal(weight_in_pieces(presented, tensor), weight)) << name << ": " << tensor;
       ++linears;

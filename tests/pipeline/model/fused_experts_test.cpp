@@ -22,8 +22,7 @@ constexpr std::int64_t ffn = 5;
 class Stacks : public testing::Test {
  protected:
   void SetUp() override {
-    folder = fs::temp_directory_path() /
-             ("qpipe-stacks-" + std::to_string(std::random_device{}()));
+    folder = fs::temp_directory_path() / ("qpipe-stacks-" + std::to_string(std::random_device{}()));
     fs::create_directories(folder);
   }
   void TearDown() override { fs::remove_all(folder); }
@@ -125,12 +124,11 @@ TEST_F(Stacks, GateAndUpTakeTurnsInGptOss) {
 }
 
 TEST_F(Stacks, ThreeStacksAndGranitesNames) {
-  write("step3p5", {{"l.moe.gate_proj.weight", DType::bf16, {experts, ffn, hidden}},
-                    {"l.moe.down_proj.weight", DType::bf16, {experts, hidden, ffn}},
-                    {"m.block_sparse_moe.input_linear.weight",
-                     DType::bf16,
-                     {experts, 2 * ffn, hidden}},
-                    {"m.shared_mlp.input_linear.weight", DType::bf16, {2 * ffn, hidden}}});
+  write("step3p5",
+        {{"l.moe.gate_proj.weight", DType::bf16, {experts, ffn, hidden}},
+         {"l.moe.down_proj.weight", DType::bf16, {experts, hidden, ffn}},
+         {"m.block_sparse_moe.input_linear.weight", DType::bf16, {experts, 2 * ffn, hidden}},
+         {"m.shared_mlp.input_linear.weight", DType::bf16, {2 * ffn, hidden}}});
   const Checkpoint checkpoint(folder);
   expect_elements(checkpoint, "l.moe.experts.2.gate_proj.weight", {ffn, hidden},
                   [&](auto r, auto c) { return (2 * ffn + r) * hidden + c; });
