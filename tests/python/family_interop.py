@@ -8,7 +8,8 @@ quantized folder against
   - the weights that the peer's own unpacking gives, run in float32 by the reference implementation (the sharp comparison), and
   - the folder as the peer loads it, where VARIANTS says that one does (the loose one; the peers compute in half precision).
 The reference implementation is transformers. It lacks deci, nemotron-nas, internlm2 and baichuan, which are Llama with rows put
-in order, repeated, or left out: see AS_LLAMA. VARIANTS is the list of what qpipe must read: one that it refuses is a failure."""
+in order, repeated, or left out, and bailing_moe, which is GLM-4.5 under other names: see AS_ANOTHER. Where it wants experts in
+stacks, they are put together again: see stacked. VARIANTS is the list of what qpipe must read: one that it refuses is a failure."""
 import argparse
 import copy
 import json
@@ -120,8 +121,8 @@ def dequantized(folder, transposed):
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, len(weights)
 
 
-# Families that transformers lacks, as Llama: each takes the configuration and the tensors, and gives Llama's configuration,
-# Llama's tensors, and {(layer, "self_attn" or "mlp"): weight of the one linear in its place}.
+# Families that transformers lacks, as Llama or another: each takes the configuration and the tensors, and gives that one's
+# configuration, its tensors, and {(layer, "self_attn" or "mlp"): weight of the one linear in its place}.
 
 
 def llama_config(config, **more):
@@ -202,7 +203,72 @@ def baichuan(config, tensors):
     return llama_config(config, num_key_value_heads=config["num_attention_heads"]), tensors, {}
 
 
-AS_LLAMA = {"deci": deci, "nemotron-nas": nemotron_nas, "internlm2": internlm2, "baichuan": baichuan}
+def bailing(config, tensors):
+    """query_key_value holds q, k and v."""
+    names = {
+        "model.word_embeddings": "model.embed_tokens",
+        "attention.dense": "self_attn.o_proj",
+        "attention.query_layernorm": "self_attn.q_norm",
+        "attention.key_layernorm": "self_attn.k_norm",
+        "gate.expert_bias": "gate.e_score_correction_bias",
+    }
+    q, kv = (config[k] * config["head_dim"] for k in ("num_attention_heads", "num_key_value_heads"))
+    found = {}
+    for name, tensor in tensors.items():
+        if "query_key_value" in name:
+            base = name.replace("attention.query_key_value.weight", "self_attn.")
+            found |= {f"{base}{k}_proj.weight": v for k, v in zip("qkv", tensor.split([q, kv, kv]))}
+            continue
+        for old, new in names.items():
+            name = name.replace(old, new)
+        found[name] = tensor
+    counts = {"n_routed_experts": config["num_experts"], "n_shared_experts": config["num_shared_experts"]}
+    return config | counts | {"model_type": "glm4_moe", "attention_bias": False}, found, {}
+
+
+def llama4(config, tensors):
+    """Its class stops without images."""
+    text = config["text_config"] | {"architectures": ["Llama4ForCausalLM"]}
+    begin = "language_model."
+    return text, {n.removeprefix(begin): t for n, t in tensors.items() if n.startswith(begin)}, {}
+
+
+AS_ANOTHER = {
+    "deci": deci,
+    "nemotron-nas": nemotron_nas,
+    "internlm2": internlm2,
+    "baichuan": baichuan,
+    "bailing_moe": bailing,
+    "llama4": llama4,
+}
+
+STACKS = (
+    (".experts.gate_up_proj", ".experts", ("gate_proj", "up_proj"), ".weight"),
+    (".experts.down_proj", ".experts", ("down_proj",), ".weight"),
+    (".experts.gate_up_proj_bias", ".experts", ("gate_proj", "up_proj"), ".bias"),
+    (".experts.down_proj_bias", ".experts", ("down_proj",), ".bias"),
+    (".input_linear.weight", ".experts", ("gate_proj", "up_proj"), ".weight"),
+    (".output_linear.weight", ".experts", ("down_proj",), ".weight"),
+    (".moe.gate_proj.weight", ".moe.experts", ("gate_proj",), ".weight"),
+    (".moe.up_proj.weight", ".moe.experts", ("up_proj",), ".weight"),
+    (".moe.down_proj.weight", ".moe.experts", ("down_proj",), ".weight"),
+)
+INPUT_FIRST = ("gpt_oss", "llama4", "llama4_text", "qwen3_vl_moe")
+
+
+def stacked(folder, tensors, family):
+    """Experts as their original has them, where that is in stacks."""
+    for name, original in tensors_of(folder).items():
+        for end, experts, parts, kind in STACKS:
+            if name in tensors or not name.endswith(end) or f"{name.removesuffix(end)}{experts}.0.{parts[0]}{kind}" not in tensors:
+                continue
+            each = []
+            for expert in range(len(original)):
+                rows = [tensors.pop(f"{name.removesuffix(end)}{experts}.{expert}.{part}{kind}") for part in parts]
+                each.append(torch.stack(rows, 1).flatten(0, 1) if family == "gpt_oss" and len(rows) == 2 else torch.cat(rows))
+            stack = torch.stack(each)
+            tensors[name] = stack.transpose(1, 2) if family in INPUT_FIRST and kind == ".weight" else stack
+    return tensors
 
 
 class OneLinear(torch.nn.Module):
@@ -229,8 +295,8 @@ def float32_logits(folder, variant, tensors, input_ids, work):
     config, linears = config_of(folder), {}
     config.pop("quantization_config", None)
     family, loader = config["model_type"], None
-    if family in AS_LLAMA:
-        config, tensors, linears = AS_LLAMA[family](config, dict(tensors))
+    if family in AS_ANOTHER:
+        config, tensors, linears = AS_ANOTHER[family](config, dict(tensors))
         loader = transformers.AutoModelForCausalLM
     loader = loader or architecture(config)
     source = os.path.join(work, "float32")
@@ -365,6 +431,7 @@ def check(qpipe, model, variant, method, reference, work):
     tensors, count = dequantized(folder, variant.transposed)
     if count == 0:
         raise RuntimeError("nothing in the folder is quantized")
+    tensors = stacked(model.folder, tensors, config_of(folder)["model_type"])
     logits = float32_logits(folder, variant, tensors, ids, work)
     answers = [Answer(f"{count} unpacked linears in float32", logits, interop.FLOAT32)]
     if loader:
@@ -374,6 +441,22 @@ def check(qpipe, model, variant, method, reference, work):
             raise RuntimeError(f"the peer found {linears} quantized linears of {count}")
     figures = compare(ours, answers, variant.mixture)
     return f"{relative_error(ours, reference['logits']):.1e} from the original, {figures}"
+
+
+def with_changes(folder, variant, work):
+    """The folder, with the variant's rope_scaling in its config.json."""
+    if not variant.rope_scaling:
+        return folder
+    changed = os.path.join(work, os.path.basename(folder))
+    os.mkdir(changed)
+    for name in os.listdir(folder):
+        os.symlink(os.path.join(folder, name), os.path.join(changed, name))
+    config = config_of(folder)
+    config["rope_scaling"] |= variant.rope_scaling
+    os.remove(os.path.join(changed, "config.json"))
+    with open(os.path.join(changed, "config.json"), "w") as f:
+        json.dump(config, f)
+    return changed
 
 
 def main():
@@ -400,10 +483,11 @@ def main():
             failures.append(line)
 
     for name in names:
-        variant, folder, begin = VARIANTS[name], os.path.join(models, name), time.time()
-        model = interop.Model(folder, calibration, os.path.join(folder, "reference.safetensors"))
-        reference = load_file(model.reference)
+        variant, begin = VARIANTS[name], time.time()
         with tempfile.TemporaryDirectory() as work:
+            folder = with_changes(os.path.join(models, name), variant, work)
+            model = interop.Model(folder, calibration, os.path.join(folder, "reference.safetensors"))
+            reference = load_file(model.reference)
             try:
                 tell("ok", name, check_original(args.qpipe, folder, reference, work))
             except Exception as error:

@@ -13,6 +13,7 @@ class Variant:
     transposed: bool = False  # the checkpoint stores [in, out], a quantized one [out, in]
     attention: str = "eager"
     mixture: bool = False  # of experts
+    rope_scaling: dict = field(default_factory=dict)  # what the reference computes in place of what config.json says
     options: list = field(default_factory=list)
 
 
@@ -32,6 +33,11 @@ def skip(match):
     return [f"quantize.overrides=[{{match = '{match}', skip = true}}]"]
 
 
+def mixture(options=(), **more):
+    """Of experts that no loader reads packed."""
+    return Variant("", mixture=True, options=list(options), **more)
+
+
 VARIANTS = {
     "llama": Variant(),
     "llama-mha": Variant(),
@@ -45,6 +51,27 @@ VARIANTS = {
     "qwen3": Variant(),
     "qwen2-moe": EXPERTS,
     "qwen3-moe": EXPERTS,
+    "qwen3-vl-moe": mixture(skip(r"experts")),
+    "mixtral": mixture(),
+    # transformers keeps the short factors for long sequences, which the family's authors do not.
+    "phimoe": mixture(rope_scaling={"long_factor": [1.0, 1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0]}),
+    "minimax-m2": mixture(),
+    "olmoe": EXPERTS,
+    "granitemoe": mixture(),
+    "glm4-moe": mixture(),
+    "dots1": EXPERTS,
+    "solar-open": EXPERTS,
+    "exaone-moe": mixture(),
+    "bailing-moe-v2": mixture(),
+    "ernie4_5-moe": mixture(),
+    "hunyuan-moe": mixture(skip(r"mlp\.")),
+    "llama4-text": mixture(),
+    "llama4": mixture(),
+    "gemma4-moe": mixture(skip(r"experts")),
+    "gpt-oss": mixture(),
+    "afmoe": mixture(),
+    "mimo-v2-flash": mixture(skip(r"k_proj")),
+    "step3p5": mixture(),
     "gemma": Variant(),
     "gemma2": Variant(),
     "gemma3": Variant(),
