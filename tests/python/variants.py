@@ -25,6 +25,7 @@ SCALED_ACTIVATION = Variant("ct gptqmodel-awq bnb")
 
 # transformers holds experts as stacks, which neither compressed-tensors nor bitsandbytes reads packed.
 EXPERTS = Variant("gptqmodel gptqmodel-awq", mixture=True)
+UNLOADED_EXPERTS = Variant("", mixture=True)
 
 
 def skip(match):
@@ -45,6 +46,14 @@ VARIANTS = {
     "qwen3": Variant(),
     "qwen2-moe": EXPERTS,
     "qwen3-moe": EXPERTS,
+    "olmoe": EXPERTS,
+    "dots1": EXPERTS,
+    "solar-open": EXPERTS,
+    "minimax-m2": UNLOADED_EXPERTS,
+    "glm4-moe": UNLOADED_EXPERTS,
+    "exaone-moe": UNLOADED_EXPERTS,
+    "ernie4_5-moe": UNLOADED_EXPERTS,
+    "afmoe": UNLOADED_EXPERTS,
     "gemma": Variant(),
     "gemma2": Variant(),
     "gemma3": Variant(),
