@@ -275,9 +275,9 @@ TEST(Model, OlderSpellingsGiveTheSameArchitecture) {
 // Of every golden model, every key that may be left out: null reads as absence, but where
 // transformers gives it a meaning of its own, and for flags, which null turns off.
 TEST(Model, NullMeansAbsent) {
-  const std::set<std::string> have_a_meaning = {"sliding_window", "num_key_value_heads",
-                                                "attn_logit_softcapping", "rotary_dim",
-                                                "final_logit_softcapping"};
+  const std::set<std::string> have_a_meaning = {
+      "sliding_window",          "num_key_value_heads",  "attn_logit_softcapping", "rotary_dim",
+      "final_logit_softcapping", "attention_chunk_size", "attention_value_scale"};
   int keys = 0;
   for (const fs::directory_entry& folder : fs::directory_iterator(golden / "models")) {
     const Json config = config_of(folder.path().filename().string());
