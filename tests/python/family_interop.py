@@ -14,6 +14,7 @@ import argparse
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -447,13 +448,10 @@ def with_changes(folder, variant, work):
     """The folder, with the variant's rope_scaling in its config.json."""
     if not variant.rope_scaling:
         return folder
-    changed = os.path.join(work, os.path.basename(folder))
-    os.mkdir(changed)
-    for name in os.listdir(folder):
-        os.symlink(os.path.join(folder, name), os.path.join(changed, name))
+    changed = shutil.copytree(folder, os.path.join(work, os.path.basename(folder)))
     config = config_of(folder)
     config["rope_scaling"] |= variant.rope_scaling
-    os.remove(os.path.join(changed, "config.json"))
+    os.remove(os.path.join(changed, "config.json"))  # which may be read-only
     with open(os.path.join(changed, "config.json"), "w") as f:
         json.dump(config, f)
     return changed

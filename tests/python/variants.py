@@ -1,7 +1,7 @@
 """The dense variants of architectures among the oracles, all of which qpipe must read, and what serves each. Needs no packages."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass
@@ -26,16 +26,12 @@ SCALED_ACTIVATION = Variant("ct gptqmodel-awq bnb")
 
 # transformers holds experts as stacks, which neither compressed-tensors nor bitsandbytes reads packed.
 EXPERTS = Variant("gptqmodel gptqmodel-awq", mixture=True)
+UNLOADED_EXPERTS = Variant("", mixture=True)  # GPTQModel neither
 
 
 def skip(match):
     """Integer codes need sizes that are multiples of 32."""
     return [f"quantize.overrides=[{{match = '{match}', skip = true}}]"]
-
-
-def mixture(options=(), **more):
-    """Of experts that no loader reads packed."""
-    return Variant("", mixture=True, options=list(options), **more)
 
 
 VARIANTS = {
@@ -51,27 +47,27 @@ VARIANTS = {
     "qwen3": Variant(),
     "qwen2-moe": EXPERTS,
     "qwen3-moe": EXPERTS,
-    "qwen3-vl-moe": mixture(skip(r"experts")),
-    "mixtral": mixture(),
+    "qwen3-vl-moe": replace(UNLOADED_EXPERTS, options=skip(r"experts")),
+    "mixtral": UNLOADED_EXPERTS,
     # transformers keeps the short factors for long sequences, which the family's authors do not.
-    "phimoe": mixture(rope_scaling={"long_factor": [1.0, 1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0]}),
-    "minimax-m2": mixture(),
+    "phimoe": replace(UNLOADED_EXPERTS, rope_scaling={"long_factor": [1.0, 1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0]}),
+    "minimax-m2": UNLOADED_EXPERTS,
     "olmoe": EXPERTS,
-    "granitemoe": mixture(),
-    "glm4-moe": mixture(),
+    "granitemoe": UNLOADED_EXPERTS,
+    "glm4-moe": UNLOADED_EXPERTS,
     "dots1": EXPERTS,
     "solar-open": EXPERTS,
-    "exaone-moe": mixture(),
-    "bailing-moe-v2": mixture(),
-    "ernie4_5-moe": mixture(),
-    "hunyuan-moe": mixture(skip(r"mlp\.")),
-    "llama4-text": mixture(),
-    "llama4": mixture(),
-    "gemma4-moe": mixture(skip(r"experts")),
-    "gpt-oss": mixture(),
-    "afmoe": mixture(),
-    "mimo-v2-flash": mixture(skip(r"k_proj")),
-    "step3p5": mixture(),
+    "exaone-moe": UNLOADED_EXPERTS,
+    "bailing-moe-v2": UNLOADED_EXPERTS,
+    "ernie4_5-moe": UNLOADED_EXPERTS,
+    "hunyuan-moe": replace(EXPERTS, options=skip(r"mlp\.")),
+    "llama4-text": UNLOADED_EXPERTS,
+    "llama4": UNLOADED_EXPERTS,
+    "gemma4-moe": replace(UNLOADED_EXPERTS, options=skip(r"experts")),
+    "gpt-oss": UNLOADED_EXPERTS,
+    "afmoe": UNLOADED_EXPERTS,
+    "mimo-v2-flash": replace(UNLOADED_EXPERTS, options=skip(r"k_proj")),
+    "step3p5": UNLOADED_EXPERTS,
     "gemma": Variant(),
     "gemma2": Variant(),
     "gemma3": Variant(),
