@@ -246,7 +246,10 @@ void Checkpoint::present_experts() {
   ExpertSlices experts = slices_of_experts(config_, tensors_, folder_.string());
   for (TensorSlice& slice : experts.slices) {
     if (contains(slice.info.name)) continue;  // the file has it as it is
-    tensors_.erase(slice.stored);
+    if (const auto stack = tensors_.find(slice.stored); stack != tensors_.end()) {
+      stacks_[slice.stored] = stack->second;
+      tensors_.erase(stack);
+    }
     tensors_[slice.info.name] = slice.info;
     shard_of_[slice.info.name] = shard_of_.at(slice.stored);
     slices_.emplace(slice.info.name, std::move(slice));
@@ -298,6 +301,7 @@ Checkpoint::Checkpoint(const fs::path& folder, nlohmann::json config,
 const TensorInfo& Checkpoint::info(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found != tensors_.end()) return found->second;
+  if (const auto stack = stacks_.find(name); stack != stacks_.end()) return stack->second;
   if (const auto fault = faults_.find(name); fault != faults_.end()) throw fault->second;
   const std::string near = nearest_name(name, names());
   throw UserError(ExitCode::data,
@@ -391,6 +395,22 @@ void Checkpoint::read_slice(const TensorSlice& slice, std::int64_t begin, std::i
 bool Checkpoint::lies_transposed(const std::string& name) const {
   const auto slice = slices_.find(name);
   return slice != slices_.end() && slice->second.transposed;
+}
+
+std::vector<ExpertStack> Checkpoint::expert_stacks() const {
+  std::map<std::string, ExpertStack> stacks;
+  for (const auto& [name, info] : stacks_) stacks[name].stored = info;
+  for (const auto& [name, slice] : slices_) {
+    const auto stack = stacks.find(slice.stored);
+    if (stack == stacks.end()) continue;
+    if (contains(name) && !made_.contains(name))
+      stack->second.linears.push_back(name);
+    else
+      stacks.erase(stack);
+  }
+  std::vector<ExpertStack> whole;
+  for (auto& [name, stack] : stacks) whole.push_back(std::move(stack));
+  return whole;
 }
 
 std::int64_t Checkpoint::total_bytes() const {

@@ -20,6 +20,13 @@ struct RenamedTensor {
   std::string name;
 };
 
+// A tensor of the file that experts share, and the weights or biases that are presented in its
+// place.
+struct ExpertStack {
+  TensorInfo stored;
+  std::vector<std::string> linears;
+};
+
 class Checkpoint {
  public:
   // Reads config.json and the headers of all shards: those that model.safetensors.index.json names,
@@ -46,6 +53,8 @@ class Checkpoint {
             void* to) const;  // a range of its bytes
   // Whether an expert's weight lies [in, out] (pipeline/model/fused_experts.h).
   bool lies_transposed(const std::string& name) const;
+  // Those of which every part is presented as it is stored. They have info() and read() as well.
+  std::vector<ExpertStack> expert_stacks() const;
   std::int64_t total_bytes() const;
   // In place of some tensors shows one that `read` makes of them, bytes [begin, begin + count) at a
   // time, from any thread. What is hidden is read by read_stored, under its name.
@@ -77,6 +86,7 @@ class Checkpoint {
   std::map<std::string, ReadRange> made_;
   std::string dequantized_from_;
   std::map<std::string, TensorSlice> slices_;  // by the name under which they are presented
+  std::map<std::string, TensorInfo> stacks_;   // of slices, as they are stored
   std::map<std::string, UserError> faults_;
 };
 

@@ -16,6 +16,7 @@
 #include "pipeline/plan/family_loaders.h"
 #include "pipeline/plan/format_choice.h"
 #include "pipeline/plan/module_names.h"
+#include "pipeline/plan/whole_stacks.h"
 #include "stages/clip.h"
 #include "stages/layer.h"
 
@@ -286,6 +287,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
                                        fault.dequantized ? " but dequantized" : "", fault.why));
   for (const TensorSpec& tensor : head_tensors(architecture)) keep(tensor.name);
   pass_through_the_rest(architecture, checkpoint, plan);
+  keep_whole_stacks(checkpoint, plan);
   plan.bits_per_weight = packed_weights > 0.0 ? packed_bits / packed_weights : 0.0;
   return plan;
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every dense variant of the oracles: quantized by qpipe with GPTQ, AWQ and NF4, read back by qpipe, and read by the peers.
+"""Every variant of the oracles: quantized by qpipe with GPTQ, AWQ and NF4, read back by qpipe, and read by the peers.
 
     PEERS/bin/python tests/python/family_interop.py QPIPE SHARED [VARIANT...] [--part 1/4] [--methods gptq,awq,nf4]
 
@@ -261,11 +261,12 @@ def stacked(folder, tensors, family):
     """Experts as their original has them, where that is in stacks."""
     for name, original in tensors_of(folder).items():
         for end, experts, parts, kind in STACKS:
-            if name in tensors or not name.endswith(end) or f"{name.removesuffix(end)}{experts}.0.{parts[0]}{kind}" not in tensors:
+            base = name.removesuffix(end) + experts
+            if name in tensors or not name.endswith(end) or f"{base}.0.{parts[0]}{kind}" not in tensors:
                 continue
             each = []
             for expert in range(len(original)):
-                rows = [tensors.pop(f"{name.removesuffix(end)}{experts}.{expert}.{part}{kind}") for part in parts]
+                rows = [tensors.pop(f"{base}.{expert}.{part}{kind}") for part in parts]
                 each.append(torch.stack(rows, 1).flatten(0, 1) if family == "gpt_oss" and len(rows) == 2 else torch.cat(rows))
             stack = torch.stack(each)
             tensors[name] = stack.transpose(1, 2) if family in INPUT_FIRST and kind == ".weight" else stack

@@ -1,4 +1,4 @@
-"""The dense variants of architectures among the oracles, all of which qpipe must read, and what serves each. Needs no packages."""
+"""The variants of architectures among the oracles, all of which qpipe must read, and what serves each. Needs no packages."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
@@ -47,7 +47,6 @@ VARIANTS = {
     "qwen3": Variant(),
     "qwen2-moe": EXPERTS,
     "qwen3-moe": EXPERTS,
-    "qwen3-vl-moe": replace(UNLOADED_EXPERTS, options=skip(r"experts")),
     "mixtral": UNLOADED_EXPERTS,
     # transformers keeps the short factors for long sequences, which the family's authors do not.
     "phimoe": replace(UNLOADED_EXPERTS, rope_scaling={"long_factor": [1.0, 1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0]}),
