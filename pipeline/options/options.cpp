@@ -71,12 +71,21 @@ std::string found_type(const toml::node& node) {
   }
 }
 
+// Arrays and tables as JSON: the library's TOML of them counts columns by the logarithms of their
+// numbers, which need not fit an integer.
 std::string as_written(const toml::node& node) {
   if (const auto string = node.value<std::string>()) return as_toml_value(*string);
   std::ostringstream text;
-  node.visit([&](const auto& value) { text << value; });
-  std::string result = text.str();
-  std::replace(result.begin(), result.end(), '\n', ' ');
+  node.visit([&](const auto& value) {
+    if constexpr (toml::is_container<decltype(value)>)
+      text << toml::json_formatter(value);
+    else
+      text << value;
+  });
+  std::string result;
+  for (const char c : text.str())
+    if (const bool space = c == '\n' || c == ' '; !space || !result.ends_with(' '))
+      result += space ? ' ' : c;
   constexpr std::size_t longest = 60;
   if (result.size() > longest) result = result.substr(0, longest) + "...";
   return result;

@@ -163,6 +163,10 @@ void check_storage(hid_t data, hid_t properties, Shape& shape, std::int64_t file
     shape.rows_of_a_chunk = static_cast<std::int64_t>(chunk[0]);
   }
   if (layout == H5D_CHUNKED || filled) {
+    // Handed on as i32, which is more than an i8 is here.
+    const auto id_bytes = static_cast<std::int64_t>(sizeof(std::int32_t));
+    if (shape.element_bytes < id_bytes)
+      bytes = product(bytes / shape.element_bytes, id_bytes, shape.sizes);
     const std::int64_t most = most_unpacked_bytes(static_cast<std::int64_t>(stored));
     if (bytes > most)
       throw Fault(
