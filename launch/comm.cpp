@@ -184,6 +184,7 @@ void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<
   }
   const auto with_mpi = [&](const MpiOperation& operation) {
     std::vector<MpiPiece> by_owner;
+    by_owner.reserve(pieces.size());
     for (const cuda::Piece& piece : pieces)
       by_owner.push_back(
           {static_cast<char*>(data) + piece.begin, piece.bytes, static_cast<int>(by_owner.size())});

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "launch/device_cuda.h"
+#include "launch/launcher.h"
 #include "launch/memory_limits.h"
 #include "launch/mpi_calls.h"
 
@@ -37,7 +38,7 @@ std::int64_t cores_of(pid_t process) {
 // MPI; MPICH and Intel MPI; Slurm).
 std::optional<int> environment_local_rank() {
   for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"})
-    if (const char* text = std::getenv(name)) return std::atoi(text);
+    if (const char* text = std::getenv(name)) return number_in(text);
   return {};
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstdlib>
 #include <fstream>
 
@@ -20,6 +21,8 @@ constexpr std::array launchers{"mpirun",          "mpiexec",       "orterun",
                                "slurmstepd",      "mpiexec.hydra", "hydra_pmi_proxy",
                                "hydra_bstrap_pr", "pmi_proxy",     "mpiexec.mpich"};
 
+constexpr std::string_view parent_key = "PPid:\t";
+
 struct Process {
   std::string name;
   int parent = 0;
@@ -32,7 +35,8 @@ Process process(int id) {
   std::getline(name, result.name);
   std::ifstream status(folder + "/status");
   for (std::string line; std::getline(status, line);)
-    if (line.starts_with("PPid:")) result.parent = std::atoi(line.c_str() + 5);
+    if (line.starts_with(parent_key))
+      result.parent = number_in(std::string_view(line).substr(parent_key.size())).value_or(0);
   return result;
 }
 
@@ -44,7 +48,7 @@ bool is_launcher(const std::string& name) {
 
 Launcher launcher_in_environment() {
   for (const char* name : rank_variables)
-    if (const char* text = std::getenv(name)) return {true, std::atoi(text), name};
+    if (const char* text = std::getenv(name)) return {true, number_in(text).value_or(0), name};
   return {};
 }
 
@@ -60,10 +64,18 @@ bool is_below_launcher() {
   return false;
 }
 
+std::optional<int> number_in(std::string_view text) {
+  int number = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, number);
+  return error == std::errc() && stop == end ? std::optional(number) : std::nullopt;
+}
+
 int tasks_of_srun_without_mpi() {
   const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
   if (tasks == nullptr || launcher_in_environment().found || !is_started_by_launcher()) return 0;
-  return std::atoi(tasks) > 1 ? std::atoi(tasks) : 0;
+  const int number = number_in(tasks).value_or(0);
+  return number > 1 ? number : 0;
 }
 
 }  // namespace qpipe

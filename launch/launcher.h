@@ -1,7 +1,9 @@
 // What the process that started this one says: which rank of an MPI job it is, before MPI_Init.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <string_view>
 
 namespace qpipe {
 
@@ -20,6 +22,9 @@ Launcher launcher_in_environment();
 // then the other ranks were started with the same command line, by name in /proc.
 bool is_started_by_launcher();
 bool is_below_launcher();
+
+// A variable's number; nothing where the whole text is none.
+std::optional<int> number_in(std::string_view text);
 
 // How many tasks srun has started directly without any MPI: each would take itself for the only
 // one. 0 otherwise.

@@ -77,8 +77,8 @@ void leave_at_once(int exit_code, std::chrono::seconds timeout) {
             this_rank().c_str(), static_cast<long long>(timeout.count()));
     abort_all_ranks(exit_code);
   }
-// A sanitizer reports, and a build that counts lines writes its counts, only at an orderly exit.
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(QPIPE_COVERAGE)
+// A sanitizer reports, and its build writes its counts of lines, only at an orderly exit.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   if (mpi_is_active()) check(MPI_Finalize());
   std::fflush(nullptr);
   std::_Exit(exit_code);

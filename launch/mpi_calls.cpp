@@ -41,19 +41,21 @@ std::string this_rank() {
 
 Requests::~Requests() {
   // After a fault: never freed, see the class.
-  if (std::any_of(held_.requests.begin(), held_.requests.end(),
+  if (std::any_of(held_->requests.begin(), held_->requests.end(),
                   [](MPI_Request request) { return request != MPI_REQUEST_NULL; }))
-    new Held(std::move(held_));
+    static_cast<void>(held_.release());
 }
 
-MPI_Request* Requests::add() { return &held_.requests.emplace_back(MPI_REQUEST_NULL); }
+MPI_Request* Requests::add() { return &held_->requests.emplace_back(MPI_REQUEST_NULL); }
 
 void* Requests::copy_of(void* data, std::size_t bytes, bool back) {
-  held_.copies.push_back({std::make_unique<unsigned char[]>(bytes), back ? data : nullptr, bytes});
-  void* memory = held_.copies.back().memory.get();
-  if (bytes > 0) std::memcpy(memory, data, bytes);
+  Copy& copy = held_->copies.emplace_back();
+  copy.memory = std::make_unique<unsigned char[]>(bytes);
+  copy.original = back ? data : nullptr;
+  copy.bytes = bytes;
+  if (bytes > 0) std::memcpy(copy.memory.get(), data, bytes);
   bytes_ += bytes;
-  return memory;
+  return copy.memory.get();
 }
 
 const void* Requests::copy_of(const void* data, std::size_t bytes) {
@@ -62,7 +64,7 @@ const void* Requests::copy_of(const void* data, std::size_t bytes) {
 
 bool Requests::done() {
   int flag = 0;
-  check(MPI_Testall(static_cast<int>(size()), held_.requests.data(), &flag, MPI_STATUSES_IGNORE));
+  check(MPI_Testall(static_cast<int>(size()), held_->requests.data(), &flag, MPI_STATUSES_IGNORE));
   return flag != 0;
 }
 
@@ -72,9 +74,9 @@ void Requests::finish(const std::string& operation, std::chrono::seconds timeout
                       std::to_string(timeout.count()) +
                       " s: another rank failed, hangs or is late (parallel.timeout raises the "
                       "limit)");
-  for (const Copy& copy : held_.copies)
+  for (const Copy& copy : held_->copies)
     if (copy.original != nullptr) std::memcpy(copy.original, copy.memory.get(), copy.bytes);
-  held_ = {};
+  *held_ = {};
   bytes_ = 0;
 }
 

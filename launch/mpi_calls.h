@@ -46,7 +46,7 @@ class Requests {
   // Returns when all are done. Throws SystemFault naming rank, host and operation after `timeout`.
   void finish(const std::string& operation, std::chrono::seconds timeout);
 
-  std::size_t size() const { return held_.requests.size(); }
+  std::size_t size() const { return held_->requests.size(); }
   std::size_t bytes() const { return bytes_; }
 
  private:
@@ -61,7 +61,7 @@ class Requests {
   };
   bool done();
 
-  Held held_;
+  std::unique_ptr<Held> held_ = std::make_unique<Held>();
   std::size_t bytes_ = 0;
 };
 

@@ -44,7 +44,7 @@ struct Ring::State {
     const int size = comm->size();
     const int to = (comm->rank() + 1) % size;
     const int from = (comm->rank() + size - 1) % size;
-    const MPI_Comm mpi = comm->state_->mpi;
+    MPI_Comm mpi = comm->state_->mpi;
     for (std::size_t begin = 0; begin < in.bytes; begin += mpi_chunk_bytes) {
       const std::size_t count = std::min(mpi_chunk_bytes, in.bytes - begin);
       void* copy = requests.copy_of(static_cast<char*>(in.data) + begin, count, true);

@@ -100,6 +100,7 @@ std::vector<std::string> guidance(const Comparison& c) {
   std::vector<std::string> lines;
   std::set<int> widths;
   for (const CompareRow& row : c.rows) widths.insert(row.bits);
+  lines.reserve(widths.size());
   for (const int bits : widths) lines.push_back(order_at(c, bits));
   if (c.rows.size() > 1)
     lines.emplace_back(

@@ -63,7 +63,7 @@ void need(const Json& object, const std::string& path, const char* key, bool (*f
 
 void need_in_groups(const Json& groups, const std::string& path, Faults& faults) {
   for (const auto& [name, one] : groups.items()) {
-    const std::string group = path + "." + name;
+    const std::string group = fmt::format("{}.{}", path, name);
     need(one, group, "targets", is_array, "an array of names", faults);
     need(one, group, "weights", is_object, "an object", faults);
     const auto weights = one.find("weights");
@@ -454,7 +454,7 @@ std::optional<std::string> rescaled_norm(const Architecture& architecture,
     for (const auto& norm :
          {architecture.layer(layer).mixer_norm, architecture.layer(layer).mlp_norm}) {
       if (!norm || !norm->weight) continue;
-      const std::string name = layer_prefix(architecture, layer) + norm->name + ".weight";
+      std::string name = layer_prefix(architecture, layer) + norm->name + ".weight";
       if (!original.contains(name) || original.info(name).shape != checkpoint.info(name).shape)
         continue;
       if (relative_error(as_floats(checkpoint, name, stream).view,

@@ -1,5 +1,7 @@
 #include "pipeline/commands/verify_skipped.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <stdexcept>
 
@@ -126,8 +128,9 @@ bool SkipRules::skip(const std::string& module) const {
 
 std::vector<std::string> SkipRules::faults(const std::string& where) const {
   std::vector<std::string> lines;
+  lines.reserve(faults_.size());
   for (const std::string& fault : faults_)
-    lines.push_back(where + ": quantization_config: the expression " + fault);
+    lines.push_back(fmt::format("{}: quantization_config: the expression {}", where, fault));
   return lines;
 }
 

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <csignal>
-#include <cstring>
 #include <string_view>
 #include <utility>
 
@@ -69,7 +68,7 @@ std::string fault_of(const ChildResult& result) {
 template <class Value>
 bool take(std::string_view& bytes, Value* values, std::size_t count) {
   if (count > bytes.size() / sizeof(Value)) return false;
-  if (count != 0) std::memcpy(values, bytes.data(), count * sizeof(Value));
+  bytes.copy(reinterpret_cast<char*>(values), count * sizeof(Value));
   bytes.remove_prefix(count * sizeof(Value));
   return true;
 }

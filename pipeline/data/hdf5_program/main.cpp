@@ -33,6 +33,10 @@
 #include "pipeline/data/hdf5_program/hdf5_program.h"
 #include "pipeline/data/unpacked_limit.h"
 
+#if defined(QPIPE_COUNT_LINES)
+extern "C" void __gcov_dump();  // the counts of lines, which only an orderly exit writes
+#endif
+
 namespace qpipe::hdf5 {
 
 namespace {
@@ -53,6 +57,14 @@ constexpr bool can_be_limited = !__has_feature(address_sanitizer);
 #else
 constexpr bool can_be_limited = true;
 #endif
+
+// Without the library's tidying up, which follows the file's pointers once more.
+[[noreturn]] void leave(int code) {
+#if defined(QPIPE_COUNT_LINES)
+  __gcov_dump();
+#endif
+  std::_Exit(code);
+}
 
 void limit(decltype(RLIMIT_AS) resource, rlim_t soft, bool hard) {
   rlimit value{};
@@ -315,8 +327,7 @@ int main(int argc, char** argv) {
     }
     read(argv[1], number(argv[2]), number(argv[3]));
     if (std::fflush(stdout) != 0) throw Fault("cannot be handed on");
-    // Without the library's tidying up, which follows the file's pointers once more.
-    std::_Exit(0);
+    leave(0);
   } catch (const Fault& error) {
     fault = error.what();
   } catch (const std::bad_alloc&) {
@@ -325,5 +336,5 @@ int main(int argc, char** argv) {
   }
   std::fprintf(stderr, "%s\n", fault.c_str());
   std::fflush(stderr);
-  std::_Exit(data_fault);
+  leave(data_fault);
 }
