@@ -113,9 +113,16 @@ class HostMemory {
 };
 
 Stream::Stream(Backend backend, int device, bool urgent)
-    : backend_(backend),
-      device_(device),
-      host_memory_(std::make_shared<HostMemory>(backend, device)) {
+    : Stream(backend, device, urgent, std::make_shared<Memory>()) {
+  memory_->host = std::make_shared<HostMemory>(backend, device);
+}
+
+std::unique_ptr<Stream> Stream::beside(const Stream& first) {
+  return std::unique_ptr<Stream>(new Stream(first.backend_, first.device_, false, first.memory_));
+}
+
+Stream::Stream(Backend backend, int device, bool urgent, std::shared_ptr<Memory> memory)
+    : backend_(backend), device_(device), memory_(std::move(memory)) {
   openblas_set_num_threads(1);  // kernels call BLAS from OpenMP threads, on fixed tiles
   if (backend_ == Backend::cpu) return;
   if constexpr (has_cuda)
@@ -146,16 +153,18 @@ void Stream::adopt_thread() const {
     if (on_cuda()) cuda::use_device(device_);
 }
 
-void Stream::count(std::ptrdiff_t bytes) {
-  in_use_ = static_cast<std::size_t>(static_cast<std::ptrdiff_t>(in_use_) + bytes);
-  peak_ = std::max(peak_, in_use_);
-}
-
-void Stream::check_limit(std::size_t bytes) const {
-  if (limit_ == 0 || in_use_ + bytes <= limit_) return;
-  throw std::runtime_error("beyond this rank's limit of device memory: " + std::to_string(bytes) +
-                           " bytes asked, " + std::to_string(in_use_) + " in use, limit " +
-                           std::to_string(limit_));
+void Stream::Memory::take(std::size_t bytes) {
+  const std::size_t before = in_use.fetch_add(bytes);
+  const std::size_t most = limit;
+  if (most != 0 && before + bytes > most) {
+    give_back(bytes);
+    throw std::runtime_error("beyond this rank's limit of device memory: " + std::to_string(bytes) +
+                             " bytes asked, " + std::to_string(before) + " in use, limit " +
+                             std::to_string(most));
+  }
+  std::size_t highest = peak;
+  while (before + bytes > highest && !peak.compare_exchange_weak(highest, before + bytes)) {
+  }
 }
 
 int cuda_device_count() {
@@ -164,18 +173,22 @@ int cuda_device_count() {
 }
 
 Buffer::Buffer(std::size_t bytes, Stream& stream) : bytes_(bytes), stream_(&stream) {
-  stream.check_limit(bytes);
+  stream.memory_->take(bytes);
   const std::size_t rounded = aligned(std::max<std::size_t>(bytes, 1));
-  if constexpr (has_cuda)
-    if (stream.on_cuda()) data_ = cuda::allocate(rounded, stream);
-  if (!stream.on_cuda()) data_ = std::aligned_alloc(alignment, rounded);
-  if (data_ == nullptr) throw std::bad_alloc();
-  stream.count(static_cast<std::ptrdiff_t>(bytes_));
+  try {
+    if constexpr (has_cuda)
+      if (stream.on_cuda()) data_ = cuda::allocate(rounded, stream);
+    if (!stream.on_cuda()) data_ = std::aligned_alloc(alignment, rounded);
+    if (data_ == nullptr) throw std::bad_alloc();
+  } catch (...) {
+    stream.memory_->give_back(bytes);
+    throw;
+  }
 }
 
 void Buffer::release() noexcept {
   if (data_ == nullptr) return;
-  stream_->count(-static_cast<std::ptrdiff_t>(bytes_));
+  stream_->memory_->give_back(bytes_);
   if constexpr (has_cuda)
     if (stream_->on_cuda()) cuda::release(data_, *stream_);
   if (!stream_->on_cuda()) std::free(data_);
@@ -183,7 +196,7 @@ void Buffer::release() noexcept {
 }
 
 HostBuffer::HostBuffer(std::size_t bytes, const Stream& stream) : bytes_(bytes) {
-  const std::shared_ptr<HostMemory> memory = stream.host_memory_;
+  const std::shared_ptr<HostMemory> memory = stream.memory_->host;
   const HostMemory::Block block = memory->take(bytes);
   data_ = static_cast<unsigned char*>(block.data);
   owner_ = std::shared_ptr<void>(block.data, [memory, block](void*) { memory->give_back(block); });

@@ -5,6 +5,7 @@
 // synchronize() waits.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -37,6 +38,9 @@ class Stream {
   // device: index of the CUDA device, ignored on the CPU. urgent: its kernels go before those that
   // other streams have queued. Throws std::runtime_error when the device cannot be used.
   Stream(Backend backend, int device, bool urgent = false);
+  // Another queue of the same device, for another thread: they count, limit and keep their memory
+  // together.
+  static std::unique_ptr<Stream> beside(const Stream& first);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -59,30 +63,35 @@ class Stream {
   void adopt_thread() const;
   CudaHandles& cuda() const { return *handles_; }
 
-  // Device memory taken through Buffer on this stream, in bytes.
-  std::size_t bytes_in_use() const { return in_use_; }
-  std::size_t bytes_peak() const { return peak_; }
+  // Device memory taken through Buffer on this stream and on those beside it, in bytes.
+  std::size_t bytes_in_use() const { return memory_->in_use; }
+  std::size_t bytes_peak() const { return memory_->peak; }
   // What a Buffer must not take it beyond, in bytes; 0: no limit.
-  std::size_t limit() const { return limit_; }
-  void set_limit(std::size_t bytes) { limit_ = bytes; }
+  std::size_t limit() const { return memory_->limit; }
+  void set_limit(std::size_t bytes) { memory_->limit = bytes; }
 
  private:
   friend class Buffer;
   friend class HostBuffer;
-  void count(std::ptrdiff_t bytes);
-  void check_limit(std::size_t bytes) const;
+  // Of all queues that stand beside one another.
+  struct Memory {
+    std::atomic<std::size_t> in_use = 0;
+    std::atomic<std::size_t> peak = 0;
+    std::atomic<std::size_t> limit = 0;
+    std::shared_ptr<HostMemory> host;
+    void take(std::size_t bytes);
+    void give_back(std::size_t bytes) { in_use -= bytes; }
+  };
+  Stream(Backend backend, int device, bool urgent, std::shared_ptr<Memory> memory);
 
   Backend backend_;
   int device_;
-  std::size_t in_use_ = 0;
-  std::size_t peak_ = 0;
-  std::size_t limit_ = 0;
+  std::shared_ptr<Memory> memory_;
   std::shared_ptr<Waiter> waiter_ = std::make_shared<Waiter>();  // shared with queues and events
   struct DestroyHandles {
     void operator()(CudaHandles* handles) const;
   };
   std::unique_ptr<CudaHandles, DestroyHandles> handles_;
-  std::shared_ptr<HostMemory> host_memory_;
 };
 
 // Number of CUDA devices this process sees; 0 without CUDA or without a driver.

@@ -88,6 +88,8 @@ Comm::Comm(Comm& parent, int team, Stream& stream) : state_(std::make_unique<Sta
   }
 }
 
+Comm::Comm(Stream& stream) : state_(std::make_unique<State>(stream)) {}
+
 void Comm::connect_ahead(Stream& stream) {
   if (size() == 1 || !stream.on_cuda() || state_->nccl) return;
   if constexpr (has_cuda) {

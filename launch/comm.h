@@ -58,6 +58,8 @@ class Comm {
   // Collective over the ranks of `parent`: those that pass the same team, in their order there.
   // `parent` outlives the Comm.
   Comm(Comm& parent, int team, Stream& stream);
+  // One rank by itself, whatever MPI says: for work of a thread of its own, without calls to MPI.
+  explicit Comm(Stream& stream);
   ~Comm();
   Comm(const Comm&) = delete;
   Comm& operator=(const Comm&) = delete;

@@ -280,7 +280,8 @@ Opened::Opened(Run& run, Journal& own_journal)
       schedule(make_schedule(run, store.finished())),
       part(run.teams.teams > 1 ? std::make_unique<Comm>(run.comm, schedule.team, run.stream)
                                : nullptr),
-      team(part ? *part : run.comm) {
+      team(part ? *part : run.comm),
+      solvers(run.stream, run.plan.places.solvers) {
   if (journal.resumed())
     run.progress.say(fmt::format("goes on with the run in {}: {} of {} layers are finished",
                                  journal.folder().string(), store.finished().size(),

@@ -19,6 +19,7 @@
 #include "pipeline/plan/run_sizes.h"
 #include "pipeline/schedule.h"
 #include "stages/activations.h"
+#include "stages/solvers.h"
 
 namespace qpipe {
 
@@ -87,6 +88,7 @@ struct Opened {
   Schedule schedule;
   std::unique_ptr<Comm> part;  // of the ranks, where there are several teams
   Comm& team;
+  Solvers solvers;
   std::unique_ptr<Ring> ring;           // where hidden states travel
   std::unique_ptr<LayerSource> layers;  // not for casts, which read for themselves
   Activations activations;

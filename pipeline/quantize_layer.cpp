@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <functional>
 #include <stdexcept>
 #include <utility>
 
@@ -15,6 +16,7 @@
 #include "stages/fold.h"
 #include "stages/layer.h"
 #include "stages/rescale.h"
+#include "stages/solvers.h"
 #include "stages/starved.h"
 #include "stages/waiting_weights.h"
 
@@ -59,6 +61,25 @@ std::vector<const Linear*> pointers(const Layer& layer, const std::vector<std::s
   return result;
 }
 
+// Groups of a step whose Hessians are summed in one pass over its input: experts together, as many
+// as Places allows, any other alone. Those in which nothing is quantized are left out.
+using Wave = std::vector<std::size_t>;  // as indices into Step::groups
+
+std::vector<Wave> waves_of(const Loop& loop, const Layer& layer, const Step& step) {
+  const std::int64_t most = loop.plan.places.groups_at_once;
+  std::vector<Wave> waves;
+  for (std::size_t g = 0; g < step.groups.size(); ++g) {
+    const Group& group = step.groups[g];
+    if (chosen(loop, layer, group).empty()) continue;
+    const bool joins = group.expert >= 0 && !waves.empty() &&
+                       step.groups[waves.back().front()].expert >= 0 &&
+                       (most == 0 || std::ssize(waves.back()) < most);
+    if (!joins) waves.emplace_back();
+    waves.back().push_back(g);
+  }
+  return waves;
+}
+
 // Values that are not finite are a fault of the data, which all ranks find alike.
 template <class Work>
 auto as_user_error(Work work) {
@@ -99,26 +120,92 @@ std::int64_t tokens_of(const Group& group, const Hessian* hessian) {
   return hessian == nullptr || group.expert < 0 ? -1 : hessian->routed;
 }
 
-void solve_group(const Loop& loop, Layer& layer, const Group& group, const Hessian* hessian,
+// A group's linears that are quantized, how, and its Hessian, which is freed when they are stored.
+struct GroupTask {
+  const Group& group;
+  std::vector<std::size_t> indices;  // into Layer::linears
+  std::vector<LinearSettings> settings;
+  Hessian* hessian = nullptr;  // null: rounded without one
+  std::function<std::vector<QuantizedLinear>(Comm& comm, Stream& stream)> solve = {};
+};
+
+// weight = what the codes say, in terms of the layer's input without factors.
+using Propagate = std::function<void(const QuantizedLinear& solved, std::size_t linear)>;
+
+void store_group(const Loop& loop, Layer& layer, const GroupTask& task,
+                 const std::vector<QuantizedLinear>& solved, const Propagate& propagate,
                  LayerFindings& found) {
-  const std::vector<std::size_t> indices = chosen(loop, layer, group);
-  if (indices.empty()) return;
-  const WeightsOnDevice weights(layer, indices, loop.stream);
-  const std::vector<const Linear*> linears = pointers(layer, indices);
-  std::vector<QuantizedLinear> solved;
-  {
-    Timed timed(loop.seconds.solve, loop.comm, loop.stream);
-    solved = as_user_error([&] {
-      return solve(hessian, linears, settings_for(loop, layer, indices, hessian), loop.comm,
-                   loop.stream);
-    });
-  }
+  for (std::size_t i = 0; i < solved.size(); ++i)
+    store_solved(loop, layer.linears[task.indices[i]].name, solved[i],
+                 tokens_of(task.group, task.hessian), found);
+  if (task.hessian != nullptr) *task.hessian = Hessian{};
+  if (!loop.plan.quantized_propagation) return;
+  const WeightsOnDevice weights(layer, task.indices, loop.stream);
   for (std::size_t i = 0; i < solved.size(); ++i) {
-    store_solved(loop, linears[i]->name, solved[i], tokens_of(group, hessian), found);
-    if (!loop.plan.quantized_propagation) continue;
-    dequantize_into(solved[i], linears[i]->weight, loop.stream);
-    set_overwritten(layer, indices[i]);
+    propagate(solved[i], task.indices[i]);
+    set_overwritten(layer, task.indices[i]);
   }
+}
+
+GroupToSolve dealt(Layer& layer, const GroupTask& task) {
+  GroupToSolve result;
+  result.solve = [&layer, &task](Comm& alone, Stream& stream) {
+    const WeightsOnDevice weights(layer, task.indices, stream);
+    return task.solve(alone, stream);
+  };
+  result.unsolved = [&layer, &task](Stream& stream) {
+    std::vector<QuantizedLinear> linears;
+    for (std::size_t i = 0; i < task.indices.size(); ++i)
+      linears.push_back(unsolved(layer.linears[task.indices[i]], task.settings[i], stream));
+    return linears;
+  };
+  return result;
+}
+
+// One group by all ranks together, several side by side.
+void solve_groups(const Loop& loop, Layer& layer, const std::vector<GroupTask>& tasks,
+                  const Propagate& propagate, LayerFindings& found) {
+  if (tasks.size() == 1) {
+    const WeightsOnDevice weights(layer, tasks[0].indices, loop.stream);
+    std::vector<QuantizedLinear> solved;
+    {
+      Timed timed(loop.seconds.solve, loop.comm, loop.stream);
+      solved = as_user_error([&] { return tasks[0].solve(loop.comm, loop.stream); });
+    }
+    return store_group(loop, layer, tasks[0], solved, propagate, found);
+  }
+  std::vector<GroupToSolve> groups;
+  groups.reserve(tasks.size());
+  for (const GroupTask& task : tasks) groups.push_back(dealt(layer, task));
+  SolvedGroups in_order(std::move(groups), loop.solvers, loop.comm, loop.stream);
+  for (const GroupTask& task : tasks) {
+    std::vector<QuantizedLinear> solved;
+    {
+      Timed timed(loop.seconds.solve, loop.comm, loop.stream);
+      solved = as_user_error([&] { return in_order.next(); });
+    }
+    store_group(loop, layer, task, solved, propagate, found);
+  }
+}
+
+// By the checkpoint's weights. hessians: of the groups, or empty.
+void solve_wave(const Loop& loop, Layer& layer, const Step& step, const Wave& wave,
+                const std::vector<Hessian*>& hessians, LayerFindings& found) {
+  std::vector<GroupTask> tasks;
+  tasks.reserve(wave.size());
+  for (std::size_t i = 0; i < wave.size(); ++i) {
+    const Group& group = step.groups[wave[i]];
+    GroupTask& task = tasks.emplace_back(GroupTask{group, chosen(loop, layer, group), {}});
+    task.hessian = hessians.empty() ? nullptr : hessians[i];
+    task.settings = settings_for(loop, layer, task.indices, task.hessian);
+    task.solve = [&layer, &task](Comm& comm, Stream& stream) {
+      return solve(task.hessian, pointers(layer, task.indices), task.settings, comm, stream);
+    };
+  }
+  const Propagate propagate = [&](const QuantizedLinear& solved, std::size_t linear) {
+    dequantize_into(solved, layer.linears[linear].weight, loop.stream);
+  };
+  solve_groups(loop, layer, tasks, propagate, found);
 }
 
 void forward_step(const Loop& loop, Layer& layer, const std::vector<Step>& steps, std::size_t step,
@@ -136,25 +223,6 @@ void forward_step(const Loop& loop, Layer& layer, const std::vector<Step>& steps
 void start(const Loop& loop, const Layer& layer, Activations& activations) {
   Timed timed(loop.seconds.forward, loop.comm, loop.stream);
   start_layer(layer, activations, loop.stream);
-}
-
-// Groups of a step whose Hessians are summed in one pass over its input: experts together, as many
-// as Places allows, any other alone. Those in which nothing is quantized are left out.
-using Wave = std::vector<std::size_t>;  // as indices into Step::groups
-
-std::vector<Wave> waves_of(const Loop& loop, const Layer& layer, const Step& step) {
-  const std::int64_t most = loop.plan.places.groups_at_once;
-  std::vector<Wave> waves;
-  for (std::size_t g = 0; g < step.groups.size(); ++g) {
-    const Group& group = step.groups[g];
-    if (chosen(loop, layer, group).empty()) continue;
-    const bool joins = group.expert >= 0 && !waves.empty() &&
-                       step.groups[waves.back().front()].expert >= 0 &&
-                       (most == 0 || std::ssize(waves.back()) < most);
-    if (!joins) waves.emplace_back();
-    waves.back().push_back(g);
-  }
-  return waves;
 }
 
 // In the order of the wave.
@@ -214,10 +282,9 @@ void quantize_layer_sequentially(const Loop& loop, Layer& layer, Output output,
     for (const Wave& wave : waves_of(loop, layer, steps[step])) {
       std::vector<Hessian> hessians =
           calibrate_wave(loop, layer, steps[step], wave, activations, found);
-      for (std::size_t i = 0; i < wave.size(); ++i) {
-        solve_group(loop, layer, steps[step].groups[wave[i]], &hessians[i], found);
-        hessians[i] = Hessian{};
-      }
+      std::vector<Hessian*> of_wave;
+      for (Hessian& hessian : hessians) of_wave.push_back(&hessian);
+      solve_wave(loop, layer, steps[step], wave, of_wave, found);
     }
     forward_step(loop, layer, steps, step, output, activations);
   }
@@ -260,6 +327,12 @@ Hessians hessians_of(const std::vector<Step>& steps) {
   return hessians;
 }
 
+std::vector<Hessian*> of_wave(std::vector<Hessian>& of_step, const Wave& wave) {
+  std::vector<Hessian*> result;
+  for (const std::size_t g : wave) result.push_back(&of_step[g]);
+  return result;
+}
+
 // The Hessians of all of a step's groups in which something is quantized.
 void calibrate_step(const Loop& loop, const Layer& layer, const Step& step,
                     const Activations& activations, std::vector<Hessian>& hessians,
@@ -285,10 +358,8 @@ void quantize_layer_at_once(const Loop& loop, Layer& layer, Output output, Activ
     forward_step(loop, layer, steps, i, output, activations);
   }
   for (std::size_t i = 0; i < steps.size(); ++i)
-    for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
-      solve_group(loop, layer, steps[i].groups[g], &hessians[i][g], found);
-      hessians[i][g] = Hessian{};
-    }
+    for (const Wave& wave : waves_of(loop, layer, steps[i]))
+      solve_wave(loop, layer, steps[i], wave, of_wave(hessians[i], wave), found);
   if (runs_again) run_again(loop, layer, activations);
 }
 
@@ -345,39 +416,44 @@ void store_scaled(const Loop& loop, Layer& layer, const std::vector<ScaledPair>&
   }
 }
 
-// Clips and rounds the scaled weights of one group. hessian: of the input that the scaled layer
-// has.
-void solve_scaled_group(const Loop& loop, Layer& layer, const Group& group,
-                        const std::vector<LinearFactors>& factors, const Hessian& hessian,
-                        LayerFindings& found) {
-  const std::vector<std::size_t> indices = chosen(loop, layer, group);
-  const std::vector<LinearSettings> settings = settings_for(loop, layer, indices, &hessian);
-  const WeightsOnDevice weights(layer, indices, loop.stream);
-  const auto clipped_rows = [&](std::size_t i, const RowRange& rows) {
-    const Linear& linear = layer.linears[indices[i]];
-    Array<float> w = scaled_rows(linear, factors[indices[i]], rows, loop.stream);
-    if (loop.options.awq.clip && may_clip(linear.name) && hessian.tokens > 0)
-      clip_weight(w, hessian, settings[i], loop.stream);
-    return w;
+// Clips and rounds the scaled weights of some groups of step `number`, whose Hessians become those
+// of the input that the scaled layer has.
+void solve_scaled_wave(const Loop& loop, Layer& layer, const Step& step, std::size_t number,
+                       const Wave& wave, const std::vector<Hessian*>& hessians,
+                       const std::vector<ScaledPair>& pairs,
+                       const std::vector<LinearFactors>& factors, LayerFindings& found) {
+  std::vector<GroupTask> tasks;
+  tasks.reserve(wave.size());
+  for (std::size_t i = 0; i < wave.size(); ++i) {
+    const Group& group = step.groups[wave[i]];
+    GroupTask& task = tasks.emplace_back(GroupTask{group, chosen(loop, layer, group), {}});
+    task.hessian = hessians[i];
+    task.settings = settings_for(loop, layer, task.indices, task.hessian);
+    task.solve = [&, &task = task, g = wave[i]](Comm& comm, Stream& stream) {
+      for (const ScaledPair& p : pairs)
+        if (p.pair.step == number && std::ranges::find(p.pair.groups, g) != p.pair.groups.end())
+          divide_input(*task.hessian, p.scale, stream);
+      bring_to_device(*task.hessian, stream);
+      const auto clipped_rows = [&](std::size_t k, const RowRange& rows) {
+        const Linear& linear = layer.linears[task.indices[k]];
+        Array<float> w = scaled_rows(linear, factors[task.indices[k]], rows, stream);
+        if (loop.options.awq.clip && may_clip(linear.name) && task.hessian->tokens > 0)
+          clip_weight(w, *task.hessian, task.settings[k], stream);
+        return w;
+      };
+      std::vector<QuantizedLinear> solved = solve(task.hessian, pointers(layer, task.indices),
+                                                  task.settings, clipped_rows, comm, stream);
+      for (std::size_t k = 0; k < solved.size(); ++k)
+        solved[k].mean_squared_error =
+            output_error(layer.linears[task.indices[k]], factors[task.indices[k]], solved[k],
+                         *task.hessian, comm, stream);
+      return solved;
+    };
+  }
+  const Propagate propagate = [&](const QuantizedLinear& solved, std::size_t linear) {
+    unscaled_weight_into(solved, factors[linear], layer.linears[linear].weight, loop.stream);
   };
-  std::vector<QuantizedLinear> solved;
-  {
-    Timed timed(loop.seconds.solve, loop.comm, loop.stream);
-    solved = as_user_error([&] {
-      return solve(&hessian, pointers(layer, indices), settings, clipped_rows, loop.comm,
-                   loop.stream);
-    });
-    for (std::size_t i = 0; i < solved.size(); ++i)
-      solved[i].mean_squared_error = output_error(layer.linears[indices[i]], factors[indices[i]],
-                                                  solved[i], hessian, loop.comm, loop.stream);
-  }
-  for (std::size_t i = 0; i < solved.size(); ++i) {
-    const Linear& linear = layer.linears[indices[i]];
-    store_solved(loop, linear.name, solved[i], tokens_of(group, &hessian), found);
-    if (!loop.plan.quantized_propagation) continue;
-    unscaled_weight_into(solved[i], factors[indices[i]], linear.weight, loop.stream);
-    set_overwritten(layer, indices[i]);
-  }
+  solve_groups(loop, layer, tasks, propagate, found);
 }
 
 // AWQ: every pair's factors are searched with the layer's original weights; then the layer is
@@ -406,22 +482,16 @@ void quantize_layer_awq(const Loop& loop, Layer& layer, Output output, Activatio
   if (loop.plan.quantized_propagation) found.factors = factors;
   store_scaled(loop, layer, pairs, factors);
   for (std::size_t i = 0; i < steps.size(); ++i)
-    for (std::size_t g = 0; g < steps[i].groups.size(); ++g) {
-      if (chosen(loop, layer, steps[i].groups[g]).empty()) continue;
-      Hessian& hessian = hessians[i][g];
-      for (const ScaledPair& p : pairs)
-        if (p.pair.step == i && std::ranges::find(p.pair.groups, g) != p.pair.groups.end())
-          divide_input(hessian, p.scale, loop.stream);
-      bring_to_device(hessian, loop.stream);
-      solve_scaled_group(loop, layer, steps[i].groups[g], factors, hessian, found);
-      hessian = Hessian{};
-    }
+    for (const Wave& wave : waves_of(loop, layer, steps[i]))
+      solve_scaled_wave(loop, layer, steps[i], i, wave, of_wave(hessians[i], wave), pairs, factors,
+                        found);
   if (runs_again) run_again(loop, layer, activations);
 }
 
 void round_layer(const Loop& loop, Layer& layer, LayerFindings& found) {
   for (const Step& step : layer_steps(*layer.spec))
-    for (const Group& group : step.groups) solve_group(loop, layer, group, nullptr, found);
+    for (const Wave& wave : waves_of(loop, layer, step))
+      solve_wave(loop, layer, step, wave, {}, found);
 }
 
 }  // namespace

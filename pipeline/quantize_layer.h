@@ -11,6 +11,7 @@
 #include "pipeline/output/report.h"
 #include "pipeline/plan/plan.h"
 #include "stages/activations.h"
+#include "stages/solvers.h"
 
 namespace qpipe {
 
@@ -22,6 +23,7 @@ struct Loop {
   const QuantizePlan& plan;
   Comm& comm;  // the ranks of the team
   Stream& stream;
+  Solvers& solvers;
   Store& store;
   Progress& progress;
   PhaseSeconds& seconds;

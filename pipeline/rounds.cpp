@@ -44,8 +44,8 @@ void check_fallbacks(const Run& run) {
 }  // namespace
 
 Loop loop_of(Run& run, Opened& open) {
-  return {run.options, run.architecture, open.tables,  run.plan,          open.team,
-          run.stream,  open.store,       run.progress, run.report.seconds};
+  return {run.options, run.architecture, open.tables, run.plan,     open.team,
+          run.stream,  open.solvers,     open.store,  run.progress, run.report.seconds};
 }
 
 Layer load_layer(Run& run, Opened& open, const Task& task) {

@@ -126,22 +126,6 @@ Factors make_factors(const Hessian& hessian, const std::vector<LinearSettings>& 
   return factors;
 }
 
-QuantizedLinear allocate(const Linear& linear, const LinearSettings& settings, Stream& stream) {
-  const std::int64_t out = linear.stored.rows;
-  const std::int64_t in = linear.stored.cols;
-  QuantizedLinear q;
-  q.settings = settings;
-  q.code = Array<std::uint8_t>(out, in, stream);
-  q.scale = Array<float>(out, settings.groups(in), stream);
-  q.zero = Array<std::uint8_t>(out, settings.groups(in), stream);
-  q.group_of.resize(static_cast<std::size_t>(in));
-  for (std::int64_t k = 0; k < in; ++k)
-    q.group_of[static_cast<std::size_t>(k)] =
-        static_cast<std::int32_t>(k / settings.group_columns(in));
-  q.stored_group = identity_order(settings.groups(in));
-  return q;
-}
-
 // weight: the given rows.
 void solve_rtn(ConstTensor weight, const RowRange& rows, QuantizedLinear& q, Stream& stream) {
   const std::int64_t in = weight.cols;
@@ -412,7 +396,7 @@ std::vector<QuantizedLinear> solve(const Hessian* hessian,
     dead = dead_columns(*hessian, stream);
   }
   for (std::size_t i = 0; i < linears.size(); ++i)
-    results.push_back(allocate(*linears[i], settings[i], stream));
+    results.push_back(unsolved(*linears[i], settings[i], stream));
   Array<float> row_loss(1, std::accumulate(step.rows.begin(), step.rows.end(), std::int64_t{0}),
                         stream);
   fill_zero(row_loss.view.data, row_loss.memory.bytes(), stream);
@@ -427,6 +411,50 @@ std::vector<QuantizedLinear> solve(const Hessian* hessian,
                                    const std::vector<LinearSettings>& settings, Comm& comm,
                                    Stream& stream) {
   return solve(hessian, linears, settings, RowsOf{}, comm, stream);
+}
+
+QuantizedLinear unsolved(const Linear& linear, const LinearSettings& settings, Stream& stream) {
+  const std::int64_t out = linear.stored.rows;
+  const std::int64_t in = linear.stored.cols;
+  QuantizedLinear q;
+  q.settings = settings;
+  q.code = Array<std::uint8_t>(out, in, stream);
+  q.scale = Array<float>(out, settings.groups(in), stream);
+  q.zero = Array<std::uint8_t>(out, settings.groups(in), stream);
+  q.group_of.resize(static_cast<std::size_t>(in));
+  for (std::int64_t k = 0; k < in; ++k)
+    q.group_of[static_cast<std::size_t>(k)] =
+        static_cast<std::int32_t>(k / settings.group_columns(in));
+  q.stored_group = identity_order(settings.groups(in));
+  return q;
+}
+
+void broadcast_solved(std::vector<QuantizedLinear>& linears, int from, Comm& comm, Stream& stream) {
+  if (comm.size() == 1) return;
+  std::string outcome;  // on the host, of all linears
+  const auto each = [&](auto visit) {
+    for (QuantizedLinear& q : linears) {
+      for (double* value : {&q.mean_squared_error, &q.damp}) visit(value, sizeof *value);
+      for (bool* value : {&q.fell_back, &q.has_zero_of_zero}) visit(value, sizeof *value);
+      for (Order* order : {&q.group_of, &q.stored_group})
+        visit(order->data(), order->size() * sizeof(order->front()));
+    }
+  };
+  if (comm.rank() == from)
+    each([&](const void* value, std::size_t bytes) {
+      outcome.append(static_cast<const char*>(value), bytes);
+    });
+  outcome = comm.broadcast(outcome, from);
+  std::size_t at = 0;
+  each([&](void* value, std::size_t bytes) {
+    outcome.copy(static_cast<char*>(value), bytes, at);
+    at += bytes;
+  });
+  for (const QuantizedLinear& q : linears) {
+    comm.broadcast(q.code.view.data, q.code.memory.bytes(), from, stream);
+    comm.broadcast(q.scale.view.data, q.scale.memory.bytes(), from, stream);
+    comm.broadcast(q.zero.view.data, q.zero.memory.bytes(), from, stream);
+  }
 }
 
 void dequantize_into(const QuantizedLinear& q, Tensor weight, Stream& stream) {

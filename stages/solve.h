@@ -80,6 +80,11 @@ std::vector<QuantizedLinear> solve(const Hessian* hessian,
                                    const std::vector<LinearSettings>& settings,
                                    const RowsOf& rows_of, Comm& comm, Stream& stream);
 
+// A linear before any row is solved: memory for what solve() gives.
+QuantizedLinear unsolved(const Linear& linear, const LinearSettings& settings, Stream& stream);
+// One rank's solved linears to all others, where they are unsolved. Collective.
+void broadcast_solved(std::vector<QuantizedLinear>& linears, int from, Comm& comm, Stream& stream);
+
 // weight = the dequantized codes, in the compute type.
 void dequantize_into(const QuantizedLinear& quantized, Tensor weight, Stream& stream);
 

@@ -200,6 +200,7 @@ nlohmann::json as_json(const Answer& a) {
         {"inputs_kept", p.inputs_kept},
         {"weights_by_step", p.weights_by_step},
         {"groups_at_once", p.groups_at_once},
+        {"solvers", p.solvers},
         {"hessian_panel_columns", p.hessian_panel_columns},
         {"hessian_on_host", p.hessian_on_host}}},
       {"output_bytes", a.run.output_bytes},
@@ -261,9 +262,8 @@ int run_plan(const PlanRequest& request) {
   const Budget budget = budget_of(request, backend, ranks_of_machine);
   const Rates rates = rates_of(request);
 
-  Answer answer{
-      run, teams, ranks_of_machine, budget, plan_memory(run, teams, budget), 0, traffic(run, teams),
-      {}};
+  Answer answer{run, teams, ranks_of_machine, budget, plan_memory(run, teams, budget), 0, {}, {}};
+  answer.sent = traffic(run, teams, answer.memory.places);
   if (run.calibrates())
     answer.micro_batch = largest_micro_batch(run, teams, budget,
                                              answer.memory.fits ? &answer.memory.places : nullptr);

@@ -13,6 +13,7 @@
 #include "stages/factor_team.h"
 #include "stages/rescale.h"
 #include "stages/solve.h"
+#include "stages/solvers.h"
 
 namespace qpipe {
 
@@ -387,26 +388,36 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
       add(step, "forward", forward_passes(step), all_of_step(layer, step.step),
           {hessians(r.at_once() ? held : Held{}, 0, places)});
   }
-  // The way through the solutions. AWQ has the step's Hessian on the device.
+  // The way through the solutions. AWQ has the Hessians in work on the device.
   for (const StepSizes& step : layer.steps) {
     if (!step.solves()) continue;
     const Held own = held_of(step, 1);
     const Held wave = held_of(step, wave_of(step, places));
-    const Use kept = hessians(r.at_once() ? held : wave, r.awq() ? own.full : 0, places);
-    const Use factors = on_device("Cholesky factors", factor_bytes(step));
+    const std::int64_t dealt = groups_side_by_side(step, places, rank.teams.ranks_of_team);
+    const std::int64_t at_once = std::max<std::int64_t>(dealt, 1);
+    const int ranks = dealt > 0 ? 1 : rank.teams.ranks_of_team;  // at work on a group
+    const Use kept = hessians(r.at_once() ? held : wave, r.awq() ? at_once * own.full : 0, places);
+    const Use factors = on_device("Cholesky factors", at_once * factor_bytes(step));
+    // Solved ones that wait to be stored, and that which is, beside those in work.
+    const std::int64_t solved =
+        at_once == 1 ? 0 : groups_in_work(static_cast<int>(dealt)) - dealt + 1;
+    const Use waiting = on_device(
+        "codes that wait", solved * solved_bytes(step) + (solved > 0 ? largest_packed(step) : 0));
+    const std::vector<InUse> in_use{{&step, at_once + (solved > 0 ? 1 : 0)}};
     if (step.factors > 0)
-      add(step, "factor", {}, {{&step}},
-          {kept, factors,
-           on_device("factor workspace",
-                     factor_work_bytes(r, step, rank.teams.ranks_of_team, places))});
-    add(step, "codes", {}, {{&step}},
-        {kept, factors,
-         on_device("rows in work and codes", sweep_bytes(r, step, rank.teams.ranks_of_team))});
-    const Use codes = on_device("codes", solved_bytes(step));
+      add(step, "factor", {}, in_use,
+          {kept, factors, waiting,
+           on_device("factor workspace", at_once * factor_work_bytes(r, step, ranks, places))});
+    add(step, "codes", {}, in_use,
+        {kept, factors, waiting,
+         on_device("rows in work and codes", at_once * sweep_bytes(r, step, ranks))});
+    const Use codes = on_device("codes", at_once * solved_bytes(step));
     add(step, "packing", {}, {{&step}},
-        {kept, codes, on_device("packed tensors", largest_packed(step))});
+        {kept, on_device("codes", solved_bytes(step)),
+         on_device("packed tensors", largest_packed(step))});
     if (r.awq())
-      add(step, "errors", {}, {{&step}}, {kept, codes, on_device("errors", error_bytes(r, step))});
+      add(step, "errors", {}, in_use,
+          {kept, codes, waiting, on_device("errors", at_once * error_bytes(r, step))});
     if (r.at_once()) held = held - held_of(step, step.groups);
   }
 }
@@ -464,7 +475,17 @@ void add_evaluation(const Rank& rank, std::vector<Phase>& phases) {
                                  Uses{{"output head and logits", head, r.head_bytes, 0}}});
 }
 
-Uses in_every_phase(const RunSizes& r, const Teams& teams) {
+// What the libraries hold for queues of their own.
+std::int64_t of_solvers(const RunSizes& r, const Teams& teams, const Places& places) {
+  std::int64_t most = 0;
+  for (const LayerSizes& layer : r.layer_kinds)
+    for (const StepSizes& step : layer.steps)
+      if (step.solves())
+        most = std::max(most, groups_side_by_side(step, places, teams.ranks_of_team));
+  return most < 2 ? 0 : most * Solvers::library_device_bytes;
+}
+
+Uses in_every_phase(const RunSizes& r, const Teams& teams, const Places& places) {
   std::int64_t kept =
       0;  // tensors outside of the layers are copied in the background, divided over the ranks
   for (const std::int64_t bytes : r.kept_host_bytes)
@@ -476,7 +497,9 @@ Uses in_every_phase(const RunSizes& r, const Teams& teams) {
     packed = std::max(packed, kind.packed_bytes());
   }
   return {
-      {"libraries", r.backend == Backend::cuda ? library_device_bytes : 0, library_host_bytes, 0},
+      {"libraries",
+       r.backend == Backend::cuda ? library_device_bytes + of_solvers(r, teams, places) : 0,
+       library_host_bytes, 0},
       on_device("tables and vectors", r.table_bytes + 8 * f32 * r.widest_input),
       on_host("token ids", r.samples * r.seqlen * 4 + r.evaluate_samples * r.evaluate_seqlen * 4),
       on_host("a layer read ahead", r.casts() ? 0 : layer),
@@ -488,6 +511,12 @@ Uses in_every_phase(const RunSizes& r, const Teams& teams) {
 }
 
 }  // namespace
+
+std::int64_t groups_side_by_side(const StepSizes& step, const Places& places, int ranks_of_team) {
+  const std::int64_t wave = wave_of(step, places);
+  if (wave < 2) return 0;
+  return std::min<std::int64_t>(places.solvers, ceiling(wave, ranks_of_team));
+}
 
 std::int64_t largest_share(const RunSizes& run, const Teams& teams) {
   return contiguous_share(run.blocking().blocks(), 0, teams.ranks_of_team).count;
@@ -509,7 +538,7 @@ Use Phase::total() const {
 
 std::vector<Phase> memory_phases(const RunSizes& r, const Teams& teams, std::int64_t blocks,
                                  const Places& places) {
-  const Rank rank{r, teams, places, in_every_phase(r, teams)};
+  const Rank rank{r, teams, places, in_every_phase(r, teams, places)};
   std::vector<Phase> phases;
   if (r.evaluate_samples > 0) add_evaluation(rank, phases);
   if (r.casts()) {

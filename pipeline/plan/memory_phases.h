@@ -17,6 +17,10 @@ std::int64_t largest_share(const RunSizes& run, const Teams& teams);
 // Whether blocks stream from team to team (pipeline/layers/hidden_stream).
 bool streams(const RunSizes& run, const Teams& teams);
 
+// Experts' groups of the step that a rank solves at a time (stages/solvers.h); 0: all ranks work on
+// one group together.
+std::int64_t groups_side_by_side(const StepSizes& step, const Places& places, int ranks_of_team);
+
 struct Use {
   std::string purpose;
   std::int64_t device = 0;

@@ -50,9 +50,12 @@ std::int64_t most_groups(const RunSizes& run) {
   return most;
 }
 
+constexpr int few_solvers = 4;
+
 // By cost, each with all that is before it.
 std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
   std::vector<Places> choices{Places{}};
+  choices.front().solvers = run.most_solvers;
   const auto then = [&](const std::function<void(Places&)>& change) {
     Places next = choices.back();
     change(next);
@@ -70,8 +73,10 @@ std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
   if (run.calibrates()) {
     constexpr std::int64_t small_wave = 8;
     wave(most_groups(run), small_wave);
+    if (run.most_solvers > few_solvers) then([](Places& p) { p.solvers = few_solvers; });
     then([](Places& p) { p.input = Place::host; });
     then([](Places& p) { p.hidden = Place::host; });
+    if (run.most_solvers > 1) then([](Places& p) { p.solvers = 1; });
     wave(small_wave - 1, 1);
     const std::int64_t unit = hessian_panel(run.backend);
     for (std::int64_t columns = (widest_hessian(run) - 1) / unit * unit; columns > 0;
@@ -96,10 +101,15 @@ std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
 }
 
 // Single savings undone, the costliest first.
-std::vector<std::function<void(Places&)>> undone() {
+std::vector<std::function<void(Places&)>> undone(const RunSizes& run) {
   return {[](Places& p) { p.hessian_on_host = false; },
           [](Places& p) { p.weights_by_step = false; },
           [](Places& p) { p.hessian_panel_columns = 0; },
+          [&run](Places& p) { p.solvers = std::max(p.solvers, std::min(run.most_solvers, 2)); },
+          [&run](Places& p) {
+            p.solvers = std::max(p.solvers, std::min(run.most_solvers, few_solvers));
+          },
+          [&run](Places& p) { p.solvers = run.most_solvers; },
           [](Places& p) { p.groups_at_once = 0; },
           [](Places& p) { p.hidden = Place::device; },
           [](Places& p) { p.input = Place::device; },
@@ -194,7 +204,7 @@ MemoryPlan plan_memory(const RunSizes& run, const Teams& teams, const Budget& bu
     }
     return plan;
   }
-  for (const auto& undo : undone()) {
+  for (const auto& undo : undone(run)) {
     Places places = plan.places;
     undo(places);
     if (!fits(phases(places), budget)) continue;
@@ -251,6 +261,8 @@ std::string describe(const Places& places) {
     texts.push_back(fmt::format("step inputs {}", at(places.input)));
   if (places.hidden != Place::device)
     texts.push_back(fmt::format("hidden states {}", at(places.hidden)));
+  if (places.groups_at_once > 0)
+    texts.push_back(fmt::format("experts in waves of {}", places.groups_at_once));
   if (places.hessian_panel_columns > 0)
     texts.push_back(fmt::format("Hessians summed by {} columns", places.hessian_panel_columns));
   if (places.weights_by_step) texts.emplace_back("weights of one step at a time");

@@ -140,24 +140,34 @@ double factor_seconds(const RunSizes& r, const StepSizes& step, const Teams& tea
 }
 
 // What each rank has of a step's factors in the end, or of their panels from the diagonal down.
-double factor_traffic(const RunSizes& r, const StepSizes& step, const Teams& teams) {
+double factor_traffic(const RunSizes& r, const StepSizes& step, const Teams& teams,
+                      const Places& places) {
+  if (groups_side_by_side(step, places, teams.ranks_of_team) > 0) return 0.0;
   const double d = as_double(step.columns);
   return as_double(step.groups * step.factors) *
          (factored_in_team(r, step, teams) ? 2.0 * d * d : 4.0 * d * (d + 1.0));
 }
 
+// Experts that are solved side by side wait for their columns at the same time.
 double solve_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& teams,
-                     const Rates& rates) {
+                     const Places& places, const Rates& rates) {
   double seconds = 0.0;
   for (const StepSizes& step : layer.steps) {
+    const std::int64_t dealt = groups_side_by_side(step, places, teams.ranks_of_team);
+    const Teams at_work{teams.teams, dealt > 0 ? 1 : teams.ranks_of_team};
+    const std::int64_t in_turn =
+        dealt > 0 ? (step.groups + teams.ranks_of_team - 1) / teams.ranks_of_team : step.groups;
     const double d = as_double(step.columns);
-    double group = factor_seconds(r, step, teams, rates);
     std::int64_t rows = 0;
     for (const LinearSizes& linear : step.linears) rows += linear.gptq ? linear.rows : 0;
-    if (rows > 0) group += as_double(rows) * d * d / teams.ranks_of_team / rates.sweep;
-    group += as_double(std::max<std::int64_t>(step.factors, rows > 0 ? 1 : 0)) * d *
-             rates.sweep_column;  // one sweep for each order
-    seconds += as_double(step.groups) * group;
+    const double columns =  // one sweep for each order
+        as_double(std::max<std::int64_t>(step.factors, rows > 0 ? 1 : 0)) * d * rates.sweep_column;
+    const double products = as_double(rows) * d * d / at_work.ranks_of_team / rates.sweep;
+    const double factors = factor_seconds(r, step, at_work, rates);
+    const double waits = dealt > 0 ? as_double(step.factors) * d * rates.factor_column : 0.0;
+    seconds +=
+        as_double(in_turn) * (factors - waits + products +
+                              (waits + columns) / as_double(std::max<std::int64_t>(dealt, 1)));
   }
   return seconds;
 }
@@ -223,7 +233,7 @@ Rates scaled_to(double tflops, Rates rates) {
   return rates;
 }
 
-std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
+std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams, const Places& places) {
   const double ring = as_double(teams.ranks_of_team - 1) / teams.ranks_of_team;
   const double layers = as_double((r.layers + teams.teams - 1) / teams.teams);
   const auto bytes = [&](double per_layer) {
@@ -250,7 +260,7 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams) {
     add("Cholesky factors", ring * mean_over_layers(r, [&](const LayerSizes& layer) {
                               double sum = 0.0;
                               for (const StepSizes& step : layer.steps)
-                                sum += factor_traffic(r, step, teams);
+                                sum += factor_traffic(r, step, teams, places);
                               return sum;
                             }));
   }
@@ -293,8 +303,9 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
           return search_seconds(r, layer, teams, tokens, rates);
         })
                                 : 0.0);
-    add("factors and codes",
-        per_layer([&](const LayerSizes& layer) { return solve_seconds(r, layer, teams, rates); }));
+    add("factors and codes", per_layer([&](const LayerSizes& layer) {
+          return solve_seconds(r, layer, teams, places, rates);
+        }));
     // Blocks travel while others are computed: what is longer counts.
     const double travel = per_layer([&](const LayerSizes& layer) {
       const Crossings c = crossings(r, layer, places, tokens);
@@ -311,7 +322,7 @@ RunTime run_time(const RunSizes& r, const Teams& teams, const Places& places, in
     }
   }
   double sent = 0.0;
-  for (const Traffic& t : traffic(r, teams))
+  for (const Traffic& t : traffic(r, teams, places))
     if (t.purpose != hidden_states) sent += as_double(t.bytes);
   add("network", sent / network * layers / as_double((r.layers + teams.teams - 1) / teams.teams));
   double work = 0.0;

@@ -61,7 +61,7 @@ struct Traffic {
 
 // One team: NCCL's rings move (D − 1)/D of a broadcast or gathered array and twice that of an
 // all-reduced one through each rank.
-std::vector<Traffic> traffic(const RunSizes& run, const Teams& teams);
+std::vector<Traffic> traffic(const RunSizes& run, const Teams& teams, const Places& places);
 
 struct PhaseTime {
   std::string name;

@@ -167,6 +167,9 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
                 backend == Backend::cuda ? 2 : 4};
   RunSizes r;
   r.backend = backend;
+  // On the CPU the kernels share the cores themselves.
+  constexpr int fill_a_gpu = 8;
+  r.most_solvers = backend == Backend::cuda ? fill_a_gpu : 1;
   r.compute_element = source.element;
   r.hidden = a.hidden;
   r.stream_width = a.stream_width();

@@ -100,6 +100,7 @@ struct RunSizes {
   std::int64_t search_tokens = 0;   // of the exact search; 0: all, as below
   std::int64_t search_rows = 0;     // of each linear, in the Gram search
   std::int64_t hessian_tokens = 0;  // that Hessians are of
+  int most_solvers = 1;             // of experts' groups at a time, where memory has room for them
 
   std::int64_t samples = 0;
   std::int64_t seqlen = 0;

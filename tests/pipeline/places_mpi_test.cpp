@@ -1,5 +1,5 @@
-// Whole runs write the same bytes wherever activations, weights and Hessians are kept, and in a
-// ring whether step inputs are kept or made anew.
+// Whole runs write the same bytes wherever activations, weights and Hessians are kept, however many
+// experts are solved at a time, and in a ring whether step inputs are kept or made anew.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -31,7 +31,7 @@ Files read_folder(const fs::path& folder) {
 }
 
 Places elsewhere(Place hidden, Place input, bool weights_by_step, std::int64_t panel,
-                 bool hessian_on_host, std::int64_t groups_at_once) {
+                 bool hessian_on_host, std::int64_t groups_at_once, int solvers = 1) {
   Places places;
   places.hidden = hidden;
   places.input = input;
@@ -39,6 +39,7 @@ Places elsewhere(Place hidden, Place input, bool weights_by_step, std::int64_t p
   places.groups_at_once = groups_at_once;
   places.hessian_panel_columns = panel;
   places.hessian_on_host = hessian_on_host;
+  places.solvers = solvers;
   return places;
 }
 
@@ -99,9 +100,9 @@ TEST_P(PlacesRun, WriteTheSameBytes) {
   }
   const std::int64_t panel = hessian_panel(cuda_device_count() > 0 ? Backend::cuda : Backend::cpu);
   for (const Places& places : {Places{}, elsewhere(Place::host, Place::device, false, 0, false, 1),
-                               elsewhere(Place::device, Place::host, false, panel, true, 3),
-                               elsewhere(Place::disk, Place::host, true, 0, true, 0),
-                               elsewhere(Place::disk, Place::disk, true, panel, false, 2)}) {
+                               elsewhere(Place::device, Place::host, false, panel, true, 3, 2),
+                               elsewhere(Place::disk, Place::host, true, 0, true, 0, 4),
+                               elsewhere(Place::disk, Place::disk, true, panel, false, 2, 3)}) {
     const Files got = quantized(places);
     ASSERT_EQ(got.size(), expected.size());
     for (const auto& [name, content] : expected)
@@ -143,6 +144,14 @@ INSTANTIATE_TEST_SUITE_P(
                o.quantize.method = "awq";
                o.quantize.propagate = "quantized";
              }},
+        Case{"experts_awq_gptq", "qwen3-moe",
+             [](Options& o) {
+               o.quantize.method = "awq";
+               o.awq.rounding = "gptq";
+               o.quantize.desc_act = true;
+               o.quantize.propagate = "quantized";
+             }},
+        Case{"experts_rtn", "qwen3-moe", [](Options& o) { o.quantize.method = "rtn"; }},
         Case{"rtn", "llama", [](Options& o) { o.quantize.method = "rtn"; }}),
     [](const testing::TestParamInfo<Case>& tested) { return tested.param.name; });
 

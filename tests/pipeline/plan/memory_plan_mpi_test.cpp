@@ -61,8 +61,9 @@ void compare_peaks(const std::string& name,
         options_with({"parallel.share_gpu=true", std::string("parallel.backend=") + device});
     const Checkpoint checkpoint(options.model.path);
     const Architecture architecture = read_architecture(checkpoint);
-    const RunSizes sizes = run_sizes(options, architecture, checkpoint,
-                                     plan_quantization(options, architecture, checkpoint), backend);
+    RunSizes sizes = run_sizes(options, architecture, checkpoint,
+                               plan_quantization(options, architecture, checkpoint), backend);
+    sizes.most_solvers = 3;  // on the CPU, too
     const Teams teams = teams_of_run(comm.size(), 0, sizes);
     const MemoryPlan all = plan_memory(sizes, teams, {INT64_MAX, INT64_MAX});
     const std::int64_t most = all.device_peak().total().device;
@@ -72,7 +73,7 @@ void compare_peaks(const std::string& name,
       options.memory.gpu = std::to_string(budget) + "B";
       const MemoryPlan plan = plan_memory(sizes, teams, {budget, INT64_MAX});
       ASSERT_TRUE(plan.fits);
-      const RunReport report = quantize(options, false);
+      const RunReport report = quantize(options, false, std::nullopt, plan.places);
       const Phase& peak = plan.device_peak();
       const std::int64_t libraries = backend == Backend::cuda ? library_device_bytes : 0;
       const auto predicted = static_cast<double>(peak.total().device - libraries);

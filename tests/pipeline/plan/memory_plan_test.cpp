@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
+#include "kernels/factor.h"
 #include "pipeline/files/error.h"
 #include "pipeline/model/model.h"
 #include "pipeline/plan/run_estimate.h"
@@ -34,6 +36,21 @@ nlohmann::json llama(std::int64_t hidden, std::int64_t ffn, std::int64_t layers,
 const nlohmann::json llama_405b = llama(16384, 53248, 126, 128, 8, 128256);
 const nlohmann::json llama_70b = llama(8192, 28672, 80, 64, 8, 32000);
 const nlohmann::json llama_7b = llama(4096, 11008, 32, 32, 32, 32000);
+
+// Qwen3-30B-A3B.
+nlohmann::json qwen3_moe() {
+  nlohmann::json config = llama(2048, 6144, 48, 32, 4, 151936);
+  config.update({{"architectures", {"Qwen3MoeForCausalLM"}},
+                 {"model_type", "qwen3_moe"},
+                 {"head_dim", 128},
+                 {"moe_intermediate_size", 768},
+                 {"num_experts", 128},
+                 {"num_experts_per_tok", 8},
+                 {"norm_topk_prob", true},
+                 {"decoder_sparse_step", 1},
+                 {"mlp_only_layers", nlohmann::json::array()}});
+  return config;
+}
 
 RunSizes sizes_of(const nlohmann::json& config, const std::string& method,
                   std::int64_t micro_batch = 16384, Backend backend = Backend::cuda) {
@@ -133,6 +150,64 @@ TEST(MemoryPhases, EverySavingSaves) {
   const std::int64_t on_host = before;
   places.input = places.hidden = Place::disk;
   EXPECT_EQ(peak(run, {}, places), on_host);
+}
+
+const Phase& phase_named(const std::vector<Phase>& phases, const std::string& name) {
+  return *std::find_if(phases.begin(), phases.end(),
+                       [&](const Phase& phase) { return phase.name == name; });
+}
+
+TEST(MemoryPhases, ExpertsSideBySideByHand) {
+  const RunSizes run = sizes_of(qwen3_moe(), "gptq");
+  const auto factor = [&](int solvers) {
+    Places places;
+    places.solvers = solvers;
+    return phase_named(memory_phases(run, {}, largest_share(run, {}), places), "gate_proj: factor")
+        .total()
+        .device;
+  };
+  const std::int64_t d = 2048;
+  const std::int64_t one = 4 * d * d + 8 * d + factor_workspace_bytes(d, 1);
+  const std::int64_t solved = 2 * 768 * d + 2 * 768 * (d / 128) * 5;  // gate_proj and up_proj
+  const std::int64_t packed = 768 * d / 2 + 768 * (d / 128) * 2 + 768 / 2 * (d / 128) + 4 * d;
+  // Eight in work, four that wait, one that is stored.
+  const std::int64_t waiting = 5 * solved + packed;
+  const std::int64_t queues = 8 * (std::int64_t{48} << 20);
+  EXPECT_NEAR(static_cast<double>(factor(8) - factor(1)),
+              static_cast<double>(7 * one + waiting + queues), 1e6);
+}
+
+TEST(MemoryPlan, ExpertsAreDealtToRanksAndQueues) {
+  const RunSizes run = sizes_of(qwen3_moe(), "gptq");
+  const auto experts =
+      std::find_if(run.layer_kinds[0].steps.begin(), run.layer_kinds[0].steps.end(),
+                   [](const StepSizes& step) { return step.groups == 128; });
+  ASSERT_NE(experts, run.layer_kinds[0].steps.end());
+  Places places;
+  places.solvers = 8;
+  EXPECT_EQ(groups_side_by_side(*experts, places, 1), 8);
+  EXPECT_EQ(groups_side_by_side(*experts, places, 64), 2);   // a rank has two
+  EXPECT_EQ(groups_side_by_side(*experts, places, 200), 1);  // or one
+  places.groups_at_once = 4;
+  EXPECT_EQ(groups_side_by_side(*experts, places, 1), 4);
+  places.groups_at_once = 1;
+  EXPECT_EQ(groups_side_by_side(*experts, places, 1), 0);  // all ranks work on it
+  EXPECT_EQ(groups_side_by_side(run.layer_kinds[0].steps[0], Places{}, 1), 0);
+
+  constexpr std::int64_t gib = std::int64_t{1} << 30;
+  const MemoryPlan large = plan_memory(run, {}, {80 * gib, 400 * gib});
+  EXPECT_EQ(large.places.solvers, 8);
+  EXPECT_EQ(large.places.groups_at_once, 0);
+  const MemoryPlan small = plan_memory(run, {}, {22 * gib, 400 * gib});
+  EXPECT_TRUE(small.fits);
+  EXPECT_EQ(small.places.solvers, 8);
+  std::int64_t solvers = 8;
+  for (std::int64_t tenths = 80; tenths > 0; --tenths) {
+    const MemoryPlan plan = plan_memory(run, {}, {tenths * gib / 10, 400 * gib});
+    if (!plan.fits) break;
+    solvers = std::min<std::int64_t>(solvers, plan.places.solvers);
+  }
+  EXPECT_LE(solvers, 2);  // before it no longer fits
 }
 
 TEST(MemoryPlan, LargeModelsFitSmallCards) {
@@ -309,8 +384,8 @@ TEST(Teams, TeamsByPropagation) {
 
 TEST(Traffic, ByHand) {
   const RunSizes run = sizes_of(llama_7b, "gptq");
-  EXPECT_TRUE(traffic(run, {1, 1}).empty());
-  const std::vector<Traffic> two = traffic(run, {1, 2});
+  EXPECT_TRUE(traffic(run, {1, 1}, {}).empty());
+  const std::vector<Traffic> two = traffic(run, {1, 2}, {});
   const auto bytes = [&](const std::string& purpose) {
     for (const Traffic& t : two)
       if (t.purpose == purpose) return t.bytes;
@@ -324,7 +399,7 @@ TEST(Traffic, ByHand) {
             std::int64_t{32} * (4 * 3 * 4096 * (4096 + 1) + 2 * 11008 * 11008) / 2);
   EXPECT_EQ(bytes("weights"),
             std::int64_t{32} * (2 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 2 * 2 * 4096) / 2);
-  const std::vector<Traffic> ring = traffic(sizes_of(llama_7b, "awq"), {8, 1});
+  const std::vector<Traffic> ring = traffic(sizes_of(llama_7b, "awq"), {8, 1}, {});
   ASSERT_EQ(ring.size(), 1u);
   EXPECT_EQ(ring.front().bytes,
             std::int64_t{4} * 128 * 2048 * 4096 * 2);  // 4 layers of a rank, all samples
@@ -380,6 +455,23 @@ TEST(RunTime, ATeamSharesTokensAndRows) {
   // docs/performance.md: factors of 8192 and 28672 columns.
   EXPECT_NEAR(std::pow(8192.0, 3) / 3 / rates.factor + 8192 * rates.factor_column, 5.65e-3, 1e-4);
   EXPECT_NEAR(std::pow(28672.0, 3) / 3 / rates.factor + 28672 * rates.factor_column, 77.2e-3, 2e-3);
+}
+
+// Experts' columns wait side by side, and ranks have experts of their own.
+TEST(RunTime, ExpertsSideBySide) {
+  const RunSizes run = sizes_of(qwen3_moe(), "gptq");
+  const auto seconds = [&](int solvers, int ranks) {
+    Places places;
+    places.solvers = solvers;
+    return phase_of(run_time(run, {1, ranks}, places, 1, {}), "factors and codes");
+  };
+  const Rates rates;
+  const double waits = 48 * 128 * (2048 + 768) * (rates.factor_column + rates.sweep_column);
+  EXPECT_NEAR(seconds(1, 1) - seconds(8, 1), waits * 7 / 8, 1e-6);
+  const double attention =
+      48 * (2048 + 4096) * (rates.factor_column + rates.sweep_column);  // not divided
+  EXPECT_LT(seconds(8, 2), seconds(8, 1) / 2 + attention);
+  EXPECT_GT(seconds(8, 2), seconds(8, 1) / 2);
 }
 
 // 32 layers in rounds of P: 16 blocks go through a round's pipeline in 16 + 2 (P − 1) steps, and

@@ -1,0 +1,69 @@
+// Groups solved at the same time: dealt to the ranks of a team, and on each of them to threads with
+// queues of their own on the device. The factor and the sweep of one expert, one column after the
+// other, leave most of a GPU idle; many beside one another fill it.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "launch/comm.h"
+#include "stages/solve.h"
+
+namespace qpipe {
+
+// A rank's threads' queues, made when they are first needed and kept: each has 32 MiB of cuBLAS's.
+class Solvers {
+ public:
+  // most: groups of this rank at a time; 1: in the calling thread, on its stream. The stream
+  // outlives them.
+  Solvers(Stream& stream, int most);
+  ~Solvers();
+  Solvers(const Solvers&) = delete;
+  Solvers& operator=(const Solvers&) = delete;
+
+  // Device memory of the libraries for a queue, outside of Buffers.
+  static constexpr std::int64_t library_device_bytes = std::int64_t{48} << 20;
+
+ private:
+  friend class SolvedGroups;
+  struct Worker;
+  Worker& worker(std::size_t i);
+
+  Stream& stream_;
+  std::size_t most_;
+  std::vector<std::unique_ptr<Worker>> workers_;
+};
+
+// How many groups of a rank that are solved, or being solved, may wait to be taken.
+constexpr int groups_in_work(int solvers) { return solvers + solvers / 2; }
+
+struct GroupToSolve {
+  // Its linears as solve() gives them, with the Comm of one rank; from any thread, on that thread's
+  // stream. What it reads is done on the team's stream.
+  std::function<std::vector<QuantizedLinear>(Comm& alone, Stream& stream)> solve;
+  // The same linears before any row is solved (unsolved()).
+  std::function<std::vector<QuantizedLinear>(Stream& stream)> unsolved;
+  double cost = 1.0;
+};
+
+// All groups, solved, on every rank, in their order.
+class SolvedGroups {
+ public:
+  // Begins to solve. All ranks of comm pass the same groups.
+  SolvedGroups(std::vector<GroupToSolve> groups, Solvers& solvers, Comm& comm, Stream& stream);
+  // Those in work are solved to their end, the others are not begun.
+  ~SolvedGroups();
+  SolvedGroups(const SolvedGroups&) = delete;
+  SolvedGroups& operator=(const SolvedGroups&) = delete;
+
+  // The next group's linears; memory and work on the team's stream. Collective. Throws what its
+  // `solve` has thrown: a std::domain_error on all ranks, anything else on its owner.
+  std::vector<QuantizedLinear> next();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace qpipe
