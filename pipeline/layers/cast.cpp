@@ -110,7 +110,7 @@ struct Worker {
     for (std::int64_t begin = 0; begin < weight.bytes(); begin += piece_bytes) {
       const std::int64_t count = std::min(piece_bytes, weight.bytes() - begin);
       checkpoint.read(weight.name, begin, count, staging.data());
-      check_finite(weight, weight.dtype, begin, staging.data(), count);
+      check_finite(checkpoint, weight, weight.dtype, begin, staging.data(), count);
       copy_to_device(place + begin, staging.data(), static_cast<std::size_t>(count), stream);
     }
     if (!unit.transposed[i]) return {place, weight.dtype, weight.rows(), weight.cols()};

@@ -90,11 +90,11 @@ void read_tensor(const Checkpoint& checkpoint, StoredFormat format, const Tensor
   const DType as = number_type(format, checkpoint, stored);
   if (!transposed) {
     checkpoint.read(info.name, to);
-    return check_finite(stored, as, 0, to, stored.bytes());
+    return check_finite(checkpoint, stored, as, 0, to, stored.bytes());
   }
   std::vector<unsigned char> bytes(static_cast<std::size_t>(info.bytes()));
   checkpoint.read(info.name, bytes.data());
-  check_finite(stored, as, 0, bytes.data(), stored.bytes());
+  check_finite(checkpoint, stored, as, 0, bytes.data(), stored.bytes());
   const auto transposing = size_of(info.dtype) == 4 ? transpose_on_host<std::uint32_t>
                                                     : transpose_on_host<std::uint16_t>;
   transposing(bytes.data(), info.cols(), info.rows(), to);
@@ -309,7 +309,7 @@ TensorArray LayerSource::load_tensor(const std::string& name) {
                            piece.data() + part);
         }));
       for (std::future<void>& done : reads) done.get();
-      check_finite(info, info.dtype, static_cast<std::int64_t>(begin), piece.data(),
+      check_finite(checkpoint_, info, info.dtype, static_cast<std::int64_t>(begin), piece.data(),
                    static_cast<std::int64_t>(bytes));
       copy_to_device(static_cast<unsigned char*>(array.view.data) + begin, piece.data(), bytes,
                      stream_);

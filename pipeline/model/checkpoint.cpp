@@ -298,11 +298,21 @@ Checkpoint::Checkpoint(const fs::path& folder, nlohmann::json config,
   for (const TensorInfo& info : tensors) tensors_[info.name] = info;
 }
 
+std::optional<UserError> Checkpoint::fault_of(const std::string& name) const {
+  const auto found = faults_.find(name);
+  return found == faults_.end() ? std::nullopt : std::optional(found->second);
+}
+
+fs::path Checkpoint::place_of(const std::string& name) const {
+  const auto found = shard_of_.find(name);
+  return found == shard_of_.end() || made_.contains(name) ? folder_ : shards_[found->second].path();
+}
+
 const TensorInfo& Checkpoint::info(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found != tensors_.end()) return found->second;
   if (const auto stack = stacks_.find(name); stack != stacks_.end()) return stack->second;
-  if (const auto fault = faults_.find(name); fault != faults_.end()) throw fault->second;
+  if (const auto fault = fault_of(name)) throw *fault;
   const std::string near = nearest_name(name, names());
   throw UserError(ExitCode::data,
                   fmt::format("{}: has no tensor {}; {}", folder_.string(), in_quotes(name),

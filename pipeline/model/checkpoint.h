@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -68,6 +69,9 @@ class Checkpoint {
   // Tensors that the index promises and no shard has, and those that two shards have: what is to be
   // thrown when somebody needs one of them.
   const std::map<std::string, UserError>& faults() const { return faults_; }
+  std::optional<UserError> fault_of(const std::string& name) const;
+  // The file that a tensor is in, or the folder where it is made of several.
+  std::filesystem::path place_of(const std::string& name) const;
 
  private:
   void add_tensors(std::size_t shard, const std::map<std::string, std::string>& shard_of_tensor);

@@ -149,7 +149,7 @@ void check_scales(const Checkpoint& checkpoint, const TensorInfo& part) {
   if (!is_float(part.dtype)) return;
   std::vector<unsigned char> values(static_cast<std::size_t>(part.bytes()));
   checkpoint.read(part.name, values.data());
-  check_finite(part, part.dtype, 0, values.data(), part.bytes());
+  check_finite(checkpoint, part, part.dtype, 0, values.data(), part.bytes());
 }
 
 }  // namespace

@@ -80,15 +80,16 @@ DType number_type(StoredFormat format, const Checkpoint& checkpoint, const Tenso
   return tensor.dtype;
 }
 
-void check_finite(const TensorInfo& tensor, DType as, std::int64_t begin, const void* data,
-                  std::int64_t bytes) {
+void check_finite(const Checkpoint& checkpoint, const TensorInfo& tensor, DType as,
+                  std::int64_t begin, const void* data, std::int64_t bytes) {
   const std::optional<std::int64_t> found = first_not_finite(as, data, bytes);
   if (!found) return;
   const std::int64_t first = begin / static_cast<std::int64_t>(size_of(as));
   throw UserError(
       ExitCode::data,
-      fmt::format("{}: element {} is not finite; the checkpoint is damaged, so get it again",
-                  tensor.name, place_of(first + *found, tensor.shape)));
+      fmt::format("{}: {}: element {} is not finite; the checkpoint is damaged, so get it again",
+                  checkpoint.place_of(tensor.name).string(), tensor.name,
+                  place_of(first + *found, tensor.shape)));
 }
 
 float largest_magnitude(const Checkpoint& checkpoint, const TensorInfo& tensor) {
@@ -97,7 +98,7 @@ float largest_magnitude(const Checkpoint& checkpoint, const TensorInfo& tensor) 
   for (std::int64_t begin = 0; begin < tensor.bytes(); begin += piece_bytes) {
     const std::int64_t count = std::min(piece_bytes, tensor.bytes() - begin);
     checkpoint.read(tensor.name, begin, count, data.data());
-    check_finite(tensor, tensor.dtype, begin, data.data(), count);
+    check_finite(checkpoint, tensor, tensor.dtype, begin, data.data(), count);
     switch (tensor.dtype) {
       case DType::f32:
         largest = std::max(largest, largest_of<float, std::uint32_t>(data, count, 0x7fffffffu));

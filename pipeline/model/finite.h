@@ -19,9 +19,9 @@ std::optional<std::int64_t> first_not_finite(DType dtype, const void* data, std:
 DType number_type(StoredFormat format, const Checkpoint& checkpoint, const TensorInfo& tensor);
 
 // Bytes of a tensor from its byte `begin` on, which begins an element. Throws UserError(data) that
-// names tensor and element.
-void check_finite(const TensorInfo& tensor, DType as, std::int64_t begin, const void* data,
-                  std::int64_t bytes);
+// names file, tensor and element.
+void check_finite(const Checkpoint& checkpoint, const TensorInfo& tensor, DType as,
+                  std::int64_t begin, const void* data, std::int64_t bytes);
 
 // The largest magnitude of an element of a float tensor, which is read piece by piece; 0 of others.
 // Throws as check_finite.

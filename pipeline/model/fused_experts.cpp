@@ -161,6 +161,20 @@ TensorSlice slice_of(const Stack& stack, const TensorInfo& stored, const Lie& li
   return slice;
 }
 
+// What is wrong with the scales of MXFP4 blocks [E, out, groups, 16]; empty: nothing.
+std::string fault_of_scales(const std::map<std::string, TensorInfo>& tensors,
+                            const TensorInfo& blocks) {
+  constexpr std::string_view ending = "blocks";
+  const std::string name = blocks.name.substr(0, blocks.name.size() - ending.size()) + "scales";
+  const auto scales = tensors.find(name);
+  if (scales == tensors.end())
+    return fmt::format("tensor '{}' is missing beside '{}'; download it again", name, blocks.name);
+  const std::vector<std::int64_t> wanted(blocks.shape.begin(), blocks.shape.end() - 1);
+  if (scales->second.shape == wanted) return {};
+  return fmt::format("tensor '{}' has shape {}, but '{}' makes it {}; download it again", name,
+                     scales->second.shape, blocks.name, wanted);
+}
+
 }  // namespace
 
 ExpertSlices slices_of_experts(const Json& config, const std::map<std::string, TensorInfo>& tensors,
@@ -176,14 +190,19 @@ ExpertSlices slices_of_experts(const Json& config, const std::map<std::string, T
           name.substr(0, name.size() - stack.end.size()) + std::string(stack.experts);
       const std::optional<Lie> lie = lie_of(stack, info, hidden, is_input_first(family));
       const bool halves = stack.content == Content::gate_up;
+      const std::string_view first = stack.content == Content::down ? "down_proj" : "gate_proj";
+      const auto refuse = [&](Piece piece, const std::string& fault) {
+        result.faults.emplace(fmt::format("{}.0.{}.{}", experts, first, part_name(piece)),
+                              UserError(ExitCode::data, fmt::format("{}: {}", where, fault)));
+      };
+      if (stack.piece == Piece::blocks)
+        if (const std::string fault = fault_of_scales(tensors, info); !fault.empty())
+          refuse(Piece::scales, fault);
       if (!lie || (halves && lie->outputs % 2 != 0)) {
-        const std::string_view linear = stack.content == Content::down ? "down_proj" : "gate_proj";
-        result.faults.emplace(
-            fmt::format("{}.0.{}.{}", experts, linear, part_name(stack.piece)),
-            UserError(ExitCode::data,
-                      fmt::format("{}: tensor '{}' has shape {}, in which hidden_size = {} of "
-                                  "config.json has no place",
-                                  where, name, info.shape, hidden)));
+        refuse(stack.piece,
+               fmt::format("tensor '{}' has shape {}, in which hidden_size = {} of config.json has "
+                           "no place",
+                           name, info.shape, hidden));
         continue;
       }
       for (std::int64_t expert = 0; expert < info.shape.front(); ++expert)

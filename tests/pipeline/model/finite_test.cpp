@@ -44,13 +44,20 @@ TEST(Finite, TheFirstIsFoundWhereverItIs) {
   }
 }
 
-TEST(Finite, TheFaultNamesTensorAndElement) {
-  std::vector<double> values(12, 1.0);
+TEST(Finite, TheFaultNamesFileTensorAndElement) {
+  const TemporaryFolder folder;
+  std::vector<double> values(24, 1.0);
   const TensorInfo tensor{"a.weight", DType::f64, {2, 3, 4}};
-  EXPECT_NO_THROW(check_finite(tensor, tensor.dtype, 96, values.data(), 96));
+  folder.write("config.json", "{}");
+  SafetensorsWriter writer(folder.path() / "model.safetensors", {tensor});
+  writer.write(tensor.name, values.data());
+  writer.finish();
+  const Checkpoint checkpoint(folder.path());
+  const auto check = [&] { check_finite(checkpoint, tensor, tensor.dtype, 96, values.data(), 96); };
+  EXPECT_NO_THROW(check());
   values[7] = INFINITY;
-  expect_fault([&] { check_finite(tensor, tensor.dtype, 96, values.data(), 96); }, ExitCode::data,
-               {"a.weight", "[1, 1, 3]", "not finite", "get it again"});
+  expect_fault(check, ExitCode::data,
+               {"model.safetensors: a.weight", "[1, 1, 3]", "not finite", "get it again"});
 }
 
 TEST(Finite, LargestMagnitude) {

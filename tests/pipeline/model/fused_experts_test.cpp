@@ -171,5 +171,19 @@ TEST_F(Stacks, ShapesThatCannotBeAreToldWithTheStacksName) {
   }
 }
 
+TEST_F(Stacks, ScalesThatAreMissingOrOfAnotherShapeAreToldWithTheStacksName) {
+  const TensorInfo blocks{"l.experts.down_proj_blocks", DType::u8, {experts, hidden, 2, 16}};
+  const TensorInfo other{"l.experts.down_proj_scales", DType::u8, {experts, hidden, 3}};
+  for (const bool missing : {true, false}) {
+    write("gpt_oss", missing ? std::vector<TensorInfo>{blocks} : std::vector{blocks, other});
+    const auto fault = Checkpoint(folder).fault_of("l.experts.0.down_proj.weight_scale");
+    ASSERT_TRUE(fault.has_value());
+    EXPECT_EQ(fault->code, ExitCode::data);
+    for (const char* part : {"'l.experts.down_proj_scales'", "'l.experts.down_proj_blocks'",
+                             missing ? "is missing" : "has shape [3, 8, 3]"})
+      EXPECT_NE(std::string(fault->what()).find(part), std::string::npos) << fault->what();
+  }
+}
+
 }  // namespace
 }  // namespace qpipe
