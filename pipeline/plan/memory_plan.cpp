@@ -100,20 +100,27 @@ std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
   return choices;
 }
 
-// Single savings undone, the costliest first.
+// Savings undone, the costliest first; more than one step at a time where there are several.
 std::vector<std::function<void(Places&)>> undone(const RunSizes& run) {
-  return {[](Places& p) { p.hessian_on_host = false; },
-          [](Places& p) { p.weights_by_step = false; },
-          [](Places& p) { p.hessian_panel_columns = 0; },
-          [&run](Places& p) { p.solvers = std::max(p.solvers, std::min(run.most_solvers, 2)); },
-          [&run](Places& p) {
-            p.solvers = std::max(p.solvers, std::min(run.most_solvers, few_solvers));
-          },
-          [&run](Places& p) { p.solvers = run.most_solvers; },
-          [](Places& p) { p.groups_at_once = 0; },
-          [](Places& p) { p.hidden = Place::device; },
-          [](Places& p) { p.input = Place::device; },
-          [](Places& p) { p.hidden = std::min(p.hidden, Place::host); }};
+  using Undo = std::function<void(Places&)>;
+  const auto twice_the_wave = [](Places& p) { p.groups_at_once *= 2; };
+  const auto solvers = [&run](int at_least) {
+    return [&run, at_least](Places& p) {
+      p.solvers = std::max(p.solvers, std::min(run.most_solvers, at_least));
+    };
+  };
+  std::vector<Undo> all{[](Places& p) { p.hessian_on_host = false; },
+                        [](Places& p) { p.weights_by_step = false; },
+                        [](Places& p) { p.hessian_panel_columns = 0; }};
+  // Waves that a few experts fill, then experts side by side, then fewer waves.
+  all.insert(all.end(), {twice_the_wave, twice_the_wave, twice_the_wave});
+  all.insert(all.end(), {solvers(2), solvers(few_solvers), solvers(run.most_solvers)});
+  all.insert(all.end(), {[](Places& p) { p.groups_at_once = 0; }, twice_the_wave, twice_the_wave,
+                         twice_the_wave, twice_the_wave});
+  all.insert(all.end(), {[](Places& p) { p.hidden = Place::device; },
+                         [](Places& p) { p.input = Place::device; },
+                         [](Places& p) { p.hidden = std::min(p.hidden, Place::host); }});
+  return all;
 }
 
 bool any_fits(const RunSizes& run, const Teams& teams, const Budget& budget) {

@@ -132,6 +132,51 @@ def write_seconds(path, size):
     return seconds
 
 
+def write_config(path, model, tokens, output, method, samples, seqlen):
+    with open(path, "w") as f:
+        f.write(f"""[model]
+path = "{model}"
+[calibration]
+data = "{tokens}"
+samples = {samples}
+seqlen = {seqlen}
+[quantize]
+method = "{method}"
+bits = 4
+group_size = 128
+mse = 0      # the peers' figures are without a search of the scales
+[output]
+path = "{output}"
+overwrite = true
+""")
+
+
+def timed_run(command, output):
+    """The report, and the seconds of the process."""
+    shutil.rmtree(output, ignore_errors=True)
+    start = time.time()
+    if subprocess.run(command).returncode != 0:
+        sys.exit("qpipe failed")
+    wall = time.time() - start
+    with open(output + ".report.json") as f:
+        return json.load(f), wall
+
+
+def print_phases(report, wall, flops):
+    """flops: of some phases, on the way to a floor; of all ranks."""
+    print(f"{report['device']}, {report['ranks']} rank(s), peak GPU memory {report['device_peak_bytes'] / 2**30:.1f} GiB")
+    for phase, seconds in report["seconds"].items():
+        note = ""
+        if phase in flops and seconds > 0:
+            note = f"  {flops[phase] / seconds / 1e12:6.0f} TFLOP/s, {100 * flops[phase] / seconds / DENSE_BF16:3.0f}% of {DENSE_BF16 / 1e12:.0f}"
+        print(f"  {phase:8s} {seconds:8.2f} s{note}")
+    print(f"  process  {wall:8.2f} s")
+    if flops:
+        floor = sum(flops.values()) / REACHED_BF16
+        total = report["seconds"]["total"]
+        print(f"  floor    {floor:8.2f} s  ({', '.join(flops)} at {REACHED_BF16 / 1e12:.0f} TFLOP/s): {100 * floor / total:.0f}% of the total, {100 * floor / wall:.0f}% of the process")
+
+
 def main():
     global HIDDEN, FFN, HEADS, KV_HEADS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,45 +201,15 @@ def main():
         make_tokens(tokens, args.samples, args.seqlen)
     output = os.path.join(args.work, "out")
     config = os.path.join(args.work, "bench.toml")
-    with open(config, "w") as f:
-        f.write(f"""[model]
-path = "{model}"
-[calibration]
-data = "{tokens}"
-samples = {args.samples}
-seqlen = {args.seqlen}
-[quantize]
-method = "{args.method}"
-bits = 4
-group_size = 128
-mse = 0      # the peers' figures are without a search of the scales
-[output]
-path = "{output}"
-overwrite = true
-""")
+    write_config(config, model, tokens, output, args.method, args.samples, args.seqlen)
     command = args.launcher.split() + args.qpipe.split() + [config] + [w for s in args.set for w in ("--set", s)]
     flops = phase_flops(args.method, args.layers, args.samples * args.seqlen, args.seqlen) if args.method in ("gptq", "awq") else {}
     totals = []
     for run in range(args.repeat):
-        shutil.rmtree(output, ignore_errors=True)
-        start = time.time()
-        if subprocess.run(command).returncode != 0:
-            sys.exit("qpipe failed")
-        wall = time.time() - start
-        with open(output + ".report.json") as f:
-            report = json.load(f)
+        report, wall = timed_run(command, output)
         totals.append(wall)
-        print(f"\nrun {run + 1}: {report['device']}, {report['ranks']} rank(s), peak GPU memory {report['device_peak_bytes'] / 2**30:.1f} GiB")
-        for phase, seconds in report["seconds"].items():
-            note = ""
-            if phase in flops and seconds > 0:
-                note = f"  {flops[phase] / seconds / 1e12:6.0f} TFLOP/s, {100 * flops[phase] / seconds / DENSE_BF16:3.0f}% of {DENSE_BF16 / 1e12:.0f}"
-            print(f"  {phase:8s} {seconds:8.2f} s{note}")
-        print(f"  process  {wall:8.2f} s")
-        if flops:
-            floor = sum(flops.values()) / REACHED_BF16
-            total = report["seconds"]["total"]
-            print(f"  floor    {floor:8.2f} s  ({', '.join(flops)} at {REACHED_BF16 / 1e12:.0f} TFLOP/s): {100 * floor / total:.0f}% of the total, {100 * floor / wall:.0f}% of the process")
+        print(f"\nrun {run + 1}: ", end="")
+        print_phases(report, wall, flops)
     median = sorted(totals)[len(totals) // 2]
     print(f"\nqpipe: {median:.2f} s (median of {len(totals)}, start of the process to its end)")
     if args.method not in ("gptq", "awq"):

@@ -2,7 +2,7 @@
 """GPTQ or AWQ by a peer, llm-compressor, on the weights and tokens that qpipe is measured on: time, memory, and perplexity.
 
     python3 tests/bench/peer.py MODEL TOKENS [--method awq|gptq] [--site FOLDER] [--group-size 64] [--symmetric] [--batch 16] [--samples 0]
-                                [--dtype float32|bfloat16] [--save FOLDER]
+                                [--dtype float32|bfloat16] [--save FOLDER] [--ignore "re:.*mlp.gate$"]
 
 MODEL is a Hugging Face folder; TOKENS a safetensors file with token ids `calib` (or `input_ids`) and perhaps `eval` [windows, length]. The peer
 quantizes the linears of the decoder layers to 4 bits on all calibration windows. With `eval` its fake-quantized model is evaluated in memory, each
@@ -60,6 +60,7 @@ def main():
     parser.add_argument("--batch", type=int, default=16, help="calibration windows at once")
     parser.add_argument("--samples", type=int, default=0, help="calibration windows; 0: all")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--ignore", nargs="*", default=[], help="modules beside lm_head that stay: routers")
     parser.add_argument("--save", help="folder for the packed checkpoint")
     args = parser.parse_args()
     if args.site:
@@ -82,7 +83,7 @@ def main():
     tokens = {name: ids.long() for name, ids in load_file(args.tokens).items()}
     calibration = tokens["calib" if "calib" in tokens else "input_ids"][: args.samples or None]
     weights = QuantizationArgs(num_bits=4, type="int", symmetric=args.symmetric, strategy="group", group_size=args.group_size)
-    scheme = {"config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, "ignore": ["lm_head"]}
+    scheme = {"config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}, "ignore": ["lm_head", *args.ignore]}
     recipes = {"rtn": lambda: [QuantizationModifier(**scheme)],
                "awq": lambda: [AWQModifier(), QuantizationModifier(**scheme)],
                "gptq": lambda: [GPTQModifier(**scheme, actorder=None)]}
