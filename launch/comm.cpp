@@ -155,6 +155,20 @@ void Comm::all_reduce_sum(Matrix<std::int64_t> x, Stream& stream) {
       stream);
 }
 
+void Comm::reduce_sum(Matrix<std::int64_t> x, int to, Stream& stream) {
+  require(x.contiguous(), "Comm::reduce_sum: the matrix is not contiguous");
+  require(state_->rank_exists(to), "Comm::reduce_sum: no such rank");
+  const auto count = static_cast<std::size_t>(x.size());
+  transfer(
+      count * sizeof(std::int64_t),
+      "reduce_sum of " + std::to_string(count) + " integers to rank " + std::to_string(to),
+      [&](auto& nccl, const std::string& operation) {
+        cuda::reduce_sum(nccl, x.data, count, to, operation, stream);
+      },
+      [&](const MpiOperation& operation) { qpipe::reduce_sum(x.data, count, to, operation); },
+      stream);
+}
+
 void Comm::all_reduce_max(Matrix<float> x, Stream& stream) {
   require(x.contiguous(), "Comm::all_reduce_max: the matrix is not contiguous");
   const auto count = static_cast<std::size_t>(x.size());

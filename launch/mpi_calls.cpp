@@ -111,6 +111,21 @@ void all_reduce(void* x, std::size_t count, std::size_t element_bytes, MPI_Datat
   }
 }
 
+void reduce_sum(std::int64_t* x, std::size_t count, int to, const MpiOperation& operation) {
+  int rank = 0;
+  check(MPI_Comm_rank(operation.comm, &rank));
+  const std::size_t chunk = std::max<std::size_t>(operation.chunk_bytes / sizeof(std::int64_t), 1);
+  for (std::size_t begin = 0; begin < count; begin += chunk) {
+    const std::size_t elements = std::min(chunk, count - begin);
+    Requests requests;
+    void* copy = requests.copy_of(x + begin, elements * sizeof(std::int64_t), rank == to);
+    check(MPI_Ireduce(rank == to ? MPI_IN_PLACE : copy, rank == to ? copy : nullptr,
+                      static_cast<int>(elements), MPI_INT64_T, MPI_SUM, to, operation.comm,
+                      requests.add()));
+    requests.finish(operation.name, operation.timeout);
+  }
+}
+
 std::vector<std::string> all_gather_bytes(const std::string& bytes, const MpiOperation& operation) {
   int rank = 0;
   int size = 0;

@@ -83,6 +83,8 @@ void broadcast(const std::vector<MpiPiece>& pieces, const MpiOperation& operatio
 // x ← sum or maximum over the ranks.
 void all_reduce(void* x, std::size_t count, std::size_t element_bytes, MPI_Datatype type, MPI_Op op,
                 const MpiOperation& operation);
+// x ← the sum on rank `to`; as it was on others.
+void reduce_sum(std::int64_t* x, std::size_t count, int to, const MpiOperation& operation);
 // The bytes of every rank, in rank order, of any lengths.
 std::vector<std::string> all_gather_bytes(const std::string& bytes, const MpiOperation& operation);
 

@@ -178,6 +178,13 @@ void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count,
   });
 }
 
+void reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count, int to,
+                const std::string& operation, Stream& stream) {
+  queue(comm, operation, [&] {
+    return ncclReduce(x, x, count, ncclInt64, ncclSum, to, comm.comm, stream.cuda().stream);
+  });
+}
+
 void all_reduce_max(NcclComm& comm, float* x, std::size_t count, const std::string& operation,
                     Stream& stream) {
   // Floats ≥ +0 are ordered as their bits are, and a NaN has greater bits than any of them; ncclMax

@@ -42,6 +42,8 @@ void broadcast_pieces(NcclComm& comm, void* data, const std::vector<Piece>& piec
                       const std::string& operation, Stream& stream);
 void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count,
                     const std::string& operation, Stream& stream);
+void reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count, int to,
+                const std::string& operation, Stream& stream);
 void all_reduce_max(NcclComm& comm, float* x, std::size_t count, const std::string& operation,
                     Stream& stream);  // x ≥ +0 or NaN
 

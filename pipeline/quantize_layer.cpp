@@ -155,6 +155,7 @@ GroupToSolve dealt(Layer& layer, const GroupTask& task) {
   };
   result.unsolved = [&layer, &task](Stream& stream) {
     std::vector<QuantizedLinear> linears;
+    linears.reserve(task.indices.size());
     for (std::size_t i = 0; i < task.indices.size(); ++i)
       linears.push_back(unsolved(layer.linears[task.indices[i]], task.settings[i], stream));
     return linears;
@@ -176,7 +177,10 @@ void solve_groups(const Loop& loop, Layer& layer, const std::vector<GroupTask>& 
   }
   std::vector<GroupToSolve> groups;
   groups.reserve(tasks.size());
-  for (const GroupTask& task : tasks) groups.push_back(dealt(layer, task));
+  for (const GroupTask& task : tasks) {
+    groups.push_back(dealt(layer, task));
+    groups.back().owner = owner_of_group(groups.size() - 1, loop.comm.size());
+  }
   SolvedGroups in_order(std::move(groups), loop.solvers, loop.comm, loop.stream);
   for (const GroupTask& task : tasks) {
     std::vector<QuantizedLinear> solved;
@@ -225,14 +229,23 @@ void start(const Loop& loop, const Layer& layer, Activations& activations) {
   start_layer(layer, activations, loop.stream);
 }
 
+// The rank that solves the wave's group `number` and needs its Hessian; −1: all ranks do, which
+// work on the only group together, or on AWQ's searches.
+int owner_of(const Loop& loop, const Wave& wave, std::size_t number) {
+  const bool alone = wave.size() > 1 && loop.plan.procedure != Procedure::awq;
+  return alone ? owner_of_group(number, loop.comm.size()) : -1;
+}
+
 // In the order of the wave.
 std::vector<Hessian> calibrate_wave(const Loop& loop, const Layer& layer, const Step& step,
                                     const Wave& wave, const Activations& activations,
                                     LayerFindings& found) {
   Timed timed(loop.seconds.hessian, loop.comm, loop.stream);
   std::vector<CalibratedGroup> groups;
-  for (const std::size_t g : wave)
-    groups.push_back({step.groups[g], describe(layer, step.groups[g])});
+  for (std::size_t i = 0; i < wave.size(); ++i) {
+    const Group& group = step.groups[wave[i]];
+    groups.push_back({group, describe(layer, group), owner_of(loop, wave, i)});
+  }
   std::vector<Hessian> hessians = as_user_error([&] {
     return calibrate(activations, groups, loop.plan.hessian_tokens, loop.plan.expert_tokens,
                      loop.plan.places, loop.comm, loop.stream);
@@ -282,9 +295,10 @@ void quantize_layer_sequentially(const Loop& loop, Layer& layer, Output output,
     for (const Wave& wave : waves_of(loop, layer, steps[step])) {
       std::vector<Hessian> hessians =
           calibrate_wave(loop, layer, steps[step], wave, activations, found);
-      std::vector<Hessian*> of_wave;
-      for (Hessian& hessian : hessians) of_wave.push_back(&hessian);
-      solve_wave(loop, layer, steps[step], wave, of_wave, found);
+      std::vector<Hessian*> of_groups;
+      of_groups.reserve(hessians.size());
+      for (Hessian& hessian : hessians) of_groups.push_back(&hessian);
+      solve_wave(loop, layer, steps[step], wave, of_groups, found);
     }
     forward_step(loop, layer, steps, step, output, activations);
   }
@@ -329,6 +343,7 @@ Hessians hessians_of(const std::vector<Step>& steps) {
 
 std::vector<Hessian*> of_wave(std::vector<Hessian>& of_step, const Wave& wave) {
   std::vector<Hessian*> result;
+  result.reserve(wave.size());
   for (const std::size_t g : wave) result.push_back(&of_step[g]);
   return result;
 }

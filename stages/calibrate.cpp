@@ -264,6 +264,10 @@ struct Sum {
   }
 };
 
+bool is_for(const CalibratedGroup& group, const Comm& comm) {
+  return group.owner < 0 || group.owner == comm.rank();
+}
+
 }  // namespace
 
 std::vector<Hessian> calibrate(const Activations& activations,
@@ -292,8 +296,9 @@ std::vector<Hessian> calibrate(const Activations& activations,
       results[i].tokens = tokens[i] + missing;
       results[i].routed = tokens[i];
       results[i].largest_input = unit.largest;
-      results[i].diagonal.resize(static_cast<std::size_t>(d));
-      if (!places.hessian_on_host) results[i].matrix = Array<float>(d, d, stream);
+      const bool own = is_for(groups[i], comm);
+      if (own) results[i].diagonal.resize(static_cast<std::size_t>(d));
+      if (own && !places.hessian_on_host) results[i].matrix = Array<float>(d, d, stream);
       sums.push_back({&groups[i].group,
                       &unit,
                       Array<std::int64_t>(1, hessian_sum_elements(d, width), stream),
@@ -315,13 +320,17 @@ std::vector<Hessian> calibrate(const Activations& activations,
       };
       visit_inputs(activations, blocks, add, stream);
       for (std::size_t i = 0; i < sums.size(); ++i) {
-        comm.all_reduce_sum(sums[i].all(), stream);
-        sums[i].finish(places, results[i], stream);
+        if (groups[i].owner < 0)
+          comm.all_reduce_sum(sums[i].all(), stream);
+        else
+          comm.reduce_sum(sums[i].all(), groups[i].owner, stream);
+        if (is_for(groups[i], comm)) sums[i].finish(places, results[i], stream);
       }
     }
   }
   if (places.hessian_on_host) return results;
   for (Hessian& result : results) {
+    if (result.matrix.empty()) continue;
     Array<float> on_device(1, result.matrix.view.cols, stream);
     diagonal(result.matrix, on_device, stream);
     copy_to_host(result.diagonal.data(), on_device.view.data, on_device.memory.bytes(), stream);

@@ -19,7 +19,7 @@ struct HessianPanel {
 };
 
 struct Hessian {
-  Array<float> matrix;               // [d, d], on every rank; empty while H waits on the host
+  Array<float> matrix;               // [d, d]; empty while H waits on the host
   std::vector<HessianPanel> panels;  // there: all columns in order
   std::vector<float> diagonal;       // host
   float largest_input = 0.0f;        // |x| of all tokens
@@ -41,6 +41,8 @@ std::int64_t hessian_sum_elements(std::int64_t d, std::int64_t columns);
 struct CalibratedGroup {
   const Group& group;
   std::string what;
+  int owner =
+      -1;  // the rank that gets H, where the others get its numbers of tokens alone; −1: all
 };
 
 // One pass over the inputs for all of the groups, whose sums are held at once. tokens: H is of the

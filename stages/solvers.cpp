@@ -12,7 +12,6 @@
 #include <utility>
 
 #include "kernels/copy_queue.h"
-#include "launch/share.h"
 
 namespace qpipe {
 
@@ -52,12 +51,8 @@ struct SolvedGroups::State {
 
   State(std::vector<GroupToSolve> all, Solvers& solvers_, Comm& comm_, Stream& stream_)
       : groups(std::move(all)), solvers(solvers_), comm(comm_), stream(stream_), alone(stream_) {
-    std::vector<double> costs;
-    costs.reserve(groups.size());
-    for (const GroupToSolve& group : groups) costs.push_back(group.cost);
-    owners = share_by_cost(costs, comm.size());
     for (std::size_t i = 0; i < groups.size(); ++i)
-      if (owners[i] == comm.rank()) mine.push_back(i);
+      if (groups[i].owner == comm.rank()) mine.push_back(i);
     const std::size_t threads = std::min(solvers.most_, mine.size());
     if (threads < 2) return;
     stream.synchronize();  // what the groups read is there for every queue
@@ -129,7 +124,6 @@ struct SolvedGroups::State {
   Comm& comm;
   Stream& stream;
   Comm alone;  // of the team's stream
-  std::vector<int> owners;
   std::vector<std::size_t> mine;
   std::vector<std::promise<Solved>> solved;  // of `mine`
   std::atomic<std::size_t> begun = 0;        // of `mine`
@@ -148,7 +142,7 @@ SolvedGroups::~SolvedGroups() = default;
 
 std::vector<QuantizedLinear> SolvedGroups::next() {
   State& s = *state_;
-  const int owner = s.owners[s.at];
+  const int owner = s.groups[s.at].owner;
   const bool own = owner == s.comm.rank();
   Linears linears;
   std::string fault;

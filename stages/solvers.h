@@ -44,8 +44,13 @@ struct GroupToSolve {
   std::function<std::vector<QuantizedLinear>(Comm& alone, Stream& stream)> solve;
   // The same linears before any row is solved (unsolved()).
   std::function<std::vector<QuantizedLinear>(Stream& stream)> unsolved;
-  double cost = 1.0;
+  int owner = 0;  // the rank that solves it
 };
+
+// Experts of a wave have equal shapes, and go around.
+constexpr int owner_of_group(std::size_t number, int ranks) {
+  return static_cast<int>(number % static_cast<std::size_t>(ranks));
+}
 
 // All groups, solved, on every rank, in their order.
 class SolvedGroups {

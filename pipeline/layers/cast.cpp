@@ -130,6 +130,7 @@ struct Worker {
           0, unit.weights[i].name.size() - std::string(".weight").size());
       linear.stored = load(checkpoint, unit, i);
     }
+    pointers.reserve(linears.size());
     for (const Linear& linear : linears) pointers.push_back(&linear);
     seconds.read += clock.lap();
     const std::vector<PackedTensor> tensors =
@@ -189,6 +190,7 @@ std::size_t cast_layers(const Checkpoint& checkpoint, const Architecture& archit
     std::size_t device_bytes = 0;
   };
   std::vector<std::future<Used>> workers;
+  workers.reserve(count);
   for (std::size_t i = 0; i < count; ++i)
     workers.push_back(std::async(std::launch::async, [&] {
       stream.adopt_thread();

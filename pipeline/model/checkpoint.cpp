@@ -312,7 +312,7 @@ const TensorInfo& Checkpoint::info(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found != tensors_.end()) return found->second;
   if (const auto stack = stacks_.find(name); stack != stacks_.end()) return stack->second;
-  if (const auto fault = fault_of(name)) throw *fault;
+  if (const auto fault = fault_of(name)) throw UserError(*fault);
   const std::string near = nearest_name(name, names());
   throw UserError(ExitCode::data,
                   fmt::format("{}: has no tensor {}; {}", folder_.string(), in_quotes(name),
@@ -419,6 +419,7 @@ std::vector<ExpertStack> Checkpoint::expert_stacks() const {
       stacks.erase(stack);
   }
   std::vector<ExpertStack> whole;
+  whole.reserve(stacks.size());
   for (auto& [name, stack] : stacks) whole.push_back(std::move(stack));
   return whole;
 }

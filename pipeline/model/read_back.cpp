@@ -150,7 +150,7 @@ struct Check {
   const TensorInfo& find(const char* part, std::initializer_list<DType> dtypes) {
     const std::string name = module + part;
     if (!checkpoint.contains(name)) {
-      if (const auto fault = checkpoint.fault_of(name)) throw *fault;
+      if (const auto fault = checkpoint.fault_of(name)) throw UserError(*fault);
       const std::string near = nearest_name(name, checkpoint.names_of(module));
       fail("tensor '" + name + "' is missing, and quantization_config asks for it" +
            (near.empty() ? "" : "; the nearest name is '" + near + "'"));

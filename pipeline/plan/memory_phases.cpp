@@ -167,6 +167,14 @@ Use hessians(const Held& held, std::int64_t in_use_bytes, const Places& places) 
   return {"Hessians", in_use_bytes, held.host, 0};
 }
 
+// Of so many groups of a step, wave by wave: a rank has those that it solves, or all.
+std::int64_t hessians_of_rank(const RunSizes& r, const StepSizes& step, std::int64_t groups,
+                              const Places& places, int ranks) {
+  if (r.awq() || groups_side_by_side(step, places, ranks) == 0) return groups;
+  const std::int64_t wave = wave_of(step, places);
+  return groups / wave * ceiling(wave, ranks) + ceiling(groups % wave, ranks);
+}
+
 // ---- GPTQ (stages/solve.cpp).
 
 // Beside h, n and the pivots (kernels/factor.cpp, factor.cu), and what a Hessian comes from the
@@ -354,9 +362,9 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
   // The way forward: Hessians gather, or one comes and goes.
   Held held;
   const auto held_of = [&](const StepSizes& step, std::int64_t groups) {
-    return r.calibrates() && step.solves() ? Held{groups * hessian_bytes(step.columns),
-                                                  groups * host_hessian_bytes(r, step.columns)}
-                                           : Held{};
+    if (!r.calibrates() || !step.solves()) return Held{};
+    const std::int64_t mine = hessians_of_rank(r, step, groups, places, rank.teams.ranks_of_team);
+    return Held{mine * hessian_bytes(step.columns), mine * host_hessian_bytes(r, step.columns)};
   };
   if (streams(r, rank.teams)) phases.push_back(stream_phase(rank, layer, blocks, copies));
   const bool goes_forward =

@@ -244,17 +244,21 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams, const Places
     if (bytes(per_layer) > 0) result.push_back({purpose, bytes(per_layer)});
   };
   if (r.casts()) return result;
+  // All get a sum, or one.
+  const auto receivers = [&](const StepSizes& step) {
+    return !r.awq() && groups_side_by_side(step, places, teams.ranks_of_team) > 0 ? 1.0 : 2.0;
+  };
   add("weights", ring * mean_over_layers(r, [](const LayerSizes& layer) {
                    return as_double(layer.stored_bytes());
                  }));
   if (r.calibrates()) {
     add("sums of Hessians",
-        2.0 * ring * mean_over_layers(r, [](const LayerSizes& layer) {
+        ring * mean_over_layers(r, [&](const LayerSizes& layer) {
           double sum = 0.0;
           for (const StepSizes& step : layer.steps)
             if (step.solves())
-              sum +=
-                  8.0 * as_double(step.groups * hessian_sum_elements(step.columns, step.columns));
+              sum += receivers(step) * 8.0 *
+                     as_double(step.groups * hessian_sum_elements(step.columns, step.columns));
           return sum;
         }));
     add("Cholesky factors", ring * mean_over_layers(r, [&](const LayerSizes& layer) {

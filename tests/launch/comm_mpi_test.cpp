@@ -70,18 +70,30 @@ TEST_P(CommDevice, SumOfIntegersIsExact) {
     const auto x = upload_as(mine, rows, cols);
     comm.all_reduce_sum(x, stream);
     comm.wait(stream);
-    const auto sums = download_as(x.view);
-    std::size_t wrong = 0;
-    for (std::size_t i = 0; i < sums.size(); ++i) {
-      std::int64_t expected = 0;
-      for (int rank = 0; rank < comm.size(); ++rank)
-        expected += term(rank, static_cast<std::int64_t>(i));
-      wrong += sums[i] != expected;
+    const auto wrong = [&](const std::vector<std::int64_t>& sums) {
+      std::size_t count = 0;
+      for (std::size_t i = 0; i < sums.size(); ++i) {
+        std::int64_t expected = 0;
+        for (int rank = 0; rank < comm.size(); ++rank)
+          expected += term(rank, static_cast<std::int64_t>(i));
+        count += sums[i] != expected;
+      }
+      return count;
+    };
+    EXPECT_EQ(wrong(download_as(x.view)), 0u) << rows << " rows";
+    for (int to = 0; to < comm.size(); ++to) {
+      const auto y = upload_as(mine, rows, cols);
+      comm.reduce_sum(y, to, stream);
+      comm.wait(stream);
+      if (comm.rank() == to) {
+        EXPECT_EQ(wrong(download_as(y.view)), 0u) << rows << " rows to " << to;
+      }
     }
-    EXPECT_EQ(wrong, 0u) << rows << " rows";
   }
   const auto wide = upload_as(std::vector<std::int64_t>(12, 1), 3, 4);
   EXPECT_THROW(comm.all_reduce_sum(wide.view.col_range(0, 2), stream), std::invalid_argument);
+  EXPECT_THROW(comm.reduce_sum(wide.view.col_range(0, 2), 0, stream), std::invalid_argument);
+  EXPECT_THROW(comm.reduce_sum(wide, comm.size(), stream), std::invalid_argument);
   comm.all_reduce_sum(Matrix<std::int64_t>(nullptr, 0, 4), stream);  // nothing to do
 }
 

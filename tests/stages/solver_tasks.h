@@ -78,9 +78,13 @@ inline GroupToSolve task_of(const Expert& expert) {
   return task;
 }
 
-inline std::vector<GroupToSolve> tasks_of(const std::vector<std::unique_ptr<Expert>>& experts) {
+inline std::vector<GroupToSolve> tasks_of(const std::vector<std::unique_ptr<Expert>>& experts,
+                                          int ranks) {
   std::vector<GroupToSolve> result;
-  for (const auto& expert : experts) result.push_back(task_of(*expert));
+  for (const auto& expert : experts) {
+    result.push_back(task_of(*expert));
+    result.back().owner = owner_of_group(result.size() - 1, ranks);
+  }
   return result;
 }
 
@@ -109,7 +113,7 @@ inline void expect_those_of_each_alone(int groups, int threads, Comm& comm, Stre
   Comm alone(stream);
   Solvers solvers(stream, threads);
   for (int wave = 0; wave < 2; ++wave) {  // the queues are used again
-    SolvedGroups solved(tasks_of(experts), solvers, comm, stream);
+    SolvedGroups solved(tasks_of(experts, comm.size()), solvers, comm, stream);
     for (const auto& expert : experts)
       expect_equal(solved.next(),
                    solve(&expert->hessian, {&expert->linear}, {expert->settings}, alone, stream),
@@ -120,7 +124,7 @@ inline void expect_those_of_each_alone(int groups, int threads, Comm& comm, Stre
 // Groups 5 and 7 have a fault: all ranks are told of the first.
 inline void expect_first_fault(int threads, Comm& comm, Stream& stream) {
   const auto experts = make_experts(12, stream);
-  std::vector<GroupToSolve> all = tasks_of(experts);
+  std::vector<GroupToSolve> all = tasks_of(experts, comm.size());
   for (const std::size_t bad : {5, 7})
     all[bad].solve = [bad](Comm&, Stream&) -> std::vector<QuantizedLinear> {
       throw std::domain_error("group " + std::to_string(bad));

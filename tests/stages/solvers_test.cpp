@@ -31,7 +31,7 @@ TEST_P(SolversTest, MemoryIsThatOfAllQueuesAndComesBack) {
   const std::size_t before = stream.bytes_in_use();
   Solvers solvers(stream, 3);
   {
-    SolvedGroups solved(tasks_of(experts), solvers, comm, stream);
+    SolvedGroups solved(tasks_of(experts, 1), solvers, comm, stream);
     for (std::size_t i = 0; i < experts.size(); ++i) solved.next();
   }
   EXPECT_EQ(stream.bytes_in_use(), before);
@@ -77,7 +77,7 @@ TEST_P(SolversTest, FaultsOfDataComeInOrder) {
 
 TEST_P(SolversTest, AnyOtherFaultIsThrownWhereItWas) {
   const auto experts = make_experts(4, stream);
-  std::vector<GroupToSolve> all = tasks_of(experts);
+  std::vector<GroupToSolve> all = tasks_of(experts, 1);
   all[2].solve = [](Comm&, Stream&) -> std::vector<QuantizedLinear> { throw std::bad_alloc(); };
   Solvers solvers(stream, 2);
   SolvedGroups solved(std::move(all), solvers, comm, stream);
