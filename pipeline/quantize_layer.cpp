@@ -129,6 +129,11 @@ struct GroupTask {
   std::function<std::vector<QuantizedLinear>(Comm& comm, Stream& stream)> solve = {};
 };
 
+GroupTask task_of(const Loop& loop, const Layer& layer, const Group& group, Hessian* hessian) {
+  const std::vector<std::size_t> indices = chosen(loop, layer, group);
+  return {group, indices, settings_for(loop, layer, indices, hessian), hessian};
+}
+
 // weight = what the codes say, in terms of the layer's input without factors.
 using Propagate = std::function<void(const QuantizedLinear& solved, std::size_t linear)>;
 
@@ -198,10 +203,8 @@ void solve_wave(const Loop& loop, Layer& layer, const Step& step, const Wave& wa
   std::vector<GroupTask> tasks;
   tasks.reserve(wave.size());
   for (std::size_t i = 0; i < wave.size(); ++i) {
-    const Group& group = step.groups[wave[i]];
-    GroupTask& task = tasks.emplace_back(GroupTask{group, chosen(loop, layer, group), {}});
-    task.hessian = hessians.empty() ? nullptr : hessians[i];
-    task.settings = settings_for(loop, layer, task.indices, task.hessian);
+    GroupTask& task = tasks.emplace_back(
+        task_of(loop, layer, step.groups[wave[i]], hessians.empty() ? nullptr : hessians[i]));
     task.solve = [&layer, &task](Comm& comm, Stream& stream) {
       return solve(task.hessian, pointers(layer, task.indices), task.settings, comm, stream);
     };
@@ -440,10 +443,7 @@ void solve_scaled_wave(const Loop& loop, Layer& layer, const Step& step, std::si
   std::vector<GroupTask> tasks;
   tasks.reserve(wave.size());
   for (std::size_t i = 0; i < wave.size(); ++i) {
-    const Group& group = step.groups[wave[i]];
-    GroupTask& task = tasks.emplace_back(GroupTask{group, chosen(loop, layer, group), {}});
-    task.hessian = hessians[i];
-    task.settings = settings_for(loop, layer, task.indices, task.hessian);
+    GroupTask& task = tasks.emplace_back(task_of(loop, layer, step.groups[wave[i]], hessians[i]));
     task.solve = [&, &task = task, g = wave[i]](Comm& comm, Stream& stream) {
       for (const ScaledPair& p : pairs)
         if (p.pair.step == number && std::ranges::find(p.pair.groups, g) != p.pair.groups.end())

@@ -21,9 +21,9 @@ struct Places {
   std::int64_t hessian_panel_columns = 0;  // columns of a 64-bit Hessian sum that are held at once,
                                            // a multiple of the kernel's; 0: all
   bool hessian_on_host = false;            // finished Hessians wait in host memory
-  int solvers = 1;      // of experts' groups, at the same time (stages/solvers.h)
-  int cast_workers = 0;                    // of casts, at most, at the same time; 0: no limit
-  std::string folder = {};                 // of the files of Place::disk; exists
+  int solvers = 1;          // of experts' groups, at the same time (stages/solvers.h)
+  int cast_workers = 0;     // of casts, at most, at the same time; 0: no limit
+  std::string folder = {};  // of the files of Place::disk; exists
 };
 
 // Those of a forward pass of whole layers: no input is ever written, and what lies on the host

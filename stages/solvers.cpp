@@ -6,9 +6,9 @@
 #include <atomic>
 #include <exception>
 #include <future>
-#include <optional>
 #include <semaphore>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/copy_queue.h"
@@ -37,10 +37,6 @@ namespace {
 
 using Linears = std::vector<QuantizedLinear>;
 
-void copy_array(const auto& from, const auto& to, Stream& stream) {
-  copy_on_device(to.view.data, from.view.data, from.memory.bytes(), stream);
-}
-
 }  // namespace
 
 struct SolvedGroups::State {
@@ -49,8 +45,8 @@ struct SolvedGroups::State {
     Solvers::Worker* worker = nullptr;
   };
 
-  State(std::vector<GroupToSolve> all, Solvers& solvers_, Comm& comm_, Stream& stream_)
-      : groups(std::move(all)), solvers(solvers_), comm(comm_), stream(stream_), alone(stream_) {
+  State(std::vector<GroupToSolve> all, Solvers& solvers, Comm& comm_, Stream& stream_)
+      : groups(std::move(all)), comm(comm_), stream(stream_), alone(stream_) {
     for (std::size_t i = 0; i < groups.size(); ++i)
       if (groups[i].owner == comm.rank()) mine.push_back(i);
     const std::size_t threads = std::min(solvers.most_, mine.size());
@@ -99,28 +95,28 @@ struct SolvedGroups::State {
   Linears take_own() {
     if (running.empty()) return groups[at].solve(alone, stream);
     Solved own = solved[taken++].get_future().get();
-    Linears linears = groups[at].unsolved(stream);
-    for (std::size_t i = 0; i < linears.size(); ++i) {
-      QuantizedLinear& from = own.linears[i];
-      QuantizedLinear& to = linears[i];
-      copy_array(from.code, to.code, stream);
-      copy_array(from.scale, to.scale, stream);
-      copy_array(from.zero, to.zero, stream);
-      std::swap(from.code, to.code);
-      std::swap(from.scale, to.scale);
-      std::swap(from.zero, to.zero);
-      std::swap(from, to);  // all else is the solved one's
+    Linears linears = std::move(own.linears);
+    std::vector<Buffer> left;  // the worker's memory
+    const auto bring = [&](auto& array) {
+      std::remove_reference_t<decltype(array)> copy(array.view.rows, array.view.cols, stream);
+      copy_on_device(copy.view.data, array.view.data, array.memory.bytes(), stream);
+      std::swap(array, copy);
+      left.push_back(std::move(copy.memory));
+    };
+    for (QuantizedLinear& linear : linears) {
+      bring(linear.code);
+      bring(linear.scale);
+      bring(linear.zero);
     }
-    // The worker's memory is free behind the copies.
+    // It is free behind the copies.
     record(own.worker->taken, stream);
     wait_for(own.worker->taken, *own.worker->stream);
-    own.linears.clear();
+    left.clear();
     room.release();
     return linears;
   }
 
   std::vector<GroupToSolve> groups;
-  Solvers& solvers;
   Comm& comm;
   Stream& stream;
   Comm alone;  // of the team's stream

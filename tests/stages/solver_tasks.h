@@ -4,12 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "stages/solvers.h"
 #include "stages/transfer.h"
+#include "tests/kernels/backends.h"
 
 namespace qpipe {
 
@@ -23,23 +23,15 @@ struct Expert {
   LinearSettings settings;
 };
 
-inline std::vector<float> random_values(std::int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<std::size_t>(count));
-  for (float& value : values) value = normal(random);
-  return values;
-}
-
 // H = X Xᵀ + 1 of random X.
 inline Expert make_expert(unsigned seed, Stream& stream) {
   Expert expert;
   expert.linear.name = "expert" + std::to_string(seed);
   expert.weight = TensorArray(DType::f32, out, in, stream);
-  const std::vector<float> weight = random_values(out * in, seed);
+  const std::vector<float> weight = random_normal(out * in, seed);
   copy_to_device(expert.weight.view.data, weight.data(), expert.weight.memory.bytes(), stream);
   expert.linear.stored = expert.weight.view;
-  const std::vector<float> x = random_values(in * in, seed + 1000);
+  const std::vector<float> x = random_normal(in * in, seed + 1000);
   std::vector<float> h(static_cast<std::size_t>(in * in));
   const auto at = [](std::int64_t i, std::int64_t j) {
     return static_cast<std::size_t>(i * in + j);
