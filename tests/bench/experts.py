@@ -102,25 +102,14 @@ def phase_flops(shape, method, layers, tokens, seqlen):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--qpipe", default="build/release/qpipe", help="the program, with leading arguments if it has any")
-    parser.add_argument("--shape", default="qwen3-30b-a3b", choices=SHAPES)
-    parser.add_argument("--method", default="gptq")
-    parser.add_argument("--work", default="/tmp/qpipe-bench")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--seqlen", type=int, default=2048)
-    parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--launcher", default="", help='for example "mpirun -np 2 --allow-run-as-root"')
-    parser.add_argument("--set", action="append", default=[], help="further options of qpipe, section.key=value")
+    llama7b.add_arguments(parser, SHAPES, "qwen3-30b-a3b", 4)
     parser.add_argument("--model-only", action="store_true")
     args = parser.parse_args()
 
     model = os.path.join(args.work, f"{args.shape}-{args.layers}")
     if not os.path.exists(os.path.join(model, "config.json")):
         make_model(model, args.shape, args.layers)
-    tokens = os.path.join(args.work, f"tokens-{args.samples}x{args.seqlen}.safetensors")
-    if not os.path.exists(tokens):
-        llama7b.make_tokens(tokens, args.samples, args.seqlen)
+    tokens = llama7b.tokens_in(args.work, args.samples, args.seqlen)
     if args.model_only:
         return
     output, config = os.path.join(args.work, "out"), os.path.join(args.work, "experts.toml")

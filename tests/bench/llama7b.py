@@ -83,6 +83,27 @@ def make_tokens(path, samples, seqlen):
     save_file({"input_ids": torch.randint(0, VOCAB, (samples, seqlen), generator=generator, dtype=torch.int32)}, path)
 
 
+def tokens_in(folder, samples, seqlen):
+    """The file, made where it is not there yet."""
+    path = os.path.join(folder, f"tokens-{samples}x{seqlen}.safetensors")
+    if not os.path.exists(path):
+        make_tokens(path, samples, seqlen)
+    return path
+
+
+def add_arguments(parser, shapes, shape, layers):
+    parser.add_argument("--qpipe", default="build/release/qpipe", help="the program, with leading arguments if it has any")
+    parser.add_argument("--shape", default=shape, choices=shapes)
+    parser.add_argument("--method", default="gptq")
+    parser.add_argument("--work", default="/tmp/qpipe-bench")
+    parser.add_argument("--layers", type=int, default=layers)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--seqlen", type=int, default=2048)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--launcher", default="", help='for example "mpirun -np 2 --allow-run-as-root"')
+    parser.add_argument("--set", action="append", default=[], help="further options of qpipe, section.key=value")
+
+
 def phase_flops(method, layers, tokens, seqlen):
     kv = KV_HEADS * HEAD_DIM
     linears = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * kv + 3 * HIDDEN * FFN
@@ -180,25 +201,14 @@ def print_phases(report, wall, flops):
 def main():
     global HIDDEN, FFN, HEADS, KV_HEADS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--qpipe", default="build/release/qpipe", help="the program, with leading arguments if it has any")
-    parser.add_argument("--shape", default="7b", choices=SHAPES)
-    parser.add_argument("--method", default="gptq")
-    parser.add_argument("--work", default="/tmp/qpipe-bench")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--seqlen", type=int, default=2048)
-    parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--launcher", default="", help='for example "mpirun -np 2 --allow-run-as-root"')
-    parser.add_argument("--set", action="append", default=[], help="further options of qpipe, section.key=value")
+    add_arguments(parser, SHAPES, "7b", 8)
     args = parser.parse_args()
     HIDDEN, FFN, HEADS, KV_HEADS = SHAPES[args.shape]
 
     model = os.path.join(args.work, f"llama{args.shape}-{args.layers}")
     if not os.path.exists(os.path.join(model, "config.json")):
         make_model(model, args.layers)
-    tokens = os.path.join(args.work, f"tokens-{args.samples}x{args.seqlen}.safetensors")
-    if not os.path.exists(tokens):
-        make_tokens(tokens, args.samples, args.seqlen)
+    tokens = tokens_in(args.work, args.samples, args.seqlen)
     output = os.path.join(args.work, "out")
     config = os.path.join(args.work, "bench.toml")
     write_config(config, model, tokens, output, args.method, args.samples, args.seqlen)

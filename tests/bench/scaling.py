@@ -53,9 +53,7 @@ def main():
     args = parser.parse_args()
 
     os.makedirs(args.work, exist_ok=True)
-    tokens = os.path.join(args.work, f"tokens-{args.samples}x{args.seqlen}.safetensors")
-    if not os.path.exists(tokens):
-        llama7b.make_tokens(tokens, args.samples, args.seqlen)
+    tokens = llama7b.tokens_in(args.work, args.samples, args.seqlen)
     output = os.path.join(args.work, "scaling-out")
     environment = dict(os.environ, NCCL_NVLS_ENABLE="0")  # NVLink multicast is not to be had on every host
     figures, failures = [], 0

@@ -1,26 +1,29 @@
 #!/usr/bin/env python3
 """Trains a small mixture of experts on plain text, so that its routing is real, and writes what tests/bench/perplexity.py reads.
 
-    python3 tests/bench/train_moe.py --text emma.txt mansfield-park.txt --held-out persuasion.txt --out models/moe-small [--steps 1500] [--device cuda]
+    python3 tests/bench/train_moe.py --out models/moe-small [--steps 1500] [--device cuda]
+    python3 tests/bench/make_tokens.py models/moe-small models/moe-small.tokens.safetensors
 
-The layout is Qwen3-MoE's (transformers writes it): 4 layers of 32 experts, 4 of them for each token, without a loss that balances them, as published models have experts
-that few tokens reach. The tokenizer is a byte-level BPE of 2048 tokens of the same text. Beside the model, OUT.tokens.safetensors: `calib` (128 x 512 tokens of the training
-text) and `eval` (windows of 512 of the held-out text). The result depends on the device and the libraries, as training does; the seed is fixed. Then
+The layout is Qwen3-MoE's (transformers writes it): 4 layers of 32 experts, 4 of them for each token, without a loss that balances them, as published
+models have experts that few tokens reach. The tokenizer is a byte-level BPE of 2048 tokens. Both learn from the books that make_tokens.py calibrates on;
+it evaluates on another. The result depends on the device and the libraries, as training does; the seed is fixed. Then
 
     python3 tests/bench/perplexity.py --model models/moe-small --tokens models/moe-small.tokens.safetensors --original --runs "GPTQ 4-bit (default)" ...
 
-Needs torch, transformers, tokenizers and safetensors."""
+Needs torch, transformers and tokenizers."""
 import argparse
+import gzip
 import math
+import os
 import pathlib
 import time
 
-import safetensors.torch
+import make_tokens
 import tokenizers
 import torch
 import transformers
 
-SEQLEN, CALIBRATION = 512, 128
+SEQLEN = 512
 
 
 def make_tokenizer(texts, folder):
@@ -66,8 +69,7 @@ def train(model, ids, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", nargs="+", required=True, type=pathlib.Path)
-    parser.add_argument("--held-out", required=True, type=pathlib.Path)
+    parser.add_argument("--books", default=make_tokens.BOOKS)
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=16)
@@ -81,18 +83,17 @@ def main():
     torch.manual_seed(0)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    texts = [path.read_text() for path in args.text]
+    texts = []
+    for book in make_tokens.CALIBRATION[1]:
+        with gzip.open(os.path.join(args.books, book + ".txt.gz"), "rt", encoding="utf-8") as f:
+            texts.append(f.read())
     encode = make_tokenizer(texts, args.out)
     ids = torch.cat([encode(text) for text in texts])
-    held_out = encode(args.held_out.read_text())
     model = make_model(2048, args).to(args.device)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters, {len(ids)} tokens, {len(held_out)} held out, on {args.device}")
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters, {len(ids)} tokens, on {args.device}")
     train(model, ids, args)
 
     model.to("cpu", torch.bfloat16).save_pretrained(args.out)
-    count = len(held_out) // SEQLEN
-    safetensors.torch.save_file({"calib": windows(ids, CALIBRATION, args.steps), "eval": held_out[:count * SEQLEN].reshape(count, SEQLEN).contiguous()},
-                                f"{args.out}.tokens.safetensors")
 
 
 if __name__ == "__main__":
