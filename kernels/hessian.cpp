@@ -7,6 +7,8 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/expert_rows.h"
+
 namespace qpipe {
 
 namespace {
@@ -96,19 +98,12 @@ void hessian_exponents(Matrix<const float> maximum, Matrix<std::int32_t> exponen
   }
 }
 
-void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens,
-                        std::int64_t begin, Matrix<std::int64_t> sum, Stream& stream) {
-  require(x.dtype == stream.compute_dtype(), "accumulate_hessian: x must have the compute type");
-  require(x.cols == exponent.cols, "accumulate_hessian: x must be [tokens, d] and exponent [1, d]");
-  check_range(sum, exponent, log2_tokens, begin, stream);
-  require(x.rows <= std::int64_t{1} << log2_tokens,
-          "accumulate_hessian: more tokens than 2^log2_tokens");
-  if (x.rows == 0 || sum.cols == 0) return;
-  if constexpr (has_cuda)
-    if (stream.on_cuda())
-      return cuda::accumulate_hessian(x, exponent, log2_tokens, begin, sum, stream);
+namespace {
+
+void accumulate(ConstTensor x, const HessianRows& to) {
   const auto values = x.as<const float>();
-  const std::vector<Tile> tiles = lower_tiles(begin, begin + sum.cols, x.cols, tile);
+  const std::int64_t begin = to.begin;
+  const std::vector<Tile> tiles = lower_tiles(begin, begin + to.sum.cols, x.cols, tile);
   const int tokens = static_cast<int>(x.rows);
   const int stride = static_cast<int>(values.stride);
 #pragma omp parallel
@@ -129,13 +124,63 @@ void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int 
       for (std::int64_t i = i0; i < i0 + height; ++i) {
         const std::int64_t end = std::min(j0 + width, i + 1);
         for (std::int64_t j = j0; j < end; ++j) {
-          const int unit = exponent(0, i) + exponent(0, j) + log2_tokens - 62;
+          const int unit = to.exponent(0, i) + to.exponent(0, j) + to.log2_tokens - 62;
           const float value = product[static_cast<std::size_t>((i - i0) * tile + j - j0)];
-          sum(i - begin, j - begin) +=
+          to.sum(i - begin, j - begin) +=
               std::llrint(static_cast<double>(value) * power_of_two(-unit));
         }
       }
     }
+  }
+}
+
+}  // namespace
+
+namespace {
+
+void check_rows(const HessianRows& to, Stream& stream) {
+  require(to.x.dtype == stream.compute_dtype(), "hessian: x must have the compute type");
+  require(to.x.cols == to.exponent.cols, "hessian: x must be [tokens, d] and exponent [1, d]");
+  check_range(to.sum, to.exponent, to.log2_tokens, to.begin, stream);
+  require(to.rows() <= std::int64_t{1} << to.log2_tokens,
+          "hessian: more tokens than 2^log2_tokens");
+}
+
+}  // namespace
+
+void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens,
+                        std::int64_t begin, Matrix<std::int64_t> sum, Stream& stream) {
+  const HessianRows to{x, exponent, log2_tokens, begin, sum, {}, 1};
+  check_rows(to, stream);
+  if (x.rows == 0 || sum.cols == 0) return;
+  if constexpr (has_cuda)
+    if (stream.on_cuda())
+      return cuda::accumulate_hessian(x, exponent, log2_tokens, begin, sum, stream);
+  accumulate(x, to);
+}
+
+void accumulate_hessians(const std::vector<HessianRows>& all, Stream& stream) {
+  for (const HessianRows& to : all) {
+    check_rows(to, stream);
+    require(to.slots > 0, "accumulate_hessians: a token has at least one slot");
+  }
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::accumulate_hessians(all, stream);
+  Buffer gathered;
+  for (const HessianRows& to : all) {
+    if (to.rows() == 0 || to.sum.cols == 0) continue;
+    if (to.source.empty()) {
+      accumulate(to.x, to);
+      continue;
+    }
+    const std::size_t bytes = static_cast<std::size_t>(to.rows() * to.x.cols) * sizeof(float);
+    if (gathered.bytes() < bytes) {
+      gathered = {};  // not both at once
+      gathered = Buffer(bytes, stream);
+    }
+    const Tensor rows(gathered.data(), DType::f32, to.rows(), to.x.cols);
+    gather_rows(to.x, to.source, to.slots, {}, rows, stream);
+    accumulate(rows, to);
   }
 }
 

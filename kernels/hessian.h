@@ -8,6 +8,8 @@
 // so an all-reduce over any number of ranks gives the same bits.
 #pragma once
 
+#include <vector>
+
 #include "kernels/stream.h"
 
 namespace qpipe {
@@ -33,6 +35,25 @@ constexpr std::int64_t hessian_panel(Backend backend) {
 void accumulate_hessian(ConstTensor x, Matrix<const std::int32_t> exponent, int log2_tokens,
                         std::int64_t begin, Matrix<std::int64_t> sum, Stream& stream);
 
+// Rows that one of several sums grows by: those of x, or, where source is not empty,
+// x[source[r] / slots], as gather_rows has them (kernels/expert_rows.h).
+struct HessianRows {
+  ConstTensor x;
+  Matrix<const std::int32_t> exponent;
+  int log2_tokens = 0;
+  std::int64_t begin = 0;
+  Matrix<std::int64_t> sum;
+  Matrix<const std::int32_t> source;  // [1, rows] on the device
+  std::int64_t slots = 1;
+
+  std::int64_t rows() const { return source.empty() ? x.rows : source.cols; }
+};
+
+// The same for many small sets of rows at once: those of a block for each of a layer's experts. No
+// two sums overlap. The bits of a sum don't depend on the sets beside it; on CUDA they are others
+// than those of accumulate_hessian, and x of few columns or rows takes no longer than its share.
+void accumulate_hessians(const std::vector<HessianRows>& all, Stream& stream);
+
 // h_ij = h_ji = float(sum_ij · u_ij / tokens), the mean over tokens, for j in the range and i ≥ j.
 // h [d, d].
 void finish_hessian(Matrix<const std::int64_t> sum, Matrix<const std::int32_t> exponent,
@@ -55,6 +76,7 @@ void place_hessian_panel(Matrix<const float> panel, std::int64_t begin,
 namespace cuda {
 decltype(qpipe::column_max_abs) column_max_abs;
 decltype(qpipe::accumulate_hessian) accumulate_hessian;
+decltype(qpipe::accumulate_hessians) accumulate_hessians;
 decltype(qpipe::finish_hessian) finish_hessian;
 decltype(qpipe::finish_hessian_panel) finish_hessian_panel;
 decltype(qpipe::place_hessian_panel) place_hessian_panel;

@@ -252,6 +252,13 @@ struct Sum {
       accumulate_hessian(rows, units->exponent, units->log2_tokens, panel.begin, panel.in(all()),
                          stream);
   }
+  // The same at a later time, together with those of other sums.
+  void add(ConstTensor rows, Matrix<const std::int32_t> source, std::int64_t slots,
+           std::vector<HessianRows>& to) const {
+    for (const SumPanel& panel : panels)
+      to.push_back(
+          {rows, units->exponent, units->log2_tokens, panel.begin, panel.in(all()), source, slots});
+  }
   void finish(const Places& places, Hessian& hessian, Stream& stream) const {
     for (const SumPanel& panel : panels)
       if (places.hessian_on_host)
@@ -263,6 +270,20 @@ struct Sum {
                        stream);
   }
 };
+
+// The rows of a block's input that come to an expert, where they are.
+void add_expert(const Step& step, const Sum& sum, ConstTensor input, const Routes& routes,
+                std::vector<HessianRows>& to) {
+  const Group& group = *sum.group;
+  const ConstTensor panel = panel_of(step, group.panel, input).col_range(group.begin, group.width);
+  const RowRange rows = routes.rows_of(group.expert);
+  if (rows.count == 0) return;
+  if (step.panels[group.panel].sorted)
+    sum.add(panel.row_range(rows.begin, rows.count), {}, 1, to);
+  else
+    sum.add(panel, Matrix<const std::int32_t>(routes.source.view).col_range(rows.begin, rows.count),
+            routes.expert.view.cols, to);
+}
 
 bool is_for(const CalibratedGroup& group, const Comm& comm) {
   return group.owner < 0 || group.owner == comm.rank();
@@ -311,12 +332,26 @@ std::vector<Hessian> calibrate(const Activations& activations,
       for (Sum& sum : sums) sum.begin_range(begin, width, stream);
       const auto add = [&](std::size_t local, ConstTensor input) {
         const Routes* routes = routes_of(activations, local);
+        std::vector<HessianRows> together;
+        const auto add_now = [&](const Sum& sum, ConstTensor rows) {  // those in `gathered`
+          std::vector<HessianRows> alone;
+          if (rows.rows > 0) sum.add(rows, {}, 1, alone);
+          accumulate_hessians(alone, stream);
+        };
         for (const Sum& sum : sums) {
-          sum.add(group_rows(step, *sum.group, input, routes, gathered, stream), stream);
-          sum.add(extra_rows_of(activations, *sum.group, sum.missing, sampled, local, input,
-                                gathered, stream),
-                  stream);
+          const Group& group = *sum.group;
+          if (group.expert < 0) {
+            sum.add(group_rows(step, group, input, routes, gathered, stream), stream);
+            continue;
+          }
+          if (group.weighted)
+            add_now(sum, group_rows(step, group, input, routes, gathered, stream));
+          else
+            add_expert(step, sum, input, *routes, together);
+          add_now(sum, extra_rows_of(activations, group, sum.missing, sampled, local, input,
+                                     gathered, stream));
         }
+        accumulate_hessians(together, stream);
       };
       visit_inputs(activations, blocks, add, stream);
       for (std::size_t i = 0; i < sums.size(); ++i) {
@@ -329,11 +364,23 @@ std::vector<Hessian> calibrate(const Activations& activations,
     }
   }
   if (places.hessian_on_host) return results;
+  std::int64_t columns = 0;
+  for (const Hessian& result : results) columns += result.matrix.view.cols;
+  const Array<float> diagonals(1, columns, stream);
+  std::int64_t column = 0;
+  for (const Hessian& result : results) {
+    if (result.matrix.empty()) continue;
+    const std::int64_t d = result.matrix.view.cols;
+    diagonal(result.matrix, diagonals.view.col_range(column, d), stream);
+    column += d;
+  }
+  std::vector<float> host(static_cast<std::size_t>(columns));
+  copy_to_host(host.data(), diagonals.view.data, diagonals.memory.bytes(), stream);
+  auto from = host.cbegin();
   for (Hessian& result : results) {
     if (result.matrix.empty()) continue;
-    Array<float> on_device(1, result.matrix.view.cols, stream);
-    diagonal(result.matrix, on_device, stream);
-    copy_to_host(result.diagonal.data(), on_device.view.data, on_device.memory.bytes(), stream);
+    std::copy_n(from, result.diagonal.size(), result.diagonal.begin());
+    from += result.matrix.view.cols;
   }
   return results;
 }

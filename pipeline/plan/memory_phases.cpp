@@ -139,18 +139,25 @@ std::int64_t wave_of(const StepSizes& step, const Places& places) {
   return places.groups_at_once > 0 ? std::min(places.groups_at_once, step.groups) : step.groups;
 }
 
+// Rows that are copied together for the sums: all that a block has for an expert, where they can't
+// be read where they are, and those that a starved expert gets on top.
+std::int64_t copied_rows(const RunSizes& r, const StepSizes& step) {
+  const std::int64_t block = r.blocking().block_tokens();
+  const bool all = step.gathers && (step.weighted || r.backend == Backend::cpu);
+  return (all ? block : 0) + (step.share < 1.0 ? std::min(block, r.expert_tokens) : 0);
+}
+
 // While a wave's are summed: the 64-bit sums of a range of columns, or of all, and an expert's
 // rows.
 Use hessian_sum(const RunSizes& r, const StepSizes& step, const Places& places) {
   const std::int64_t d = step.columns;
   const std::int64_t columns =
       places.hessian_panel_columns > 0 ? std::min(d, places.hessian_panel_columns) : d;
-  const bool panel = r.backend == Backend::cuda || places.hessian_on_host;
-  const std::int64_t gathered =
-      step.gathers ? r.blocking().block_tokens() * d * r.compute_element : 0;
+  const bool panel = (r.backend == Backend::cuda && step.share == 1.0) || places.hessian_on_host;
   return on_device("64-bit sum of the Hessian",
                    wave_of(step, places) * i64 * hessian_sum_elements(d, columns) +
-                       (panel ? panel_bytes(r, d) : 0) + f32 * d + gathered);
+                       (panel ? panel_bytes(r, d) : 0) + f32 * d +
+                       copied_rows(r, step) * d * r.compute_element);
 }
 
 // Finished Hessians, and those of them that are on the device as a whole although they wait on the

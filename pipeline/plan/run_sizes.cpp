@@ -80,6 +80,7 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
         sizes.share = static_cast<double>(experts->per_token()) /
                       static_cast<double>(experts->experts.size());
         sizes.gathers = !step.panels[group.panel].sorted;
+        sizes.weighted = group.weighted;
       }
       sizes.columns = group.width;
       sizes.hidden = step.hidden;
@@ -196,6 +197,7 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   r.samples = plan.calibrates() ? options.calibration.samples : 0;
   r.seqlen = options.calibration.seqlen;
   r.micro_batch = options.memory.micro_batch;
+  r.expert_tokens = plan.expert_tokens;
   if (!options.evaluate.data.empty() && (options.evaluate.before || options.evaluate.after))
     r.evaluate_samples = options.evaluate.samples;
   r.evaluate_seqlen = options.evaluate.seqlen;

@@ -39,7 +39,8 @@ struct StepSizes {
   std::int64_t width = 0;            // of the step's whole input, elements a token
   std::int64_t groups = 1;           // that are so
   double share = 1.0;                // of the tokens that each reads, on average
-  bool gathers = false;              // its rows are copied together
+  bool gathers = false;              // its rows are not side by side
+  bool weighted = false;             // nor are they read as they are
   std::int64_t columns = 0;          // that a group reads
   std::vector<LinearSizes> linears;  // those of a group
   std::int64_t factors = 0;          // Cholesky factors: one for each order of the columns
@@ -105,6 +106,7 @@ struct RunSizes {
   std::int64_t samples = 0;
   std::int64_t seqlen = 0;
   std::int64_t micro_batch = 0;
+  std::int64_t expert_tokens = 0;
   std::int64_t evaluate_samples = 0;  // 0: none, or as many as the file has
   std::int64_t evaluate_seqlen = 0;
 

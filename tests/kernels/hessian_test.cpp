@@ -29,6 +29,12 @@ class HessianTest : public BackendTest {
     return result;
   }
 
+  void expect_exact_integers();
+  void expect_rounding_of_double();
+  void expect_one_sum_in_any_order();
+
+  bool as_set = false;  // by accumulate_hessians
+
   // blocks: [begin, end) in tokens, added in the given order.
   Sum accumulate(const std::vector<float>& x, std::int64_t tokens, std::int64_t d, int log2_tokens,
                  const std::vector<std::pair<std::int64_t, std::int64_t>>& blocks) {
@@ -38,9 +44,13 @@ class HessianTest : public BackendTest {
     const Array<std::int32_t> exponent = upload_as(result.exponent, 1, d);
     const Array<std::int64_t> sum =
         upload_as(std::vector<std::int64_t>(static_cast<std::size_t>(d * d)), d, d);
-    for (const auto& [begin, end] : blocks)
-      accumulate_hessian(on_device.view.row_range(begin, end - begin), exponent, log2_tokens, 0,
-                         sum, stream);
+    for (const auto& [begin, end] : blocks) {
+      const ConstTensor block = on_device.view.row_range(begin, end - begin);
+      if (as_set)
+        accumulate_hessians({{block, exponent, log2_tokens, 0, sum, {}, 1}}, stream);
+      else
+        accumulate_hessian(block, exponent, log2_tokens, 0, sum, stream);
+    }
     result.sum = download_as(sum.view);
     const Array<float> h(d, d, stream);
     finish_hessian(sum, exponent, log2_tokens, tokens, 0, h, stream);
@@ -96,7 +106,7 @@ TEST(HessianExponents, SmallestPowerOfTwoAndFaults) {
   }
 }
 
-TEST_P(HessianTest, ExactOnIntegers) {
+void HessianTest::expect_exact_integers() {
   // Small integers: every product and partial sum is exact in float32, so the result is the exact
   // integer sum over tokens.
   for (const std::int64_t d : {std::int64_t{1}, std::int64_t{33}, std::int64_t{300}}) {
@@ -116,7 +126,7 @@ TEST_P(HessianTest, ExactOnIntegers) {
   }
 }
 
-TEST_P(HessianTest, WithinRoundingOfDoubleForAnyColumnScale) {
+void HessianTest::expect_rounding_of_double() {
   const std::int64_t tokens = 700;
   const std::int64_t d = 530;
   auto x = random_normal(tokens * d, 2);
@@ -146,7 +156,7 @@ TEST_P(HessianTest, WithinRoundingOfDoubleForAnyColumnScale) {
   EXPECT_EQ(result.h[9 * d + 9], 0.0f);
 }
 
-TEST_P(HessianTest, SumDoesNotDependOnTheOrderOfBlocks) {
+void HessianTest::expect_one_sum_in_any_order() {
   const std::int64_t tokens = 512;
   const std::int64_t d = 257;
   const auto x = round_to_compute(random_normal(tokens * d, 3));
@@ -154,6 +164,22 @@ TEST_P(HessianTest, SumDoesNotDependOnTheOrderOfBlocks) {
   const auto backward = accumulate(x, tokens, d, 9, {{384, 512}, {128, 256}, {0, 128}, {256, 384}});
   EXPECT_EQ(forward.sum, backward.sum);
   EXPECT_EQ(forward.h, backward.h);
+}
+
+TEST_P(HessianTest, ExactOnIntegers) { expect_exact_integers(); }
+TEST_P(HessianTest, WithinRoundingOfDoubleForAnyColumnScale) { expect_rounding_of_double(); }
+TEST_P(HessianTest, SumDoesNotDependOnTheOrderOfBlocks) { expect_one_sum_in_any_order(); }
+TEST_P(HessianTest, ExactOnIntegersOfSets) {
+  as_set = true;
+  expect_exact_integers();
+}
+TEST_P(HessianTest, WithinRoundingOfDoubleForAnyColumnScaleOfSets) {
+  as_set = true;
+  expect_rounding_of_double();
+}
+TEST_P(HessianTest, SumDoesNotDependOnTheOrderOfBlocksOfSets) {
+  as_set = true;
+  expect_one_sum_in_any_order();
 }
 
 TEST_P(HessianTest, BitsDoNotDependOnTheNumberOfThreads) {
@@ -233,6 +259,94 @@ TEST_P(HessianTest, RangesOfColumnsGiveTheBitsOfTheWhole) {
   const Array<std::int64_t> narrow(d, panel - 1, stream);
   EXPECT_THROW(accumulate_hessian(on_device, exponent, 7, 0, narrow, stream),
                std::invalid_argument);
+}
+
+// Sets of rows of other widths, gathered or not, at addresses that fit vectors or not: each has the
+// bits that it has alone, and those of its rows side by side.
+TEST_P(HessianTest, BitsDoNotDependOnTheSetsBeside) {
+  struct Set {
+    std::int64_t d, rows, first_column, slots;
+    bool gathers;
+  };
+  const std::int64_t tokens = 150;
+  const std::int64_t width = 700;
+  const auto x = round_to_compute(random_normal(tokens * width, 8));
+  const TensorArray on_device = upload(x, tokens, width);
+  std::vector<Set> sets{{256, 90, 0, 1, false},  {256, 150, 8, 1, true}, {40, 64, 16, 2, true},
+                        {333, 150, 3, 1, false}, {129, 17, 5, 3, true},  {8, 1, 0, 1, false},
+                        {512, 149, 0, 2, true}};
+  while (sets.size() < 70) sets.push_back(sets[sets.size() % 7]);  // more than one launch takes
+  std::vector<HessianRows> together;
+  std::vector<Array<std::int32_t>> exponents_of_sets, sources;
+  std::vector<Array<std::int64_t>> sums;
+  std::vector<std::vector<std::int64_t>> expected;
+  for (std::size_t i = 0; i < sets.size(); ++i) {
+    const Set& set = sets[i];
+    std::vector<std::int32_t> source;
+    std::vector<float> rows;
+    for (std::int64_t r = 0; r < set.rows; ++r) {
+      const std::int64_t pair = (r * 7 + static_cast<std::int64_t>(i)) % (tokens * set.slots);
+      source.push_back(static_cast<std::int32_t>(pair));
+      const std::int64_t token = set.gathers ? pair / set.slots : r;
+      const auto* first = &x[token * width + set.first_column];
+      rows.insert(rows.end(), first, first + set.d);
+    }
+    exponents_of_sets.push_back(upload_as(exponents(rows, set.rows, set.d), 1, set.d));
+    const TensorArray side_by_side = upload(rows, set.rows, set.d);
+    const Array<std::int64_t> alone =
+        upload_as(std::vector<std::int64_t>(static_cast<std::size_t>(set.d * set.d)), set.d, set.d);
+    accumulate_hessians({{side_by_side, exponents_of_sets.back(), 8, 0, alone, {}, 1}}, stream);
+    expected.push_back(download_as(alone.view));
+    sums.push_back(upload_as(std::vector<std::int64_t>(static_cast<std::size_t>(set.d * set.d)),
+                             set.d, set.d));
+    HessianRows to;
+    to.x = on_device.view.col_range(set.first_column, set.d);
+    if (!set.gathers) to.x = to.x.row_range(0, set.rows);
+    to.exponent = exponents_of_sets.back();
+    to.log2_tokens = 8;
+    to.sum = sums.back();
+    if (set.gathers) {
+      sources.push_back(upload_as(source, 1, set.rows));
+      to.source = sources.back();
+      to.slots = set.slots;
+    }
+    together.push_back(to);
+  }
+  together[3].x = together[3].x.row_range(0, 0);  // nothing comes of no rows
+  expected[3].assign(expected[3].size(), 0);
+  accumulate_hessians(together, stream);
+  for (std::size_t i = 0; i < sets.size(); ++i) {
+    const auto found = download_as(sums[i].view);
+    const std::int64_t d = sets[i].d;
+    for (std::int64_t r = 0; r < d; ++r)
+      for (std::int64_t c = 0; c <= r; ++c)
+        ASSERT_EQ(found[r * d + c], expected[i][r * d + c])
+            << "set " << i << ": " << r << ", " << c;
+  }
+}
+
+// Products of every magnitude against units of every size: halves go to the even neighbour, and
+// what is far below a unit is nothing.
+TEST_P(HessianTest, ProductsOfSetsAreRoundedToTheUnit) {
+  const std::int64_t d = 96;
+  std::vector<float> x(static_cast<std::size_t>(d));
+  for (std::int64_t c = 0; c < d; ++c)
+    x[c] = (c % 3 == 0 ? -1.0f : 1.0f) *
+           std::ldexp(1.0f + static_cast<float>(c % 8) / 8.0f, static_cast<int>(c) - 80);
+  const TensorArray on_device = upload(x, 1, d);
+  // As if larger tokens came elsewhere.
+  const Array<std::int32_t> exponent =
+      upload_as(std::vector<std::int32_t>(static_cast<std::size_t>(d), 17), 1, d);
+  const Array<std::int64_t> sum =
+      upload_as(std::vector<std::int64_t>(static_cast<std::size_t>(d * d), 5), d, d);
+  accumulate_hessians({{on_device, exponent, 3, 0, sum, {}, 1}}, stream);
+  const auto found = download_as(sum.view);
+  for (std::int64_t i = 0; i < d; ++i)
+    for (std::int64_t j = 0; j <= i; ++j) {
+      const float product = x[i] * x[j];
+      ASSERT_EQ(found[i * d + j], 5 + std::llrint(std::ldexp(double{product}, 62 - 37)))
+          << i << ", " << j;
+    }
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, HessianTest, testing::ValuesIn(backends()), backend_name);

@@ -1,0 +1,378 @@
+// XᵀX of several sets of rows at once, added to their 64-bit sums (kernels/hessian.h).
+//
+// A thread block computes 128 × 128 elements of one sum's lower triangle. Both operands are x
+// itself, whose rows are what is summed over: slices of `depth` rows come to shared memory by
+// cp.async, some slices ahead of the products. A slice is stored in strips of 64 columns: a line of
+// 128 bytes for each row, in which chunk c of 16 bytes stands at c ^ (row mod 8). That is what
+// wgmma reads ("MN-major, 128-byte swizzle"), and lines of ldmatrix fall into different banks.
+// An element is summed in float32 over its rows in their order, 16 at a time, wherever its tile
+// lies: neither ranges of columns nor the sets beside it change its bits.
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cuda_handles.h"
+#include "kernels/hessian.h"
+#include "kernels/vector_cuda.h"
+
+namespace qpipe::cuda {
+
+namespace {
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define QPIPE_WGMMA 1
+#else
+#define QPIPE_WGMMA 0
+#endif
+
+constexpr int tile = 128;
+constexpr int line = 128;     // bytes of 64 columns
+constexpr int threads = 128;  // a warpgroup
+constexpr int warps = threads / 32;
+constexpr int k_step = 16;  // rows of a matrix instruction
+constexpr int sums = tile * tile / threads;
+constexpr int alignment = 1024;  // of a strip, for the exchange of chunks
+
+struct Term {
+  const __nv_bfloat16* x;
+  const std::int32_t* source;  // or null
+  const std::int32_t* exponent;
+  std::int64_t* sum;
+  std::int64_t stride;
+  std::int64_t sum_stride;
+  int rows;
+  int d;
+  int begin;
+  int end;
+  int slots;
+  int log2_tokens;
+  int first_tile;
+  bool vectors;  // chunks of 16 bytes can be read at once
+};
+
+// What one launch takes along as its parameters.
+constexpr int terms_per_launch = 32;
+struct Terms {
+  Term term[terms_per_launch];
+  int count;
+};
+
+__host__ __device__ inline int tiles_of(int elements) { return (elements + tile - 1) / tile; }
+
+// Tiles with elements i ≥ j: column J of tiles has those from row J on.
+int lower_tiles(int rows, int cols) {
+  int tiles = 0;
+  for (int j = 0; j < tiles_of(cols); ++j) tiles += tiles_of(rows) - j;
+  return tiles;
+}
+
+struct Place {
+  int row;
+  int col;
+};
+
+__device__ Place place_of(const Term& term, int index) {
+  int column = 0;
+  for (int rows = tiles_of(term.d - term.begin); index >= rows - column; ++column)
+    index -= rows - column;
+  return {term.begin + (column + index) * tile, term.begin + column * tile};
+}
+
+// 16 bytes from a row's columns [column, column + 8) into shared memory; zeros from column d on and
+// where there is no row.
+__device__ void copy_chunk(std::uint32_t to, const __nv_bfloat16* row, int column,
+                           const Term& term) {
+  const bool inside = row != nullptr && column < term.d;
+  if (term.vectors) {
+    const void* from = inside ? row + column : term.x;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(inside ? 16 : 0)
+                 : "memory");
+    return;
+  }
+  unsigned word[4] = {};
+#pragma unroll
+  for (int i = 0; i < vector_elements; ++i)
+    if (inside && column + i < term.d)
+      word[i / 2] |= unsigned{__bfloat16_as_ushort(row[column + i])} << (i % 2 * 16);
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(word[0]), "r"(word[1]),
+               "r"(word[2]), "r"(word[3])
+               : "memory");
+}
+
+__device__ std::uint32_t chunk_offset(int depth, int row, int chunk) {
+  return (chunk / 8 * depth + row) * line + ((chunk ^ row) % 8) * 16;
+}
+
+// Rows [first, first + depth) of the tile's columns: left for its rows' elements, right for its
+// columns'; on the diagonal they are the same.
+template <int depth>
+__device__ void load_slice(const Term& term, Place place, int first, std::uint32_t left,
+                           std::uint32_t right) {
+  constexpr int own = depth / warps;  // rows of a warp
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int row = first + warp * own + lane % own;
+  unsigned long long address = 0;
+  if (row < term.rows) {
+    const std::int64_t at = term.source == nullptr ? row : term.source[row] / term.slots;
+    address = reinterpret_cast<unsigned long long>(term.x + at * term.stride);
+  }
+#pragma unroll
+  for (int i = 0; i < own; i += 2) {  // two rows at a time, 16 chunks of each
+    const int mine = i + lane / 16;
+    const int chunk = lane % 16;
+    const auto* from =
+        reinterpret_cast<const __nv_bfloat16*>(__shfl_sync(0xffffffffu, address, mine));
+    const std::uint32_t offset = chunk_offset(depth, warp * own + mine, chunk);
+    copy_chunk(right + offset, from, place.col + chunk * vector_elements, term);
+    if (left != right) copy_chunk(left + offset, from, place.row + chunk * vector_elements, term);
+  }
+}
+
+#if QPIPE_WGMMA
+// What wgmma reads from shared memory on: strips of `depth` lines side by side, groups of eight
+// lines below each other.
+__device__ std::uint64_t descriptor(std::uint32_t address, int depth) {
+  const auto units = [](std::uint32_t bytes) { return std::uint64_t{(bytes & 0x3ffffu) >> 4}; };
+  return units(address) | units(depth * line) << 16 | units(8 * line) << 32 |
+         std::uint64_t{1} << 62;
+}
+
+// The sums are neither read nor written by other instructions from before to after this.
+__device__ __forceinline__ void keep_in_place(float (&sum)[sums]) {
+#pragma unroll
+  for (int i = 0; i < sums; ++i) asm volatile("" : "+f"(sum[i])::"memory");
+}
+
+// sum [64 rows of the tile × 128] += 16 rows of x.
+__device__ __forceinline__ void multiply_half(float* c, std::uint64_t left, std::uint64_t right) {
+  asm volatile(
+      "{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, add, 1, 1, 1, 1;\n}"
+#define QPIPE_FOUR(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+#define QPIPE_SIXTEEN(i) QPIPE_FOUR(i), QPIPE_FOUR(i + 4), QPIPE_FOUR(i + 8), QPIPE_FOUR(i + 12)
+      : QPIPE_SIXTEEN(0), QPIPE_SIXTEEN(16), QPIPE_SIXTEEN(32), QPIPE_SIXTEEN(48)
+#undef QPIPE_SIXTEEN
+#undef QPIPE_FOUR
+      : "l"(left), "l"(right));
+}
+
+template <int depth>
+__device__ __forceinline__ void multiply_slice(std::uint32_t left, std::uint32_t right,
+                                               float (&sum)[sums]) {
+  keep_in_place(sum);
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+  for (int k = 0; k < depth; k += k_step) {
+    const std::uint64_t b = descriptor(right + k * line, depth);
+    multiply_half(sum, descriptor(left + k * line, depth), b);
+    multiply_half(sum + sums / 2, descriptor(left + (depth + k) * line, depth), b);
+  }
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  keep_in_place(sum);
+}
+#else
+__device__ void load_matrices(unsigned (&m)[4], std::uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address)
+               : "memory");
+}
+
+// A warp has 64 × 64 of the tile's elements: four times eight of the instruction's 16 × 8.
+template <int depth>
+__device__ __forceinline__ void multiply_slice(std::uint32_t left, std::uint32_t right,
+                                               float (&sum)[sums]) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int low = lane / 8 % 2;
+  const int high = lane / 16;
+#pragma unroll
+  for (int k = 0; k < depth; k += k_step) {
+    unsigned a[4][4];  // of each 16 rows of the tile: (k 0–7, rows 0–7), (k 0–7, 8–15), (k 8–15, …)
+    unsigned b[4][4];  // of each 16 columns: (k 0–7, columns 0–7), (k 8–15, 0–7), (k 0–7, 8–15), …
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      load_matrices(
+          a[i], left + chunk_offset(depth, k + 8 * high + lane % 8, warp / 2 * 8 + 2 * i + low));
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      load_matrices(
+          b[j], right + chunk_offset(depth, k + 8 * low + lane % 8, warp % 2 * 8 + 2 * j + high));
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        float* c = sum + (i * 8 + j) * 4;
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]), "r"(b[j / 2][j % 2 * 2]),
+              "r"(b[j / 2][j % 2 * 2 + 1]));
+      }
+  }
+}
+#endif
+
+// Where in the tile a thread's four elements number `part` lie: (r, c), (r, c + 1), (r + 8, c),
+// (r + 8, c + 1).
+__device__ Place elements_of(int part) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#if QPIPE_WGMMA
+  const Place first{part / 16 * 64 + warp * 16, part % 16 * 8};
+#else
+  const Place first{warp / 2 * 64 + part / 8 * 16, warp % 2 * 64 + part % 8 * 8};
+#endif
+  return {first.row + lane / 4, first.col + lane % 4 * 2};
+}
+
+// rint(x / 2^unit) in integers: double precision is slow on many devices. |x| < 2^(unit + 62).
+__device__ long long fixed_point(float x, int unit) {
+  const int bits = __float_as_int(x);
+  const int exponent = bits >> 23 & 0xff;
+  const long long mantissa = (bits & 0x7fffff) | (exponent > 0 ? 0x800000 : 0);
+  const int shift = max(exponent, 1) - 150 - unit;
+  long long value = 0;
+  if (shift >= 0) {
+    value = mantissa << min(shift, 62);
+  } else if (shift > -26) {
+    value = mantissa >> -shift;
+    const long long rest = mantissa - (value << -shift);
+    const long long half = 1ll << (-shift - 1);
+    value += rest > half || (rest == half && value % 2 != 0);
+  }
+  return bits < 0 ? -value : value;
+}
+
+__device__ __forceinline__ void add_to_sum(const Term& term, Place place,
+                                           const float (&product)[sums]) {
+  constexpr int parts = 4;  // whose sums are read before the first is written
+#pragma unroll
+  for (int first = 0; first < sums / 4; first += parts) {
+    std::int64_t* at[parts][4];
+    long long value[parts][4];
+#pragma unroll
+    for (int p = 0; p < parts; ++p) {
+      const Place own = elements_of(first + p);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int i = place.row + own.row + e / 2 * 8;
+        const int j = place.col + own.col + e % 2;
+        at[p][e] = nullptr;
+        value[p][e] = 0;
+        if (i >= term.d || j >= term.end || j > i) continue;
+        at[p][e] = term.sum + (i - term.begin) * term.sum_stride + (j - term.begin);
+        value[p][e] = *at[p][e];
+        value[p][e] += fixed_point(product[(first + p) * 4 + e],
+                                   term.exponent[i] + term.exponent[j] + term.log2_tokens - 62);
+      }
+    }
+#pragma unroll
+    for (int p = 0; p < parts; ++p)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (at[p][e] != nullptr) *at[p][e] = value[p][e];
+  }
+}
+
+template <int depth, int stages>
+__global__ __launch_bounds__(threads, 2) void add_products(const __grid_constant__ Terms terms) {
+  extern __shared__ unsigned char dynamic[];
+  const auto address = static_cast<std::uint32_t>(__cvta_generic_to_shared(dynamic));
+  const std::uint32_t memory = (address + alignment - 1) / alignment * alignment;
+  const int block = static_cast<int>(blockIdx.x);
+  int number = 0;
+  while (number + 1 < terms.count && block >= terms.term[number + 1].first_tile) ++number;
+  const Term& term = terms.term[number];
+  const Place place = place_of(term, block - term.first_tile);
+
+  constexpr int half = depth * tile * 2;  // bytes of one operand
+  const auto right_of = [&](int slice) { return memory + slice % stages * 2 * half; };
+  const auto left_of = [&](int slice) {
+    return right_of(slice) + (place.row == place.col ? 0 : half);
+  };
+  // A product of wgmma is still at work while the next is started: its slice stays as long.
+  constexpr int ahead = stages - (QPIPE_WGMMA ? 2 : 1);
+  const int slices = (term.rows + depth - 1) / depth;
+  const auto load = [&](int slice) {
+    if (slice < slices)
+      load_slice<depth>(term, place, slice * depth, left_of(slice), right_of(slice));
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  };
+  float sum[sums] = {};
+  for (int slice = 0; slice < ahead; ++slice) load(slice);
+  for (int slice = 0; slice < slices; ++slice) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(ahead - 1) : "memory");
+#if QPIPE_WGMMA
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+    __syncthreads();
+    load(slice + ahead);
+    multiply_slice<depth>(left_of(slice), right_of(slice), sum);
+#if QPIPE_WGMMA
+    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+#endif
+  }
+#if QPIPE_WGMMA
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  keep_in_place(sum);
+#endif
+  add_to_sum(term, place, sum);
+}
+
+template <int depth, int stages>
+void launch(const Terms& terms, int tiles, Stream& stream) {
+  constexpr int bytes = stages * depth * tile * 2 * 2 + alignment;
+  check(cudaFuncSetAttribute(add_products<depth, stages>,
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  add_products<depth, stages><<<tiles, threads, bytes, stream.cuda().stream>>>(terms);
+  check_launch();
+}
+
+}  // namespace
+
+void accumulate_hessians(const std::vector<HessianRows>& all, Stream& stream) {
+  int shared = 0;
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, stream.device()));
+  for (std::size_t first = 0; first < all.size(); first += terms_per_launch) {
+    Terms terms{};
+    int tiles = 0;
+    for (std::size_t i = first; i < std::min(all.size(), first + terms_per_launch); ++i) {
+      const HessianRows& rows = all[i];
+      Term& term = terms.term[terms.count];
+      const auto integer = [](std::int64_t value) { return static_cast<int>(value); };
+      term = {static_cast<const __nv_bfloat16*>(rows.x.data),
+              rows.source.data,
+              rows.exponent.data,
+              rows.sum.data,
+              rows.x.stride,
+              rows.sum.stride,
+              integer(rows.rows()),
+              integer(rows.x.cols),
+              integer(rows.begin),
+              integer(rows.begin + rows.sum.cols),
+              integer(rows.slots),
+              rows.log2_tokens,
+              tiles,
+              vectorizable(rows.x)};
+      if (rows.rows() == 0 || rows.sum.cols == 0) continue;
+      tiles += lower_tiles(term.d - term.begin, term.end - term.begin);
+      ++terms.count;
+    }
+    if (tiles == 0) continue;
+    // Two blocks to a multiprocessor, where it has the memory.
+    if (shared >= 160 << 10)
+      launch<32, 6>(terms, tiles, stream);
+    else
+      launch<32, 3>(terms, tiles, stream);
+  }
+}
+
+}  // namespace qpipe::cuda
