@@ -46,7 +46,8 @@ struct Term {
   int slots;
   int log2_tokens;
   int first_tile;
-  bool vectors;  // chunks of 16 bytes can be read at once
+  bool vectors;  // chunks of 16 bytes of x can be read at once
+  bool pairs;    // and of two neighbours of the sum
 };
 
 // What one launch takes along as its parameters.
@@ -251,34 +252,83 @@ __device__ long long fixed_point(float x, int unit) {
   return bits < 0 ? -value : value;
 }
 
-__device__ __forceinline__ void add_to_sum(const Term& term, Place place,
-                                           const float (&product)[sums]) {
-  constexpr int parts = 4;  // whose sums are read before the first is written
+// Products of half of a tile's rows come to the sums by way of shared memory: a warp adds to
+// neighbours of one row at a time, 16 bytes a lane and access.
+constexpr int half_rows = tile / 2;
+constexpr int staged_stride = tile + 8;  // two rows of a fragment fall into different banks
+constexpr int staged_bytes = half_rows * staged_stride * 4;
+constexpr int lane_columns = tile / 32;
+
+__device__ __forceinline__ void stage_half(int half, const float (&product)[sums], float* staged) {
 #pragma unroll
-  for (int first = 0; first < sums / 4; first += parts) {
-    std::int64_t* at[parts][4];
-    long long value[parts][4];
+  for (int part = 0; part < sums / 4; ++part) {
+    const Place own = elements_of(part);
+    if (own.row / half_rows != half) continue;
+    float* to = staged + own.row % half_rows * staged_stride + own.col;
+    *reinterpret_cast<float2*>(to) = {product[part * 4], product[part * 4 + 1]};
+    *reinterpret_cast<float2*>(to + 8 * staged_stride) = {product[part * 4 + 2],
+                                                          product[part * 4 + 3]};
+  }
+}
+
+// Rows [row, row + count) of the sum, from the lane's first column `col` on.
+template <int count>
+__device__ __forceinline__ void add_rows(const Term& term, int row, int col, const float* staged,
+                                         const int (&exponent)[lane_columns]) {
+  longlong2 value[count][lane_columns / 2];
+  const auto at = [&](int i) {
+    return term.sum + (i - term.begin) * term.sum_stride + (col - term.begin);
+  };
+  const auto whole = [&](int i) {
+    return term.pairs && i < term.d && col + lane_columns <= term.end &&
+           col + lane_columns <= i + 1;
+  };
 #pragma unroll
-    for (int p = 0; p < parts; ++p) {
-      const Place own = elements_of(first + p);
+  for (int r = 0; r < count; ++r)
+    if (whole(row + r))
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int i = place.row + own.row + e / 2 * 8;
-        const int j = place.col + own.col + e % 2;
-        at[p][e] = nullptr;
-        value[p][e] = 0;
-        if (i >= term.d || j >= term.end || j > i) continue;
-        at[p][e] = term.sum + (i - term.begin) * term.sum_stride + (j - term.begin);
-        value[p][e] = *at[p][e];
-        value[p][e] += fixed_point(product[(first + p) * 4 + e],
-                                   term.exponent[i] + term.exponent[j] + term.log2_tokens - 62);
-      }
+      for (int p = 0; p < lane_columns / 2; ++p)
+        value[r][p] = reinterpret_cast<const longlong2*>(at(row + r))[p];
+#pragma unroll
+  for (int r = 0; r < count; ++r) {
+    const int i = row + r;
+    if (i >= term.d) continue;
+    const int unit = term.exponent[i] + term.log2_tokens - 62;
+    const float4 product = *reinterpret_cast<const float4*>(staged + r * staged_stride);
+    const long long added[lane_columns] = {
+        fixed_point(product.x, unit + exponent[0]), fixed_point(product.y, unit + exponent[1]),
+        fixed_point(product.z, unit + exponent[2]), fixed_point(product.w, unit + exponent[3])};
+    if (whole(i)) {
+#pragma unroll
+      for (int p = 0; p < lane_columns / 2; ++p)
+        reinterpret_cast<longlong2*>(at(i))[p] = {value[r][p].x + added[2 * p],
+                                                  value[r][p].y + added[2 * p + 1]};
+    } else {
+#pragma unroll
+      for (int c = 0; c < lane_columns; ++c)
+        if (col + c < term.end && col + c <= i) at(i)[c] += added[c];
     }
+  }
+}
+
+__device__ __forceinline__ void add_to_sum(const Term& term, Place place,
+                                           const float (&product)[sums], float* staged) {
+  constexpr int at_once = 4;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int first = static_cast<int>(threadIdx.x) % 32 * lane_columns;
+  const int col = place.col + first;
+  int exponent[lane_columns];
 #pragma unroll
-    for (int p = 0; p < parts; ++p)
+  for (int c = 0; c < lane_columns; ++c)
+    exponent[c] = col + c < term.end ? term.exponent[col + c] : 0;
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (at[p][e] != nullptr) *at[p][e] = value[p][e];
+  for (int half = 0; half < 2; ++half) {
+    __syncthreads();  // the slices, or the other half, have been read
+    stage_half(half, product, staged);
+    __syncthreads();
+    for (int row = warp * half_rows / warps; row < (warp + 1) * half_rows / warps; row += at_once)
+      add_rows<at_once>(term, place.row + half * half_rows + row, col,
+                        staged + row * staged_stride + first, exponent);
   }
 }
 
@@ -324,12 +374,13 @@ __global__ __launch_bounds__(threads, 2) void add_products(const __grid_constant
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
   keep_in_place(sum);
 #endif
-  add_to_sum(term, place, sum);
+  add_to_sum(term, place, sum, reinterpret_cast<float*>(dynamic + (memory - address)));
 }
 
 template <int depth, int stages>
 void launch(const Terms& terms, int tiles, Stream& stream) {
   constexpr int bytes = stages * depth * tile * 2 * 2 + alignment;
+  static_assert(staged_bytes <= bytes - alignment);
   check(cudaFuncSetAttribute(add_products<depth, stages>,
                              cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   add_products<depth, stages><<<tiles, threads, bytes, stream.cuda().stream>>>(terms);
@@ -361,7 +412,8 @@ void accumulate_hessians(const std::vector<HessianRows>& all, Stream& stream) {
               integer(rows.slots),
               rows.log2_tokens,
               tiles,
-              vectorizable(rows.x)};
+              vectorizable(rows.x),
+              aligned16(rows.sum.data) && rows.sum.stride % 2 == 0};
       if (rows.rows() == 0 || rows.sum.cols == 0) continue;
       tiles += lower_tiles(term.d - term.begin, term.end - term.begin);
       ++terms.count;
