@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <stdexcept>
 #include <utility>
 
@@ -91,12 +92,8 @@ auto as_user_error(Work work) {
 }
 
 // tokens: that an expert met; −1 for all others.
-void store_solved(const Loop& loop, const std::string& name, const QuantizedLinear& q,
-                  std::int64_t tokens, LayerFindings& found) {
-  {
-    Timed timed(loop.seconds.write, loop.comm, loop.stream);
-    loop.store.put(name, q, loop.stream);
-  }
+void note_solved(const Loop& loop, const std::string& name, const QuantizedLinear& q,
+                 std::int64_t tokens, LayerFindings& found) {
   found.zero_of_zero = found.zero_of_zero || q.has_zero_of_zero;
   found.modules.push_back({name, q.settings.bits, q.settings.group_size, q.mean_squared_error,
                            q.damp, q.fell_back, false, tokens});
@@ -127,6 +124,7 @@ struct GroupTask {
   std::vector<LinearSettings> settings;
   Hessian* hessian = nullptr;  // null: rounded without one
   std::function<std::vector<QuantizedLinear>(Comm& comm, Stream& stream)> solve = {};
+  std::vector<PackedTensor> packed = {};  // by the thread that solved one of several groups
 };
 
 GroupTask task_of(const Loop& loop, const Layer& layer, const Group& group, Hessian* hessian) {
@@ -137,12 +135,12 @@ GroupTask task_of(const Loop& loop, const Layer& layer, const Group& group, Hess
 // weight = what the codes say, in terms of the layer's input without factors.
 using Propagate = std::function<void(const QuantizedLinear& solved, std::size_t linear)>;
 
-void store_group(const Loop& loop, Layer& layer, const GroupTask& task,
-                 const std::vector<QuantizedLinear>& solved, const Propagate& propagate,
-                 LayerFindings& found) {
+void take_up(const Loop& loop, Layer& layer, const GroupTask& task,
+             const std::vector<QuantizedLinear>& solved, const Propagate& propagate,
+             LayerFindings& found) {
   for (std::size_t i = 0; i < solved.size(); ++i)
-    store_solved(loop, layer.linears[task.indices[i]].name, solved[i],
-                 tokens_of(task.group, task.hessian), found);
+    note_solved(loop, layer.linears[task.indices[i]].name, solved[i],
+                tokens_of(task.group, task.hessian), found);
   if (task.hessian != nullptr) *task.hessian = Hessian{};
   if (!loop.plan.quantized_propagation) return;
   const WeightsOnDevice weights(layer, task.indices, loop.stream);
@@ -152,11 +150,15 @@ void store_group(const Loop& loop, Layer& layer, const GroupTask& task,
   }
 }
 
-GroupToSolve dealt(Layer& layer, const GroupTask& task) {
+GroupToSolve dealt(const Loop& loop, Layer& layer, GroupTask& task) {
   GroupToSolve result;
-  result.solve = [&layer, &task](Comm& alone, Stream& stream) {
+  result.solve = [&loop, &layer, &task](Comm& alone, Stream& stream) {
     const WeightsOnDevice weights(layer, task.indices, stream);
-    return task.solve(alone, stream);
+    std::vector<QuantizedLinear> solved = task.solve(alone, stream);
+    for (std::size_t i = 0; i < solved.size(); ++i)
+      std::ranges::move(loop.store.pack(layer.linears[task.indices[i]].name, solved[i], stream),
+                        std::back_inserter(task.packed));
+    return solved;
   };
   result.unsolved = [&layer, &task](Stream& stream) {
     std::vector<QuantizedLinear> linears;
@@ -168,32 +170,44 @@ GroupToSolve dealt(Layer& layer, const GroupTask& task) {
   return result;
 }
 
-// One group by all ranks together, several side by side.
-void solve_groups(const Loop& loop, Layer& layer, const std::vector<GroupTask>& tasks,
-                  const Propagate& propagate, LayerFindings& found) {
-  if (tasks.size() == 1) {
-    const WeightsOnDevice weights(layer, tasks[0].indices, loop.stream);
-    std::vector<QuantizedLinear> solved;
-    {
-      Timed timed(loop.seconds.solve, loop.comm, loop.stream);
-      solved = as_user_error([&] { return tasks[0].solve(loop.comm, loop.stream); });
-    }
-    return store_group(loop, layer, tasks[0], solved, propagate, found);
+void solve_group(const Loop& loop, Layer& layer, const GroupTask& task, const Propagate& propagate,
+                 LayerFindings& found) {
+  const WeightsOnDevice weights(layer, task.indices, loop.stream);
+  std::vector<QuantizedLinear> solved;
+  {
+    Timed timed(loop.seconds.solve, loop.comm, loop.stream);
+    solved = as_user_error([&] { return task.solve(loop.comm, loop.stream); });
   }
+  {
+    Timed timed(loop.seconds.write, loop.comm, loop.stream);
+    for (std::size_t i = 0; i < solved.size(); ++i)
+      loop.store.put(layer.linears[task.indices[i]].name, solved[i], loop.stream);
+  }
+  take_up(loop, layer, task, solved, propagate, found);
+}
+
+// One group by all ranks together, several side by side.
+void solve_groups(const Loop& loop, Layer& layer, std::vector<GroupTask>& tasks,
+                  const Propagate& propagate, LayerFindings& found) {
+  if (tasks.size() == 1) return solve_group(loop, layer, tasks[0], propagate, found);
   std::vector<GroupToSolve> groups;
   groups.reserve(tasks.size());
-  for (const GroupTask& task : tasks) {
-    groups.push_back(dealt(layer, task));
+  for (GroupTask& task : tasks) {
+    groups.push_back(dealt(loop, layer, task));
     groups.back().owner = owner_of_group(groups.size() - 1, loop.comm.size());
   }
   SolvedGroups in_order(std::move(groups), loop.solvers, loop.comm, loop.stream);
-  for (const GroupTask& task : tasks) {
+  for (GroupTask& task : tasks) {
     std::vector<QuantizedLinear> solved;
     {
       Timed timed(loop.seconds.solve, loop.comm, loop.stream);
       solved = as_user_error([&] { return in_order.next(); });
     }
-    store_group(loop, layer, task, solved, propagate, found);
+    {
+      Timed timed(loop.seconds.write);
+      if (!task.packed.empty()) loop.store.put(std::move(task.packed));
+    }
+    take_up(loop, layer, task, solved, propagate, found);
   }
 }
 

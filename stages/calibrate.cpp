@@ -232,19 +232,18 @@ namespace {
 struct Sum {
   const Group* group = nullptr;
   const FixedPoint* units = nullptr;
-  Array<std::int64_t> memory;
+  Matrix<std::int64_t> memory;
   std::int64_t missing = 0;  // tokens of a starved expert
   std::vector<SumPanel> panels;
 
   std::int64_t columns() const { return units->exponent.view.cols; }
   Matrix<std::int64_t> all() const {
-    return {memory.view.data, 1, panels.empty() ? 0 : panels.back().end_element()};
+    return {memory.data, 1, panels.empty() ? 0 : panels.back().end_element()};
   }
   void begin_range(std::int64_t begin, std::int64_t width, Stream& stream) {
     panels = begin < columns() ? sum_panels(columns(), begin, std::min(columns(), begin + width))
                                : std::vector<SumPanel>{};
-    fill_zero(memory.view.data, static_cast<std::size_t>(all().size()) * sizeof(std::int64_t),
-              stream);
+    fill_zero(memory.data, static_cast<std::size_t>(all().size()) * sizeof(std::int64_t), stream);
   }
   void add(ConstTensor rows, Stream& stream) const {
     if (rows.rows == 0) return;
@@ -285,6 +284,11 @@ void add_expert(const Step& step, const Sum& sum, ConstTensor input, const Route
             routes.expert.view.cols, to);
 }
 
+// Each sum begins at a multiple of 256 bytes.
+std::int64_t sum_elements(const CalibratedGroup& group, std::int64_t columns) {
+  return (hessian_sum_elements(group.group.width, columns) + 31) / 32 * 32;
+}
+
 bool is_for(const CalibratedGroup& group, const Comm& comm) {
   return group.owner < 0 || group.owner == comm.rank();
 }
@@ -306,6 +310,10 @@ std::vector<Hessian> calibrate(const Activations& activations,
 
   std::vector<Hessian> results(groups.size());
   {
+    std::int64_t elements = 0;
+    for (const CalibratedGroup& g : groups) elements += sum_elements(g, width);
+    const Array<std::int64_t> memory(1, elements, stream);
+    elements = 0;
     std::vector<Sum> sums;
     for (std::size_t i = 0; i < groups.size(); ++i) {
       const FixedPoint& unit = units.at(columns_of(groups[i].group));
@@ -322,9 +330,10 @@ std::vector<Hessian> calibrate(const Activations& activations,
       if (own && !places.hessian_on_host) results[i].matrix = Array<float>(d, d, stream);
       sums.push_back({&groups[i].group,
                       &unit,
-                      Array<std::int64_t>(1, hessian_sum_elements(d, width), stream),
+                      memory.view.col_range(elements, sum_elements(groups[i], width)),
                       missing,
                       {}});
+      elements += sum_elements(groups[i], width);
     }
     Buffer gathered;
     const Step& step = activations.input().step;

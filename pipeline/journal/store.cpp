@@ -165,19 +165,19 @@ void Store::write(Part& part, const PackedTensor& tensor) {
   part.record.tensors[tensor.info.name] = hash.hexadecimal();
 }
 
-void Store::put(const std::string& module, const QuantizedLinear& quantized, Stream& stream) {
-  if (writer_of_.at(module) != comm_.rank()) return;
-  std::vector<PackedTensor> tensors;
-  for (PackedTensor& tensor : pack_integer(module, quantized, plan_.storage, stream)) {
-    if (bits_of_.contains(tensor.info.name))
-      part_->held.push_back(std::move(tensor));
-    else
-      tensors.push_back(std::move(tensor));
-  }
-  put(std::move(tensors));
+std::vector<PackedTensor> Store::pack(const std::string& module, const QuantizedLinear& quantized,
+                                      Stream& stream) const {
+  return pack_integer(module, quantized, plan_.storage, stream);
 }
 
-void Store::put(std::vector<PackedTensor> tensors) {
+void Store::put(const std::string& module, const QuantizedLinear& quantized, Stream& stream) {
+  if (writer_of_.at(module) == comm_.rank()) put(pack(module, quantized, stream));
+}
+
+void Store::put(std::vector<PackedTensor> all) {
+  std::vector<PackedTensor> tensors;
+  for (PackedTensor& tensor : all)
+    (bits_of_.contains(tensor.info.name) ? part_->held : tensors).push_back(std::move(tensor));
   std::vector<std::future<void>>& writes = part_->writes;
   if (writes.size() >= most_pending) writes[writes.size() - most_pending].wait();
   writes.push_back(start([this, part = part_.get(), tensors = std::move(tensors)]() mutable {

@@ -41,7 +41,10 @@ class Store {
   // background, while the next one is computed.
   void put(const std::string& module, const QuantizedLinear& quantized, Stream& stream);
 
-  // Tensors that this rank alone has packed.
+  // Its tensors, for a put() that follows. From any thread.
+  std::vector<PackedTensor> pack(const std::string& module, const QuantizedLinear& quantized,
+                                 Stream& stream) const;
+  // Tensors that this rank alone has packed: it writes them.
   void put(std::vector<PackedTensor> tensors);
 
   // These values, in the plan's dtype, instead of the checkpoint's tensor of that name and shape,
