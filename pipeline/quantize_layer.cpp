@@ -233,7 +233,7 @@ void forward_step(const Loop& loop, Layer& layer, const std::vector<Step>& steps
                   Output output, Activations& activations) {
   if (step + 1 == steps.size() && output == Output::ahead) return;
   Timed timed(loop.seconds.forward, loop.comm, loop.stream);
-  const WeightsOnDevice weights(layer, steps[step].runs, loop.stream);
+  const RunsOnDevice runs(layer, steps[step].runs, loop.plan.places.experts_at_once, loop.stream);
   if (steps[step].part == Part::mlp && steps[step].number == 0 && loop.plan.calibrates())
     keep_extra_rows(layer, loop.plan.expert_tokens, loop.plan.hessian_tokens, activations,
                     loop.comm, loop.stream);

@@ -50,9 +50,7 @@ Loop loop_of(Run& run, Opened& open) {
 
 Layer load_layer(Run& run, Opened& open, const Task& task) {
   Timed timed(run.report.seconds.read, open.team, run.stream);
-  // Weights of a finished layer are overwritten where they lie.
-  const bool overwritten = task.duty == Duty::pass_on && open.schedule.travel() != Travel::stream;
-  return open.layers->load_layer(task.layer, run.plan.places.weights_by_step && !overwritten);
+  return open.layers->load_layer(task.layer, run.plan.places.weights_by_step);
 }
 
 void stream_round(Run& run, Opened& open, const Round& round, const Task& task, Layer& layer) {

@@ -1,6 +1,8 @@
 #include "stages/experts.h"
 
 #include <algorithm>
+#include <memory>
+#include <numeric>
 #include <utility>
 
 #include "kernels/activation.h"
@@ -68,6 +70,29 @@ void activate(const Mlp& mlp, ConstTensor in, Tensor y, Stream& stream) {
 const Linear* linears_of(const Experts& experts, const Layer& layer, std::size_t expert) {
   const Linear* first = &layer.linear(any(experts).in.front());
   return first + expert * (any(experts).in.size() + 1);
+}
+
+// work(first, end) for all experts, as many at a time as may be on the device. out: they run their
+// last linear, else those before it.
+template <class Work>
+void in_waves(const Experts& experts, const Layer& layer, bool out, Work work) {
+  const std::size_t count = experts.experts.size();
+  const std::size_t inner = any(experts).in.size();
+  const auto at_once =
+      layer.waves.at_once > 0 ? static_cast<std::size_t>(layer.waves.at_once) : count;
+  for (std::size_t first = 0; first < count; first += at_once) {
+    const std::size_t end = std::min(count, first + at_once);
+    std::vector<std::size_t> linears;
+    for (std::size_t e = first; e < end; ++e) {
+      const auto begin =
+          static_cast<std::size_t>(linears_of(experts, layer, e) - layer.linears.data());
+      for (std::size_t i = out ? inner : 0; i < (out ? inner + 1 : inner); ++i)
+        linears.push_back(begin + i);
+    }
+    const std::shared_ptr<const void> here =
+        layer.waves.bring ? layer.waves.bring(linears) : nullptr;
+    work(first, end);
+  }
 }
 
 void matrix_of(Array<std::int32_t>& array, std::int64_t rows, std::int64_t cols, Stream& stream) {
@@ -216,20 +241,22 @@ void expert_activations(const Experts& experts, const Layer& layer, ConstTensor 
       panel.experts, routes.source, k,
       experts.scales_inputs ? Matrix<const float>(routes.weight.view) : Matrix<const float>{}, read,
       stream);
-  std::vector<Product> products;
-  for (std::size_t e = 0; e < experts.experts.size(); ++e) {
-    const RowRange rows = routes.rows_of(static_cast<std::int64_t>(e));
-    if (rows.count == 0) continue;
-    const Linear* linear = linears_of(experts, layer, e);
-    std::int64_t column = 0;
-    for (const LinearSpec& spec : one.in) {
-      products.push_back({rows_of(read, rows), linear->weight, linear->bias,
-                          rows_of(in, rows).col_range(column, spec.out_features)});
-      column += spec.out_features;
-      ++linear;
+  in_waves(experts, layer, false, [&](std::size_t first, std::size_t end) {
+    std::vector<Product> products;
+    for (std::size_t e = first; e < end; ++e) {
+      const RowRange rows = routes.rows_of(static_cast<std::int64_t>(e));
+      if (rows.count == 0) continue;
+      const Linear* linear = linears_of(experts, layer, e);
+      std::int64_t column = 0;
+      for (const LinearSpec& spec : one.in) {
+        products.push_back({rows_of(read, rows), linear->weight, linear->bias,
+                            rows_of(in, rows).col_range(column, spec.out_features)});
+        column += spec.out_features;
+        ++linear;
+      }
     }
-  }
-  linears(products, stream);
+    linears(products, stream);
+  });
   Tensor shared_in;
   if (experts.shared) {
     shared_in = scratch.part(read.size() + in.size(), x.rows, outputs(*experts.shared));
@@ -245,6 +272,13 @@ void expert_activation(const Experts& experts, const Layer& layer, std::int64_t 
   const Mlp& one = any(experts);
   const Tensor in = scratch.part(0, x.rows, outputs(one));
   const Linear* of_expert = linears_of(experts, layer, static_cast<std::size_t>(expert));
+  std::shared_ptr<const void> here;
+  if (layer.waves.bring) {
+    std::vector<std::size_t> linears(one.in.size());
+    std::iota(linears.begin(), linears.end(),
+              static_cast<std::size_t>(of_expert - layer.linears.data()));
+    here = layer.waves.bring(linears);
+  }
   std::int64_t column = 0;
   for (const LinearSpec& spec : one.in) {
     linear(x, of_expert->weight, of_expert->bias, in.col_range(column, spec.out_features), stream);
@@ -258,15 +292,17 @@ void expert_output(const Experts& experts, const Layer& layer, ConstTensor x, co
                    Tensor z, Tensor scratch, Stream& stream) {
   const Activated<const void> activated = panels(experts, x);
   const Tensor outputs_of_experts = scratch.part(z.size(), activated.sorted.rows, z.cols);
-  std::vector<Product> products;
-  for (std::size_t e = 0; e < experts.experts.size(); ++e) {
-    const RowRange rows = routes.rows_of(static_cast<std::int64_t>(e));
-    if (rows.count == 0) continue;
-    const Linear& out = linears_of(experts, layer, e)[any(experts).in.size()];
-    products.push_back(
-        {rows_of(activated.sorted, rows), out.weight, out.bias, rows_of(outputs_of_experts, rows)});
-  }
-  linears(products, stream);
+  in_waves(experts, layer, true, [&](std::size_t first, std::size_t end) {
+    std::vector<Product> products;
+    for (std::size_t e = first; e < end; ++e) {
+      const RowRange rows = routes.rows_of(static_cast<std::int64_t>(e));
+      if (rows.count == 0) continue;
+      const Linear& out = linears_of(experts, layer, e)[any(experts).in.size()];
+      products.push_back({rows_of(activated.sorted, rows), out.weight, out.bias,
+                          rows_of(outputs_of_experts, rows)});
+    }
+    linears(products, stream);
+  });
   if (experts.shared) {
     const Linear& out = layer.linear(experts.shared->out);
     linear(activated.shared, out.weight, out.bias, z, stream);

@@ -18,7 +18,9 @@
 // layer_tensors(), layer_steps() and advance() alone look into the variants of a LayerSpec.
 #pragma once
 
+#include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -94,6 +96,13 @@ struct WaitingWeight {
   Buffer weight;
 };
 
+// A forward pass whose experts come to the device a few at a time (stages/waiting_weights.h).
+struct ExpertWaves {
+  std::int64_t at_once = 0;  // 0: all weights are there
+  // These linears are on the device while what it returns lives.
+  std::function<std::shared_ptr<const void>(const std::vector<std::size_t>& linears)> bring;
+};
+
 struct Layer {
   std::int64_t index = 0;
   std::size_t kind = 0;                                // as an index into Architecture::kinds
@@ -105,6 +114,7 @@ struct Layer {
   std::vector<Buffer> memory;
   std::vector<WaitingWeight> waiting;  // one for each linear; empty when all weights stay on the
                                        // device
+  ExpertWaves waves;
 
   // The linear of that spec.
   const Linear& linear(const LinearSpec& wanted) const;

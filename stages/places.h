@@ -16,8 +16,10 @@ struct Places {
       false;  // the inputs of all steps of a layer, on the device, from its pass in a ring of teams
   bool weights_by_step =
       false;  // a layer's weights wait in host memory; only those in use are on the device
-  std::int64_t groups_at_once = 0;  // of a step, whose Hessians are summed in one pass over its
-                                    // input; 0: all
+  std::int64_t experts_at_once = 0;  // of those weights, as many experts' that a forward pass runs;
+                                     // 0: all of a step
+  std::int64_t groups_at_once = 0;   // of a step, whose Hessians are summed in one pass over its
+                                     // input; 0: all
   std::int64_t hessian_panel_columns = 0;  // columns of a 64-bit Hessian sum that are held at once,
                                            // a multiple of the kernel's; 0: all
   bool hessian_on_host = false;            // finished Hessians wait in host memory

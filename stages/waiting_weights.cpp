@@ -1,6 +1,9 @@
 #include "stages/waiting_weights.h"
 
 #include <exception>
+#include <memory>
+#include <set>
+#include <utility>
 
 #include "kernels/activation.h"
 
@@ -61,6 +64,29 @@ WeightsOnDevice::~WeightsOnDevice() noexcept(false) {
   const bool keep = std::uncaught_exceptions() == 0;
   for (const std::size_t i : linears_)
     take_back(layer_.linears[i], layer_.waiting[i], keep, stream_);
+}
+
+namespace {
+
+// Those of `runs` that are no expert's.
+std::vector<std::size_t> outside_of_experts(const Layer& layer, std::vector<std::size_t> runs) {
+  std::set<std::size_t> of_experts;
+  for (const Step& step : layer_steps(*layer.spec))
+    for (const Group& group : step.groups)
+      if (group.expert >= 0) of_experts.insert(group.linears.begin(), group.linears.end());
+  std::erase_if(runs, [&](std::size_t i) { return of_experts.contains(i); });
+  return runs;
+}
+
+}  // namespace
+
+RunsOnDevice::RunsOnDevice(Layer& layer, const std::vector<std::size_t>& runs, std::int64_t at_once,
+                           Stream& stream)
+    : layer_(layer), others_(layer, at_once > 0 ? outside_of_experts(layer, runs) : runs, stream) {
+  if (at_once == 0 || layer.waiting.empty()) return;
+  layer.waves = {at_once, [&layer, &stream](const std::vector<std::size_t>& linears) {
+                   return std::make_shared<const WeightsOnDevice>(layer, linears, stream);
+                 }};
 }
 
 void set_overwritten(Layer& layer, std::size_t linear) {

@@ -24,6 +24,22 @@ class WeightsOnDevice {
   Stream& stream_;
 };
 
+// While it lives, the layer's forward pass brings the experts' weights that it runs, at most so
+// many experts' at a time, for each block anew; and all others of `runs` are on the device. at_once
+// = 0: all of `runs` are. For a layer whose weights wait; nothing to do for any other.
+class RunsOnDevice {
+ public:
+  RunsOnDevice(Layer& layer, const std::vector<std::size_t>& runs, std::int64_t at_once,
+               Stream& stream);
+  ~RunsOnDevice() { layer_.waves = {}; }
+  RunsOnDevice(const RunsOnDevice&) = delete;
+  RunsOnDevice& operator=(const RunsOnDevice&) = delete;
+
+ private:
+  Layer& layer_;
+  WeightsOnDevice others_;
+};
+
 // The linear's `weight` is no longer the checkpoint's.
 void set_overwritten(Layer& layer, std::size_t linear);
 

@@ -199,6 +199,7 @@ nlohmann::json as_json(const Answer& a) {
         {"input", place(p.input)},
         {"inputs_kept", p.inputs_kept},
         {"weights_by_step", p.weights_by_step},
+        {"experts_at_once", p.experts_at_once},
         {"groups_at_once", p.groups_at_once},
         {"solvers", p.solvers},
         {"hessian_panel_columns", p.hessian_panel_columns},

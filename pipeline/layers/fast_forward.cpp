@@ -6,6 +6,7 @@
 #include "pipeline/files/agree.h"
 #include "pipeline/model/read_back.h"
 #include "stages/fold.h"
+#include "stages/waiting_weights.h"
 
 namespace qpipe {
 
@@ -37,13 +38,15 @@ void read_tensor(const std::string& name, const FinishedLayer& finished, const J
 }  // namespace
 
 void restore_propagated_weights(const QuantizePlan& plan, const FinishedLayer& finished,
-                                const Journal& journal, const ShardSet& shards, const Layer& layer,
+                                const Journal& journal, const ShardSet& shards, Layer& layer,
                                 Comm& comm, Stream& stream) {
   const std::vector<LinearFactors> factors = finished.findings().factors;
   for (std::size_t i = 0; i < layer.linears.size(); ++i) {
     const Linear& linear = layer.linears[i];
     const LinearSettings& settings = plan.modules.at(linear.name);
     if (settings.skip) continue;
+    const WeightsOnDevice weight(layer, {i}, stream);
+    set_overwritten(layer, i);
     std::vector<TensorInfo> infos;
     std::vector<std::size_t> offsets;
     std::size_t bytes = 0;

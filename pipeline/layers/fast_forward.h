@@ -12,7 +12,7 @@ namespace qpipe {
 // layer: as the checkpoint has it. Collective: rank (layer mod ranks) reads, the others receive.
 // Throws UserError(io) on all ranks.
 void restore_propagated_weights(const QuantizePlan& plan, const FinishedLayer& finished,
-                                const Journal& journal, const ShardSet& shards, const Layer& layer,
+                                const Journal& journal, const ShardSet& shards, Layer& layer,
                                 Comm& comm, Stream& stream);
 
 }  // namespace qpipe

@@ -94,11 +94,15 @@ struct InUse {
   std::int64_t groups = 1;
 };
 
-// Those that the forward pass of a step runs.
-std::vector<InUse> all_of_step(const LayerSizes& layer, std::size_t step) {
+// Those that the forward pass of a step has on the device together.
+std::vector<InUse> all_of_step(const LayerSizes& layer, std::size_t step, const Places& places) {
   std::vector<InUse> in_use;
-  for (const StepSizes& group : layer.steps)
-    if (group.step == step) in_use.push_back({&group, group.groups});
+  for (const StepSizes& group : layer.steps) {
+    if (group.step != step) continue;
+    const bool in_waves = group.share < 1.0 && places.experts_at_once > 0;
+    in_use.push_back(
+        {&group, in_waves ? std::min(places.experts_at_once, group.groups) : group.groups});
+  }
   return in_use;
 }
 
@@ -400,7 +404,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     }
     const bool last_of_step = i + 1 == layer.steps.size() || layer.begins_step(i + 1);
     if (goes_forward && last_of_step)
-      add(step, "forward", forward_passes(step), all_of_step(layer, step.step),
+      add(step, "forward", forward_passes(step), all_of_step(layer, step.step, places),
           {hessians(r.at_once() ? held : Held{}, 0, places)});
   }
   // The way through the solutions. AWQ has the Hessians in work on the device.

@@ -86,6 +86,9 @@ std::vector<Places> places_by_cost(const RunSizes& run, const Teams& teams) {
   for (const int workers : {4, 2, 1})
     if (run.casts()) then([&](Places& p) { p.cast_workers = workers; });
   if (!run.casts()) then([](Places& p) { p.weights_by_step = true; });
+  if (run.calibrates())
+    for (std::int64_t experts = most_groups(run) / 2; experts > 0; experts /= 2)
+      then([&](Places& p) { p.experts_at_once = experts; });
   if (run.calibrates()) {
     then([](Places& p) { p.hessian_on_host = true; });
     const std::vector<Places> on_host = choices;
@@ -110,7 +113,11 @@ std::vector<std::function<void(Places&)>> undone(const RunSizes& run) {
     };
   };
   std::vector<Undo> all{[](Places& p) { p.hessian_on_host = false; },
-                        [](Places& p) { p.weights_by_step = false; },
+                        [](Places& p) {
+                          p.weights_by_step = false;
+                          p.experts_at_once = 0;
+                        },
+                        [](Places& p) { p.experts_at_once = 0; },
                         [](Places& p) { p.hessian_panel_columns = 0; }};
   // Waves that a few experts fill, then experts side by side, then fewer waves.
   all.insert(all.end(), {twice_the_wave, twice_the_wave, twice_the_wave});
@@ -272,7 +279,11 @@ std::string describe(const Places& places) {
     texts.push_back(fmt::format("experts in waves of {}", places.groups_at_once));
   if (places.hessian_panel_columns > 0)
     texts.push_back(fmt::format("Hessians summed by {} columns", places.hessian_panel_columns));
-  if (places.weights_by_step) texts.emplace_back("weights of one step at a time");
+  if (places.experts_at_once > 0)
+    texts.push_back(fmt::format("weights of one step, of {} expert{}, at a time",
+                                places.experts_at_once, places.experts_at_once == 1 ? "" : "s"));
+  else if (places.weights_by_step)
+    texts.emplace_back("weights of one step at a time");
   if (places.hessian_on_host) texts.emplace_back("finished Hessians on the host");
   if (places.cast_workers > 0)
     texts.push_back(fmt::format("at most {} worker{}", places.cast_workers,

@@ -210,6 +210,13 @@ Crossings crossings(const RunSizes& r, const LayerSizes& layer, const Places& pl
   if (r.runs_again() && !places.weights_by_step) add(places.hidden, hidden, hidden);
   if (places.weights_by_step)
     result.host += 3.0 * as_double(layer.stored_bytes());  // to forward, to solve, and back
+  if (places.experts_at_once > 0) {                        // anew for each further block
+    const double blocks = std::ceil(tokens / as_double(r.blocking().block_tokens()));
+    for (const StepSizes& step : layer.steps)
+      if (step.share < 1.0)
+        for (const LinearSizes& linear : step.linears)
+          result.host += passes * (blocks - 1.0) * as_double(step.groups * linear.stored_bytes);
+  }
   if (places.hessian_on_host)
     for (const StepSizes& step : layer.steps)
       if (step.solves())

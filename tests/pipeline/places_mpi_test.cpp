@@ -37,6 +37,7 @@ Places elsewhere(Place hidden, Place input, bool weights_by_step, std::int64_t p
   places.input = input;
   places.weights_by_step = weights_by_step;
   places.groups_at_once = groups_at_once;
+  places.experts_at_once = weights_by_step ? groups_at_once : 0;
   places.hessian_panel_columns = panel;
   places.hessian_on_host = hessian_on_host;
   places.solvers = solvers;

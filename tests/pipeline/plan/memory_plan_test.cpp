@@ -241,6 +241,29 @@ TEST(MemoryPlan, LargeModelsFitSmallCards) {
   }
 }
 
+// Kimi-K2's experts with plain attention, 384 of 7168 x 2048: a step's weights alone are larger
+// than the card.
+TEST(MemoryPlan, AStepOfMoreThanTheCard) {
+  nlohmann::json config = qwen3_moe();
+  config.update({{"hidden_size", 7168},
+                 {"num_experts", 384},
+                 {"moe_intermediate_size", 2048},
+                 {"num_attention_heads", 64},
+                 {"num_key_value_heads", 8},
+                 {"num_hidden_layers", 3}});
+  const RunSizes run = sizes_of(config, "gptq");
+  for (const Teams& teams : {Teams{1, 1}, Teams{1, 8}}) {
+    const MemoryPlan plan = plan_memory(run, teams, {22 * GiB, no_limit});
+    ASSERT_TRUE(plan.fits) << does_not_fit(run, teams, {22 * GiB, no_limit}, plan);
+    EXPECT_TRUE(plan.places.weights_by_step);
+    EXPECT_GE(plan.places.experts_at_once, 48);
+    EXPECT_LE(plan.device_peak().total().device, 22 * GiB);
+    Places all = plan.places;
+    all.experts_at_once = 0;
+    EXPECT_GT(peak(run, teams, all), 22 * GiB);
+  }
+}
+
 TEST(MemoryPlan, RefusalsTellTheNumbers) {
   const RunSizes run = sizes_of(llama_70b, "gptq");
   const Budget budget{1 * GiB, no_limit};
