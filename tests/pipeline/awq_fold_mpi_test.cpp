@@ -12,6 +12,7 @@
 #include "pipeline/model/model.h"
 #include "stages/clip.h"
 #include "stages/fold.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
@@ -30,9 +31,7 @@ std::string spelled(const testing::TestParamInfo<Case>& tested) {
   return name;
 }
 
-fs::path oracle(const std::string& model) {
-  return fs::path(QPIPE_SHARED) / "oracles/models" / model;
-}
+fs::path oracle(const std::string& model) { return shared_folder() / "oracles/models" / model; }
 
 class AwqFold : public testing::TestWithParam<Case> {
  protected:

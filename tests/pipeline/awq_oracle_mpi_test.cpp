@@ -14,13 +14,14 @@
 #include "stages/activations.h"
 #include "stages/clip.h"
 #include "stages/fold.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path golden = fs::path(QPIPE_TESTS) / "golden";
+const fs::path golden = tests_folder() / "golden";
 
 // Losses that differ by less are ties: scales that are float16 here and float32 there, and sums in
 // another order.
@@ -205,13 +206,13 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
 
 INSTANTIATE_TEST_SUITE_P(
     Peers, AwqOracle,
-    testing::Values(
-        Case{"repaired", fs::path(QPIPE_TESTS) / "golden/autoawq_search.safetensors", false},
-        // As released, AutoAWQ 0.2.9 on a CPU restores weights that alias those it scales, so that
-        // its first candidate always wins.
-        Case{"as_released",
-             fs::path(QPIPE_SHARED) / "oracles/checkpoints/awq-gemm-g32/autoawq_search.safetensors",
-             true}),
+    testing::Values(Case{"repaired", tests_folder() / "golden/autoawq_search.safetensors", false},
+                    // As released, AutoAWQ 0.2.9 on a CPU restores weights that alias those it
+                    // scales, so that its first candidate always wins.
+                    Case{"as_released",
+                         shared_folder() /
+                             "oracles/checkpoints/awq-gemm-g32/autoawq_search.safetensors",
+                         true}),
     [](const testing::TestParamInfo<Case>& tested) { return std::string(tested.param.name); });
 
 }  // namespace

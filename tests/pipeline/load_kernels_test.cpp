@@ -8,6 +8,7 @@
 
 #include "kernels/stream.h"
 #include "pipeline/model/model.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
@@ -17,7 +18,7 @@ namespace fs = std::filesystem;
 TEST(LoadKernels, RunsALayerOfEachFamily) {
   const bool cuda = cuda_device_count() > 0;
   int families = 0;
-  for (const auto& entry : fs::directory_iterator(fs::path(QPIPE_TESTS) / "golden" / "models")) {
+  for (const auto& entry : fs::directory_iterator(tests_folder() / "golden" / "models")) {
     const fs::path config = entry.path() / "config.json";
     if (!fs::exists(config)) continue;
     std::ifstream file(config);

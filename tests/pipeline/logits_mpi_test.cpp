@@ -14,13 +14,14 @@
 #include "pipeline/model/model.h"
 #include "stages/activations.h"
 #include "stages/transfer.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path oracles = fs::path(QPIPE_SHARED) / "oracles";
+const fs::path oracles = shared_folder() / "oracles";
 
 std::vector<float> read_floats(const SafetensorsFile& file, const std::string& name) {
   std::vector<float> values(static_cast<std::size_t>(file.info(name).bytes()) / sizeof(float));
@@ -383,7 +384,7 @@ TEST_P(PeerCheckpoints, ReadBackGivesThePeersLogits) {
                  "logits_float32");
   // The weights that the peer dequantizes, in float32: made by
   // tests/python/make_read_back_golden.py, each sample's last position.
-  const SafetensorsFile golden(fs::path(QPIPE_TESTS) / "golden" / "read_back_logits.safetensors");
+  const SafetensorsFile golden(tests_folder() / "golden" / "read_back_logits.safetensors");
   if (golden.contains(name)) {
     std::vector<float> last;
     for (std::int64_t sample = 1; sample <= tokens.samples; ++sample) {

@@ -6,10 +6,11 @@
 #include <string>
 
 #include "pipeline/options/options.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 
-inline const std::filesystem::path oracles = std::filesystem::path(QPIPE_SHARED) / "oracles";
+inline const std::filesystem::path oracles = shared_folder() / "oracles";
 
 inline Options oracle_options(const std::string& model, const std::string& method,
                               const std::filesystem::path& output) {

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Any number of ranks, in any layout of teams, writes the same bytes:
 
-    byte_equality.py QPIPE SHARED MPIEXEC [--share-gpu] [--ranks 1,2,4] [--families]
+    byte_equality.py QPIPE SHARED MPIEXEC [--share-gpu] [--ranks 1,2,4] [--families] [--all]
 
 Quantizes a tiny model with several settings and compares every file of the output folders with those of one rank. A deeper one, which goes around the ring
-more than once, is quantized in every layout of --layouts, teams x ranks of a team. --families in place of all this: one variant for each kind of step, few settings."""
+more than once, is quantized in the layouts of --layouts, teams x ranks of a team. --families in place of all this: one variant for each kind of step.
+Numbers of ranks and layouts are dealt to the settings in turn, and to the families settings, too; --all takes each with each."""
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -118,6 +120,7 @@ def main():
     parser.add_argument("--layouts", default="1x1,1x2,2x1,1x3,3x1,1x4,2x2,4x1,1x8,2x4,4x2,8x1", help="teams x ranks of a team, the first is the reference")
     parser.add_argument("--deep-layers", type=int, default=9)
     parser.add_argument("--families", action="store_true", help="one variant for each kind of step, in place of the rest")
+    parser.add_argument("--all", action="store_true", help="every setting with every number of ranks and layout, in place of some in turn")
     args = parser.parse_args()
     if not os.path.isdir(os.path.join(args.shared, "oracles")):
         print("no oracles: skipped")
@@ -177,21 +180,27 @@ samples = 5
             print(f"{what}: {', '.join(seconds)}: byte-equal, {len(expected)} files", flush=True)
             return True
 
+        def dealer(items, count):
+            """A function: the next `count` of the items each time, from the first again behind the last; with --all all of them."""
+            deck = itertools.cycle(items)
+            return (lambda: items) if args.all or count >= len(items) else (lambda: list(itertools.islice(deck, count)))
+
         ranks = [(f"{r} ranks", int(r), []) for r in args.ranks.split(",") if r]
         models = f"{args.shared}/oracles/models"
         if args.families:
-            for model, name in ((m, n) for m in FAMILIES for n in FAMILY_SETTINGS):
+            some_settings, some_ranks = dealer(FAMILY_SETTINGS, 1), dealer(ranks[1:], 2)
+            for model, name in ((m, n) for m in FAMILIES for n in some_settings()):
                 if args.settings in name:
                     settings = SETTINGS[name] + VARIANTS[model].options + ["calibration.samples=30"]
-                    failures += not runs_equal(f"{model} {name}", f"{models}/{model}", settings, ranks)
+                    failures += not runs_equal(f"{model} {name}", f"{models}/{model}", settings, ranks[:1] + some_ranks())
             print(f"{failures} failures")
             return 1 if failures else 0
+        some_ranks, some_settings = dealer(ranks[1:], 1), dealer(["sym4", "awq", "static-groups", "v1-asym"], 2)
         for model in args.models.split(","):
-            for name, settings in SETTINGS.items():
-                if model != "llama" and name not in ("sym4", "static-groups", "v1-asym", "awq"):
-                    continue
+            chosen = SETTINGS if model == "llama" else some_settings()
+            for name in chosen:
                 if ranks and args.settings in name:
-                    failures += not runs_equal(f"{model} {name}", f"{args.shared}/oracles/models/{model}", settings, ranks)
+                    failures += not runs_equal(f"{model} {name}", f"{models}/{model}", SETTINGS[name], ranks[:1] + some_ranks())
         layouts = []
         for layout in filter(None, args.layouts.split(",")):
             teams, of_team = (int(n) for n in layout.split("x"))
@@ -200,11 +209,12 @@ samples = 5
         for ranks, teams, gpu, host in ((1, 1, "1.4MB", "auto"), (2, 2, "1.4MB", "auto"), (2, 1, "1.4MB", "514.4MiB")):
             if layouts and not args.share_gpu:
                 layouts.append((f"{teams}x{ranks // teams} in {gpu} and {host}", ranks, [f"parallel.teams={teams}", f"memory.gpu={gpu}", f"memory.host={host}"]))
+        some_layouts = dealer(layouts[1:], 3)
         deep = os.path.join(work, "deep")
-        make_deep(f"{args.shared}/oracles/models/llama", deep, args.deep_layers)
+        make_deep(f"{models}/llama", deep, args.deep_layers)
         for name, settings in LAYOUT_SETTINGS.items():
             if layouts and args.settings in name:
-                failures += not runs_equal(f"{args.deep_layers} layers {name}", deep, settings, layouts)
+                failures += not runs_equal(f"{args.deep_layers} layers {name}", deep, settings, layouts[:1] + some_layouts())
     print(f"{failures} failures")
     return 1 if failures else 0
 

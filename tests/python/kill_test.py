@@ -167,8 +167,8 @@ class Runs:
         """Layers that may be reported, but not recorded: casts report several at a time."""
         return LAYERS if method == "bnb-nf4" else max(1, ranks) if method in RINGS else 1
 
-    def kill_at_random(self, rng, methods):
-        method, ranks = rng.choice(methods), rng.randint(1, 4)
+    def kill_at_random(self, rng, method):
+        ranks = rng.randint(1, 4)
         whole = self.undisturbed(method, ranks)
         whom = rng.choice(("one rank", "all ranks", "mpirun and all ranks"))
         # Half of the moments are fractions of a run's time, much of which is its start; the others lie a little after some record.
@@ -190,8 +190,7 @@ class Runs:
         self.figures["killed" if kill(victims) else "ended before the kill"] += 1
         return what, method, ranks, resumed_with, self.finish(process), second
 
-    def kill_at_write(self, rng, methods, share):
-        method = rng.choice(methods)
+    def kill_at_write(self, rng, method, share):
         ranks, victim = rng.choice(((0, 0), (2, 0), (2, 1), (3, 1)))
         self.undisturbed(method, 0)
         shim = {"LD_PRELOAD": self.args.shim, "FAIL_BELOW": self.output, "FAIL_RANK": str(victim)}
@@ -212,13 +211,14 @@ class Runs:
 
     def one(self, number, method_names, seed, form):
         rng = random.Random(f"{seed} {form} {number}")
+        name = method_names[(number if form == "random" else -1 - number) % len(method_names)]
         self.clear()
         what = "?"
         try:
             if form == "random":
-                what, method, ranks, then, (code, text), second = self.kill_at_random(rng, method_names)
+                what, method, ranks, then, (code, text), second = self.kill_at_random(rng, name)
             else:
-                what, method, ranks, then, (code, text), second = self.kill_at_write(rng, method_names, (number + rng.random()) / self.args.every_write)
+                what, method, ranks, then, (code, text), second = self.kill_at_write(rng, name, (number + rng.random()) / self.args.every_write)
             if code == 0:  # the kill came too late, or hit nothing
                 if digest(self.output) != self.expected[method]:
                     raise Fault(f"other bytes\n{text}")
@@ -238,8 +238,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("qpipe", "shim", "mpiexec"):
         parser.add_argument(name)
-    parser.add_argument("--random", type=int, default=8)
-    parser.add_argument("--every-write", type=int, default=4)
+    parser.add_argument("--random", type=int, default=5)
+    parser.add_argument("--every-write", type=int, default=3)
     parser.add_argument("--methods", default="gptq,awq,bnb-nf4,experts-gptq,experts-awq")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--only", type=int, help="this kill alone, of each form")

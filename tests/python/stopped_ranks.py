@@ -129,7 +129,7 @@ def main():
         make_inputs(args.work, args.size)
 
     faults, counts = [], {}
-    for method in args.methods.split(","):
+    for first, method in enumerate(args.methods.split(",")):
         clear(args)
         begin = time.monotonic()
         code, err, _ = finish(args, start(args, method, args.ranks), 600)
@@ -139,7 +139,7 @@ def main():
         want = weights_and_configurations(args)
         print(f"{method}: undisturbed {whole:.1f} s", flush=True)
         for kind in args.kinds.split(","):
-            for i in range(args.tries):
+            for i in range(first, first + args.tries):  # few tries of each method are of different moments
                 clear(args)
                 alone = kind == "ask" and i % 2 == 1  # one rank without mpirun
                 process = start(args, method, args.ranks, launcher=not alone)

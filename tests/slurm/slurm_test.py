@@ -2,7 +2,9 @@
 """The scripts in slurm/ under a real Slurm: slurm_test.py [TEST ...]. Environment: QPIPE, the program. Ends with 77 where Slurm is not there.
 
 The stand-in shows what the scripts do with each exit code; qpipe itself is then interrupted, and its output compared with an uninterrupted run.
+Jobs mostly wait, for Slurm and for each other's signals: several tests run at a time.
 """
+import concurrent.futures
 import filecmp
 import json
 import glob
@@ -178,7 +180,7 @@ class StandIn(Jobs):
 
 @unittest.skipUnless(QPIPE, "QPIPE names no program")
 class Qpipe(Jobs):
-    SAMPLES, SEQLEN = 4096, 64  # some seconds for each of the three layers
+    SAMPLES, SEQLEN = 2048, 64  # a second or two for each of the three layers
 
     def setUp(self):
         super().setUp()
@@ -221,8 +223,36 @@ class Qpipe(Jobs):
         self.expect_same("whole", "mpirun")
 
 
+def tests_in(suite):
+    return [one for part in suite for one in tests_in(part)] if isinstance(suite, unittest.TestSuite) else [suite]
+
+
+def run(test):
+    """Whether it is right."""
+    begin, result = time.monotonic(), unittest.TestResult()
+    test.run(result)
+    faults = "".join(text for _, text in result.failures + result.errors)
+    outcome = "FAILED" if faults else "skipped" if result.skipped else "ok"
+    print(f"{test.id()}: {outcome}, {time.monotonic() - begin:.0f} s\n{faults}", end="", flush=True)
+    return not faults
+
+
+def main(names):
+    loader = unittest.TestLoader()
+    tests = tests_in(loader.loadTestsFromNames(names, sys.modules[__name__]) if names else loader.loadTestsFromModule(sys.modules[__name__]))
+    tests.sort(key=lambda test: "time_limit" not in test.id())  # the longest
+    try:
+        setUpModule()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            right = list(pool.map(run, tests))
+    finally:
+        unittest.doModuleCleanups()
+    print(f"{len(right)} tests, {right.count(False)} failures")
+    return 0 if right and all(right) else 1
+
+
 if __name__ == "__main__":
     if reason := slurm.missing():
         print(f"skipped: {reason}")
         sys.exit(77)
-    unittest.main(verbosity=2)
+    sys.exit(main(sys.argv[1:]))

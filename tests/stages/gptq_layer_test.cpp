@@ -14,6 +14,7 @@
 #include "kernels/hessian.h"
 #include "stages/column_order.h"
 #include "tests/kernels/backends.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
@@ -57,7 +58,7 @@ struct Setting {
 class GptqLayerTest : public BackendTest {};
 
 TEST_P(GptqLayerTest, AtLeastAsGoodAsThePeer) {
-  const std::string path = QPIPE_SHARED "/oracles/gptq_layer.safetensors";
+  const std::string path = (shared_folder() / "oracles/gptq_layer.safetensors").string();
   if (!std::filesystem::exists(path)) GTEST_SKIP() << "no oracle: " << path;
   const Oracle oracle(path);
   constexpr std::int64_t rows = 96;

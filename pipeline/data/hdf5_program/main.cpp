@@ -34,7 +34,7 @@
 #include "pipeline/data/unpacked_limit.h"
 
 #if defined(QPIPE_COUNT_LINES)
-extern "C" void __gcov_dump();  // the counts of lines, which only an orderly exit writes
+extern "C" int __llvm_profile_write_file();  // the counts of lines, which only an orderly exit writes
 #endif
 
 namespace qpipe::hdf5 {
@@ -61,7 +61,7 @@ constexpr bool can_be_limited = true;
 // Without the library's tidying up, which follows the file's pointers once more.
 [[noreturn]] void leave(int code) {
 #if defined(QPIPE_COUNT_LINES)
-  __gcov_dump();
+  __llvm_profile_write_file();
 #endif
   std::_Exit(code);
 }

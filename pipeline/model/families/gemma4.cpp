@@ -16,7 +16,7 @@ namespace {
 
 using Windows = std::vector<std::int64_t>;
 
-struct Form {
+struct Gemma4Form {
   Sizes sliding;
   Sizes full;
   Windows windows;
@@ -26,14 +26,14 @@ struct Form {
   std::int64_t per_layer = 0;     // width of the embeddings for each layer; 0: none
 };
 
-Form read_form(const ConfigJson& config) {
+Gemma4Form read_gemma4_form(const ConfigJson& config) {
   SizeKeys keys;
   keys.absent_heads = 8;
   keys.absent_kv_heads = 4;
   keys.absent_head_dim = 256;
   keys.absent_vocab = 262144;
   keys.absent_max_positions = 131072;
-  Form form;
+  Gemma4Form form;
   form.sliding = read_sizes(config, keys);
   form.values_are_keys = read_flag(config, "attention_k_eq_v", false);
   keys.head_dim = {"global_head_dim"};
@@ -52,7 +52,7 @@ Form read_form(const ConfigJson& config) {
 }
 
 // The layer whose keys and values layer l takes: the last one of its type that has its own.
-std::int64_t source_of(const ConfigJson& config, const Form& form, std::int64_t l) {
+std::int64_t source_of(const ConfigJson& config, const Gemma4Form& form, std::int64_t l) {
   const auto type = [&](std::int64_t layer) {
     return form.windows.at(static_cast<std::size_t>(layer)) > 0;
   };
@@ -90,7 +90,7 @@ void take_keys(Attention& attention) {
   attention.values_are_keys = false;
 }
 
-void add_per_layer(const ConfigJson& config, const Form& form, Activation activation,
+void add_per_layer(const ConfigJson& config, const Gemma4Form& form, Activation activation,
                    Architecture& a, LayerSpec& layer) {
   const std::int64_t hidden = form.sliding.hidden;
   const std::int64_t width = form.per_layer;
@@ -137,7 +137,7 @@ Experts gemma4_experts(const ConfigJson& config, const Sizes& s, Activation acti
 }  // namespace
 
 Architecture read_gemma4(const ConfigJson& config) {
-  const Form form = read_form(config);
+  const Gemma4Form form = read_gemma4_form(config);
   const Sizes& s = form.sliding;
   const bool has_experts = read_flag(config, "enable_moe_block", false);
   skip_keys(config, {"num_experts", "top_k_experts", "moe_intermediate_size", "hidden_act",

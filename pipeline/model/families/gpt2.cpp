@@ -10,6 +10,8 @@ namespace qpipe {
 
 namespace {
 
+using Json = nlohmann::json;
+
 Architecture gpt(const ConfigJson& config, const Sizes& s, const std::string& model_type) {
   Architecture a = decoder(config, s, model_type, true, {"transformer.", "wte", "h", "lm_head"});
   a.embedding.positions = "transformer.wpe.weight";
@@ -41,7 +43,6 @@ std::vector<bool> local_layers(const ConfigJson& config, std::int64_t layers) {
       "must be pairs of names (\"global\" or \"local\") and how often they "
       "follow, together " +
       std::to_string(layers);
-  using Json = nlohmann::json;
   Json types = Json::array({Json::array({Json::array({"global", "local"}), 12})});
   if (has_key(config, key)) types = config.object.at(key);
   Json names = Json::array();

@@ -83,7 +83,7 @@ Attention step3_attention(const ConfigJson& config, const Sizes& s) {
 }
 
 // num_sliding_attention_heads, or attention_other_setting with heads, their groups and width.
-Sizes sizes_with_windows(const ConfigJson& config, const Sizes& full) {
+Sizes step3_sizes_with_windows(const ConfigJson& config, const Sizes& full) {
   Sizes s = full;
   s.heads = read_integer_or(config, "num_sliding_attention_heads", s.heads, 1, largest_width);
   if (const Json* other = find_value(config, "attention_other_setting")) {
@@ -115,7 +115,7 @@ std::vector<bool> step3_routes(const ConfigJson& config, std::int64_t layers) {
   return routes;
 }
 
-void refuse_other_forms(const ConfigJson& config) {
+void refuse_other_step3_forms(const ConfigJson& config) {
   for (const char* key : {"use_head_wise_attn_gate", "use_qk_norm", "use_moe_router_bias",
                           "zero_centered", "use_moe"})
     read_one_of(config, key, {true});
@@ -163,8 +163,8 @@ Architecture read_step3p5(const ConfigJson& with_prediction) {
   keys.absent_head_dim = 128;
   keys.absent_max_positions = 128000;
   const Sizes s = read_sizes(config, keys);
-  const Sizes with_windows = sizes_with_windows(config, s);
-  refuse_other_forms(config);
+  const Sizes with_windows = step3_sizes_with_windows(config, s);
+  refuse_other_step3_forms(config);
   read_one_of(config, "hidden_act", {"silu"});
   const std::vector<std::int64_t> windows =
       windows_between(config, s.layers, 0, [](std::int64_t) { return true; });

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "pipeline/commands/verify.h"
+#include "tests/paths.h"
 #include "tests/pipeline/extra_tensors.h"
 #include "tests/pipeline/file_faults.h"
 
@@ -40,7 +41,7 @@ class VerifyOriginal : public testing::Test {
     EXPECT_EQ(all.front().find('\n'), std::string::npos);
   }
 
-  const fs::path oracles = fs::path(QPIPE_SHARED) / "oracles";
+  const fs::path oracles = shared_folder() / "oracles";
   TensorMap original;
   TensorMap quantized;
   TemporaryFolder folder;

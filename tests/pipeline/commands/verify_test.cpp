@@ -11,6 +11,7 @@
 
 #include "kernels/float8.h"
 #include "stages/formats/fp8_format.h"
+#include "tests/paths.h"
 #include "tests/pipeline/file_faults.h"
 
 namespace qpipe {
@@ -79,7 +80,7 @@ class VerifyTest : public testing::Test {
     throw std::runtime_error("no loader " + name);
   }
 
-  const fs::path oracles = fs::path(QPIPE_SHARED) / "oracles";
+  const fs::path oracles = shared_folder() / "oracles";
   const std::string module = "model.layers.1.self_attn.k_proj";
   TemporaryFolder folder;
 };

@@ -21,6 +21,7 @@
 #include "pipeline/files/error.h"
 #include "pipeline/files/xxh3.h"
 #include "pipeline/model/safetensors.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
@@ -29,7 +30,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 using Ids = std::vector<std::int32_t>;
 
-const fs::path golden = fs::path(QPIPE_TESTS) / "golden";
+const fs::path golden = tests_folder() / "golden";
 
 std::string read_all(const fs::path& path) {
   std::ostringstream bytes;
@@ -645,7 +646,7 @@ TEST_F(TextTest, TokenizerFaults) {
 // 48 windows of 512 tokens spread evenly over the novel, cut by another program from ids of the
 // same tokenizer.
 TEST_F(TextTest, RealTextGivesTheReferenceTokens) {
-  const fs::path oracle = fs::path(QPIPE_SHARED) / "oracles/smollm2";
+  const fs::path oracle = shared_folder() / "oracles/smollm2";
   if (!fs::exists(oracle)) GTEST_SKIP() << "needs the oracles";
   DatasetRequest reference_request;
   reference_request.data = oracle / "tokens.safetensors";
@@ -655,7 +656,7 @@ TEST_F(TextTest, RealTextGivesTheReferenceTokens) {
   ASSERT_EQ(reference.samples, 48);
   ASSERT_EQ(reference.seqlen, 512);
 
-  request_.data = fs::path(QPIPE_TESTS).parent_path() / "data/persuasion.txt.gz";
+  request_.data = tests_folder().parent_path() / "data/persuasion.txt.gz";
   request_.tokenizer = oracle;
   request_.vocab = 49152;
   request_.mode = "sequential";

@@ -11,13 +11,14 @@
 #include <fstream>
 
 #include "pipeline/files/error.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path hostile = fs::path(QPIPE_TESTS) / "golden/hostile";
+const fs::path hostile = tests_folder() / "golden/hostile";
 
 std::string fault_of(const fs::path& path, const std::string& dataset = "input_ids",
                      std::int64_t samples = 0, std::int64_t seqlen = 0) {

@@ -15,6 +15,7 @@
 #include "launch/signals.h"
 #include "pipeline/data/tokenizer.h"
 #include "pipeline/files/error.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
@@ -22,7 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-const fs::path golden = fs::path(QPIPE_TESTS) / "golden/tokenizer/tokenizer.json";
+const fs::path golden = tests_folder() / "golden/tokenizer/tokenizer.json";
 const std::vector<std::string> documents(200, "the man and the book of the man, a single man\n");
 
 // The variable as it was, at the end.

@@ -11,13 +11,14 @@
 #include "kernels/int8_rows.h"
 #include "pipeline/model/safetensors.h"
 #include "stages/formats/bnb_format.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path oracles = fs::path(QPIPE_SHARED) / "oracles";
+const fs::path oracles = shared_folder() / "oracles";
 
 std::vector<unsigned char> bytes_of(const SafetensorsFile& file, const std::string& name) {
   std::vector<unsigned char> bytes(static_cast<std::size_t>(file.info(name).bytes()));

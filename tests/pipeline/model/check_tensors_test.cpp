@@ -9,6 +9,7 @@
 #include "pipeline/files/error.h"
 #include "pipeline/model/model.h"
 #include "stages/layer.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
@@ -19,7 +20,7 @@ using Shape = std::vector<std::int64_t>;
 using Tensors = std::map<std::string, TensorInfo>;
 
 Json config_of(const std::string& model) {
-  std::ifstream file(fs::path(QPIPE_TESTS) / "golden" / "models" / model / "config.json");
+  std::ifstream file(tests_folder() / "golden" / "models" / model / "config.json");
   return Json::parse(file);
 }
 
@@ -125,10 +126,10 @@ TEST_F(CheckTensors, CompleteCheckpointsPass) {
 }
 
 TEST_F(CheckTensors, OracleModelsPass) {
-  const fs::path models = fs::path(QPIPE_SHARED) / "oracles" / "models";
+  const fs::path models = shared_folder() / "oracles" / "models";
   if (!fs::exists(models)) GTEST_SKIP() << "no oracles at " << models;
   for (const fs::directory_entry& model :
-       fs::directory_iterator(fs::path(QPIPE_TESTS) / "golden" / "models")) {
+       fs::directory_iterator(tests_folder() / "golden" / "models")) {
     if (!fs::exists(models / model.path().filename())) continue;
     const Checkpoint checkpoint(models / model.path().filename());
     EXPECT_NO_THROW(check_tensors(read_architecture(checkpoint), checkpoint)) << model;
@@ -297,7 +298,7 @@ class PeerFaults : public CheckTensors {
     return "no fault";
   }
 
-  const fs::path checkpoints = fs::path(QPIPE_SHARED) / "oracles" / "checkpoints";
+  const fs::path checkpoints = shared_folder() / "oracles" / "checkpoints";
   const std::string module = "model.layers.1.mlp.up_proj";  // [128, 64]
 };
 

@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include "tests/paths.h"
 #include "tests/pipeline/file_faults.h"
 
 namespace qpipe {
@@ -345,7 +346,7 @@ TEST_F(CheckpointTest, NoTensors) {
 }
 
 TEST(CheckpointOracles, EveryFolder) {
-  const fs::path folder = fs::path(QPIPE_SHARED) / "oracles" / "checkpoints";
+  const fs::path folder = shared_folder() / "oracles" / "checkpoints";
   if (!fs::exists(folder)) GTEST_SKIP() << "no " << folder;
   int checkpoints = 0;
   for (const auto& entry : fs::directory_iterator(folder)) {

@@ -18,6 +18,7 @@
 #include "pipeline/model/safetensors.h"
 #include "stages/formats/awq_format.h"
 #include "stages/formats/compressed_tensors_format.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
@@ -72,7 +73,7 @@ class CtOracleTest : public testing::Test {
   template <class Unpack>
   void expect_read_back(const std::string& checkpoint, Unpack unpack) {
     open(checkpoint);
-    std::ifstream golden(std::filesystem::path(QPIPE_TESTS) / "golden/ct_dequantized.json");
+    std::ifstream golden(tests_folder() / "golden/ct_dequantized.json");
     const auto wanted = nlohmann::json::parse(golden)[checkpoint];
     for (const std::string& module : modules) {
       const TensorInfo& shape = original->info(module + ".weight");
@@ -97,7 +98,7 @@ class CtOracleTest : public testing::Test {
     });
   }
 
-  const std::filesystem::path oracles = std::filesystem::path(QPIPE_SHARED) / "oracles";
+  const std::filesystem::path oracles = shared_folder() / "oracles";
   Stream stream{Backend::cpu, 0};
   std::optional<SafetensorsFile> original;
   std::optional<SafetensorsFile> peer;

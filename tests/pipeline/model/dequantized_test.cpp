@@ -10,13 +10,14 @@
 #include <random>
 
 #include "pipeline/model/read_back.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path oracles = fs::path(QPIPE_SHARED) / "oracles";
+const fs::path oracles = shared_folder() / "oracles";
 
 double e4m3(std::uint8_t code) {
   const int exponent = code >> 3 & 15;

@@ -9,12 +9,13 @@
 
 #include "pipeline/files/error.h"
 #include "pipeline/model/model.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 
 using Json = nlohmann::json;
 
-inline const std::filesystem::path golden = std::filesystem::path(QPIPE_TESTS) / "golden";
+inline const std::filesystem::path golden = tests_folder() / "golden";
 
 inline Json golden_json(const std::string& name) {
   std::ifstream file(golden / name);

@@ -5,12 +5,13 @@
 #include <fstream>
 
 #include "pipeline/model/model.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
 
 Architecture llama(bool tied = false) {
-  std::ifstream file(std::filesystem::path(QPIPE_TESTS) / "golden/models/llama/config.json");
+  std::ifstream file(tests_folder() / "golden/models/llama/config.json");
   nlohmann::json config = nlohmann::json::parse(file);
   config["tie_word_embeddings"] = tied;
   return read_architecture(config, "config.json");

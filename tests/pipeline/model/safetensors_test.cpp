@@ -11,6 +11,7 @@
 #include <random>
 #include <thread>
 
+#include "tests/paths.h"
 #include "tests/pipeline/file_faults.h"
 
 namespace qpipe {
@@ -51,7 +52,7 @@ std::vector<T> values_of(const SafetensorsFile& file, const std::string& name) {
 }
 
 TEST(SafetensorsRead, FileOfThePythonPackage) {
-  const SafetensorsFile file(fs::path(QPIPE_TESTS) / "golden/safetensors_python.safetensors");
+  const SafetensorsFile file(tests_folder() / "golden/safetensors_python.safetensors");
   EXPECT_EQ(file.metadata(), (std::map<std::string, std::string>{{"format", "pt"}}));
   EXPECT_EQ(file.tensors().size(), 6u);
   EXPECT_EQ(file.info("model.a.weight").shape, (std::vector<std::int64_t>{2, 3}));
@@ -74,7 +75,7 @@ TEST(SafetensorsRead, FileOfThePythonPackage) {
 }
 
 TEST(SafetensorsRead, RangesOfATensor) {
-  const SafetensorsFile file(fs::path(QPIPE_TESTS) / "golden/safetensors_python.safetensors");
+  const SafetensorsFile file(tests_folder() / "golden/safetensors_python.safetensors");
   const auto range = [&](std::int64_t begin, std::int64_t count) {
     std::vector<std::uint8_t> bytes(static_cast<std::size_t>(std::max<std::int64_t>(count, 0)));
     file.read("model.codes", begin, count, bytes.data());
@@ -275,7 +276,7 @@ TEST(SafetensorsRead, FileCutAfterOpening) {
 }
 
 TEST(SafetensorsRead, UnknownNameSuggestsTheNearest) {
-  const SafetensorsFile file(fs::path(QPIPE_TESTS) / "golden/safetensors_python.safetensors");
+  const SafetensorsFile file(tests_folder() / "golden/safetensors_python.safetensors");
   expect_fault([&] { (void)file.info("model.a.wieght"); }, ExitCode::data,
                {"no tensor \"model.a.wieght\"", "\"model.a.weight\""});
   expect_fault([&] { (void)file.info("zzz"); }, ExitCode::data, {"no tensor \"zzz\""});
@@ -307,8 +308,7 @@ TEST(SafetensorsRead, ManyThreads) {
 // Mutated files are opened or refused with one line; nothing else.
 TEST(SafetensorsRead, Fuzz) {
   const TemporaryFolder folder;
-  const std::string valid =
-      read_bytes(fs::path(QPIPE_TESTS) / "golden/safetensors_python.safetensors");
+  const std::string valid = read_bytes(tests_folder() / "golden/safetensors_python.safetensors");
   const std::size_t header_end = valid.find("  ") + 2;
   const std::array<std::string, 16> tokens = {"-1",
                                               "1e9",
@@ -367,9 +367,9 @@ TEST(SafetensorsRead, Fuzz) {
 }
 
 TEST(SafetensorsRead, EveryOracle) {
-  if (!fs::exists(QPIPE_SHARED)) GTEST_SKIP() << "no " << QPIPE_SHARED;
+  if (!fs::exists(shared_folder())) GTEST_SKIP() << "no " << shared_folder();
   int files = 0;
-  for (const auto& entry : fs::recursive_directory_iterator(fs::path(QPIPE_SHARED) / "oracles")) {
+  for (const auto& entry : fs::recursive_directory_iterator(shared_folder() / "oracles")) {
     if (entry.path().extension() != ".safetensors") continue;
     const SafetensorsFile file(entry.path());
     EXPECT_FALSE(file.tensors().empty()) << entry.path();
@@ -387,7 +387,7 @@ const std::vector<TensorInfo> python_tensors = {
 };
 
 TEST(SafetensorsWrite, BytesOfThePythonPackage) {
-  const fs::path golden = fs::path(QPIPE_TESTS) / "golden/safetensors_python.safetensors";
+  const fs::path golden = tests_folder() / "golden/safetensors_python.safetensors";
   const SafetensorsFile from(golden);
   const TemporaryFolder folder;
   const fs::path path = folder.path() / "x.safetensors";

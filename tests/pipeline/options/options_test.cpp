@@ -13,6 +13,7 @@
 #include "pipeline/files/error.h"
 #include "pipeline/files/suggest.h"
 #include "pipeline/options/options_visit.h"
+#include "tests/paths.h"
 
 namespace qpipe {
 namespace {
@@ -529,7 +530,7 @@ TEST(Suggest, Distances) {
 TEST(Configs, Parse) {
   int count = 0;
   for (const fs::directory_entry& entry :
-       fs::directory_iterator(fs::path(QPIPE_TESTS).parent_path() / "configs")) {
+       fs::directory_iterator(tests_folder().parent_path() / "configs")) {
     if (entry.path().extension() != ".toml") continue;
     ++count;
     EXPECT_NO_THROW(load_options(entry.path(), {}, Inputs::unchecked)) << entry.path();

@@ -7,6 +7,7 @@
 #include <regex>
 
 #include "pipeline/model/model.h"
+#include "tests/paths.h"
 #include "tests/pipeline/extra_tensors.h"
 
 namespace qpipe {
@@ -18,7 +19,7 @@ using Names = std::vector<std::string>;
 class QuantizationConfig : public testing::Test {
  protected:
   QuantizationConfig() {
-    std::ifstream file(std::filesystem::path(QPIPE_TESTS) / "golden/models/llama/config.json");
+    std::ifstream file(tests_folder() / "golden/models/llama/config.json");
     source_config = Json::parse(file);
     options.quantize.group_size = 32;
   }

@@ -1,0 +1,5 @@
+#include "tests/paths.h"
+
+std::filesystem::path tests_folder() { return QPIPE_TESTS; }
+
+std::filesystem::path shared_folder() { return QPIPE_SHARED; }
