@@ -134,10 +134,6 @@ void accumulate(ConstTensor x, const HessianRows& to) {
   }
 }
 
-}  // namespace
-
-namespace {
-
 void check_rows(const HessianRows& to, Stream& stream) {
   require(to.x.dtype == stream.compute_dtype(), "hessian: x must have the compute type");
   require(to.x.cols == to.exponent.cols, "hessian: x must be [tokens, d] and exponent [1, d]");

@@ -10,15 +10,7 @@
 #include "kernels/poll_until.h"
 #include "launch/comm.h"
 #include "launch/mpi_calls.h"
-
-// A sanitizer reports, and its build writes its counts of lines, only at an orderly exit.
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define QPIPE_SANITIZED 1
-#endif
-#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define QPIPE_SANITIZED 1
-#endif
+#include "launch/sanitized.h"
 
 namespace qpipe {
 
@@ -86,6 +78,7 @@ void leave_at_once(int exit_code, std::chrono::seconds timeout) {
             this_rank().c_str(), static_cast<long long>(timeout.count()));
     abort_all_ranks(exit_code);
   }
+// A sanitizer reports, and its build writes its counts of lines, only at an orderly exit.
 #if !defined(QPIPE_SANITIZED)
   if (mpi_is_active()) check(MPI_Finalize());
   std::fflush(nullptr);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <numeric>
 #include <utility>
 
 #include "kernels/activation.h"
@@ -72,25 +71,31 @@ const Linear* linears_of(const Experts& experts, const Layer& layer, std::size_t
   return first + expert * (any(experts).in.size() + 1);
 }
 
-// work(first, end) for all experts, as many at a time as may be on the device. out: they run their
-// last linear, else those before it.
+// Keeps what the experts [first, end) run on the device, where weights come in waves. out: their
+// last linears, else those before.
+std::shared_ptr<const void> bring(const Experts& experts, const Layer& layer, bool out,
+                                  std::size_t first, std::size_t end) {
+  if (!layer.waves.bring) return nullptr;
+  const std::size_t inner = any(experts).in.size();
+  std::vector<std::size_t> linears;
+  for (std::size_t e = first; e < end; ++e) {
+    const auto begin =
+        static_cast<std::size_t>(linears_of(experts, layer, e) - layer.linears.data());
+    for (std::size_t i = out ? inner : 0; i < (out ? inner + 1 : inner); ++i)
+      linears.push_back(begin + i);
+  }
+  return layer.waves.bring(linears);
+}
+
+// work(first, end) for all experts, as many at a time as may be on the device.
 template <class Work>
 void in_waves(const Experts& experts, const Layer& layer, bool out, Work work) {
   const std::size_t count = experts.experts.size();
-  const std::size_t inner = any(experts).in.size();
   const auto at_once =
       layer.waves.at_once > 0 ? static_cast<std::size_t>(layer.waves.at_once) : count;
   for (std::size_t first = 0; first < count; first += at_once) {
     const std::size_t end = std::min(count, first + at_once);
-    std::vector<std::size_t> linears;
-    for (std::size_t e = first; e < end; ++e) {
-      const auto begin =
-          static_cast<std::size_t>(linears_of(experts, layer, e) - layer.linears.data());
-      for (std::size_t i = out ? inner : 0; i < (out ? inner + 1 : inner); ++i)
-        linears.push_back(begin + i);
-    }
-    const std::shared_ptr<const void> here =
-        layer.waves.bring ? layer.waves.bring(linears) : nullptr;
+    const std::shared_ptr<const void> here = bring(experts, layer, out, first, end);
     work(first, end);
   }
 }
@@ -271,14 +276,9 @@ void expert_activation(const Experts& experts, const Layer& layer, std::int64_t 
                        ConstTensor x, Tensor y, Tensor scratch, Stream& stream) {
   const Mlp& one = any(experts);
   const Tensor in = scratch.part(0, x.rows, outputs(one));
-  const Linear* of_expert = linears_of(experts, layer, static_cast<std::size_t>(expert));
-  std::shared_ptr<const void> here;
-  if (layer.waves.bring) {
-    std::vector<std::size_t> linears(one.in.size());
-    std::iota(linears.begin(), linears.end(),
-              static_cast<std::size_t>(of_expert - layer.linears.data()));
-    here = layer.waves.bring(linears);
-  }
+  const auto index = static_cast<std::size_t>(expert);
+  const Linear* of_expert = linears_of(experts, layer, index);
+  const std::shared_ptr<const void> here = bring(experts, layer, false, index, index + 1);
   std::int64_t column = 0;
   for (const LinearSpec& spec : one.in) {
     linear(x, of_expert->weight, of_expert->bias, in.col_range(column, spec.out_features), stream);

@@ -8,6 +8,7 @@
 #include "launch/comm.h"
 #include "launch/launcher.h"
 #include "launch/leave.h"
+#include "launch/sanitized.h"
 #include "launch/signals.h"
 #include "pipeline/commands/cli.h"
 #include "pipeline/files/agree.h"
@@ -21,13 +22,6 @@ using namespace qpipe;
 
 // Before the shared libraries' constructors run: with BLAS, MPI and CUDA they take a while.
 // Sanitizers are among those libraries, and what they instrument cannot run before them.
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define QPIPE_SANITIZED 1
-#endif
-#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define QPIPE_SANITIZED 1
-#endif
 #if !defined(QPIPE_SANITIZED)
 void hold_signals(int, char**, char**) { hold_stop_signals(); }
 __attribute__((section(".preinit_array"), used)) void (*const first)(int, char**,
