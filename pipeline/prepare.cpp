@@ -246,7 +246,7 @@ void take_up_report(Run& run) {
   try {
     const nlohmann::json json = read_json_object(report_path(run.options));
     json.at("format").get_to(run.report.format);
-    json.at("bytes").get_to(run.report.bytes);
+    run.report.bytes = integer_of<std::int64_t>(json.at("bytes")).value();
     json.at("seconds").at("total").get_to(run.report.seconds.total);
     json.at("seconds").at("evaluate").get_to(run.report.seconds.evaluate);
     const nlohmann::json perplexity = json.value("perplexity", nlohmann::json::object());

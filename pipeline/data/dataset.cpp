@@ -32,11 +32,7 @@ std::optional<std::int32_t> eos_token_of(const nlohmann::json& config) {
   const auto found = config.find("eos_token_id");
   if (found == config.end()) return std::nullopt;
   const nlohmann::json& id = found->is_array() && !found->empty() ? found->front() : *found;
-  const bool in_range =
-      id.is_number_unsigned()
-          ? std::in_range<std::int32_t>(id.get<std::uint64_t>())
-          : id.is_number_integer() && std::in_range<std::int32_t>(id.get<std::int64_t>());
-  return in_range ? std::optional(id.get<std::int32_t>()) : std::nullopt;
+  return integer_of<std::int32_t>(id);
 }
 
 std::optional<std::int32_t> eos_token(const fs::path& folder) {

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "pipeline/files/input_file.h"
 
@@ -25,6 +27,15 @@ nlohmann::json parse_json(std::string_view text, const std::string& where,
 
 // The object that a file of at most most_json_bytes holds, as Python reads it. Throws UserError.
 nlohmann::json read_json_object(const std::filesystem::path& path);
+
+// Nothing where it is no integer or beyond T; get<T>() would take 2.5 and 1e300, too.
+template <class T>
+std::optional<T> integer_of(const nlohmann::json& value) {
+  const bool fits = value.is_number_unsigned()
+                        ? std::in_range<T>(value.get<std::uint64_t>())
+                        : value.is_number_integer() && std::in_range<T>(value.get<std::int64_t>());
+  return fits ? std::optional(value.get<T>()) : std::nullopt;
+}
 
 // What a value is, in words: "NaN", "string", "array", …
 std::string kind_name(const nlohmann::json& value);

@@ -186,9 +186,9 @@ std::string to_text(const LayerRecord& r) {
 LayerRecord parse_record(const std::string& text) {
   const Json json = unsealed(text);
   LayerRecord r;
-  json.at("layer").get_to(r.layer);
-  json.at("part").get_to(r.part);
-  json.at("parts").get_to(r.parts);
+  r.layer = integer_of<decltype(r.layer)>(json.at("layer")).value();
+  r.part = integer_of<decltype(r.part)>(json.at("part")).value();
+  r.parts = integer_of<decltype(r.parts)>(json.at("parts")).value();
   json.at("tensors").get_to(r.tensors);
   json.at("held").get_to(r.held);
   r.findings = json.at("findings");

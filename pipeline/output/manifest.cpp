@@ -63,7 +63,8 @@ std::map<std::string, Fingerprint> read_manifest(const fs::path& folder) try {
       read_text_file(folder / manifest_name, most_json_bytes, InputFile::Links::refuse);
   const nlohmann::json manifest = parse_json(text, manifest_name, "it is not used");
   for (const auto& [name, file] : manifest.at("files").items())
-    files[name] = {file.at("bytes").get<std::int64_t>(), file.at("xxh3").get<std::string>()};
+    files[name] = {integer_of<std::int64_t>(file.at("bytes")).value(),
+                   file.at("xxh3").get<std::string>()};
   return files;
 } catch (const std::exception&) {
   return {};

@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 
+#include "pipeline/files/json_text.h"
 #include "pipeline/output/card_text.h"
 
 namespace qpipe {
@@ -33,13 +34,13 @@ void to_json(nlohmann::json& json, const ModuleReport& m) {
 
 void from_json(const nlohmann::json& json, ModuleReport& m) {
   json.at("name").get_to(m.name);
-  json.at("bits").get_to(m.bits);
-  json.at("group_size").get_to(m.group_size);
+  m.bits = integer_of<decltype(m.bits)>(json.at("bits")).value();
+  m.group_size = integer_of<decltype(m.group_size)>(json.at("group_size")).value();
   m.mean_squared_error = number_or_nan(json.at("mean_squared_error"));
   m.damp = number_or_nan(json.at("damp"));
   json.at("fell_back").get_to(m.fell_back);
   json.at("skipped").get_to(m.skipped);
-  json.at("tokens").get_to(m.tokens);
+  m.tokens = integer_of<decltype(m.tokens)>(json.at("tokens")).value();
 }
 
 void to_json(nlohmann::json& json, const ScaleReport& s) {

@@ -60,6 +60,15 @@ TEST(LayerRecord, NoFlippedBitIsOverlooked) {
     }
 }
 
+TEST(LayerRecord, NumbersThatNoRunWroteAreRefused) {
+  for (const char* number : {"18446744073709551616", "-9223372036854775808", "2147483648", "1e300",
+                             "0.5", "true", "null", "\"1\""}) {
+    nlohmann::json json = nlohmann::json::parse(to_text(example())).at("value");
+    json["parts"] = nlohmann::json::parse(number);
+    EXPECT_ANY_THROW(parse_record(sealed(json))) << number;
+  }
+}
+
 TEST(Sealed, ADamagedFileIsToldFromSomebodyElses) {
   const std::string text = sealed({{"x", 1}});
   for (std::size_t i = 0; i < text.size(); ++i) {
