@@ -70,6 +70,9 @@ FAMILIES = [
     "mpt",  # ALiBi
     "deci",  # another number of kv heads in each layer
     "nemotron-nas",  # layers without attention or MLP, or with one linear in their place
+    "deepseek-v3",  # latent attention, experts in groups
+    "deepseek-v2-lite",  # latent attention without a latent of q
+    "glm-moe-dsa",  # an indexer
     "hunyuan-dense",  # q and k norm after RoPE
     "qwen2-moe",  # experts, shared ones behind a gate
     "mistral3-ministral3",  # inside a vision-language model, queries scaled by position

@@ -454,12 +454,14 @@ def check(qpipe, model, variant, method, reference, work):
 
 
 def with_changes(folder, variant, work):
-    """The folder, with the variant's rope_scaling in its config.json."""
-    if not variant.rope_scaling:
+    """The folder, with the variant's keys and rope_scaling in its config.json."""
+    if not variant.rope_scaling and not variant.config:
         return folder
     changed = shutil.copytree(folder, os.path.join(work, os.path.basename(folder)))
     config = config_of(folder)
-    config["rope_scaling"] |= variant.rope_scaling
+    config |= variant.config
+    if variant.rope_scaling:
+        config["rope_scaling"] |= variant.rope_scaling
     os.remove(os.path.join(changed, "config.json"))  # which may be read-only
     with open(os.path.join(changed, "config.json"), "w") as f:
         json.dump(config, f)
@@ -495,6 +497,9 @@ def main():
             folder = with_changes(os.path.join(models, name), variant, work)
             model = interop.Model(folder, calibration, os.path.join(folder, "reference.safetensors"))
             reference = load_file(model.reference)
+            if variant.config:
+                tensors = {n: t.float() for n, t in tensors_of(folder).items()}
+                reference["logits"] = float32_logits(folder, variant, tensors, reference["input_ids"], work)
             try:
                 tell("ok", name, check_original(args.qpipe, folder, reference, work))
             except Exception as error:

@@ -14,6 +14,7 @@ class Variant:
     attention: str = "eager"
     mixture: bool = False  # of experts
     rope_scaling: dict = field(default_factory=dict)  # what the reference computes in place of what config.json says
+    config: dict = field(default_factory=dict)  # keys of config.json with other values, for qpipe, peers and the reference
     options: list = field(default_factory=list)
 
 
@@ -34,6 +35,8 @@ def skip(match):
     return [f"quantize.overrides=[{{match = '{match}', skip = true}}]"]
 
 
+# More tokens than the sequences have, so that the indexer chooses all: which of those with equal scores the reference takes is left to chance.
+ALL_TOKENS = {"index_topk": 64}
 LATENTS = skip(r"q_a_proj|q_b_proj|kv_a_proj")
 
 VARIANTS = {
@@ -63,6 +66,8 @@ VARIANTS = {
     "deepseek-v3": replace(EXPERTS, options=LATENTS),
     "deepseek-v3-yarn": replace(EXPERTS, options=LATENTS),
     "deepseek-v3-no-q-lora": replace(EXPERTS, options=LATENTS),
+    "deepseek-v32": replace(UNLOADED_EXPERTS, options=LATENTS, config=ALL_TOKENS),
+    "glm-moe-dsa": replace(UNLOADED_EXPERTS, options=LATENTS, config=ALL_TOKENS),
     "kimi-k25": replace(UNLOADED_EXPERTS, options=LATENTS),
     "glm4-moe-lite": replace(UNLOADED_EXPERTS, options=LATENTS),
     "mistral4": replace(UNLOADED_EXPERTS, options=LATENTS),
