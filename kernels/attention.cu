@@ -274,11 +274,14 @@ __device__ void hide_unselected(const AttentionArguments& p, const std::uint32_t
     }
 }
 
-// modified: scale, soft cap and key bias are applied to the scores before the softmax, and chunks
-// and selections are regarded; else the scale alone, in the exponent.
-template <int d, int dv, bool modified>
+// plain: the scale alone is applied, in the exponent. modified: scale, soft cap and key bias are
+// applied to the scores before the softmax, and chunks are regarded. selective: selections, too.
+enum class Scores { plain, modified, selective };
+
+template <int d, int dv, Scores scores>
 __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(AttentionArguments p) {
   static_assert(dv <= d);  // O leaves through the Q tile
+  constexpr bool modified = scores != Scores::plain;
   constexpr bool split = d > 256;
   constexpr int m_tiles = row_tiles<d>;
   constexpr int keys = key_rows<d>;    // of a tile
@@ -427,7 +430,7 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
     if constexpr (modified) {
       if (p.chunk > 0 && key_begin < chunk_begin(p, last_query))
         hide_earlier_chunks(p, s, lane_query, lane_key);
-      if (p.selected != nullptr)
+      if constexpr (scores == Scores::selective)
         hide_unselected(p, p.selected + sample_row * p.selected_stride, s, lane_query, lane_key);
     }
 
@@ -533,9 +536,10 @@ void launch(const AttentionArguments& arguments, Stream& stream) {
   // Without a change of the scores, the scale is applied in the exponent; the row maximum then
   // needs a positive one.
   const bool modified = arguments.soft_cap > 0.0f || arguments.key_bias != nullptr ||
-                        arguments.chunk > 0 || arguments.selected != nullptr ||
-                        !(arguments.scale > 0.0f);
-  const auto kernel = modified ? &attention_kernel<d, dv, true> : &attention_kernel<d, dv, false>;
+                        arguments.chunk > 0 || !(arguments.scale > 0.0f);
+  const auto kernel = arguments.selected != nullptr ? &attention_kernel<d, dv, Scores::selective>
+                      : modified                    ? &attention_kernel<d, dv, Scores::modified>
+                                                    : &attention_kernel<d, dv, Scores::plain>;
   constexpr int bytes = shared_bytes<d, dv>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   kernel<<<dim3(static_cast<unsigned>(blocks), splits), attention_threads, bytes,
