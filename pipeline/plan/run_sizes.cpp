@@ -69,6 +69,7 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const Step& step = steps[i];
     const std::size_t first_of_step = layer.steps.size();
+    bool searched = false;
     for (const Group& group : step.groups) {
       StepSizes sizes;
       const std::string& first = linears[group.linears.front()].name;
@@ -99,10 +100,11 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
       sizes.factors = static_cast<std::int64_t>(orders.size());
       const auto g = static_cast<std::size_t>(&group - step.groups.data());
       if (sizes.solves())
-        for (const ScalingPair& pair : pairs)  // one of several groups is searched with the first
-          if (pair.step == i && (pair.groups == std::vector{g} ||
-                                 (pair.groups.size() > 1 && layer.steps.size() == first_of_step)))
+        for (const ScalingPair& pair : pairs)  // that of several groups with the first to be solved
+          if (pair.step == i &&
+              (pair.groups == std::vector{g} || (pair.groups.size() > 1 && !searched)))
             sizes.search = pair.inspected;
+      searched = searched || sizes.search;
       if (layer.steps.size() > first_of_step && alike(layer.steps.back(), sizes))
         ++layer.steps.back().groups;
       else
