@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 
+#include "kernels/activation.h"
 #include "kernels/alignment.h"
 #include "kernels/transpose.h"
 #include "launch/clock.h"
@@ -32,6 +33,8 @@ struct Unit {
   std::vector<TensorInfo> weights;
   std::vector<std::size_t> offsets;  // of the weights on the device
   std::vector<bool> transposed;      // [in, out] in the file: it lies behind its transpose
+  std::vector<TensorInfo> copied;  // in place of all this: a linear's tensors, packed in the source
+  std::string source;              // what they stand for
   std::size_t bytes = 0;
 };
 
@@ -58,6 +61,14 @@ void add_weight(Unit& unit, const TensorInfo& weight, bool transposed) {
   unit.bytes += aligned_bytes(weight) * (transposed ? 2 : 1);
 }
 
+void copied_linear(Unit& unit, const std::string& module, const LinearSpec& linear,
+                   const QuantizePlan& plan) {
+  for (const NamedTensor& part : stored_tensors(module, linear.out_features, linear.in_features,
+                                                plan.modules.at(module), plan.storage))
+    unit.copied.push_back({part.name, part.dtype, part.shape});
+  unit.source = module + ".weight";
+}
+
 Work work_of_rank(const Checkpoint& checkpoint, const Architecture& architecture,
                   const QuantizePlan& plan, const FinishedLayers& finished, const Comm& comm) {
   const bool steps_share_a_scale = plan.storage.codec == Codec::nvfp4;
@@ -80,6 +91,10 @@ Work work_of_rank(const Checkpoint& checkpoint, const Architecture& architecture
         for (const std::size_t i : group.linears) {
           const std::string module = prefix + linears[i].name;
           if (plan.modules.at(module).skip) continue;
+          if (plan.packed_in_source.contains(module)) {
+            copied_linear(new_unit(), module, linears[i], plan);
+            continue;
+          }
           if (unit == nullptr || !steps_share_a_scale) unit = &new_unit();
           add_weight(*unit, checkpoint.info(module + ".weight"), linears[i].transposed);
         }
@@ -103,16 +118,45 @@ struct Worker {
     on_device = Buffer(largest_unit, stream);
   }
 
-  ConstTensor load(const Checkpoint& checkpoint, const Unit& unit, std::size_t i) {
-    const TensorInfo& weight = unit.weights[i];
-    auto* result = static_cast<unsigned char*>(on_device.data()) + unit.offsets[i];
-    unsigned char* place = unit.transposed[i] ? result + aligned_bytes(weight) : result;
+  // take(begin, count) for the weight's bytes, a piece at a time in `staging`.
+  template <class Take>
+  void read_finite(const Checkpoint& checkpoint, const TensorInfo& weight, Take take) {
     for (std::int64_t begin = 0; begin < weight.bytes(); begin += piece_bytes) {
       const std::int64_t count = std::min(piece_bytes, weight.bytes() - begin);
       checkpoint.read(weight.name, begin, count, staging.data());
       check_finite(checkpoint, weight, weight.dtype, begin, staging.data(), count);
-      copy_to_device(place + begin, staging.data(), static_cast<std::size_t>(count), stream);
+      take(begin, count);
     }
+  }
+
+  // A linear's tensors as the source has them, scales in the wanted type.
+  std::vector<PackedTensor> copied(const Checkpoint& checkpoint, const Unit& unit) {
+    read_finite(checkpoint, checkpoint.info(unit.source), [](std::int64_t, std::int64_t) {});
+    std::vector<PackedTensor> tensors;
+    for (const TensorInfo& wanted : unit.copied)
+      for (const TensorInfo& stored : checkpoint.parts_of(unit.source)) {
+        if (stored.name != wanted.name) continue;
+        std::vector<unsigned char> bytes(static_cast<std::size_t>(stored.bytes()));
+        checkpoint.read_stored(stored.name, 0, stored.bytes(), bytes.data());
+        if (stored.dtype != wanted.dtype) {
+          std::vector<unsigned char> wide(static_cast<std::size_t>(wanted.bytes()));
+          Stream host(Backend::cpu, 0);
+          convert(view_of(stored, bytes.data()),
+                  Tensor(wide.data(), wanted.dtype, wanted.rows(), wanted.cols()), host);
+          bytes = std::move(wide);
+        }
+        tensors.push_back({{wanted.name, wanted.dtype, wanted.shape}, std::move(bytes)});
+      }
+    return tensors;
+  }
+
+  ConstTensor load(const Checkpoint& checkpoint, const Unit& unit, std::size_t i) {
+    const TensorInfo& weight = unit.weights[i];
+    auto* result = static_cast<unsigned char*>(on_device.data()) + unit.offsets[i];
+    unsigned char* place = unit.transposed[i] ? result + aligned_bytes(weight) : result;
+    read_finite(checkpoint, weight, [&](std::int64_t begin, std::int64_t count) {
+      copy_to_device(place + begin, staging.data(), static_cast<std::size_t>(count), stream);
+    });
     if (!unit.transposed[i]) return {place, weight.dtype, weight.rows(), weight.cols()};
     const Tensor turned(result, weight.dtype, weight.cols(), weight.rows());
     transpose(ConstTensor(place, weight.dtype, weight.rows(), weight.cols()), turned, stream);
@@ -133,8 +177,10 @@ struct Worker {
     pointers.reserve(linears.size());
     for (const Linear& linear : linears) pointers.push_back(&linear);
     seconds.read += clock.lap();
-    const std::vector<PackedTensor> tensors =
-        linears.empty() ? std::vector<PackedTensor>{} : cast_linears(pointers, storage, stream);
+    const std::vector<PackedTensor> tensors = !unit.copied.empty() ? copied(checkpoint, unit)
+                                              : linears.empty()
+                                                  ? std::vector<PackedTensor>{}
+                                                  : cast_linears(pointers, storage, stream);
     seconds.solve += clock.lap();
     store.write(layer, tensors);
     seconds.write += clock.lap();

@@ -350,9 +350,18 @@ void Checkpoint::read(const std::string& name, std::int64_t begin, std::int64_t 
 
 void Checkpoint::present(const TensorInfo& made, const std::vector<std::string>& hidden,
                          ReadRange read) {
-  for (const std::string& name : hidden) tensors_.erase(name);
+  std::vector<TensorInfo>& parts = parts_[made.name];
+  for (const std::string& name : hidden) {
+    parts.push_back(tensors_.at(name));
+    tensors_.erase(name);
+  }
   tensors_[made.name] = made;
   made_[made.name] = std::move(read);
+}
+
+std::vector<TensorInfo> Checkpoint::parts_of(const std::string& name) const {
+  const auto parts = parts_.find(name);
+  return parts == parts_.end() ? std::vector<TensorInfo>{} : parts->second;
 }
 
 void Checkpoint::forget_quantization(const std::string& format) {

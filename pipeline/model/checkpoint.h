@@ -63,6 +63,8 @@ class Checkpoint {
       std::function<void(const Checkpoint& from, std::int64_t begin, std::int64_t count, void* to)>;
   void present(const TensorInfo& made, const std::vector<std::string>& hidden, ReadRange read);
   void read_stored(const std::string& name, std::int64_t begin, std::int64_t count, void* to) const;
+  // The hidden tensors behind one that is presented; none for any other.
+  std::vector<TensorInfo> parts_of(const std::string& name) const;
   // config() loses its quantization_config, the format of which has this name.
   void forget_quantization(const std::string& format);
   const std::string& dequantized_from() const { return dequantized_from_; }  // empty: it had none
@@ -88,6 +90,7 @@ class Checkpoint {
   std::map<std::string, std::size_t> shard_of_;   // of those that can be read
   std::map<std::string, std::string> stored_as_;  // name → that in the shard, where it is another
   std::map<std::string, ReadRange> made_;
+  std::map<std::string, std::vector<TensorInfo>> parts_;  // that they are made of
   std::string dequantized_from_;
   std::map<std::string, TensorSlice> slices_;  // by the name under which they are presented
   std::map<std::string, TensorInfo> stacks_;   // of slices, as they are stored

@@ -181,7 +181,7 @@ Use hessians(const Held& held, std::int64_t in_use_bytes, const Places& places) 
 // Of so many groups of a step, wave by wave: a rank has those that it solves, or all.
 std::int64_t hessians_of_rank(const RunSizes& r, const StepSizes& step, std::int64_t groups,
                               const Places& places, int ranks) {
-  if (r.awq() || groups_side_by_side(step, places, ranks) == 0) return groups;
+  if (!sums_go_to_owners(r, step, places, ranks)) return groups;
   const std::int64_t wave = wave_of(step, places);
   return groups / wave * ceiling(wave, ranks) + ceiling(groups % wave, ranks);
 }
@@ -530,6 +530,11 @@ Uses in_every_phase(const RunSizes& r, const Teams& teams, const Places& places)
 }
 
 }  // namespace
+
+bool sums_go_to_owners(const RunSizes& run, const StepSizes& step, const Places& places,
+                       int ranks_of_team) {
+  return !run.awq() && groups_side_by_side(step, places, ranks_of_team) > 0;
+}
 
 std::int64_t groups_side_by_side(const StepSizes& step, const Places& places, int ranks_of_team) {
   const std::int64_t wave = wave_of(step, places);

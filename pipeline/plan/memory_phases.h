@@ -20,6 +20,10 @@ bool streams(const RunSizes& run, const Teams& teams);
 // Experts' groups of the step that a rank solves at a time (stages/solvers.h); 0: all ranks work on
 // one group together.
 std::int64_t groups_side_by_side(const StepSizes& step, const Places& places, int ranks_of_team);
+// Whether the sum of such a group goes to the rank that solves it alone: AWQ's searches need all of
+// them on every rank (pipeline/quantize_layer.cpp).
+bool sums_go_to_owners(const RunSizes& run, const StepSizes& step, const Places& places,
+                       int ranks_of_team);
 
 struct Use {
   std::string purpose;

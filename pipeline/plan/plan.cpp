@@ -178,6 +178,34 @@ class Overrides {
   std::vector<bool> used_;
 };
 
+// Whether the source has a linear's tensors as they are to be stored, but for scales that widen.
+bool has_parts(const Checkpoint& checkpoint, const std::string& module,
+               const std::vector<NamedTensor>& wanted) {
+  const std::vector<TensorInfo> parts = checkpoint.parts_of(module + ".weight");
+  return parts.size() == wanted.size() && std::ranges::all_of(wanted, [&](const NamedTensor& part) {
+           return std::ranges::any_of(parts, [&](const TensorInfo& stored) {
+             return stored.name == part.name && stored.shape == part.shape &&
+                    (stored.dtype == part.dtype ||
+                     (part.dtype == DType::f32 &&
+                      (stored.dtype == DType::bf16 || stored.dtype == DType::f16)));
+           });
+         });
+}
+
+std::string note_of_a_quantized_source(const Checkpoint& checkpoint, const QuantizePlan& plan) {
+  const auto packed =
+      std::ranges::count_if(plan.modules, [](const auto& module) { return !module.second.skip; });
+  const std::size_t copied = plan.packed_in_source.size();
+  std::string note = fmt::format("the source is quantized ({}): ", checkpoint.dequantized_from());
+  if (copied > 0)
+    note += fmt::format("{} of {} linears are copied, as they are packed in this way already",
+                        copied, packed);
+  if (std::ssize(plan.packed_in_source) < packed)
+    note += copied > 0 ? "; the others are dequantized and quantized anew"
+                       : "its weights are dequantized as they are read, and quantized anew";
+  return note;
+}
+
 Procedure choose_procedure(const Options& options, const QuantizePlan& plan) {
   if (plan.storage.codec != Codec::integer) return Procedure::cast;
   if (options.quantize.method == "awq") return Procedure::awq;
@@ -207,11 +235,6 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
       choose_format(options, plan.defaults, source_dtype(architecture, checkpoint));
   plan.storage = choice.storage;
   plan.notes = choice.notes;
-  if (!checkpoint.dequantized_from().empty())
-    plan.notes.push_back(fmt::format(
-        "the source is quantized ({}): its weights are dequantized as they are read, and quantized "
-        "anew",
-        checkpoint.dequantized_from()));
   plan.layer_prefix = architecture.layer_prefix;
   plan.lm_head = architecture.head.name;
   plan.untied = is_untied(architecture, checkpoint.config());
@@ -269,8 +292,11 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
                                     linear.in_features, fault));
       if (awq && options.awq.clip && may_clip(module)) check_clip(module, linear, settings);
       if (!settings.symmetric && plan.storage.format == Format::gptq) plan.may_need_v2 = true;
-      for (const NamedTensor& part : stored_tensors(module, linear.out_features, linear.in_features,
-                                                    settings, plan.storage)) {
+      const std::vector<NamedTensor> parts =
+          stored_tensors(module, linear.out_features, linear.in_features, settings, plan.storage);
+      if (plan.casts() && has_parts(checkpoint, module, parts))
+        plan.packed_in_source.insert(module);
+      for (const NamedTensor& part : parts) {
         plan.tensors.push_back({part.name, part.dtype, part.shape});
         packed_bits += 8.0 * static_cast<double>(plan.tensors.back().bytes());
       }
@@ -279,6 +305,8 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
     }
   }
   if (!plan.modules.empty()) overrides.check_used(plan.modules.begin()->first);
+  if (!checkpoint.dequantized_from().empty())
+    plan.notes.push_back(note_of_a_quantized_source(checkpoint, plan));
   if (options.output.target != "vllm")
     for (const FamilyFault& fault :
          family_faults(plan.storage.format, checkpoint.config(), plan.packs_experts()))

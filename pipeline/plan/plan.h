@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,9 @@ struct QuantizePlan {
   LinearSettings defaults;
   // Full module name → settings (skip included), for every linear of every decoder layer.
   std::map<std::string, LinearSettings> modules;
+  // Modules of a cast that the source has packed in this way already: their tensors are the
+  // source's.
+  std::set<std::string> packed_in_source;
   StorageSettings storage;
   std::vector<TensorInfo> tensors;  // of the output, in order: embedding, layers, final norm, head,
                                     // and what passes through

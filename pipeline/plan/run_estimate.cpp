@@ -253,7 +253,7 @@ std::vector<Traffic> traffic(const RunSizes& r, const Teams& teams, const Places
   if (r.casts()) return result;
   // All get a sum, or one.
   const auto receivers = [&](const StepSizes& step) {
-    return !r.awq() && groups_side_by_side(step, places, teams.ranks_of_team) > 0 ? 1.0 : 2.0;
+    return sums_go_to_owners(r, step, places, teams.ranks_of_team) ? 1.0 : 2.0;
   };
   add("weights", ring * mean_over_layers(r, [](const LayerSizes& layer) {
                    return as_double(layer.stored_bytes());
