@@ -6,6 +6,7 @@
 //   mixer, 1:  h += x Wᵀ, norm                                 → x = input of the MLP
 //   mlp, 0:    gate, up, activation                            → x = input of its last linear
 //   mlp, 1:    h += x Wᵀ                                       → the layer is done
+// Other mixers have steps of their own (stages/mixers.h), the last of them like attention's.
 // Experts in place of the MLP have the same two steps, the first with the shared experts' beside
 // theirs; their rows of the second step's input are sorted by expert (stages/experts.h).
 //
@@ -15,7 +16,8 @@
 // linear runs once per token, and the linears of later steps see the quantized ones before them
 // (true sequential order).
 //
-// layer_tensors(), layer_steps() and advance() alone look into the variants of a LayerSpec.
+// layer_tensors(), layer_steps() and advance() alone look into the variants of a LayerSpec, the
+// mixer's by the functions of stages/mixers.h.
 #pragma once
 
 #include <functional>
@@ -42,6 +44,9 @@ struct TensorSpec {
   std::size_t linear = 0;  // of a weight or its bias, as an index into layer_linears()
   bool operator==(const TensorSpec&) const = default;
 };
+
+// The rotary positions of its mixer; nullptr where it has none.
+const Rope* rope_of(const LayerSpec& spec);
 
 // The linears of a layer, in the order of Layer::linears.
 std::vector<LinearSpec> layer_linears(const LayerSpec& spec);

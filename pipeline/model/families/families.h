@@ -22,6 +22,8 @@ Architecture read_cohere(const ConfigJson& config);
 Architecture read_cohere2(const ConfigJson& config);
 Architecture read_cwm(const ConfigJson& config);
 Architecture read_deci(const ConfigJson& config);
+Architecture read_deepseek_v2(const ConfigJson& config);
+Architecture read_deepseek_v3(const ConfigJson& config);
 Architecture read_dots1(const ConfigJson& config);
 Architecture read_ernie4_5(const ConfigJson& config);
 Architecture read_ernie4_5_moe(const ConfigJson& config);
@@ -36,6 +38,7 @@ Architecture read_gemma4(const ConfigJson& config);
 Architecture read_glm(const ConfigJson& config);
 Architecture read_glm4(const ConfigJson& config);
 Architecture read_glm4_moe(const ConfigJson& config);
+Architecture read_glm4_moe_lite(const ConfigJson& config);
 Architecture read_gpt2(const ConfigJson& config);
 Architecture read_gpt_bigcode(const ConfigJson& config);
 Architecture read_gpt_neo(const ConfigJson& config);
@@ -56,9 +59,11 @@ Architecture read_llama(const ConfigJson& config);
 Architecture read_llama4(const ConfigJson& config);
 Architecture read_mimo_v2_flash(const ConfigJson& config);
 Architecture read_minimax_m2(const ConfigJson& config);
+Architecture read_minicpm3(const ConfigJson& config);
 Architecture read_ministral(const ConfigJson& config);
 Architecture read_ministral3(const ConfigJson& config);
 Architecture read_mistral(const ConfigJson& config);
+Architecture read_mistral4(const ConfigJson& config);
 Architecture read_mixtral(const ConfigJson& config);
 Architecture read_mpt(const ConfigJson& config);
 Architecture read_nemotron(const ConfigJson& config);
@@ -88,6 +93,7 @@ Architecture read_solar_open(const ConfigJson& config);
 Architecture read_stablelm(const ConfigJson& config);
 Architecture read_starcoder2(const ConfigJson& config);
 Architecture read_step3p5(const ConfigJson& config);
+Architecture read_youtu(const ConfigJson& config);
 
 struct Family {
   std::string model_type;  // of the text model where config.json has a text_config
