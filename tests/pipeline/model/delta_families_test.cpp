@@ -96,7 +96,8 @@ TEST(QwenNext, AttentionHasAGateBesideQ) {
 }
 
 TEST(QwenNext, ExpertsBesideASharedOne) {
-  const Experts& experts = experts_of(architecture_of("qwen3-next"));
+  const Architecture a = architecture_of("qwen3-next");
+  const Experts& experts = experts_of(a);
   EXPECT_EQ(experts.experts.size(), 6u);
   EXPECT_EQ(experts.router.options.top_k, 2);
   EXPECT_TRUE(experts.router.options.normalize);
@@ -150,7 +151,7 @@ TEST(Qwen3_5, ProjectionsAreApart) {
 
 TEST(Qwen3_5, ExpertsInStacksAndApart) {
   const Architecture stacks = architecture_of("qwen3_5-moe");
-  Architecture apart = architecture_of("qwen3_5-moe-per-expert");
+  const Architecture apart = architecture_of("qwen3_5-moe-per-expert");
   EXPECT_EQ(stacks.model_type, "qwen3_5_moe_text");
   EXPECT_EQ(experts_of(stacks), experts_of(apart));
   EXPECT_EQ(net_of(stacks), net_of(apart));
