@@ -1,6 +1,7 @@
 #include "stages/delta_net.h"
 
 #include "kernels/causal_conv.h"
+#include "kernels/delta_chunk.h"
 #include "kernels/delta_gates.h"
 #include "stages/attention.h"
 #include "stages/convolution.h"
@@ -40,6 +41,12 @@ class Scratch {
 
 ConstTensor from(ConstTensor projected, const SlicedColumns& columns) {
   return projected.col_range(columns.first, columns.slices.width());
+}
+
+// Of the chunked form's products: three with the state, and the triangles of k kᵀ, q kᵀ and what
+// they multiply.
+std::int64_t chunked_width(const DeltaHeads& h) {
+  return h.value_heads * (3 * h.key_dim * h.value_dim + delta_chunk * (h.key_dim + h.value_dim));
 }
 
 struct Gate {
@@ -104,6 +111,7 @@ void add_mixer_steps(const DeltaNet& n, std::int64_t hidden, std::vector<Step>& 
   const std::size_t first_runs = n.in.size() + static_cast<std::size_t>(n.ups());
   Step in = make_step(Part::mixer, 0, hidden, 0, first_runs);
   in.groups.front().linears.resize(n.in.size());
+  in.state_width = chunked_width(n.heads);
   steps.push_back(std::move(in));
   steps.push_back(make_step(Part::mixer, 1, n.out.in_features, first_runs, 1));
 }

@@ -16,7 +16,6 @@ Architecture changed(const std::string& model, const Json& changes) {
   return read(with(config_of(model), changes));
 }
 
-
 const DeltaNet& net_of(const Architecture& a, std::int64_t layer = 0) {
   return std::get<DeltaNet>(a.layer(layer).mixer);
 }
@@ -207,6 +206,7 @@ TEST(DeltaNets, StepsAndTensors) {
   EXPECT_EQ(steps[0].runs, (std::vector<std::size_t>{0, 1, 2, 3, 4, 5, 6, 7}));
   ASSERT_EQ(steps[0].groups.size(), 1u);
   EXPECT_EQ(steps[0].groups[0].linears, (std::vector<std::size_t>{0, 1, 2, 3, 4, 5}));
+  EXPECT_EQ(steps[0].state_width, 4 * (3 * 16 * 16 + 64 * (16 + 16)));
   EXPECT_EQ(steps[1].runs, (std::vector<std::size_t>{8}));
   EXPECT_EQ(steps[1].width, 64);
   EXPECT_EQ(steps[1].hidden, Access::update);
