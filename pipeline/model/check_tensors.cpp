@@ -51,8 +51,8 @@ struct Check {
     }
     const TensorInfo& info = checkpoint.info(name);
     if (info.shape != shape)
-      return fail("tensor '" + name + "' has shape " + text_of(info.shape) +
-                  ", but config.json makes it " + text_of(shape));
+      return fail("tensor '" + name + "' has shape " + text_of(info.shape) + ", but config.json" +
+                  asked_by + " makes it " + text_of(shape));
     if (info.dtype != DType::f32 && info.dtype != DType::f16 && info.dtype != DType::bf16)
       fail("tensor '" + name + "' has dtype " + std::string(name_of(info.dtype)) +
            "; F32, F16 or BF16 is needed");
