@@ -48,6 +48,25 @@ void gate_sigmoid(ConstTensor gate, Tensor x, Stream& stream) {
   }
 }
 
+void gate_sigmoid_slices(ConstTensor gate, HeadSlices slices, Tensor x, Stream& stream) {
+  require(x.dtype == stream.compute_dtype() && gate.dtype == x.dtype,
+          "gate_sigmoid_slices: gate and x must have the compute type");
+  require(slices.heads > 0 && slices.head_dim > 0 && slices.stride >= slices.head_dim &&
+              slices.width() <= gate.cols,
+          "gate_sigmoid_slices: gate must hold the slices");
+  require(gate.rows == x.rows && x.cols == slices.heads * slices.head_dim,
+          "gate_sigmoid_slices: x must be [tokens, heads head_dim]");
+  if constexpr (has_cuda)
+    if (stream.on_cuda()) return cuda::gate_sigmoid_slices(gate, slices, x, stream);
+  const auto gates = gate.as<const float>();
+  const auto values = x.as<float>();
+#pragma omp parallel for schedule(static)
+  for (std::int64_t t = 0; t < values.rows; ++t)
+    for (std::int64_t h = 0; h < slices.heads; ++h)
+      gate_row(gates.row(t) + h * slices.stride, slices.head_dim,
+               values.row(t) + h * slices.head_dim);
+}
+
 void multiply(ConstTensor factor, Tensor x, Stream& stream) {
   require(x.dtype == stream.compute_dtype() && factor.dtype == x.dtype,
           "multiply: factor and x must have the compute type");

@@ -49,6 +49,25 @@ __global__ __launch_bounds__(row_threads) void gate_kernel(const __nv_bfloat16* 
   }
 }
 
+template <int count>
+__global__ __launch_bounds__(row_threads) void gate_slices_kernel(
+    const __nv_bfloat16* gate, std::int64_t gate_stride, std::int64_t head_dim,
+    std::int64_t slice_stride, __nv_bfloat16* x, std::int64_t x_stride, std::int64_t rows,
+    std::int64_t cols) {
+  const std::int64_t c = first_column(count);
+  if (c >= cols) return;
+  const __nv_bfloat16* from = gate + c / head_dim * slice_stride + c % head_dim;
+  for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
+    float value[count];
+    float g[count];
+    load(x + r * x_stride + c, value);
+    load(from + r * gate_stride, g);
+#pragma unroll
+    for (int i = 0; i < count; ++i) value[i] /= 1.0f + expf(-g[i]);
+    store(value, x + r * x_stride + c);
+  }
+}
+
 template <int count, bool one>
 __global__ __launch_bounds__(row_threads) void multiply_kernel(
     const __nv_bfloat16* factor, std::int64_t factor_stride, __nv_bfloat16* x,
@@ -113,6 +132,19 @@ void gate_sigmoid(ConstTensor gate, Tensor x, Stream& stream) {
     return launch_gate<false>(gate, vectorizable(x) && vectorizable(gate), x, stream);
   const bool heads_in_vectors = x.cols / gate.cols % vector_elements == 0;
   launch_gate<true>(gate, vectorizable(x) && heads_in_vectors, x, stream);
+}
+
+void gate_sigmoid_slices(ConstTensor gate, HeadSlices slices, Tensor x, Stream& stream) {
+  if (x.size() == 0) return;
+  const bool in_vectors = vectorizable(x) && vectorizable(gate.col_range(0, slices.head_dim)) &&
+                          (slices.heads == 1 || slices.stride % vector_elements == 0);
+  with_count(in_vectors, [&](auto count) {
+    gate_slices_kernel<decltype(count)::value>
+        <<<row_grid(x.rows, x.cols, count), row_threads, 0, stream.cuda().stream>>>(
+            static_cast<const __nv_bfloat16*>(gate.data), gate.stride, slices.head_dim,
+            slices.stride, static_cast<__nv_bfloat16*>(x.data), x.stride, x.rows, x.cols);
+  });
+  check_launch();
 }
 
 void multiply(ConstTensor factor, Tensor x, Stream& stream) {

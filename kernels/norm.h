@@ -28,6 +28,7 @@ struct HeadSlices {
   std::int64_t stride = 0;  // ≥ head_dim; larger where something lies between (q k v of each head)
 
   std::int64_t width() const { return (heads - 1) * stride + head_dim; }
+  bool operator==(const HeadSlices&) const = default;
 };
 
 // rms_norm and layer_norm of each slice, in place. x [tokens, ≥ slices.width()], usually a column

@@ -33,6 +33,7 @@ double too_large_for(DType dtype) {
 void set_type(QuantizePlan& plan, DType dtype) {
   std::set<std::string> kept;
   for (TensorInfo& tensor : plan.kept) {
+    if (tensor.dtype == DType::f32) continue;  // float32 in any output
     tensor.dtype = dtype;
     kept.insert(tensor.name);
   }

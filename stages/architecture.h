@@ -11,6 +11,8 @@
 
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/delta_rule.h"
+#include "kernels/gated_norm.h"
 #include "kernels/route.h"
 
 namespace qpipe {
@@ -107,6 +109,7 @@ struct Attention {
   // The heads' outputs are multiplied with σ(x Wᵀ + b), x the input of `qkv`: by element, or by
   // head where it has an output for each head.
   std::optional<LinearSpec> gate;
+  bool gate_beside_q = false;  // or with σ of the columns behind each q head, which are as many
   // Keys and values that later layers read (Gemma 4): from this column on of the stream's carried
   // part. −1: none. A layer that takes them projects q alone; `heads` still has room for k and v.
   std::int64_t keeps_kv = -1;
@@ -166,6 +169,48 @@ struct LatentAttention {
   std::int64_t latent() const { return kv_b.in_features; }
   std::int64_t head_dim() const { return nope + rope_dim; }
   bool operator==(const LatentAttention&) const = default;
+};
+
+// A causal convolution of each channel by itself: NAME.weight [channels, 1, kernel], NAME.bias
+// [channels].
+struct CausalConv {
+  std::string name;
+  std::int64_t channels = 0;
+  std::int64_t kernel = 0;
+  bool bias = false;
+  bool operator==(const CausalConv&) const = default;
+};
+
+// Columns of projections' outputs that lie in slices, from `first` on.
+struct SlicedColumns {
+  std::int64_t first = 0;
+  HeadSlices slices;
+
+  std::int64_t count() const { return slices.heads * slices.head_dim; }
+  bool operator==(const SlicedColumns&) const = default;
+};
+
+// A gated delta net (kernels/delta_rule.h). q, k, v, z, b and a are columns of the outputs of `in`,
+// side by side; q, k, v ← silu(conv(q, k, v)); g = log_decay(a), β = σ(b) (kernels/delta_gates.h);
+// out(the delta rule's output, each head normed and gated by z: kernels/gated_norm.h).
+struct DeltaNet {
+  DeltaHeads heads;
+  std::vector<LinearSpec> in;
+  SlicedColumns q, k, v, gate, strength, decay;  // gate: of z, strength: of b, decay: of a
+  // With these, z and a are what they make of the columns `gate` and `decay` (Kimi-Linear).
+  std::optional<LinearSpec> gate_up;
+  std::optional<LinearSpec> decay_up;
+  std::vector<CausalConv> convolutions;  // of q, k and v, or one of all three, in this order
+  std::string a_log;                     // a tensor of one element a head of v
+  bool a_log_is_4d = false;              // [1, 1, heads, 1], not [heads] (Kimi-Linear)
+  std::string dt_bias;                   // one for each decay
+  std::string norm;                      // one for each column of a head of v: the norm's weight
+  float eps = 1e-6f;
+  NormGate norm_gate = NormGate::silu;
+  LinearSpec out;
+
+  std::int64_t ups() const { return (gate_up ? 1 : 0) + (decay_up ? 1 : 0); }
+  bool operator==(const DeltaNet&) const = default;
 };
 
 // out(f(gate) · up), or out(f(in)) where there is no gate. `in` holds gate and up, or one linear
@@ -239,7 +284,7 @@ struct PerLayerInput {
 // norms after_… act on the output before it is added.
 enum class Residual { sequential, parallel, normed };
 
-using Mixer = std::variant<Attention, LatentAttention, SingleLinear, Nothing>;
+using Mixer = std::variant<Attention, LatentAttention, DeltaNet, SingleLinear, Nothing>;
 
 struct LayerSpec {
   std::int64_t hidden = 0;  // columns of the residual stream that the layer reads and adds to
@@ -302,6 +347,7 @@ struct Architecture {
 
   std::vector<LayerSpec> kinds;
   std::vector<std::uint16_t> kind_of_layer;  // as indices into `kinds`
+  std::string kinds_key;  // the key of config.json that says which; empty: no single one does
 
   std::string root;          // "model.": what the decoder's tensors outside of the head begin with
   std::string layer_prefix;  // "model.layers."; layer l is PREFIX + l + "."

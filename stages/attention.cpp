@@ -72,6 +72,11 @@ std::vector<float> key_biases(const Alibi& alibi, std::int64_t seqlen) {
   return bias;
 }
 
+// Of the projections' outputs and the room beside them for values that are keys.
+std::int64_t qkv_width(const Attention& a) {
+  return a.heads.width() + (a.gate_beside_q ? a.heads.heads * a.heads.head_dim : 0);
+}
+
 }  // namespace
 
 void project(const std::vector<LinearSpec>& linears, const Layer& layer, ConstTensor x, Tensor y,
@@ -131,7 +136,7 @@ std::int64_t mixer_table_bytes(const Attention& a, std::int64_t seqlen) {
 }
 
 std::int64_t mixer_scratch_width(const Attention& a) {
-  return a.heads.width() + (a.gate ? a.gate->out_features : 0);
+  return qkv_width(a) + (a.gate ? a.gate->out_features : 0);
 }
 
 void run_mixer(const Attention& a, const MixerRun& run, Stream& stream) {
@@ -139,7 +144,7 @@ void run_mixer(const Attention& a, const MixerRun& run, Stream& stream) {
   const KindTables& tables = run.tables;
   const ConstTensor x = run.x;
   const HeadLayout& heads = a.heads;
-  const Tensor qkv = run.scratch.part(0, x.rows, heads.width());
+  const Tensor qkv = run.scratch.part(0, x.rows, qkv_width(a));
   project(a.qkv, layer, x, qkv, stream);
   Tensor gate;  // before y takes the place of x
   if (a.gate) {
@@ -177,6 +182,9 @@ void run_mixer(const Attention& a, const MixerRun& run, Stream& stream) {
   options.value_scale = a.value_scale;
   attention(qkv, heads, run.seqlen, options, run.y, stream);
   if (a.gate) gate_sigmoid(gate, run.y, stream);
+  if (a.gate_beside_q)
+    gate_sigmoid_slices(qkv.col_range(heads.head_dim, qkv.cols - heads.head_dim),
+                        {heads.heads, heads.head_dim, heads.q_group_stride}, run.y, stream);
 }
 
 }  // namespace qpipe

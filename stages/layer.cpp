@@ -9,6 +9,7 @@
 #include "kernels/multiply.h"
 #include "kernels/norm.h"
 #include "stages/attention.h"
+#include "stages/delta_net.h"
 #include "stages/experts.h"
 #include "stages/latent_attention.h"
 #include "stages/layer_lists.h"

@@ -159,6 +159,8 @@ struct Step {
   Access input = Access::update;  // and to the input: update where the next step's takes its place
   std::int64_t attention_width = 0;  // heads · (d + V) / 2 where it runs attention: 2 · tokens ·
                                      // seqlen · width FLOP
+  std::int64_t state_width = 0;  // of products with a state that goes along a sequence, and inside
+                                 // of its chunks: 2 · tokens · width FLOP
 
   // Columns of all panels side by side, as the maxima of an input are kept; a panel's first of
   // them.

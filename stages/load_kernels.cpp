@@ -1,6 +1,8 @@
 #include "stages/load_kernels.h"
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 #include <set>
 
 #include "kernels/hessian.h"
@@ -13,12 +15,22 @@ namespace {
 // Blocks of activations lie at 256-byte boundaries, too, on which cuBLAS's choices depend.
 std::int64_t padded(std::int64_t elements) { return (elements + 127) / 128 * 128; }
 
+std::int64_t elements(const TensorSpec& tensor) {
+  return std::accumulate(tensor.shape.begin(), tensor.shape.end(), std::int64_t{1},
+                         std::multiplies<>());
+}
+
 std::int64_t largest_weight(const Architecture& a) {
-  std::int64_t elements = 0;
-  for (const LayerSpec& kind : a.kinds)
+  constexpr std::int64_t of_float = 2;  // elements of the compute type
+  std::int64_t largest = 0;
+  for (const LayerSpec& kind : a.kinds) {
     for (const LinearSpec& linear : layer_linears(kind))
-      elements = std::max(elements, linear.out_features * linear.in_features);
-  return elements;
+      largest = std::max(largest, linear.out_features * linear.in_features);
+    for (const TensorSpec& tensor : layer_tensors(kind))
+      if (tensor.role == TensorRole::vector)
+        largest = std::max(largest, of_float * elements(tensor));
+  }
+  return largest;
 }
 
 // Elements of: a weight, the residual stream, an input, scratch.
@@ -51,8 +63,7 @@ Layer blank_layer(const Architecture& a, std::size_t kind, Tensor weights) {
     if (tensor.role == TensorRole::constant)
       layer.constants[tensor.name] = {of_shape(1, 1), {}, of_shape(1, 1), {}};
     if (tensor.role == TensorRole::vector)
-      layer.vectors[tensor.name] = {static_cast<const float*>(weights.data), 1,
-                                    tensor.shape.back()};
+      layer.vectors[tensor.name] = {static_cast<const float*>(weights.data), 1, elements(tensor)};
   }
   return layer;
 }

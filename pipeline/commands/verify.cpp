@@ -370,6 +370,12 @@ std::vector<std::vector<std::string>> fused_linears(const Architecture& architec
   if (const auto* a = std::get_if<Attention>(&spec.mixer)) add(a->qkv);
   if (const auto* a = std::get_if<LatentAttention>(&spec.mixer); a != nullptr && a->q_a)
     add({*a->q_a, a->kv_a});
+  if (const auto* d = std::get_if<DeltaNet>(&spec.mixer)) {
+    std::vector<LinearSpec> quantized;
+    for (const LinearSpec& linear : d->in)
+      if (!linear.kept) quantized.push_back(linear);
+    add(quantized);
+  }
   if (const auto* m = std::get_if<Mlp>(&spec.mlp)) add(m->in);
   return fused;
 }

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -30,6 +32,7 @@ struct Check {
   std::set<std::string> known;
   std::vector<std::string> faults;
   std::vector<std::string> unread{};  // tensors that the decoder doesn't need
+  std::string asked_by{};             // what says so, where it is more than config.json
 
   bool done() const { return faults.size() >= most; }
 
@@ -43,13 +46,13 @@ struct Check {
       // Looking through all names takes long: the first fault's advice is enough.
       std::string near = faults.empty() ? nearest_name(name, unread) : "";
       if (near.empty() && faults.empty()) near = nearest_name(name, checkpoint.names());
-      return fail("tensor '" + name + "' is missing, and config.json asks for it" +
+      return fail("tensor '" + name + "' is missing, and config.json" + asked_by + " asks for it" +
                   (near.empty() ? "" : "; the nearest name is '" + near + "'"));
     }
     const TensorInfo& info = checkpoint.info(name);
     if (info.shape != shape)
-      return fail("tensor '" + name + "' has shape " + text_of(info.shape) +
-                  ", but config.json makes it " + text_of(shape));
+      return fail("tensor '" + name + "' has shape " + text_of(info.shape) + ", but config.json" +
+                  asked_by + " makes it " + text_of(shape));
     if (info.dtype != DType::f32 && info.dtype != DType::f16 && info.dtype != DType::bf16)
       fail("tensor '" + name + "' has dtype " + std::string(name_of(info.dtype)) +
            "; F32, F16 or BF16 is needed");
@@ -88,8 +91,10 @@ struct Check {
       axes.erase(std::remove(axes.begin(), axes.end(), 1), axes.end());
       return axes;
     };
-    const bool alike = checkpoint.contains(name) && checkpoint.info(name).shape.size() <= 2 &&
-                       without_ones(checkpoint.info(name).shape) == without_ones(shape);
+    const bool alike =
+        checkpoint.contains(name) &&
+        checkpoint.info(name).shape.size() <= std::max<std::size_t>(2, shape.size()) &&
+        without_ones(checkpoint.info(name).shape) == without_ones(shape);
     weights(name, alike ? checkpoint.info(name).shape : shape);
   }
 
@@ -167,6 +172,13 @@ bool needs(const Architecture& a, const std::set<std::string>& decoder,
          (checkpoint.config().contains("quantization_config") && !linear_of(name, decoder).empty());
 }
 
+std::set<std::size_t> mixer_linears(const LayerSpec& spec) {
+  std::set<std::size_t> linears;
+  for (const Step& step : layer_steps(spec))
+    if (step.part == Part::mixer) linears.insert(step.runs.begin(), step.runs.end());
+  return linears;
+}
+
 }  // namespace
 
 std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& checkpoint,
@@ -188,8 +200,12 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     const std::string prefix = layer_prefix(a, layer);
     const std::vector<LinearSpec> linears = layer_linears(a.layer(layer));
+    const std::set<std::size_t> of_mixer = mixer_linears(a.layer(layer));
     for (const TensorSpec& tensor : layer_tensors(a.layer(layer))) {
       const std::string name = prefix + tensor.name;
+      const bool chosen = !a.kinds_key.empty() && tensor.role == TensorRole::weight &&
+                          of_mixer.contains(tensor.linear);
+      check.asked_by = chosen ? fmt::format(" ({}, layer {})", a.kinds_key, layer) : "";
       switch (tensor.role) {
         case TensorRole::weight:
           check.linear(prefix + linears[tensor.linear].name, linears[tensor.linear]);
@@ -203,6 +219,7 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
     const auto* mlp = std::get_if<Mlp>(&a.layer(layer).mlp);
     if (mlp != nullptr && mlp->xielu) check_xielu(check, prefix, *mlp->xielu);
   }
+  check.asked_by.clear();
   for (const TensorSpec& tensor : head_tensors(a)) check.weights(tensor.name, tensor.shape);
 
   const std::string head = a.head.name + ".weight";

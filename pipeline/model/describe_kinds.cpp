@@ -53,6 +53,7 @@ void describe(const Attention& a, Description& d) {
   d.add(h.value_dim() != h.head_dim, "values of another width than keys");
   d.add(a.value_scale != 1.0f, "scaled values");
   d.add(!a.sinks.empty(), "attention sinks");
+  d.add(a.gate_beside_q, "gated attention");
   d.add(a.gate.has_value(), a.gate && a.gate->out_features == h.heads
                                 ? "a gate on each head's output"
                                 : "gated attention");
@@ -67,6 +68,11 @@ void describe(const LatentAttention& a, Description& d) {
   d.add(a.value_dim != a.head_dim(), "values of another width than keys");
   d.add(a.indexer.has_value(), "an indexer that chooses tokens");
   d.add(a.chosen_before > 0, "tokens that an earlier layer chose");
+}
+
+void describe(const DeltaNet& n, Description& d) {
+  d.add(true, n.heads.channel_decay ? "gated delta net with a decay for each channel"
+                                    : "gated delta net");
 }
 
 void describe(const Mlp& m, Description& d) {
@@ -111,6 +117,7 @@ Words describe(const LayerSpec& spec) {
   Description d;
   if (const auto* a = std::get_if<Attention>(&spec.mixer)) describe(*a, d);
   if (const auto* a = std::get_if<LatentAttention>(&spec.mixer)) describe(*a, d);
+  if (const auto* n = std::get_if<DeltaNet>(&spec.mixer)) describe(*n, d);
   d.add(std::holds_alternative<SingleLinear>(spec.mixer), "a linear in place of attention");
   d.add(std::holds_alternative<Nothing>(spec.mixer), "no attention");
   if (const auto* m = std::get_if<Mlp>(&spec.mlp)) describe(*m, d);

@@ -48,7 +48,8 @@ void set_softmax_router(std::int64_t top_k, bool normalized, Experts& experts);
 
 // n_group and topk_group, of which the router's other options are set.
 void read_expert_groups(const ConfigJson& config, std::int64_t experts, std::int64_t absent_groups,
-                        std::int64_t absent_top_groups, RouteOptions& options);
+                        std::int64_t absent_top_groups, RouteOptions& options,
+                        const std::string& groups_key = "n_group");
 
 // DeepSeek-V3's router: sigmoid, a correction for the choice, groups (n_group, topk_group), weights
 // normalized (norm_topk_prob) and scaled (routed_scaling_factor).
@@ -56,6 +57,7 @@ struct SigmoidRouter {
   std::string correction = "mlp.gate.e_score_correction_bias";  // empty: none
   std::string normalize = "norm_topk_prob";                     // keys
   std::string scaling = "routed_scaling_factor";
+  std::string groups = "n_group";
   std::int64_t absent_groups = 1;
   std::int64_t absent_top_groups = 1;
   double absent_scaling = 1.0;

@@ -37,7 +37,9 @@ LatentAttention read_latent_attention(const ConfigJson& config, const Sizes& s,
     return NormSpec{name, columns};
   };
   a.q = {"self_attn.q_proj", a.heads * a.head_dim(), s.hidden};
-  if (!is_null(config, "q_lora_rank")) {
+  const bool q_has_latent =
+      absent.q_rank > 0 ? !is_null(config, "q_lora_rank") : has_key(config, "q_lora_rank");
+  if (q_has_latent) {
     const std::int64_t rank =
         read_integer_or(config, "q_lora_rank", absent.q_rank, 1, largest_width);
     a.q_a = LinearSpec{"self_attn.q_a_proj", rank, s.hidden, bias};

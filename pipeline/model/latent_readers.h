@@ -9,7 +9,7 @@ namespace qpipe {
 // What transformers' configuration class assumes without the keys q_lora_rank (null: q has no
 // latent), kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim and v_head_dim.
 struct LatentSizes {
-  std::int64_t q_rank = 1536;
+  std::int64_t q_rank = 1536;  // 0: no latent
   std::int64_t kv_rank = 512;
   std::int64_t nope = 128;
   std::int64_t rope = 64;

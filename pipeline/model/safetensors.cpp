@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 
@@ -204,15 +206,18 @@ std::int64_t TensorInfo::bytes() const {
 }
 
 std::int64_t TensorInfo::rows() const {
-  if (shape.size() == 1) return 1;
   if (shape.size() == 2) return shape[0];
+  std::vector<std::int64_t> axes = shape;
+  axes.erase(std::remove(axes.begin(), axes.end(), 1), axes.end());
+  if (!shape.empty() && axes.size() < 2) return 1;
+  if (axes.size() == 2) return axes[0];
   throw UserError(ExitCode::data, fmt::format("{}: has shape {}; expected a matrix or a vector",
                                               in_quotes(name), shape));
 }
 
 std::int64_t TensorInfo::cols() const {
-  rows();
-  return shape.back();
+  if (rows() == 0) return shape.back();
+  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()) / rows();
 }
 
 struct SafetensorsFile::State {

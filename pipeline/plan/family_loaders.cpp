@@ -60,7 +60,7 @@ const std::vector<Row>& table() {
        all_integers,
        "GPTQModel",
        "leaves packed experts out without a word"},
-      {{"glm4_moe", "glm4_moe_lite", "llama4_text"},
+      {{"glm4_moe", "glm4_moe_lite", "kimi_linear", "llama4_text"},
        all_integers,
        "GPTQModel",
        "stops with an error"},

@@ -214,6 +214,11 @@ Procedure choose_procedure(const Options& options, const QuantizePlan& plan) {
                                                                         : Procedure::at_once;
 }
 
+// Decays of a state, corrections of routers: small, and float32 for a reason.
+bool stays_float32(const TensorSpec& tensor, const TensorInfo& stored) {
+  return tensor.role == TensorRole::vector && stored.dtype == DType::f32;
+}
+
 }  // namespace
 
 bool calibrates(Procedure procedure) {
@@ -270,6 +275,8 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
     for (const TensorSpec& tensor : layer_tensors(spec)) {
       if (tensor.role != TensorRole::weight) {
         keep(prefix + tensor.name);
+        if (stays_float32(tensor, checkpoint.info(prefix + tensor.name)))
+          plan.kept.back().dtype = plan.tensors.back().dtype = DType::f32;
         continue;
       }
       const LinearSpec& linear = linears[tensor.linear];

@@ -46,9 +46,9 @@ double linear_flops(const LayerSizes& layer, double tokens) {
   return 2.0 * tokens * elements;
 }
 
-// q·k and p·v over half of the square.
-double attention_flops(const RunSizes& r, const LayerSizes& layer, double tokens) {
-  return 2.0 * tokens * as_double(r.seqlen * layer.attention_width());
+// q·k and p·v over half of the square, or what a recurrent state takes in their place.
+double mixing_flops(const RunSizes& r, const LayerSizes& layer, double tokens) {
+  return 2.0 * tokens * as_double(r.seqlen * layer.attention_width() + layer.state_width());
 }
 
 // Of a layer's pass; a round's layers follow one another by two blocks
@@ -60,7 +60,7 @@ double pipeline_passes(const RunSizes& r, const Teams& teams) {
 }
 
 double pass_seconds(const RunSizes& r, const LayerSizes& layer, double tokens, const Rates& rates) {
-  return (linear_flops(layer, tokens) + attention_flops(r, layer, tokens)) / rates.forward;
+  return (linear_flops(layer, tokens) + mixing_flops(r, layer, tokens)) / rates.forward;
 }
 
 // Again where the layer runs with quantized weights, or ahead for the teams after it, where its
@@ -101,7 +101,7 @@ double search_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& t
     if (!step.search) continue;
     if (r.exact_search && *step.search != Inspected::linears) {
       const bool attention = is_inspected(*step.search, Part::mixer);
-      double flops = attention ? attention_flops(r, layer, searched) : 0.0;
+      double flops = attention ? mixing_flops(r, layer, searched) : 0.0;
       for (const StepSizes& other : layer.steps) {
         if (!is_inspected(*step.search, other.part)) continue;
         for (const LinearSizes& linear : other.linears)

@@ -87,6 +87,7 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
       sizes.hidden = step.hidden;
       sizes.input = step.input;
       sizes.attention_width = step.attention_width;
+      sizes.state_width = step.state_width;
       std::set<std::pair<bool, std::int64_t>> orders;  // linears of one order share a factor
       for (const std::size_t l : group.linears) {
         if (linears[l].kept) continue;  // with what is small
@@ -131,6 +132,12 @@ std::int64_t sum_of(const LayerSizes& layer, std::int64_t LinearSizes::*bytes) {
 std::int64_t LayerSizes::attention_width() const {
   std::int64_t width = 0;
   for (const StepSizes& step : steps) width += step.attention_width;
+  return width;
+}
+
+std::int64_t LayerSizes::state_width() const {
+  std::int64_t width = 0;
+  for (const StepSizes& step : steps) width += step.state_width;
   return width;
 }
 

@@ -48,6 +48,7 @@ struct StepSizes {
   Access hidden = Access::none;      // what its forward pass does to the residual stream
   Access input = Access::update;     // and to its input
   std::int64_t attention_width = 0;  // heads · head_dim where it runs attention
+  std::int64_t state_width = 0;      // of products with a recurrent state, elements a token
 
   bool solves() const;     // some linear is quantized
   double passes() const {  // of all groups' linears, as if each token met one
@@ -62,6 +63,7 @@ struct LayerSizes {
   std::int64_t small_copy_bytes = 0;  // their copies in the compute type, where that is another
   std::vector<StepSizes> steps;
   std::int64_t attention_width() const;       // of its steps
+  std::int64_t state_width() const;           // likewise
   bool begins_step(std::size_t index) const;  // whether steps[index] is the first of its step
 
   std::int64_t stored_bytes() const;

@@ -33,6 +33,29 @@ TEST_P(MultiplyTest, ScaleRowsMatchesTheReference) {
       }
 }
 
+TEST_P(MultiplyTest, GatesInSlicesAreTheirColumns) {
+  constexpr std::int64_t tokens = 5;
+  for (const HeadSlices slices : {HeadSlices{1, 8, 8}, HeadSlices{4, 32, 64}, HeadSlices{3, 5, 11},
+                                  HeadSlices{2, 8, 12}, HeadSlices{16, 256, 512}}) {
+    SCOPED_TRACE(testing::Message()
+                 << slices.heads << " slices of " << slices.head_dim << " every " << slices.stride);
+    const std::int64_t cols = slices.heads * slices.head_dim;
+    const std::int64_t width = slices.heads * slices.stride;
+    const auto gate = round_to_compute(random_normal(tokens * width, 1, 3.0f));
+    const auto x = round_to_compute(random_normal(tokens * cols, 2));
+    std::vector<float> inside;
+    for (std::int64_t t = 0; t < tokens; ++t)
+      for (std::int64_t c = 0; c < cols; ++c)
+        inside.push_back(gate[static_cast<std::size_t>(
+            t * width + c / slices.head_dim * slices.stride + c % slices.head_dim)]);
+    const auto want = upload(x, tokens, cols);
+    gate_sigmoid(upload(inside, tokens, cols), want, stream);
+    const auto device = upload_padded(stream.compute_dtype(), x, tokens, cols, 8, 8);
+    gate_sigmoid_slices(upload(gate, tokens, width), slices, device.view, stream);
+    EXPECT_EQ(count_different(download_inside(device), download(want)), 0u);
+  }
+}
+
 // width 1: a gate for each element; else one for each head. 8 roundings, and 2 |gate| of the
 // exponent.
 TEST_P(MultiplyTest, GateSigmoidMatchesTheReference) {
@@ -109,6 +132,10 @@ TEST_P(MultiplyTest, RefusesInconsistentArguments) {
   EXPECT_THROW(gate_sigmoid(gate, x, stream), std::invalid_argument);
   EXPECT_THROW(gate_sigmoid(tall, x, stream), std::invalid_argument);
   EXPECT_THROW(gate_sigmoid(half, x, stream), std::invalid_argument);
+  EXPECT_THROW(gate_sigmoid_slices(half, {1, 8, 8}, x, stream), std::invalid_argument);
+  EXPECT_THROW(gate_sigmoid_slices(x, {2, 4, 5}, x, stream), std::invalid_argument);
+  EXPECT_THROW(gate_sigmoid_slices(x, {1, 4, 4}, x, stream), std::invalid_argument);
+  EXPECT_THROW(gate_sigmoid_slices(tall, {1, 8, 8}, x, stream), std::invalid_argument);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, MultiplyTest, testing::ValuesIn(backends()), backend_name);

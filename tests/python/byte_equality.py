@@ -75,6 +75,9 @@ FAMILIES = [
     "glm-moe-dsa",  # an indexer
     "hunyuan-dense",  # q and k norm after RoPE
     "qwen2-moe",  # experts, shared ones behind a gate
+    "qwen3-next",  # delta nets with fused projections
+    "qwen3_5",  # delta nets, gates beside q, what no decoder runs passes through
+    "kimi-linear",  # decays by channel, projections of low rank
     "mistral3-ministral3",  # inside a vision-language model, queries scaled by position
 ]
 FAMILY_SETTINGS = ("sym4", "awq", "bnb-nf4")

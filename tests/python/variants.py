@@ -52,6 +52,11 @@ VARIANTS = {
     "qwen3": Variant(),
     "qwen2-moe": EXPERTS,
     "qwen3-moe": EXPERTS,
+    "qwen3-next": EXPERTS,
+    "qwen3_5": Variant(),
+    "qwen3_5-moe": UNLOADED_EXPERTS,  # GPTQModel asks for an image processor, which the oracle lacks
+    "qwen3_5-moe-per-expert": EXPERTS,
+    "kimi-linear": replace(UNLOADED_EXPERTS, options=skip(r"kv_a_proj")),
     "mixtral": UNLOADED_EXPERTS,
     # transformers keeps the short factors for long sequences, which the family's authors do not.
     "phimoe": replace(UNLOADED_EXPERTS, rope_scaling={"long_factor": [1.0, 1.0, 1.1, 1.2, 1.5, 2.0, 2.5, 3.0]}),
