@@ -13,9 +13,8 @@ struct GatedGroupNorm {
 };
 
 // y = n(x silu(z)) w with gate_first, else n(x) w silu(z), with n(v) = v / √(mean v² + ε) over each
-// group.   x, z, y [tokens, cols] and weight [1, cols], or [1, cols /
-// groups] for each group, all of the compute type. y may be x or z; rounded once. A row's result
-// depends on that row alone.
+// group.   x, z, y [tokens, cols] and weight [1, cols] of the compute type. y may be x or z;
+// rounded once. A row's result depends on that row alone.
 void gated_group_norm(ConstTensor x, ConstTensor z, ConstTensor weight, const GatedGroupNorm& norm,
                       Tensor y, Stream& stream);
 
