@@ -78,6 +78,14 @@ struct Alibi {
   bool operator==(const Alibi&) const = default;
 };
 
+// q is multiplied with 1 + β ln(1 + ⌊(position + first) / positions⌋). β 0: it is not.
+struct QueryScale {
+  float beta = 0.0f;
+  std::int64_t positions = 1;
+  std::int64_t first = 0;
+  bool operator==(const QueryScale&) const = default;
+};
+
 // Softmax attention. In order: project, clip, copy k to v, norms, rope (or rope, norms), query
 // scale, softmax, gate, output projection.
 struct Attention {
@@ -96,10 +104,7 @@ struct Attention {
   float clip_qkv = 0.0f;    // q, k and v are cut to ±clip; 0: as they are
   std::int64_t window = 0;  // of token i: j with i − window < j ≤ i; 0: all j ≤ i
   std::int64_t chunk = 0;   // of token i: j ≤ i of the same run of `chunk` positions; 0: all
-  // q is multiplied with 1 + β ln(1 + ⌊(position + first) / query_scale_positions⌋); β 0: not
-  float query_scale_beta = 0.0f;
-  std::int64_t query_scale_positions = 1;
-  std::int64_t query_scale_first = 0;
+  QueryScale query_scale;
   float value_scale = 1.0f;  // v is multiplied with it
   std::string sinks;         // a tensor of one logit a head (kernels/attention.h); empty: none
   // The heads' outputs are multiplied with σ(x Wᵀ + b), x the input of `qkv`: by element, or by
@@ -122,6 +127,31 @@ struct Xielu {
   float beta = 0.5f;
   float eps = -1e-6f;
   bool operator==(const Xielu&) const = default;
+};
+
+// Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434). Latents c_q = norm(x W_qaᵀ) and
+// c = norm of all columns of x W_kvaᵀ but the last rope_dim; those are r, the rotated part of every
+// head's key. Head h has q = c_q W_qᵀ (x W_qᵀ without q_a), its last rope_dim columns rotated;
+// k = nope columns of c W_kvbᵀ, then r; v = the value_dim columns behind those of k.
+struct LatentAttention {
+  std::optional<LinearSpec> q_a;
+  std::optional<NormSpec> q_norm;  // with q_a
+  LinearSpec q;                    // → heads · (nope + rope_dim)
+  LinearSpec kv_a;                 // hidden → latent + rope_dim
+  NormSpec kv_norm;
+  LinearSpec kv_b;  // latent → heads · (nope + value_dim)
+  LinearSpec out;
+  std::int64_t heads = 0;
+  std::int64_t nope = 0;
+  std::int64_t rope_dim = 0;
+  std::int64_t value_dim = 0;
+  Rope rope;  // not enabled: the columns are there and stay as they are (Kimi-Linear)
+  QueryScale query_scale;
+  float scale = 1.0f;  // of the scores
+
+  std::int64_t latent() const { return kv_b.in_features; }
+  std::int64_t head_dim() const { return nope + rope_dim; }
+  bool operator==(const LatentAttention&) const = default;
 };
 
 // A causal convolution of each channel by itself: NAME.weight [channels, 1, kernel], NAME.bias
@@ -264,9 +294,12 @@ struct PerLayerInput {
 // norms after_… act on the output before it is added.
 enum class Residual { sequential, parallel, normed };
 
+using Mixer = std::variant<Attention, LatentAttention, Mamba2, Mamba, ShortConv,
+                           AttentionBesideMamba2, SingleLinear, Nothing>;
+
 struct LayerSpec {
   std::int64_t hidden = 0;  // columns of the residual stream that the layer reads and adds to
-  std::variant<Attention, SingleLinear, Nothing> mixer;
+  Mixer mixer;
   std::variant<Mlp, Experts, SingleLinear, Nothing> mlp;
   std::optional<NormSpec> mixer_norm;
   std::optional<NormSpec> after_mixer;

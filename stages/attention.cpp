@@ -7,6 +7,8 @@
 #include "kernels/linear.h"
 #include "kernels/multiply.h"
 #include "kernels/norm.h"
+#include "stages/layer_lists.h"
+#include "stages/rope_table.h"
 
 namespace qpipe {
 
@@ -56,20 +58,6 @@ void apply(const HeadNorm& head_norm, const Layer& layer, Tensor qkv, const Head
     layer_norm_slices(x, heads.slices, norm.weight, norm.bias, spec.eps, spec.offset, stream);
 }
 
-bool is_longer(const Rope& rope, std::int64_t seqlen) {
-  return rope.longest > 0 && seqlen > rope.longest && !rope.longer_frequencies.empty();
-}
-
-const std::vector<float>& frequencies_of(const Rope& rope, std::int64_t seqlen) {
-  return is_longer(rope, seqlen) ? rope.longer_frequencies : rope.inverse_frequencies;
-}
-
-Array<float> upload(const std::vector<float>& values, std::int64_t rows, Stream& stream) {
-  Array<float> array(rows, static_cast<std::int64_t>(values.size()) / rows, stream);
-  copy_to_device(array.view.data, values.data(), values.size() * sizeof(float), stream);
-  return array;
-}
-
 // Softmax does not change when a row's scores shift, so slope · (key position) serves as ALiBi's
 // slope · (key − query).
 std::vector<float> key_biases(const Alibi& alibi, std::int64_t seqlen) {
@@ -96,43 +84,66 @@ void project(const std::vector<LinearSpec>& linears, const Layer& layer, ConstTe
   }
 }
 
-KindTables make_attention_tables(const Attention& a, std::int64_t seqlen, Stream& stream) {
+std::vector<LinearSpec> mixer_linears(const Attention& a) {
+  std::vector<LinearSpec> linears = a.qkv;
+  if (a.gate) linears.push_back(*a.gate);
+  linears.push_back(a.out);
+  return linears;
+}
+
+const LinearSpec& last_linear(const Attention& a) { return a.out; }
+
+void add_mixer_norms(const Attention& a, std::vector<NormTensors>& norms) {
+  add_norm(a.q_norm, a.heads.heads, norms);
+  if (a.takes_kv >= 0) return;
+  add_norm(a.k_norm, a.heads.kv_heads, norms);
+  add_norm(a.v_norm, a.heads.kv_heads, norms);
+}
+
+std::vector<TensorSpec> mixer_vectors(const Attention& a) {
+  if (a.sinks.empty()) return {};
+  return {{a.sinks, {a.heads.heads}, TensorRole::vector}};
+}
+
+void add_mixer_steps(const Attention& a, std::int64_t hidden, std::vector<Step>& steps) {
+  const std::size_t in_linears = a.qkv.size() + (a.gate ? 1 : 0);
+  Step in = make_step(Part::mixer, 0, hidden, 0, in_linears);
+  in.attention_width = a.heads.heads * (a.heads.head_dim + a.heads.value_dim()) / 2;
+  if (a.takes_kv >= 0) in.hidden = Access::read;
+  if (a.keeps_kv >= 0) in.hidden = Access::update;
+  steps.push_back(std::move(in));
+  steps.push_back(make_step(Part::mixer, 1, a.out.in_features, in_linears, 1));
+}
+
+KindTables make_mixer_tables(const Attention& a, std::int64_t seqlen, Stream& stream) {
   KindTables tables;
-  if (a.rope.enabled)
-    tables.inverse_frequencies = upload(frequencies_of(a.rope, seqlen), 1, stream);
+  tables.inverse_frequencies = rope_table(a.rope, seqlen, stream);
   if (!a.alibi.slopes.empty())
-    tables.key_bias = upload(key_biases(a.alibi, seqlen), a.heads.heads, stream);
-  if (a.query_scale_beta != 0.0f) {
-    std::vector<float> scale;
-    for (std::int64_t position = 0; position < seqlen; ++position)
-      scale.push_back(1.0f + a.query_scale_beta *
-                                 std::log1p(static_cast<float>((position + a.query_scale_first) /
-                                                               a.query_scale_positions)));
-    tables.query_scale = upload(scale, 1, stream);
-  }
+    tables.key_bias = upload_table(key_biases(a.alibi, seqlen), a.heads.heads, stream);
+  tables.query_scale = query_scale_table(a.query_scale, seqlen, stream);
   return tables;
 }
 
-std::int64_t attention_table_bytes(const Attention& a, std::int64_t seqlen) {
+std::int64_t mixer_table_bytes(const Attention& a, std::int64_t seqlen) {
   const auto heads = static_cast<std::int64_t>(a.alibi.slopes.size());
-  const auto pairs = static_cast<std::int64_t>(frequencies_of(a.rope, seqlen).size());
-  return 4 * ((a.rope.enabled ? pairs : 0) + heads * seqlen +
-              (a.query_scale_beta != 0.0f ? seqlen : 0));
+  return rope_table_bytes(a.rope, seqlen) + query_scale_table_bytes(a.query_scale, seqlen) +
+         4 * heads * seqlen;
 }
 
-std::int64_t attention_scratch_width(const Attention& a) {
+std::int64_t mixer_scratch_width(const Attention& a) {
   return a.heads.width() + (a.gate ? a.gate->out_features : 0);
 }
 
-void attention_heads(const Attention& a, const Layer& layer, const KindTables& tables,
-                     std::int64_t seqlen, ConstTensor x, Tensor carried, Tensor y, Tensor scratch,
-                     Stream& stream) {
+void run_mixer(const Attention& a, const MixerRun& run, Stream& stream) {
+  const Layer& layer = run.layer;
+  const KindTables& tables = run.tables;
+  const ConstTensor x = run.x;
   const HeadLayout& heads = a.heads;
-  const Tensor qkv = scratch.part(0, x.rows, heads.width());
+  const Tensor qkv = run.scratch.part(0, x.rows, heads.width());
   project(a.qkv, layer, x, qkv, stream);
   Tensor gate;  // before y takes the place of x
   if (a.gate) {
-    gate = scratch.part(qkv.size(), x.rows, a.gate->out_features);
+    gate = run.scratch.part(qkv.size(), x.rows, a.gate->out_features);
     project({*a.gate}, layer, x, gate, stream);
   }
   if (a.clip_qkv > 0.0f) clamp(qkv, a.clip_qkv, stream);
@@ -146,16 +157,15 @@ void attention_heads(const Attention& a, const Layer& layer, const KindTables& t
   };
   if (!a.norms_after_rope) norms();
   if (a.rope.enabled)
-    rope(qkv, heads, tables.inverse_frequencies,
-         is_longer(a.rope, seqlen) ? a.rope.longer_amplitude : a.rope.amplitude, a.rope.interleaved,
-         seqlen, stream);
+    rope(qkv, heads, tables.inverse_frequencies, amplitude_of(a.rope, run.seqlen),
+         a.rope.interleaved, run.seqlen, stream);
   if (a.norms_after_rope) norms();
   if (!tables.query_scale.empty())
     scale_rows(columns_of(qkv, q_heads(heads)), tables.query_scale, stream);
   if (a.shares_kv()) {
     const Tensor kv = qkv.col_range(heads.k_begin, a.kv_width());
-    if (a.keeps_kv >= 0) convert(kv, carried.col_range(a.keeps_kv, a.kv_width()), stream);
-    if (a.takes_kv >= 0) convert(carried.col_range(a.takes_kv, a.kv_width()), kv, stream);
+    if (a.keeps_kv >= 0) convert(kv, run.carried.col_range(a.keeps_kv, a.kv_width()), stream);
+    if (a.takes_kv >= 0) convert(run.carried.col_range(a.takes_kv, a.kv_width()), kv, stream);
   }
   AttentionOptions options;
   options.scale = a.scale;
@@ -165,8 +175,8 @@ void attention_heads(const Attention& a, const Layer& layer, const KindTables& t
   options.key_bias = tables.key_bias;
   if (!a.sinks.empty()) options.sinks = layer.vectors.at(a.sinks);
   options.value_scale = a.value_scale;
-  attention(qkv, heads, seqlen, options, y, stream);
-  if (a.gate) gate_sigmoid(gate, y, stream);
+  attention(qkv, heads, run.seqlen, options, run.y, stream);
+  if (a.gate) gate_sigmoid(gate, run.y, stream);
 }
 
 }  // namespace qpipe

@@ -22,6 +22,10 @@ std::vector<LinearSpec> mixer_linears(const AttentionBesideMamba2& b) {
   return linears;
 }
 
+std::vector<MixerOutput> mixer_outputs(const AttentionBesideMamba2& b) {
+  return {{b.attention.out, b.attention_multiplier}, {b.mamba.out, b.mamba_multiplier}};
+}
+
 void add_mixer_norms(const AttentionBesideMamba2& b, std::vector<NormTensors>& norms) {
   add_mixer_norms(b.attention, norms);
   add_mixer_norms(b.mamba, norms);
@@ -70,8 +74,7 @@ void run_mixer(const AttentionBesideMamba2& b, const MixerRun& run, Stream& stre
       run_state_space(b.mamba, run.layer, run.seqlen, run.x, of_mamba, stream);
   MixerRun attention = run;
   attention.y = run.y.part(0, tokens, b.attention.out.in_features);
-  attention.scratch =
-      run.scratch.part(of_mamba.size(), tokens, mixer_scratch_width(b.attention));
+  attention.scratch = run.scratch.part(of_mamba.size(), tokens, mixer_scratch_width(b.attention));
   run_mixer(b.attention, attention, stream);
   gate_output(b.mamba, run.layer, states,
               run.y.part(attention.y.size(), tokens, b.mamba.out.in_features), stream);

@@ -10,6 +10,7 @@
 namespace qpipe {
 
 std::vector<LinearSpec> mixer_linears(const AttentionBesideMamba2& both);
+std::vector<MixerOutput> mixer_outputs(const AttentionBesideMamba2& both);
 void add_mixer_norms(const AttentionBesideMamba2& both, std::vector<NormTensors>& norms);
 std::vector<TensorSpec> mixer_vectors(const AttentionBesideMamba2& both);
 void add_mixer_steps(const AttentionBesideMamba2& both, std::int64_t hidden,

@@ -96,6 +96,18 @@ std::vector<ScalingPair> from_norms(const LayerSpec& spec, const Step& step) {
   return pairs;
 }
 
+// The norms of latents, each of which one linear reads.
+std::vector<ScalingPair> from_latents(const LatentAttention& a, const Step& step) {
+  std::vector<ScalingPair> pairs;
+  for (std::size_t g = 0; g < step.groups.size(); ++g) {
+    ScalingPair pair;
+    pair.norm = step.groups[g].panel == 0 ? a.q_norm : a.kv_norm;
+    pair.groups = {g};
+    pairs.push_back(pair);
+  }
+  return pairs;
+}
+
 }  // namespace
 
 std::vector<ScalingPair> scaling_pairs(const LayerSpec& spec) {
@@ -108,6 +120,9 @@ std::vector<ScalingPair> scaling_pairs(const LayerSpec& spec) {
     if (step.number == 0) of_step = from_norms(spec, step);
     if (step.number == 1 && step.part == Part::mixer)
       if (const std::optional<ScalingPair> pair = from_values(spec)) of_step.push_back(*pair);
+    if (const auto* a = std::get_if<LatentAttention>(&spec.mixer);
+        a != nullptr && step.number == 1 && step.part == Part::mixer)
+      of_step = from_latents(*a, step);
     if (step.number == 1 && step.part == Part::mlp) of_step = from_ups(spec, steps[i - 1], step);
     for (ScalingPair& pair : of_step) {
       pair.step = i;

@@ -30,6 +30,7 @@ struct ScalingPair {
 // At most one pair for a group, in the order of the steps. Pairs:
 //   the norm before a half of the layer → the linears that read it, and the experts' own norm →
 //     those of the experts; not a norm that stores no weight
+//   the norms of latents → q_b, kv_b
 //   v → o, where one key and value head serves one query head and nothing stands between: no
 //   norm
 //     of v, no clipping, no other layer that reads v; v a module of its own or the last rows of one

@@ -5,8 +5,7 @@
 namespace qpipe {
 
 void add_tensors(const CausalConv& conv, std::vector<TensorSpec>& tensors) {
-  tensors.push_back(
-      {conv.name + ".weight", {conv.channels, 1, conv.kernel}, TensorRole::vector});
+  tensors.push_back({conv.name + ".weight", {conv.channels, 1, conv.kernel}, TensorRole::vector});
   if (conv.bias) tensors.push_back({conv.name + ".bias", {conv.channels}, TensorRole::vector});
 }
 
@@ -14,9 +13,8 @@ void convolve(const CausalConv& conv, const Layer& layer, ConstTensor x, bool si
               std::int64_t seqlen, Tensor y, Stream& stream) {
   const Matrix<const float> weight(layer.vectors.at(conv.name + ".weight").data, conv.channels,
                                    conv.kernel);
-  causal_conv(x, weight,
-              conv.bias ? layer.vectors.at(conv.name + ".bias") : Matrix<const float>{}, silu,
-              seqlen, y, stream);
+  causal_conv(x, weight, conv.bias ? layer.vectors.at(conv.name + ".bias") : Matrix<const float>{},
+              silu, seqlen, y, stream);
 }
 
 }  // namespace qpipe

@@ -1,7 +1,6 @@
 #include "stages/layer.h"
 
 #include <algorithm>
-#include <numeric>
 #include <stdexcept>
 
 #include "kernels/activation.h"
@@ -10,7 +9,13 @@
 #include "kernels/multiply.h"
 #include "kernels/norm.h"
 #include "stages/attention.h"
+#include "stages/attention_beside_mamba2.h"
 #include "stages/experts.h"
+#include "stages/latent_attention.h"
+#include "stages/layer_lists.h"
+#include "stages/mamba.h"
+#include "stages/mamba2.h"
+#include "stages/short_conv.h"
 
 namespace qpipe {
 
@@ -21,18 +26,33 @@ struct Overloaded : Cases... {
   using Cases::operator()...;
 };
 
-using Linears = std::vector<LinearSpec>;
+// A linear or nothing in place of the mixer.
+Linears mixer_linears(const SingleLinear& s) { return {s.linear}; }
+const LinearSpec& last_linear(const SingleLinear& s) { return s.linear; }
+void add_mixer_norms(const SingleLinear&, std::vector<NormTensors>&) {}
+std::vector<TensorSpec> mixer_vectors(const SingleLinear&) { return {}; }
+void add_mixer_steps(const SingleLinear&, std::int64_t hidden, std::vector<Step>& steps) {
+  steps.push_back(make_step(Part::mixer, 0, hidden, 0, 1));
+}
+std::int64_t mixer_scratch_width(const SingleLinear&) { return 0; }
+KindTables make_mixer_tables(const SingleLinear&, std::int64_t, Stream&) { return {}; }
+std::int64_t mixer_table_bytes(const SingleLinear&, std::int64_t) { return 0; }
+void run_mixer(const SingleLinear&, const MixerRun&, Stream&) {}
+
+Linears mixer_linears(const Nothing&) { return {}; }
+const LinearSpec& last_linear(const Nothing&) {
+  throw std::logic_error("a layer without a mixer has no output of one");
+}
+void add_mixer_norms(const Nothing&, std::vector<NormTensors>&) {}
+std::vector<TensorSpec> mixer_vectors(const Nothing&) { return {}; }
+void add_mixer_steps(const Nothing&, std::int64_t, std::vector<Step>&) {}
+std::int64_t mixer_scratch_width(const Nothing&) { return 0; }
+KindTables make_mixer_tables(const Nothing&, std::int64_t, Stream&) { return {}; }
+std::int64_t mixer_table_bytes(const Nothing&, std::int64_t) { return 0; }
+void run_mixer(const Nothing&, const MixerRun&, Stream&) {}
 
 Linears mixer_linears(const LayerSpec& spec) {
-  return std::visit(Overloaded{[](const Attention& a) {
-                                 Linears linears = a.qkv;
-                                 if (a.gate) linears.push_back(*a.gate);
-                                 linears.push_back(a.out);
-                                 return linears;
-                               },
-                               [](const SingleLinear& s) { return Linears{s.linear}; },
-                               [](const Nothing&) { return Linears{}; }},
-                    spec.mixer);
+  return std::visit([](const auto& mixer) { return mixer_linears(mixer); }, spec.mixer);
 }
 
 Linears mlp_linears(const LayerSpec& spec) {
@@ -45,69 +65,6 @@ Linears mlp_linears(const LayerSpec& spec) {
                                [](const SingleLinear& s) { return Linears{s.linear}; },
                                [](const Nothing&) { return Linears{}; }},
                     spec.mlp);
-}
-
-void append(Linears& linears, const Linears& more) {
-  linears.insert(linears.end(), more.begin(), more.end());
-}
-
-std::vector<std::size_t> consecutive(std::size_t begin, std::size_t count) {
-  std::vector<std::size_t> indices(count);
-  std::iota(indices.begin(), indices.end(), begin);
-  return indices;
-}
-
-std::int64_t outputs(const Linears& linears) {
-  std::int64_t width = 0;
-  for (const LinearSpec& linear : linears) width += linear.out_features;
-  return width;
-}
-
-void add_linear(const LinearSpec& l, std::vector<TensorSpec>& tensors, std::size_t index = 0) {
-  const auto shape = l.transposed ? std::vector{l.in_features, l.out_features}
-                                  : std::vector{l.out_features, l.in_features};
-  tensors.push_back({l.name + ".weight", shape, TensorRole::weight, index});
-  if (l.bias)
-    tensors.push_back({l.name + ".bias", {l.out_features}, TensorRole::linear_bias, index});
-}
-
-void add_norm(const std::optional<NormSpec>& norm, std::vector<NormTensors>& norms) {
-  if (!norm) return;
-  NormTensors& tensors = norms.emplace_back(NormTensors{norm->name, 1, norm->width, {}, {}});
-  if (norm->weight) tensors.weights = {norm->name + ".weight"};
-  if (norm->bias) tensors.biases = {norm->name + ".bias"};
-}
-
-void add_norm(const std::optional<HeadNorm>& head_norm, std::int64_t heads,
-              std::vector<NormTensors>& norms) {
-  if (!head_norm) return;
-  const NormSpec& norm = head_norm->norm;
-  add_norm(std::optional(norm), norms);
-  NormTensors& tensors = norms.back();
-  const bool rows = head_norm->layout == HeadNorm::Weight::per_head ||
-                    head_norm->layout == HeadNorm::Weight::modules;
-  if (rows) tensors.rows = heads;
-  if (head_norm->layout != HeadNorm::Weight::modules) return;
-  tensors.weights.clear();
-  tensors.biases.clear();
-  for (std::int64_t h = 0; h < heads; ++h) {
-    const std::string module = norm.name + ".norms." + std::to_string(h);
-    if (norm.weight) tensors.weights.push_back(module + ".weight");
-    if (norm.bias) tensors.biases.push_back(module + ".bias");
-  }
-}
-
-// The tensors of norms: a weight, its bias, the next.
-void add_tensors(const std::vector<NormTensors>& norms, std::vector<TensorSpec>& tensors) {
-  for (const NormTensors& norm : norms) {
-    const std::size_t count = std::max(norm.weights.size(), norm.biases.size());
-    std::vector<std::int64_t> shape{norm.width};
-    if (count == 1 && norm.rows > 1) shape.insert(shape.begin(), norm.rows);
-    for (std::size_t i = 0; i < count; ++i) {
-      if (i < norm.weights.size()) tensors.push_back({norm.weights[i], shape, TensorRole::norm});
-      if (i < norm.biases.size()) tensors.push_back({norm.biases[i], shape, TensorRole::norm});
-    }
-  }
 }
 
 void add_norm_tensors(const std::optional<NormSpec>& norm, std::vector<TensorSpec>& tensors) {
@@ -155,14 +112,39 @@ std::optional<NormSpec> norm_after(const LayerSpec& spec, Part part) {
   return std::nullopt;
 }
 
-const LinearSpec& last_linear(const LayerSpec& spec, Part part) {
-  if (part == Part::per_layer) return spec.per_layer->out;
-  if (part == Part::mixer) {
-    if (const auto* a = std::get_if<Attention>(&spec.mixer)) return a->out;
-    return std::get<SingleLinear>(spec.mixer).linear;
+template <class Alternative>
+std::vector<MixerOutput> mixer_outputs(const Alternative& mixer) {
+  return {{last_linear(mixer)}};
+}
+
+std::vector<MixerOutput> outputs_of(const LayerSpec& spec, Part part) {
+  if (part == Part::per_layer) return {{spec.per_layer->out}};
+  if (part == Part::mixer)
+    return std::visit([](const auto& mixer) { return mixer_outputs(mixer); }, spec.mixer);
+  if (const auto* m = std::get_if<Mlp>(&spec.mlp)) return {{m->out, m->out_multiplier}};
+  return {{std::get<SingleLinear>(spec.mlp).linear}};
+}
+
+// y = Σ multiplier · (x Wᵀ + b), or y += factor · that; x: a panel of the input for each linear.
+enum class Sum { new_one, on_top };
+void sum_outputs(const Layer& layer, const std::vector<MixerOutput>& outputs, ConstTensor input,
+                 bool with_bias, Sum sum, float factor, Tensor y, Stream& stream) {
+  std::int64_t first = 0;
+  for (const MixerOutput& output : outputs) {
+    const Linear& one = layer.linear(output.linear);
+    const std::int64_t width = output.linear.in_features;
+    const ConstTensor x = outputs.size() == 1 ? input : input.part(first, input.rows, width);
+    first += x.size();
+    const ConstTensor bias = with_bias ? one.bias : ConstTensor{};
+    const float multiplier = factor * output.multiplier;
+    if (sum == Sum::on_top) {
+      linear_add(x, one.weight, bias, multiplier, y, stream);
+    } else {
+      linear(x, one.weight, bias, y, stream);
+      if (multiplier != 1.0f) scale(y, multiplier, stream);
+    }
+    sum = Sum::on_top;
   }
-  if (const auto* m = std::get_if<Mlp>(&spec.mlp)) return m->out;
-  return std::get<SingleLinear>(spec.mlp).linear;
 }
 
 // h += multiplier · after(f(x)), or h ← after(h + multiplier · f(x)), with f the part's last
@@ -177,14 +159,13 @@ void add_output(const Layer& layer, Part part, ConstTensor x, const Routes* rout
   const auto* experts = part == Part::mlp ? std::get_if<Experts>(&spec.mlp) : nullptr;
   const bool norm_of_sum = after && spec.residual == Residual::normed;
   if (experts == nullptr && (!after || norm_of_sum)) {
-    const Linear& last = layer.linear(last_linear(spec, part));
-    linear_add(x, last.weight, last.bias, spec.residual_multiplier, hidden, stream);
+    sum_outputs(layer, outputs_of(spec, part), x, true, Sum::on_top, spec.residual_multiplier,
+                hidden, stream);
   } else {
     if (experts != nullptr) {
       expert_output(*experts, layer, x, *routes, y, scratch, stream);
     } else {
-      const Linear& last = layer.linear(last_linear(spec, part));
-      linear(x, last.weight, last.bias, y, stream);
+      sum_outputs(layer, outputs_of(spec, part), x, true, Sum::new_one, 1.0f, y, stream);
     }
     if (after && !norm_of_sum) normed(y);
     add_scaled(y, spec.residual_multiplier, hidden, stream);
@@ -192,10 +173,15 @@ void add_output(const Layer& layer, Part part, ConstTensor x, const Routes* rout
   if (norm_of_sum) normed(hidden);
 }
 
+void run_mixer(const LayerSpec& spec, const MixerRun& run, Stream& stream) {
+  std::visit([&](const auto& mixer) { run_mixer(mixer, run, stream); }, spec.mixer);
+}
+
 void mlp_activations(const Mlp& mlp, const Layer& layer, ConstTensor x, Tensor y, Tensor scratch,
                      Stream& stream) {
   const Tensor up = scratch.part(0, x.rows, outputs(mlp.in));
   project(mlp.in, layer, x, up, stream);
+  if (mlp.gate_multiplier != 1.0f) scale(up.col_range(0, mlp.width()), mlp.gate_multiplier, stream);
   if (mlp.xielu)
     return xielu(up, layer.constants.at(mlp.xielu->alpha_p).stored_weight,
                  layer.constants.at(mlp.xielu->alpha_n).stored_weight, mlp.xielu->beta,
@@ -206,10 +192,21 @@ void mlp_activations(const Mlp& mlp, const Layer& layer, ConstTensor x, Tensor y
 
 }  // namespace
 
+const Rope* rope_of(const LayerSpec& spec) {
+  if (const auto* a = std::get_if<Attention>(&spec.mixer)) return &a->rope;
+  if (const auto* a = std::get_if<LatentAttention>(&spec.mixer)) return &a->rope;
+  if (const auto* a = std::get_if<AttentionBesideMamba2>(&spec.mixer)) return &a->attention.rope;
+  return nullptr;
+}
+
 Linears layer_linears(const LayerSpec& spec) {
   Linears linears = mixer_linears(spec);
-  append(linears, mlp_linears(spec));
-  if (spec.per_layer) append(linears, {spec.per_layer->gate, spec.per_layer->out});
+  const Linears of_mlp = mlp_linears(spec);
+  linears.insert(linears.end(), of_mlp.begin(), of_mlp.end());
+  if (spec.per_layer) {
+    linears.push_back(spec.per_layer->gate);
+    linears.push_back(spec.per_layer->out);
+  }
   return linears;
 }
 
@@ -217,13 +214,7 @@ std::vector<NormTensors> layer_norms(const LayerSpec& spec) {
   std::vector<NormTensors> norms;
   add_norm(spec.mixer_norm, norms);
   add_norm(spec.mlp_norm, norms);
-  if (const auto* a = std::get_if<Attention>(&spec.mixer)) {
-    add_norm(a->q_norm, a->heads.heads, norms);
-    if (a->takes_kv < 0) {
-      add_norm(a->k_norm, a->heads.kv_heads, norms);
-      add_norm(a->v_norm, a->heads.kv_heads, norms);
-    }
-  }
+  std::visit([&](const auto& mixer) { add_mixer_norms(mixer, norms); }, spec.mixer);
   add_norm(spec.after_mixer, norms);
   add_norm(spec.after_mlp, norms);
   if (const auto* e = std::get_if<Experts>(&spec.mlp)) {
@@ -250,8 +241,9 @@ std::vector<TensorSpec> layer_tensors(const LayerSpec& spec) {
     add_constant(m->xielu->alpha_n);
   }
   if (!spec.scalar.empty()) add_constant(spec.scalar);
-  if (const auto* a = std::get_if<Attention>(&spec.mixer); a != nullptr && !a->sinks.empty())
-    tensors.push_back({a->sinks, {a->heads.heads}, TensorRole::vector});
+  const std::vector<TensorSpec> vectors =
+      std::visit([](const auto& mixer) { return mixer_vectors(mixer); }, spec.mixer);
+  tensors.insert(tensors.end(), vectors.begin(), vectors.end());
   if (const auto* e = std::get_if<Experts>(&spec.mlp)) {
     const auto count = static_cast<std::int64_t>(e->experts.size());
     for (const std::string& name : {e->router.correction, e->router.expert_scale})
@@ -299,27 +291,14 @@ const Linear& Layer::linear(const LinearSpec& wanted) const {
 
 std::vector<Step> layer_steps(const LayerSpec& spec) {
   std::vector<Step> steps;
-  std::size_t next = 0;  // linear
+  std::visit([&](const auto& mixer) { add_mixer_steps(mixer, spec.hidden, steps); }, spec.mixer);
+  if (!steps.empty()) steps.back().hidden = Access::update;
+  std::size_t next = mixer_linears(spec).size();
   const auto add = [&](Part part, int number, std::int64_t width, std::size_t linears) -> Step& {
-    Step& step = steps.emplace_back();
-    step.part = part;
-    step.number = number;
-    step.width = width;
-    step.panels = {{width, 1, false}};
-    step.runs = consecutive(next, linears);
-    step.groups = {{0, width, step.runs}};
+    steps.push_back(make_step(part, number, width, next, linears));
     next += linears;
-    return step;
+    return steps.back();
   };
-  if (const auto* a = std::get_if<Attention>(&spec.mixer)) {
-    Step& in = add(Part::mixer, 0, spec.hidden, a->qkv.size() + (a->gate ? 1 : 0));
-    in.attention_width = a->heads.heads * (a->heads.head_dim + a->heads.value_dim()) / 2;
-    if (a->takes_kv >= 0) in.hidden = Access::read;
-    if (a->keeps_kv >= 0) in.hidden = Access::update;
-    add(Part::mixer, 1, a->out.in_features, 1).hidden = Access::update;
-  } else if (std::holds_alternative<SingleLinear>(spec.mixer)) {
-    add(Part::mixer, 0, spec.hidden, 1).hidden = Access::update;
-  }
   if (const auto* m = std::get_if<Mlp>(&spec.mlp)) {
     Step& in = add(Part::mlp, 0, spec.hidden, m->in.size());
     if (spec.shares_norm() && steps.size() > 1) {
@@ -378,8 +357,8 @@ std::int64_t widest_input(const Architecture& a) {
 std::int64_t scratch_width(const Architecture& a) {
   std::int64_t width = a.hidden;
   for (const LayerSpec& kind : a.kinds) {
-    if (const auto* attention = std::get_if<Attention>(&kind.mixer))
-      width = std::max(width, attention_scratch_width(*attention));
+    width = std::max(width, std::visit([](const auto& mixer) { return mixer_scratch_width(mixer); },
+                                       kind.mixer));
     if (const auto* mlp = std::get_if<Mlp>(&kind.mlp)) width = std::max(width, outputs(mlp->in));
     if (const auto* experts = std::get_if<Experts>(&kind.mlp))
       width = std::max(width, experts_scratch_width(*experts, a.hidden));
@@ -391,19 +370,17 @@ std::int64_t scratch_width(const Architecture& a) {
 
 DecoderTables make_tables(const Architecture& a, std::int64_t seqlen, Stream& stream) {
   DecoderTables tables;
-  for (const LayerSpec& kind : a.kinds) {
-    const auto* attention = std::get_if<Attention>(&kind.mixer);
-    tables.kinds.push_back(
-        attention == nullptr ? KindTables{} : make_attention_tables(*attention, seqlen, stream));
-  }
+  for (const LayerSpec& kind : a.kinds)
+    tables.kinds.push_back(std::visit(
+        [&](const auto& mixer) { return make_mixer_tables(mixer, seqlen, stream); }, kind.mixer));
   return tables;
 }
 
 std::int64_t table_bytes(const Architecture& a, std::int64_t seqlen) {
   std::int64_t bytes = 0;
   for (const LayerSpec& kind : a.kinds)
-    if (const auto* attention = std::get_if<Attention>(&kind.mixer))
-      bytes += attention_table_bytes(*attention, seqlen);
+    bytes +=
+        std::visit([&](const auto& mixer) { return mixer_table_bytes(mixer, seqlen); }, kind.mixer);
   return bytes;
 }
 
@@ -434,21 +411,22 @@ void part_output(const Layer& layer, const DecoderTables& tables, Part part, std
     expert_activations(*e, layer, x, *routes, memory, scratch, stream);
     return expert_output(*e, layer, memory, *routes, y, scratch, stream);
   }
-  const LinearSpec& out = last_linear(spec, part);
   ConstTensor inner = x;
-  const Tensor memory(between.data, between.dtype, x.rows, out.in_features);
-  if (const auto* a = std::get_if<Attention>(&spec.mixer); part == Part::mixer && a != nullptr) {
-    attention_heads(*a, layer, tables.of(layer), seqlen, x, {}, memory, scratch, stream);
-    inner = memory;
+  const std::vector<Step> steps = layer_steps(spec);
+  for (std::size_t i = 0; part == Part::mixer && i + 1 < steps.size(); ++i) {
+    if (steps[i].part != part || steps[i + 1].part != part) continue;
+    const Tensor next(between.data, between.dtype, x.rows, steps[i + 1].width);
+    run_mixer(spec, {layer, tables.of(layer), steps[i].number, seqlen, inner, {}, next, scratch},
+              stream);
+    inner = next;
   }
   if (const auto* m = std::get_if<Mlp>(&spec.mlp); part == Part::mlp && m != nullptr) {
+    const Tensor memory(between.data, between.dtype, x.rows, m->width());
     mlp_activations(*m, layer, x, memory, scratch, stream);
     inner = memory;
   }
-  if (add)
-    linear_add(inner, layer.linear(out).weight, {}, 1.0f, y, stream);
-  else
-    linear(inner, layer.linear(out).weight, {}, y, stream);
+  sum_outputs(layer, outputs_of(spec, part), inner, false, add ? Sum::on_top : Sum::new_one, 1.0f,
+              y, stream);
 }
 
 void advance(const Layer& layer, const DecoderTables& tables, const std::vector<Step>& steps,
@@ -465,13 +443,15 @@ void advance(const Layer& layer, const DecoderTables& tables, const std::vector<
                : block.hidden.col_range(spec.hidden, block.hidden.cols - spec.hidden);
   };
 
-  const bool first_of_two = next != nullptr && next->part == step.part;
-  if (first_of_two) {
+  const bool within_part = next != nullptr && next->part == step.part;
+  if (within_part) {
     block.input = input_of_width(block, next->width);
     switch (step.part) {
       case Part::mixer:
-        return attention_heads(std::get<Attention>(spec.mixer), layer, tables.of(layer), seqlen, x,
-                               carried(), block.input, scratch, stream);
+        return run_mixer(
+            spec,
+            {layer, tables.of(layer), step.number, seqlen, x, carried(), block.input, scratch},
+            stream);
       case Part::mlp:
         if (const auto* experts = std::get_if<Experts>(&spec.mlp))
           return expert_activations(*experts, layer, x, *block.routes, block.input, scratch,

@@ -6,6 +6,7 @@
 //   mixer, 1:  h += x Wᵀ, norm                                 → x = input of the MLP
 //   mlp, 0:    gate, up, activation                            → x = input of its last linear
 //   mlp, 1:    h += x Wᵀ                                       → the layer is done
+// Other mixers have steps of their own (stages/mixers.h), the last of them like attention's.
 // Experts in place of the MLP have the same two steps, the first with the shared experts' beside
 // theirs; their rows of the second step's input are sorted by expert (stages/experts.h).
 //
@@ -15,7 +16,8 @@
 // linear runs once per token, and the linears of later steps see the quantized ones before them
 // (true sequential order).
 //
-// layer_tensors(), layer_steps() and advance() alone look into the variants of a LayerSpec.
+// layer_tensors(), layer_steps() and advance() alone look into the variants of a LayerSpec, the
+// mixer's by the functions of stages/mixers.h.
 #pragma once
 
 #include <functional>
@@ -43,11 +45,14 @@ struct TensorSpec {
   bool operator==(const TensorSpec&) const = default;
 };
 
+// The rotary positions of its mixer; nullptr where it has none.
+const Rope* rope_of(const LayerSpec& spec);
+
 // The linears of a layer, in the order of Layer::linears.
 std::vector<LinearSpec> layer_linears(const LayerSpec& spec);
 
 // THE list of a layer's tensors, linears first: reading, checks, sizes and output follow from it.
-// A constant's shape may be [] or [1], a vector's [n] or [1, n].
+// A constant's shape may be [] or [1], a vector's [n] or [1, n], or the like with more axes.
 std::vector<TensorSpec> layer_tensors(const LayerSpec& spec);
 
 // A norm of a layer and the tensors that hold it: [rows, width], in one tensor or in one a row.
@@ -110,7 +115,7 @@ struct Layer {
   std::vector<Linear> linears;                         // in the order of layer_linears()
   std::map<std::string, Norm> norms;                   // by NormSpec::name
   std::map<std::string, Norm> constants;               // [1, 1] each, by the tensor's name
-  std::map<std::string, Matrix<const float>> vectors;  // [1, n] each, by the tensor's name
+  std::map<std::string, Matrix<const float>> vectors;  // all elements in a row, by tensor's name
   std::vector<Buffer> memory;
   std::vector<WaitingWeight> waiting;  // one for each linear; empty when all weights stay on the
                                        // device

@@ -88,9 +88,8 @@ void gate_output(const Mamba2& m, const Layer& layer, const StateSpaceOutput& ou
 }
 
 void run_mixer(const Mamba2& m, const MixerRun& run, Stream& stream) {
-  gate_output(m, run.layer,
-              run_state_space(m, run.layer, run.seqlen, run.x, run.scratch, stream), run.y,
-              stream);
+  gate_output(m, run.layer, run_state_space(m, run.layer, run.seqlen, run.x, run.scratch, stream),
+              run.y, stream);
 }
 
 }  // namespace qpipe

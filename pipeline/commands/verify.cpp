@@ -361,15 +361,17 @@ std::vector<std::vector<std::string>> fused_linears(const Architecture& architec
                                                     std::int64_t layer) {
   std::vector<std::vector<std::string>> fused;
   const LayerSpec& spec = architecture.layer(layer);
-  const auto* attention = std::get_if<Attention>(&spec.mixer);
-  const auto* mlp = std::get_if<Mlp>(&spec.mlp);
-  for (const std::vector<LinearSpec>* group :
-       {attention == nullptr ? nullptr : &attention->qkv, mlp == nullptr ? nullptr : &mlp->in}) {
-    if (group == nullptr || group->size() < 2) continue;
+  const auto add = [&](const std::vector<LinearSpec>& linears) {
+    if (linears.size() < 2) return;
     fused.emplace_back();
-    for (const LinearSpec& linear : *group)
+    for (const LinearSpec& linear : linears)
       fused.back().push_back(layer_prefix(architecture, layer) + linear.name);
-  }
+  };
+  if (const auto* a = std::get_if<Attention>(&spec.mixer)) add(a->qkv);
+  if (const auto* a = std::get_if<AttentionBesideMamba2>(&spec.mixer)) add(a->attention.qkv);
+  if (const auto* a = std::get_if<LatentAttention>(&spec.mixer); a != nullptr && a->q_a)
+    add({*a->q_a, a->kv_a});
+  if (const auto* m = std::get_if<Mlp>(&spec.mlp)) add(m->in);
   return fused;
 }
 

@@ -88,8 +88,10 @@ struct Check {
       axes.erase(std::remove(axes.begin(), axes.end(), 1), axes.end());
       return axes;
     };
-    const bool alike = checkpoint.contains(name) && checkpoint.info(name).shape.size() <= 2 &&
-                       without_ones(checkpoint.info(name).shape) == without_ones(shape);
+    const bool alike =
+        checkpoint.contains(name) &&
+        checkpoint.info(name).shape.size() <= std::max<std::size_t>(2, shape.size()) &&
+        without_ones(checkpoint.info(name).shape) == without_ones(shape);
     weights(name, alike ? checkpoint.info(name).shape : shape);
   }
 

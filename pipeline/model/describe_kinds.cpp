@@ -49,7 +49,7 @@ void describe(const Attention& a, Description& d) {
   d.add(a.values_are_keys, "values from k's projection");
   d.add(a.keeps_kv >= 0, "keys and values kept for later layers");
   d.add(a.takes_kv >= 0, "keys and values of an earlier layer");
-  d.add(a.query_scale_beta != 0.0f, "queries scaled by position");
+  d.add(a.query_scale.beta != 0.0f, "queries scaled by position");
   d.add(h.value_dim() != h.head_dim, "values of another width than keys");
   d.add(a.value_scale != 1.0f, "scaled values");
   d.add(!a.sinks.empty(), "attention sinks");
@@ -58,6 +58,43 @@ void describe(const Attention& a, Description& d) {
                                 : "gated attention");
   d.add(a.soft_cap > 0.0f, "soft cap on scores");
   d.add(a.clip_qkv > 0.0f, "clipped q, k, v");
+}
+
+void describe(const LatentAttention& a, Description& d) {
+  d.add(true, a.q_a ? "latent attention" : "latent attention without a latent of q");
+  describe(a.rope, a.rope_dim, d);
+  d.add(a.query_scale.beta != 0.0f, "queries scaled by position");
+  d.add(a.value_dim != a.head_dim(), "values of another width than keys");
+}
+
+void describe(const CausalConv& conv, Description& d) {
+  d.add(true, "convolution over " + std::to_string(conv.kernel) + " tokens");
+}
+
+void describe(const Mamba2& m, Description& d) {
+  d.add(true, "Mamba-2");
+  d.add(m.layout.groups > 1, "groups of B and C");
+  describe(m.conv, d);
+  d.add(!m.norm, "no gated norm");
+  d.add(m.norm && !m.gate_first, "gate behind its norm");
+  d.add(m.multipliers != std::array{1.0f, 1.0f, 1.0f, 1.0f, 1.0f}, "scaled z, x, B, C, Δ");
+}
+
+void describe(const Mamba& m, Description& d) {
+  d.add(true, "Mamba");
+  describe(m.conv, d);
+  d.add(m.dt_norm.has_value(), "norms of Δ, B, C");
+}
+
+void describe(const ShortConv& s, Description& d) {
+  d.add(true, "gated short convolution");
+  describe(s.conv, d);
+}
+
+void describe(const AttentionBesideMamba2& both, Description& d) {
+  describe(both.attention, d);
+  describe(both.mamba, d);
+  d.add(true, "both on one norm");
 }
 
 void describe(const Mlp& m, Description& d) {
@@ -101,6 +138,11 @@ void describe_norms(const LayerSpec& spec, Description& d) {
 Words describe(const LayerSpec& spec) {
   Description d;
   if (const auto* a = std::get_if<Attention>(&spec.mixer)) describe(*a, d);
+  if (const auto* a = std::get_if<LatentAttention>(&spec.mixer)) describe(*a, d);
+  if (const auto* m = std::get_if<Mamba2>(&spec.mixer)) describe(*m, d);
+  if (const auto* m = std::get_if<Mamba>(&spec.mixer)) describe(*m, d);
+  if (const auto* s = std::get_if<ShortConv>(&spec.mixer)) describe(*s, d);
+  if (const auto* b = std::get_if<AttentionBesideMamba2>(&spec.mixer)) describe(*b, d);
   d.add(std::holds_alternative<SingleLinear>(spec.mixer), "a linear in place of attention");
   d.add(std::holds_alternative<Nothing>(spec.mixer), "no attention");
   if (const auto* m = std::get_if<Mlp>(&spec.mlp)) describe(*m, d);

@@ -84,6 +84,20 @@ void set_softmax_router(std::int64_t top_k, bool normalized, Experts& experts) {
   experts.router.options.normalize = normalized;
 }
 
+void read_expert_groups(const ConfigJson& config, std::int64_t experts, std::int64_t absent_groups,
+                        std::int64_t absent_top_groups, RouteOptions& o) {
+  o.groups = read_integer_or(config, "n_group", absent_groups, 1, experts);
+  o.top_groups = read_integer_or(config, "topk_group", absent_top_groups, 1, o.groups);
+  if (experts % o.groups != 0)
+    refuse(config, "n_group", fmt::format("must divide the {} experts", experts));
+  const std::int64_t in_group = experts / o.groups;
+  if (o.groups > 1 && o.top_groups * in_group < o.top_k)
+    refuse(config, "topk_group",
+           fmt::format("must choose groups with at least {} experts", o.top_k));
+  if (o.groups > 1 && o.group_score == GroupScore::two_best && in_group < 2)
+    refuse(config, "n_group", "must leave at least two experts a group");
+}
+
 void set_sigmoid_router(const ConfigJson& config, std::int64_t top_k, const SigmoidRouter& form,
                         Experts& experts) {
   const auto count = static_cast<std::int64_t>(experts.experts.size());
@@ -94,15 +108,8 @@ void set_sigmoid_router(const ConfigJson& config, std::int64_t top_k, const Sigm
   o.scoring = Scoring::sigmoid;
   o.normalize = read_flag(config, form.normalize, form.normalized_when_absent);
   o.scaling = static_cast<float>(read_positive(config, form.scaling, form.absent_scaling));
-  o.groups = read_integer_or(config, "n_group", form.absent_groups, 1, count);
-  o.top_groups = read_integer_or(config, "topk_group", form.absent_top_groups, 1, o.groups);
   o.group_score = GroupScore::two_best;
-  if (count % o.groups != 0)
-    refuse(config, "n_group", fmt::format("must divide the {} experts", count));
-  if (o.groups > 1 && o.top_groups * (count / o.groups) < top_k)
-    refuse(config, "topk_group", fmt::format("must choose groups with at least {} experts", top_k));
-  if (o.groups > 1 && count / o.groups < 2)
-    refuse(config, "n_group", "must leave at least two experts a group");
+  read_expert_groups(config, count, form.absent_groups, form.absent_top_groups, o);
   experts.router.correction = form.correction;
 }
 

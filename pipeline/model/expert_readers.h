@@ -46,6 +46,10 @@ std::int64_t read_top_k(const ConfigJson& config, std::int64_t experts,
 // softmax over all experts, weights of the chosen ones normalized or not (Mixtral, Qwen).
 void set_softmax_router(std::int64_t top_k, bool normalized, Experts& experts);
 
+// n_group and topk_group, of which the router's other options are set.
+void read_expert_groups(const ConfigJson& config, std::int64_t experts, std::int64_t absent_groups,
+                        std::int64_t absent_top_groups, RouteOptions& options);
+
 // DeepSeek-V3's router: sigmoid, a correction for the choice, groups (n_group, topk_group), weights
 // normalized (norm_topk_prob) and scaled (routed_scaling_factor).
 struct SigmoidRouter {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace qpipe {
 
@@ -40,8 +41,8 @@ bool read_limit(const Json& value, float& limit) {
 
 }  // namespace
 
-Mamba2 read_mamba2(const ConfigJson& config, const Sizes& s, const std::string& module,
-                   const Mamba2Keys& keys, std::int64_t inner) {
+Mamba2 read_mamba2_mixer(const ConfigJson& config, const Sizes& s, const std::string& module,
+                         const Mamba2Keys& keys, std::int64_t inner) {
   Mamba2 m;
   if (inner == 0) {
     const std::int64_t expand = size_or(config, keys.expand, 2);

@@ -30,8 +30,8 @@ struct Mamba2Keys {
 
 // The modules of MODULE: in_proj, conv1d, A_log, D, dt_bias, norm, out_proj. inner: the width of x;
 // 0: expand · hidden. Throws UserError where heads, groups and widths do not fit.
-Mamba2 read_mamba2(const ConfigJson& config, const Sizes& sizes, const std::string& module,
-                   const Mamba2Keys& keys = {}, std::int64_t inner = 0);
+Mamba2 read_mamba2_mixer(const ConfigJson& config, const Sizes& sizes, const std::string& module,
+                         const Mamba2Keys& keys = {}, std::int64_t inner = 0);
 
 // time_step_limit: [shortest, longest]; longest may be Infinity, as Python or as transformers 5
 // writes it.

@@ -7,6 +7,7 @@
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/tied_embedding.h"
 #include "pipeline/model/unread_keys.h"
+#include "stages/layer.h"
 
 namespace qpipe {
 
@@ -157,14 +158,13 @@ bool is_untied(const Architecture& a, const Json& config) {
 
 void check_sequence_length(const Architecture& a, std::int64_t seqlen) {
   for (const LayerSpec& kind : a.kinds) {
-    const auto* attention = std::get_if<Attention>(&kind.mixer);
-    if (attention == nullptr) continue;
-    const Rope& rope = attention->rope;
-    if (rope.longest > 0 && seqlen > rope.longest && rope.longer_frequencies.empty())
+    const Rope* rope = rope_of(kind);
+    if (rope != nullptr && rope->longest > 0 && seqlen > rope->longest &&
+        rope->longer_frequencies.empty())
       throw UserError(ExitCode::unavailable,
                       "sequences of " + std::to_string(seqlen) +
                           " tokens: this model's dynamic rotary positions are fixed up to " +
-                          std::to_string(rope.longest) +
+                          std::to_string(rope->longest) +
                           " tokens only; use shorter sequences (seqlen)");
   }
   if (!a.embedding.positions.empty() && seqlen > a.max_positions)

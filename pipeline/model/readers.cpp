@@ -405,7 +405,7 @@ Architecture decoder(const ConfigJson& config, const Sizes& s, const std::string
 }
 
 Architecture llama_like(const ConfigJson& config, const Sizes& s, const std::string& model_type,
-                        const Mlp& mlp, const std::function<Attention(std::int64_t)>& attention,
+                        const Mlp& mlp, const std::function<Mixer(std::int64_t)>& mixer,
                         const LlamaForm& form) {
   const auto norm = [&](const std::string& name) {
     return rms_norm_of(config, name, s.hidden, "rms_norm_eps", form.absent_eps);
@@ -417,16 +417,16 @@ Architecture llama_like(const ConfigJson& config, const Sizes& s, const std::str
   layer.mlp_norm = norm("post_attention_layernorm");
   layer.mlp = mlp;
   set_layers(a, [&](std::int64_t l) {
-    layer.mixer = attention(l);
+    layer.mixer = mixer(l);
     return layer;
   });
   return a;
 }
 
 Architecture norms_behind(const ConfigJson& config, const Sizes& s, const std::string& model_type,
-                          const Mlp& mlp, const std::function<Attention(std::int64_t)>& attention,
+                          const Mlp& mlp, const std::function<Mixer(std::int64_t)>& mixer,
                           const LlamaForm& form) {
-  Architecture a = llama_like(config, s, model_type, mlp, attention, form);
+  Architecture a = llama_like(config, s, model_type, mlp, mixer, form);
   set_layers(a, [like = a](std::int64_t l) {
     LayerSpec layer = like.layer(l);
     layer.after_mixer = std::exchange(layer.mlp_norm, {});
@@ -437,10 +437,10 @@ Architecture norms_behind(const ConfigJson& config, const Sizes& s, const std::s
   return a;
 }
 
-LayerSpec sequential_layer(const Attention& attention, const Mlp& mlp, const NormSpec& mixer_norm,
+LayerSpec sequential_layer(const Mixer& mixer, const Mlp& mlp, const NormSpec& mixer_norm,
                            const NormSpec& mlp_norm) {
   LayerSpec layer;
-  layer.mixer = attention;
+  layer.mixer = mixer;
   layer.mlp = mlp;
   layer.mixer_norm = mixer_norm;
   layer.mlp_norm = mlp_norm;

@@ -173,19 +173,18 @@ struct LlamaForm {
   bool tied_when_absent = false;
 };
 Architecture llama_like(const ConfigJson& config, const Sizes& sizes, const std::string& model_type,
-                        const Mlp& mlp,
-                        const std::function<Attention(std::int64_t layer)>& attention,
+                        const Mlp& mlp, const std::function<Mixer(std::int64_t layer)>& mixer,
                         const LlamaForm& form = {});
 
 // Llama with RMS norms of what the blocks give, post_attention_layernorm and
 // post_feedforward_layernorm, instead of what they read (OLMo 2, EXAONE 4).
 Architecture norms_behind(const ConfigJson& config, const Sizes& sizes,
                           const std::string& model_type, const Mlp& mlp,
-                          const std::function<Attention(std::int64_t layer)>& attention,
+                          const std::function<Mixer(std::int64_t layer)>& mixer,
                           const LlamaForm& form = {});
 
 // h += attention(norm(h)); h += mlp(norm(h)).
-LayerSpec sequential_layer(const Attention& attention, const Mlp& mlp, const NormSpec& mixer_norm,
+LayerSpec sequential_layer(const Mixer& mixer, const Mlp& mlp, const NormSpec& mixer_norm,
                            const NormSpec& mlp_norm);
 // h += attention(norm(h)) + mlp(norm(h)), with one norm for both.
 LayerSpec parallel_layer(const Attention& attention, const Mlp& mlp, const NormSpec& norm);

@@ -66,24 +66,28 @@ void scale_llama3(const Context& c, Rope& rope) {
   }
 }
 
+// YaRN's magnitude of positions that are `factor` times as many.
+double magnitude(double factor, double mscale) {
+  return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
+
+// Zero and null mean absent, as in the reference.
+double positive_or(const ConfigJson& scaling, const std::string& key, double otherwise) {
+  const Json* value = find_value(scaling, key);
+  return value == nullptr || (value->is_number() && value->get<double>() == 0.0)
+             ? otherwise
+             : read_positive(scaling, key);
+}
+
 void scale_yarn(const Context& c, std::int64_t rotated, Rope& rope) {
   const auto original = static_cast<double>(original_positions(c));
   const double factor = is_null(c.scaling, "factor") ? length_factor(c, original)
                                                      : read_positive(c.scaling, "factor");
-  // Zero and null mean absent, as in the reference.
-  const auto or_else = [&](const char* key, double otherwise) {
-    const Json* value = find_value(c.scaling, key);
-    return value == nullptr || (value->is_number() && value->get<double>() == 0.0)
-               ? otherwise
-               : read_positive(c.scaling, key);
-  };
-  const auto magnitude = [&](double mscale) {
-    return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
-  };
-  const double mscale = or_else("mscale", 0.0);
-  const double mscale_all = or_else("mscale_all_dim", 0.0);
-  const double derived =
-      mscale > 0.0 && mscale_all > 0.0 ? magnitude(mscale) / magnitude(mscale_all) : magnitude(1.0);
+  const double mscale = positive_or(c.scaling, "mscale", 0.0);
+  const double mscale_all = positive_or(c.scaling, "mscale_all_dim", 0.0);
+  const double derived = mscale > 0.0 && mscale_all > 0.0
+                             ? magnitude(factor, mscale) / magnitude(factor, mscale_all)
+                             : magnitude(factor, 1.0);
   rope.amplitude = static_cast<float>(find_value(c.scaling, "attention_factor") == nullptr
                                           ? derived
                                           : read_positive(c.scaling, "attention_factor"));
@@ -95,8 +99,8 @@ void scale_yarn(const Context& c, std::int64_t rotated, Rope& rope) {
     return width * std::log(original / (turns * 2.0 * std::numbers::pi)) /
            (2.0 * std::log(c.theta));
   };
-  double low = dimension(or_else("beta_fast", 32.0));
-  double high = dimension(or_else("beta_slow", 1.0));
+  double low = dimension(positive_or(c.scaling, "beta_fast", 32.0));
+  double high = dimension(positive_or(c.scaling, "beta_slow", 1.0));
   if (read_flag(c.scaling, "truncate", true)) {
     low = std::floor(low);
     high = std::ceil(high);
@@ -175,10 +179,14 @@ double read_fraction(const Context& c, bool allowed) {
   return fraction;
 }
 
-std::string kind_of(const Context& c, const std::string& key) {
-  const std::string kind = read_text(c.scaling, key, "default");
+std::string kind_key_of(const ConfigJson& scaling) {
+  return has_key(scaling, "rope_type") || !has_key(scaling, "type") ? "rope_type" : "type";
+}
+
+std::string kind_of(const ConfigJson& scaling) {
+  const std::string kind = read_text(scaling, kind_key_of(scaling), "default");
   // Phi-3's first names for it.
-  if (kind == "su" || (kind == "yarn" && has_key(c.scaling, "long_factor"))) return "longrope";
+  if (kind == "su" || (kind == "yarn" && has_key(scaling, "long_factor"))) return "longrope";
   return kind == "mrope" ? "default" : kind;
 }
 
@@ -218,9 +226,7 @@ Rope read_rope(const ConfigJson& config, const RopeRule& rule) {
                            ? rule.theta
                            : read_positive(theta_from, theta_key);
   const Context context{config, scaling, rule, theta};
-  const std::string kind_key =
-      has_key(scaling, "rope_type") || !has_key(scaling, "type") ? "rope_type" : "type";
-  const std::string kind = kind_of(context, kind_key);
+  const std::string kind = kind_of(scaling);
   const bool proportional = kind == "proportional";
 
   const auto width = static_cast<double>(rule.head_dim);
@@ -257,11 +263,19 @@ Rope read_rope(const ConfigJson& config, const RopeRule& rule) {
     if (has_key(scaling, "factor")) scale_linear(context, rope);
     rope.inverse_frequencies.resize(static_cast<std::size_t>(rule.head_dim / 2), 0.0f);
   } else if (kind != "default") {
-    refuse(scaling, kind_key,
+    refuse(scaling, kind_key_of(scaling),
            "must be one of default, dynamic, linear, llama3, longrope, mrope, proportional, yarn",
            ExitCode::unavailable);
   }
   return rope;
+}
+
+double read_score_factor(const ConfigJson& config, const RopeRule& rule) {
+  const ConfigJson scaling = rope_object(config, rule);
+  const double mscale_all = positive_or(scaling, "mscale_all_dim", 0.0);
+  if (kind_of(scaling) == "default" || mscale_all == 0.0) return 1.0;
+  const double m = magnitude(read_positive(scaling, "factor"), mscale_all);
+  return m * m;
 }
 
 }  // namespace qpipe

@@ -48,4 +48,8 @@ ConfigJson rope_object(const ConfigJson& config, const RopeRule& rule);
 // Throws UserError for other kinds, odd widths and values out of range.
 Rope read_rope(const ConfigJson& config, const RopeRule& rule);
 
+// What DeepSeek's attention multiplies its scores with for longer contexts: (0.1 mscale_all_dim
+// ln(factor) + 1)², 1 where positions are not scaled or mscale_all_dim is 0 or not there.
+double read_score_factor(const ConfigJson& config, const RopeRule& rule);
+
 }  // namespace qpipe

@@ -275,6 +275,21 @@ std::vector<Case> cases() {
       {{"input_layernorm > self_attn.q_proj", "post_attention_layernorm > shared_mlp.input_linear",
         "shared_mlp.input_linear > shared_mlp.output_linear"},
        {{"granitemoehybrid-dense", 0}}},
+      {{"norm > mixer.in_proj"}, {{"mamba2", 0}, {"nemotron-h", 0}}},
+      {{"norm > mixer.up_proj"}, {{"nemotron-h", 1}}},
+      {{"norm > mixer.q_proj"}, {{"nemotron-h", 2}}},
+      {{"input_layernorm > mamba.in_proj", "pre_ff_layernorm > feed_forward.gate_proj",
+        "feed_forward.up_proj > feed_forward.down_proj"},
+       {{"jamba", 0}}},
+      {{"input_layernorm > self_attn.q_proj", "pre_ff_layernorm > feed_forward.gate_proj",
+        "feed_forward.up_proj > feed_forward.down_proj"},
+       {{"falcon-h1", 0}}},
+      {{"operator_norm > conv.in_proj", "ffn_norm > feed_forward.w1",
+        "feed_forward.w3 > feed_forward.w2"},
+       {{"lfm2", 0}, {"lfm2-moe", 0}}},
+      {{"operator_norm > self_attn.q_proj", "ffn_norm > feed_forward.w1",
+        "feed_forward.w3 > feed_forward.w2"},
+       {{"lfm2", 1}}},
   };
   std::vector<Case> all;
   for (const Layers& row : table)

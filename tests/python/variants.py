@@ -120,4 +120,11 @@ VARIANTS = {
     "cohere2": Variant(),
     "granite": Variant(),
     "granitemoehybrid-dense": Variant(),
+    "mamba2": Variant("ct awq bnb", options=skip(r"in_proj")),
+    "falcon-h1": Variant("ct awq bnb", options=skip(r"in_proj")),
+    "lfm2": Variant("ct awq bnb"),
+    "granitemoehybrid": replace(UNLOADED_EXPERTS, options=skip(r"in_proj")),
+    "nemotron-h": replace(UNLOADED_EXPERTS, options=skip(r"in_proj")),
+    "jamba": replace(UNLOADED_EXPERTS, options=skip(r"x_proj")),
+    "lfm2-moe": UNLOADED_EXPERTS,
 }

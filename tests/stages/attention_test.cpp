@@ -203,12 +203,12 @@ class AttentionHeads : public BackendTest {
         const std::int64_t g = head / h.group();
         const std::int64_t i = t % seqlen;
         Exact q = normed_and_turned(a.q_norm, head, t, head_at(t, h.q_column(head), h.head_dim));
-        if (a.query_scale_beta != 0.0f)
+        if (a.query_scale.beta != 0.0f)
           for (double& value : q)
             value *=
-                1.0 + a.query_scale_beta *
-                          std::log(1.0 + std::floor(static_cast<double>(i + a.query_scale_first) /
-                                                    static_cast<double>(a.query_scale_positions)));
+                1.0 + a.query_scale.beta *
+                          std::log(1.0 + std::floor(static_cast<double>(i + a.query_scale.first) /
+                                                    static_cast<double>(a.query_scale.positions)));
         double sum = a.sinks.empty()
                          ? 0.0
                          : std::exp(double{tensors.at(a.sinks)[static_cast<std::size_t>(head)]});
@@ -389,19 +389,19 @@ TEST_P(AttentionHeads, Llama4) {
             [](Attention& x) { x.rope.interleaved = false; }, [](Attention& x) { x.chunk = 0; }});
 
   Attention without = make_attention(side_by_side(4, 2, 16, 16), false);
-  without.query_scale_beta = 1.5f;
-  without.query_scale_positions = 8;
-  without.query_scale_first = 1;
-  check(without, {[](Attention& x) { x.query_scale_beta = 0.0f; }});
+  without.query_scale.beta = 1.5f;
+  without.query_scale.positions = 8;
+  without.query_scale.first = 1;
+  check(without, {[](Attention& x) { x.query_scale.beta = 0.0f; }});
 }
 
 // ln(1 + ⌊(position + 1) / 8⌋) · 0.1 + 1, by hand.
 TEST_P(AttentionHeads, QueriesAreScaledByTheirPosition) {
   Attention a = make_attention(side_by_side(4, 2, 16, 16), false);
-  a.query_scale_beta = 0.1f;
-  a.query_scale_positions = 8;
+  a.query_scale.beta = 0.1f;
+  a.query_scale.positions = 8;
   for (const std::int64_t first : {0, 1}) {
-    a.query_scale_first = first;
+    a.query_scale.first = first;
     const KindTables tables = make_attention_tables(a, 17, stream);
     const auto scale = download_as(tables.query_scale.view);
     ASSERT_EQ(scale.size(), 17u);

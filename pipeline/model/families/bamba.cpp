@@ -22,12 +22,11 @@ Architecture read_bamba(const ConfigJson& config) {
                                       .partial = true,
                                       .share = 0.5,
                                       .share_key = ""});
-  Mamba2 mamba = read_mamba2(config, s, "mamba");
+  Mamba2 mamba = read_mamba2_mixer(config, s, "mamba");
   read_time_step_limit(config, mamba);
-  const Mlp mlp = gated_mlp(s, read_activation(config, "hidden_act", "silu"),
-                            read_flag(config, "mlp_bias", false),
-                            {"feed_forward.gate_proj", "feed_forward.up_proj",
-                             "feed_forward.down_proj"});
+  const Mlp mlp = gated_mlp(
+      s, read_activation(config, "hidden_act", "silu"), read_flag(config, "mlp_bias", false),
+      {"feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"});
   const auto norm = [&](const std::string& name) {
     return rms_norm_of(config, name, s.hidden, "rms_norm_eps", 1e-5);
   };

@@ -1,6 +1,8 @@
 // Falcon-H1: attention and Mamba-2 side by side on one norm, and factors for what nearly every
 // linear reads or gives.
+#include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/mamba_readers.h"
@@ -57,7 +59,7 @@ Mamba2 read_scaled_mamba(const ConfigJson& config, const Sizes& s) {
                                  ? 0
                                  : read_integer_or(config, "mamba_d_ssm", 1024, 1, largest_width);
   if (inner > 0) skip_keys(config, {"mamba_expand"});
-  Mamba2 m = read_mamba2(config, s, "mamba", keys, inner);
+  Mamba2 m = read_mamba2_mixer(config, s, "mamba", keys, inner);
   read_time_step_limit(config, m);
   m.gate_first = !read_flag(config, "mamba_norm_before_gate", true);
   if (!read_flag(config, "mamba_rms_norm", false)) {
@@ -90,10 +92,9 @@ Architecture read_falcon_h1(const ConfigJson& config) {
     return rms_norm_of(config, name, s.hidden, "rms_norm_eps", 1e-5);
   };
   LayerSpec layer;
-  layer.mixer = AttentionBesideMamba2{read_scaled_attention(config, s),
-                                      read_scaled_mamba(config, s),
-                                      read_factor(config, "attention_out_multiplier"),
-                                      read_factor(config, "ssm_out_multiplier")};
+  layer.mixer = AttentionBesideMamba2{
+      read_scaled_attention(config, s), read_scaled_mamba(config, s),
+      read_factor(config, "attention_out_multiplier"), read_factor(config, "ssm_out_multiplier")};
   layer.mlp = mlp;
   layer.mixer_norm = norm("input_layernorm");
   layer.mlp_norm = norm("pre_ff_layernorm");

@@ -63,9 +63,9 @@ Architecture read_jamba(const ConfigJson& config) {
   const Activation activation = read_activation(config, "hidden_act", "silu");
   if (activation != Activation::silu)
     refuse(config, "hidden_act", "must be silu for this family here", ExitCode::unavailable);
-  const Mlp mlp = gated_mlp(s, activation, false,
-                            {"feed_forward.gate_proj", "feed_forward.up_proj",
-                             "feed_forward.down_proj"});
+  const Mlp mlp =
+      gated_mlp(s, activation, false,
+                {"feed_forward.gate_proj", "feed_forward.up_proj", "feed_forward.down_proj"});
   const auto attends = read_every(config, "attn_layer_period", 8, "attn_layer_offset", 4);
   const auto routes = read_every(config, "expert_layer_period", 2, "expert_layer_offset", 1);
   Architecture a = decoder(config, s, "jamba");

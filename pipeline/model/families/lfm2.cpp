@@ -12,14 +12,13 @@ namespace qpipe {
 
 namespace {
 
-const MlpNames mlp_names = {"feed_forward.w1", "feed_forward.w3", "feed_forward.w2"};
+const MlpNames lfm2_mlp = {"feed_forward.w1", "feed_forward.w3", "feed_forward.w2"};
 
 // layer_types, or the numbers of the layers with attention; without either all have it.
-std::vector<bool> read_attends(const ConfigJson& config, std::int64_t layers) {
+std::vector<bool> lfm2_attends(const ConfigJson& config, std::int64_t layers) {
   const std::vector<std::string> types =
       read_layer_types(config, layers, {"conv", "full_attention"});
-  std::vector<bool> by_number(static_cast<std::size_t>(layers),
-                              !has_key(config, "full_attn_idxs"));
+  std::vector<bool> by_number(static_cast<std::size_t>(layers), !has_key(config, "full_attn_idxs"));
   for (const std::int64_t l : read_layer_numbers(config, "full_attn_idxs", layers))
     by_number[static_cast<std::size_t>(l)] = true;
   if (types.empty()) return by_number;
@@ -36,8 +35,7 @@ std::int64_t adjusted_ffn(const ConfigJson& config, std::int64_t ffn) {
   const double factor = is_null(config, "block_ffn_dim_multiplier")
                             ? 1.0
                             : read_positive(config, "block_ffn_dim_multiplier", 1.0);
-  const std::int64_t multiple =
-      read_integer_or(config, "block_multiple_of", 256, 1, largest_width);
+  const std::int64_t multiple = read_integer_or(config, "block_multiple_of", 256, 1, largest_width);
   if (!adjust) return ffn;
   const double wide = std::floor(factor * static_cast<double>(2 * ffn / 3));
   if (!(wide >= 1.0 && wide <= static_cast<double>(largest_width)))
@@ -50,21 +48,21 @@ Architecture lfm2_of(const ConfigJson& config, const Sizes& s, const std::string
   skip_keys(config, {"block_dim", "block_mlp_init_scale", "block_norm_eps", "block_out_init_scale",
                      "block_use_swiglu", "block_use_xavier_init", "conv_dim", "conv_dim_out",
                      "conv_use_xavier_init", "use_pos_enc", "num_heads"});
-  Attention attention = gqa(s, false, false,
-                            {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                             "self_attn.out_proj"});
+  Attention attention =
+      gqa(s, false, false,
+          {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"});
   attention.q_norm =
       HeadNorm{rms_norm_of(config, "self_attn.q_layernorm", s.head_dim, "norm_eps", 1e-5)};
   attention.k_norm =
       HeadNorm{rms_norm_of(config, "self_attn.k_layernorm", s.head_dim, "norm_eps", 1e-5)};
-  attention.rope = read_rope(
-      config, {.head_dim = s.head_dim, .max_positions = s.max_positions, .theta = 1e6});
+  attention.rope =
+      read_rope(config, {.head_dim = s.head_dim, .max_positions = s.max_positions, .theta = 1e6});
   const bool bias = read_flag(config, "conv_bias", false);
   ShortConv conv;
   conv.in = {"conv.in_proj", 3 * s.hidden, s.hidden, bias};
   conv.out = {"conv.out_proj", s.hidden, s.hidden, bias};
   conv.conv = {"conv.conv", s.hidden, read_integer_or(config, "conv_L_cache", 3, 1, 256), bias};
-  const std::vector<bool> attends = read_attends(config, s.layers);
+  const std::vector<bool> attends = lfm2_attends(config, s.layers);
   const auto norm = [&](const std::string& name) {
     return rms_norm_of(config, name, s.hidden, "norm_eps", 1e-5);
   };
@@ -99,15 +97,14 @@ Architecture read_lfm2(const ConfigJson& config) {
   Sizes s = read_sizes(config, lfm2_keys());
   skip_keys(config, {"intermediate_size"});  // where block_ff_dim counts
   s.ffn = adjusted_ffn(config, s.ffn);
-  return lfm2_of(config, s, "lfm2", gated_mlp(s, Activation::silu, false, mlp_names));
+  return lfm2_of(config, s, "lfm2", gated_mlp(s, Activation::silu, false, lfm2_mlp));
 }
 
 Architecture read_lfm2_moe(const ConfigJson& config) {
   const Sizes s = read_sizes(config, lfm2_keys());
-  Architecture a =
-      lfm2_of(config, s, "lfm2_moe", gated_mlp(s, Activation::silu, false, mlp_names));
-  const ExpertSizes sizes = read_expert_sizes(
-      config, s, {.shared = {}, .absent_experts = 32, .absent_ffn = 1792});
+  Architecture a = lfm2_of(config, s, "lfm2_moe", gated_mlp(s, Activation::silu, false, lfm2_mlp));
+  const ExpertSizes sizes =
+      read_expert_sizes(config, s, {.shared = {}, .absent_experts = 32, .absent_ffn = 1792});
   ExpertNames names;
   names.router = "feed_forward.gate";
   names.experts = "feed_forward.experts";

@@ -32,9 +32,9 @@ AttentionOfLayer llama4_attention(const ConfigJson& config, const Sizes& s) {
   if (read_flag(config, "use_qk_norm", true)) add_weightless_norms(config, turned);
   skip_keys(config, {"attn_scale", "floor_scale"});
   if (read_flag(config, "attn_temperature_tuning", true)) {
-    plain.query_scale_beta = static_cast<float>(read_positive(config, "attn_scale", 0.1));
-    plain.query_scale_positions = read_integer_or(config, "floor_scale", 8192, 1, most_positions);
-    plain.query_scale_first = 1;
+    plain.query_scale.beta = static_cast<float>(read_positive(config, "attn_scale", 0.1));
+    plain.query_scale.positions = read_integer_or(config, "floor_scale", 8192, 1, most_positions);
+    plain.query_scale.first = 1;
   }
   const std::vector<bool> ropes = read_rope_layers(config, s.layers);
   const std::int64_t chunk =

@@ -33,7 +33,7 @@ Architecture read_mamba2(const ConfigJson& config) {
                      "time_step_rank", "residual_in_fp32", "rescale_prenorm_residual", "rms_norm",
                      "norm_before_gate", "layer_types"});
   LayerSpec layer;
-  Mamba2 mamba = read_mamba2(config, s, "mixer", keys);
+  Mamba2 mamba = read_mamba2_mixer(config, s, "mixer", keys);
   read_time_step_limit(config, mamba);
   layer.mixer = std::move(mamba);
   layer.mixer_norm = rms_norm_of(config, "norm", s.hidden, "layer_norm_epsilon", 1e-5);

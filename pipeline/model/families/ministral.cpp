@@ -45,8 +45,8 @@ Architecture read_ministral3(const ConfigJson& config) {
   attention.rope = read_rope(config, rule);
   const ConfigJson rope = rope_object(config, rule);
   if (find_value(rope, "llama_4_scaling_beta") != nullptr) {
-    attention.query_scale_beta = static_cast<float>(read_positive(rope, "llama_4_scaling_beta"));
-    attention.query_scale_positions =
+    attention.query_scale.beta = static_cast<float>(read_positive(rope, "llama_4_scaling_beta"));
+    attention.query_scale.positions =
         read_integer(rope, "original_max_position_embeddings", 1, most_positions);
   }
   attention.window = read_window(config, 0);

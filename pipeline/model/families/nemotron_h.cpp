@@ -29,17 +29,16 @@ Mamba2 read_nemotron_mamba(const ConfigJson& config, const Sizes& s) {
   const std::int64_t head_dim = find_size(config, keys.head_dim).value_or(64);
   if (heads * head_dim > largest_width)
     refuse(config, "mamba_num_heads", "and mamba_head_dim make the state space too wide");
-  Mamba2 m = read_mamba2(config, s, "mixer", keys, heads * head_dim);
+  Mamba2 m = read_mamba2_mixer(config, s, "mixer", keys, heads * head_dim);
   // The reference takes the shortest step from time_step_min, whatever time_step_limit says.
-  const char* const shortest =
-      has_key(config, "mamba_dt_min") ? "mamba_dt_min" : "time_step_min";
+  const char* const shortest = has_key(config, "mamba_dt_min") ? "mamba_dt_min" : "time_step_min";
   m.shortest_step = static_cast<float>(read_positive(config, shortest, 1e-3));
   return m;
 }
 
 Experts read_nemotron_experts(const ConfigJson& config, const Sizes& s, Activation activation) {
-  const ExpertSizes sizes = read_expert_sizes(
-      config, s, {.shared = {}, .absent_experts = 8, .absent_ffn = 7688});
+  const ExpertSizes sizes =
+      read_expert_sizes(config, s, {.shared = {}, .absent_experts = 8, .absent_ffn = 7688});
   if (find_value(config, "moe_latent_size") != nullptr)
     refuse(config, "moe_latent_size", "must be null: experts on latents are not computed here",
            ExitCode::unavailable);
@@ -55,8 +54,8 @@ Experts read_nemotron_experts(const ConfigJson& config, const Sizes& s, Activati
   for (std::int64_t e = 0; e < sizes.experts; ++e)
     experts.experts[static_cast<std::size_t>(e)] =
         plain(sizes.ffn, fmt::format("mixer.experts.{}", e), false);
-  const std::int64_t shared_ffn = read_integer_or(config, "moe_shared_expert_intermediate_size",
-                                                  7688, 1, largest_width);
+  const std::int64_t shared_ffn =
+      read_integer_or(config, "moe_shared_expert_intermediate_size", 7688, 1, largest_width);
   experts.shared = plain(shared_ffn, "mixer.shared_experts", bias);
   SigmoidRouter router;
   router.correction = "mixer.gate.e_score_correction_bias";
@@ -74,14 +73,34 @@ Architecture read_nemotron_h(const ConfigJson& config) {
   keys.absent_head_dim = 128;
   keys.absent_max_positions = 4096;
   const Sizes s = read_sizes(config, keys);
-  skip_keys(config,
-            {"attention_head_dim", "chunk_size", "mamba_chunk_size", "expand", "mamba_expand",
-             "mamba_proj_bias", "mamba_ssm_cache_dtype", "mamba_dt_limit", "mamba_dt_max",
-             "mamba_dt_init_floor", "time_step_limit", "time_step_max", "time_step_floor",
-             "rescale_prenorm_residual", "residual_in_fp32", "use_mamba_kernels",
-             "num_logits_to_keep", "norm_eps", "rms_norm_eps", "sliding_window", "n_shared_experts",
-             "moe_shared_expert_overlap", "mtp_layers_block_type", "mtp_hybrid_override_pattern",
-             "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"});
+  skip_keys(config, {"attention_head_dim",
+                     "chunk_size",
+                     "mamba_chunk_size",
+                     "expand",
+                     "mamba_expand",
+                     "mamba_proj_bias",
+                     "mamba_ssm_cache_dtype",
+                     "mamba_dt_limit",
+                     "mamba_dt_max",
+                     "mamba_dt_init_floor",
+                     "time_step_limit",
+                     "time_step_max",
+                     "time_step_floor",
+                     "rescale_prenorm_residual",
+                     "residual_in_fp32",
+                     "use_mamba_kernels",
+                     "num_logits_to_keep",
+                     "norm_eps",
+                     "rms_norm_eps",
+                     "sliding_window",
+                     "n_shared_experts",
+                     "moe_shared_expert_overlap",
+                     "mtp_layers_block_type",
+                     "mtp_hybrid_override_pattern",
+                     "rope_theta",
+                     "rope_scaling",
+                     "rope_parameters",
+                     "partial_rotary_factor"});
   read_one_of(config, "attention_bias", {false});
   const std::string kinds = read_layer_letters(config, s.layers,
                                                {{'M', {"mamba", "linear_attention"}},
@@ -94,8 +113,8 @@ Architecture read_nemotron_h(const ConfigJson& config) {
   const auto has = [&](char kind) { return kinds.find(kind) != std::string::npos; };
   const Mamba2 mamba = has('M') ? read_nemotron_mamba(config, s) : Mamba2{};
   const Experts experts = has('E') ? read_nemotron_experts(config, s, activation) : Experts{};
-  const Attention attention = gqa(s, false, false, {"mixer.q_proj", "mixer.k_proj", "mixer.v_proj",
-                                                    "mixer.o_proj"});
+  const Attention attention =
+      gqa(s, false, false, {"mixer.q_proj", "mixer.k_proj", "mixer.v_proj", "mixer.o_proj"});
   const Mlp mlp = plain_mlp(s, activation, read_flag(config, "mlp_bias", false), "mixer.up_proj",
                             "mixer.down_proj");
   OuterNames names;

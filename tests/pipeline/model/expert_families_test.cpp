@@ -453,17 +453,17 @@ TEST(Llama4, ChunksAndScaledQueries) {
   EXPECT_EQ(attention_of(a, 1).chunk, 0);
   EXPECT_TRUE(attention_of(a, 0).rope.interleaved);
   EXPECT_FALSE(attention_of(a, 1).rope.enabled);
-  EXPECT_EQ(attention_of(a, 0).query_scale_beta, 0.0f);
-  EXPECT_EQ(attention_of(a, 1).query_scale_beta, 0.1f);
-  EXPECT_EQ(attention_of(a, 1).query_scale_positions, 8);
-  EXPECT_EQ(attention_of(a, 1).query_scale_first, 1);
+  EXPECT_EQ(attention_of(a, 0).query_scale.beta, 0.0f);
+  EXPECT_EQ(attention_of(a, 1).query_scale.beta, 0.1f);
+  EXPECT_EQ(attention_of(a, 1).query_scale.positions, 8);
+  EXPECT_EQ(attention_of(a, 1).query_scale.first, 1);
   EXPECT_FALSE(attention_of(a, 0).q_norm);
   // What follows from the other keys.
   EXPECT_EQ(
       read(without(config_of("llama4-text"), {"moe_layers", "layer_types", "no_rope_layers"})), a);
   EXPECT_EQ(changed("llama4-text", {{"no_rope_layers", Json::array()}}), a);
   EXPECT_EQ(attention_of(changed("llama4-text", {{"attn_temperature_tuning", false}}), 1)
-                .query_scale_beta,
+                .query_scale.beta,
             0.0f);
   expect_fault(with(config_of("llama4-text"), {{"moe_layers", {3}}}), {"moe_layers = [3]"});
   expect_fault(with(config_of("llama4-text"), {{"no_rope_layers", {1, 2, 0}}}), {"no_rope_layers"});
