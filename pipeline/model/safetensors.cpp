@@ -205,7 +205,7 @@ std::int64_t TensorInfo::bytes() const {
 
 std::int64_t TensorInfo::rows() const {
   if (shape.size() == 1) return 1;
-  if (shape.size() == 2) return shape[0];
+  if (shape.size() == 2 || (shape.size() == 3 && shape[1] == 1)) return shape[0];
   throw UserError(ExitCode::data, fmt::format("{}: has shape {}; expected a matrix or a vector",
                                               in_quotes(name), shape));
 }

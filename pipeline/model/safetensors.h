@@ -18,8 +18,8 @@ struct TensorInfo {
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
   std::int64_t bytes() const;
-  // The matrix that a 1-d or 2-d tensor is: [1, n] or [rows, cols]. Throws UserError for other
-  // ranks.
+  // The matrix that a 1-d or 2-d tensor is: [1, n] or [rows, cols]; or a depthwise convolution's
+  // weight [rows, 1, cols]. Throws UserError for others.
   std::int64_t rows() const;
   std::int64_t cols() const;
 };
