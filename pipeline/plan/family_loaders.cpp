@@ -105,8 +105,10 @@ std::vector<FamilyFault> family_faults(Format format, const nlohmann::json& conf
   for (const Row& row : table())
     if (contains(row.families, family) && contains(row.formats, format))
       faults.push_back({row.program, row.why, row.dequantized});
-  if (family == "nemotron_h" && format == Format::compressed_tensors && !packs_experts &&
-      config.value("hybrid_override_pattern", "").find('E') != std::string::npos)
+  const auto pattern = config.find("hybrid_override_pattern");
+  const bool routes = pattern != config.end() && pattern->is_string() &&
+                      pattern->get<std::string>().find('E') != std::string::npos;
+  if (family == "nemotron_h" && format == Format::compressed_tensors && routes && !packs_experts)
     faults.push_back({"transformers", "leaves experts out without a word, packed or not"});
   const bool integers =
       format == Format::gptq || format == Format::gptq_v2 || format == Format::awq;

@@ -72,6 +72,11 @@ FAMILIES = [
     "nemotron-nas",  # layers without attention or MLP, or with one linear in their place
     "hunyuan-dense",  # q and k norm after RoPE
     "qwen2-moe",  # experts, shared ones behind a gate
+    "mamba2",  # state spaces alone
+    "nemotron-h",  # layers of one thing alone; plain experts
+    "falcon-h1",  # attention beside a state space: a last step with two panels
+    "jamba",  # a mixer of three steps
+    "lfm2",  # short convolutions
     "mistral3-ministral3",  # inside a vision-language model, queries scaled by position
 ]
 FAMILY_SETTINGS = ("sym4", "awq", "bnb-nf4")
