@@ -93,6 +93,14 @@ std::int64_t first_key_of(std::int64_t i, const AttentionOptions& options) {
   return options.chunk > 0 ? std::max(by_window, i - i % options.chunk) : by_window;
 }
 
+// Scores of the keys first … first + count − 1 that are not selected become −∞.
+void hide_unselected(const std::uint32_t* selected, std::int64_t first, std::int64_t count,
+                     float* s) {
+  for (std::int64_t j = 0; j < count; ++j)
+    if ((selected[(first + j) / 32] >> (first + j) % 32 & 1u) == 0)
+      s[j] = -std::numeric_limits<float>::infinity();
+}
+
 QPIPE_SIMD_CLONES void divide(float* x, std::int64_t count, float divisor) {
 #pragma omp simd
   for (std::int64_t i = 0; i < count; ++i) x[i] /= divisor;
@@ -150,6 +158,9 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
           "attention: key_bias must be [heads, seqlen]");
   require(options.sinks.empty() || (options.sinks.rows == 1 && options.sinks.cols == layout.heads),
           "attention: sinks must be [1, heads]");
+  require(options.selected.empty() ||
+              (options.selected.rows == qkv.rows && options.selected.cols * 32 >= seqlen),
+          "attention: selected must be [tokens, seqlen / 32]");
   if constexpr (has_cuda)
     if (stream.on_cuda()) {
       require(std::max(layout.head_dim, layout.value_dim()) <= 512 && layout.head_dim % 8 == 0 &&
@@ -190,6 +201,9 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
         float* row = scores.data() + (i - begin) * keys;
         const float* bias = options.key_bias.empty() ? nullptr : options.key_bias.row(head) + seen;
         std::fill(row, row + (seen - first_key), 0.0f);
+        if (!options.selected.empty())
+          hide_unselected(options.selected.row(first_row + i), seen, i + 1 - seen,
+                          row + (seen - first_key));
         sum[i - begin] =
             exponentiate(row + (seen - first_key), i + 1 - seen, options.soft_cap, bias, sink);
         std::fill(row + (i + 1 - first_key), row + keys, 0.0f);

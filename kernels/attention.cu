@@ -139,7 +139,9 @@ struct AttentionArguments {
   std::int64_t out_stride;
   const float* key_bias;  // may be null
   std::int64_t key_bias_stride;
-  const float* sinks;  // may be null
+  const float* sinks;             // may be null
+  const std::uint32_t* selected;  // may be null
+  std::int64_t selected_stride;
   Columns columns;
   int samples;
   int seqlen;
@@ -209,8 +211,28 @@ __device__ void hide_earlier_chunks(const AttentionArguments& p, float (&s)[m_ti
     }
 }
 
+// The same of keys that are not selected. selected: of the sample's first token.
+template <int m_tiles, int key_tiles>
+__device__ void hide_unselected(const AttentionArguments& p, const std::uint32_t* selected,
+                                float (&s)[m_tiles][key_tiles][4], int lane_query, int lane_key) {
+#pragma unroll
+  for (int m = 0; m < m_tiles; ++m)
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int query = min(lane_query + 16 * m + 8 * h, p.seqlen - 1);
+      const std::uint32_t* const row = selected + query * p.selected_stride;
+#pragma unroll
+      for (int n = 0; n < key_tiles; ++n) {
+        const int key = min(lane_key + 8 * n, p.seqlen - 1);  // even, as its neighbour's word is
+        const std::uint32_t bits = row[key / 32] >> key % 32;
+        if ((bits & 1u) == 0) s[m][n][2 * h] = -INFINITY;
+        if ((bits & 2u) == 0) s[m][n][2 * h + 1] = -INFINITY;
+      }
+    }
+}
+
 // modified: scale, soft cap and key bias are applied to the scores before the softmax, and chunks
-// are regarded; else the scale alone, in the exponent.
+// and selections are regarded; else the scale alone, in the exponent.
 template <int d, int dv, bool modified>
 __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(AttentionArguments p) {
   static_assert(dv <= d);  // O leaves through the Q tile
@@ -359,9 +381,12 @@ __global__ __launch_bounds__(attention_threads, 2) void attention_kernel(Attenti
           }
     }
 
-    if constexpr (modified)
+    if constexpr (modified) {
       if (p.chunk > 0 && key_begin < chunk_begin(p, last_query))
         hide_earlier_chunks(p, s, lane_query, lane_key);
+      if (p.selected != nullptr)
+        hide_unselected(p, p.selected + sample_row * p.selected_stride, s, lane_query, lane_key);
+    }
 
     float correction[m_tiles][2];
     bool changed = false;
@@ -465,7 +490,8 @@ void launch(const AttentionArguments& arguments, Stream& stream) {
   // Without a change of the scores, the scale is applied in the exponent; the row maximum then
   // needs a positive one.
   const bool modified = arguments.soft_cap > 0.0f || arguments.key_bias != nullptr ||
-                        arguments.chunk > 0 || !(arguments.scale > 0.0f);
+                        arguments.chunk > 0 || arguments.selected != nullptr ||
+                        !(arguments.scale > 0.0f);
   const auto kernel = modified ? &attention_kernel<d, dv, true> : &attention_kernel<d, dv, false>;
   constexpr int bytes = shared_bytes<d, dv>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
@@ -520,6 +546,8 @@ void attention(ConstTensor qkv, const HeadLayout& layout, std::int64_t seqlen,
   arguments.key_bias = options.key_bias.data;
   arguments.key_bias_stride = options.key_bias.stride;
   arguments.sinks = options.sinks.data;
+  arguments.selected = options.selected.data;
+  arguments.selected_stride = options.selected.stride;
   arguments.columns = columns_of(layout);
   arguments.samples = static_cast<int>(qkv.rows / seqlen);
   arguments.seqlen = static_cast<int>(seqlen);

@@ -69,6 +69,9 @@ struct AttentionOptions {
   // touch it (gpt-oss)
   Matrix<const float> sinks;
   float value_scale = 1.0f;  // of v
+  // [tokens, ≥ seqlen / 32] or empty: token t sees of those only the tokens j of its sequence for
+  // which bit j mod 32 of word j / 32 is set, at least one (kernels/token_selection.h)
+  Matrix<const std::uint32_t> selected;
 };
 
 // out[t, h·V ...] = value_scale · Σ_j p_j v_j over the tokens j that t may see, with

@@ -129,6 +129,21 @@ struct Xielu {
   bool operator==(const Xielu&) const = default;
 };
 
+// DeepSeek-V3.2's choice of the earlier tokens that a token attends to (kernels/token_selection.h):
+// heads q = c_q W_qᵀ of q's latent, one key k = norm(x W_kᵀ), the first rotated columns of both
+// rotated, weights x W_wᵀ / √(heads · head_dim). Up to top_k tokens it chooses all.
+struct TokenIndexer {
+  LinearSpec q;        // q latent → heads · head_dim
+  LinearSpec k;        // hidden → head_dim
+  LinearSpec weights;  // hidden → heads
+  NormSpec k_norm;
+  std::int64_t heads = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t top_k = 0;
+  bool interleaved = false;  // pairs of its own rotation; frequencies are the attention's
+  bool operator==(const TokenIndexer&) const = default;
+};
+
 // Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434). Latents c_q = norm(x W_qaᵀ) and
 // c = norm of all columns of x W_kvaᵀ but the last rope_dim; those are r, the rotated part of every
 // head's key. Head h has q = c_q W_qᵀ (x W_qᵀ without q_a), its last rope_dim columns rotated;
@@ -147,7 +162,9 @@ struct LatentAttention {
   std::int64_t value_dim = 0;
   Rope rope;  // not enabled: the columns are there and stay as they are (Kimi-Linear)
   QueryScale query_scale;
-  float scale = 1.0f;  // of the scores
+  float scale = 1.0f;                   // of the scores
+  std::optional<TokenIndexer> indexer;  // with q_a
+  std::int64_t chosen_before = 0;  // more tokens than so many: those that an earlier layer chose
 
   std::int64_t latent() const { return kv_b.in_features; }
   std::int64_t head_dim() const { return nope + rope_dim; }

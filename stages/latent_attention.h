@@ -5,7 +5,9 @@
 //                                     it
 //        q_b and kv_b, attention    → x = the heads' outputs
 //        out
-// The Hessians of q_b and kv_b are those of the normed latents.
+// An indexer (DeepSeek-V3.2) has its key and weights made in the first step, a third panel, and its
+// q in the second; it is never quantized. The Hessians of q_b and kv_b are those of the normed
+// latents.
 #pragma once
 
 #include "stages/mixers.h"

@@ -191,6 +191,8 @@ struct KindTables {
   Array<float> inverse_frequencies;  // [1, rotated / 2]
   Array<float> key_bias;             // [heads, seqlen], ALiBi
   Array<float> query_scale;          // [1, seqlen]
+  Array<std::uint32_t> selected;     // [seqlen, words]: memory for the tokens that one sequence's
+                                     // indexer chooses
 };
 struct DecoderTables {
   std::vector<KindTables> kinds;

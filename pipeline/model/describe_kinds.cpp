@@ -65,6 +65,8 @@ void describe(const LatentAttention& a, Description& d) {
   describe(a.rope, a.rope_dim, d);
   d.add(a.query_scale.beta != 0.0f, "queries scaled by position");
   d.add(a.value_dim != a.head_dim(), "values of another width than keys");
+  d.add(a.indexer.has_value(), "an indexer that chooses tokens");
+  d.add(a.chosen_before > 0, "tokens that an earlier layer chose");
 }
 
 void describe(const CausalConv& conv, Description& d) {

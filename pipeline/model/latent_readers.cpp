@@ -61,4 +61,28 @@ LatentAttention read_latent_attention(const ConfigJson& config, const Sizes& s,
   return a;
 }
 
+TokenIndexer read_token_indexer(const ConfigJson& config, const Sizes& s,
+                                const LatentAttention& attention, std::int64_t absent_heads) {
+  if (!attention.q_a)
+    refuse(config, "q_lora_rank", "must be a number: the indexer reads the latent of q");
+  TokenIndexer i;
+  i.heads = read_integer_or(config, "index_n_heads", absent_heads, 1, largest_width);
+  i.head_dim = read_integer_or(config, "index_head_dim", 128, 1, largest_width / i.heads);
+  i.top_k = read_integer_or(config, "index_topk", 2048, 1, most_positions);
+  if (i.head_dim < attention.rope_dim)
+    refuse(config, "index_head_dim",
+           fmt::format("must be at least qk_rope_head_dim = {}", attention.rope_dim));
+  const auto linear = [](const std::string& name, std::int64_t out, std::int64_t in) {
+    LinearSpec spec{"self_attn.indexer." + name, out, in};
+    spec.kept = true;
+    return spec;
+  };
+  i.q = linear("wq_b", i.heads * i.head_dim, attention.q.in_features);
+  i.k = linear("wk", i.head_dim, s.hidden);
+  i.weights = linear("weights_proj", i.heads, s.hidden);
+  i.k_norm = {"self_attn.indexer.k_norm", i.head_dim, NormKind::layer};
+  i.k_norm.bias = true;
+  return i;
+}
+
 }  // namespace qpipe

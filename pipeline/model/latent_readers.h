@@ -27,4 +27,9 @@ Sizes read_latent_model_sizes(const ConfigJson& config, SizeKeys keys);
 LatentAttention read_latent_attention(const ConfigJson& config, const Sizes& sizes,
                                       const LatentSizes& absent, RopeRule rule);
 
+// index_n_heads, index_head_dim and index_topk: self_attn.indexer.wq_b, wk, weights_proj, k_norm.
+// For an attention that has a latent of q.
+TokenIndexer read_token_indexer(const ConfigJson& config, const Sizes& sizes,
+                                const LatentAttention& attention, std::int64_t absent_heads);
+
 }  // namespace qpipe

@@ -167,6 +167,15 @@ void check_sequence_length(const Architecture& a, std::int64_t seqlen) {
                           std::to_string(rope->longest) +
                           " tokens only; use shorter sequences (seqlen)");
   }
+  for (const LayerSpec& kind : a.kinds)
+    if (const auto* latent = std::get_if<LatentAttention>(&kind.mixer);
+        latent != nullptr && latent->chosen_before > 0 && seqlen > latent->chosen_before)
+      throw UserError(ExitCode::unavailable,
+                      "sequences of " + std::to_string(seqlen) +
+                          " tokens: layers of this model attend to " +
+                          std::to_string(latent->chosen_before) +
+                          " tokens that another layer chose, which is not computed; use sequences "
+                          "of at most so many (seqlen)");
   if (!a.embedding.positions.empty() && seqlen > a.max_positions)
     throw UserError(ExitCode::config, "sequences of " + std::to_string(seqlen) +
                                           " tokens: this model has learned " +

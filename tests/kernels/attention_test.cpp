@@ -99,6 +99,10 @@ class AttentionTest : public ForwardTest {
         c.sinks.empty() ? Array<float>{} : upload_as<float>(c.sinks, 1, c.layout.heads);
     options.sinks = sinks.view;
     options.value_scale = static_cast<float>(c.value_scale);
+    const auto selected =
+        c.selected.empty() ? Array<std::uint32_t>{}
+                           : upload_as<std::uint32_t>(c.selected, tokens(c), (c.seqlen + 31) / 32);
+    options.selected = selected.view;
     attention(qkv_device.view, c.layout, c.seqlen, options, out.view, stream);
     return download_inside(out);
   }
@@ -208,6 +212,35 @@ TEST_P(AttentionTest, DoesNotSeeEarlierChunks) {
     EXPECT_GT(count_different(rows(clean, c, chunk - 1, chunk), rows(changed, c, chunk - 1, chunk)),
               200u);
   }
+}
+
+// Each token sees itself or not, and of the earlier ones one in `every`; whole tiles may be hidden.
+TEST_P(AttentionTest, SelectedTokens) {
+  for (const std::int64_t seqlen : {1, 7, 33, 65, 200, 300})
+    for (const std::int64_t every : {1, 2, 40, 1000})
+      for (const bool wide : {false, true}) {
+        auto c = make_case(
+            wide ? make_layout_with_values(2, 2, 192, 128) : make_layout(Side::by_side, 4, 2, 32),
+            2, seqlen);
+        const std::int64_t words = (seqlen + 31) / 32;
+        c.selected.assign(static_cast<std::size_t>(tokens(c) * words), 0);
+        const auto choice = random_normal(tokens(c) * seqlen, 6);
+        for (std::int64_t t = 0; t < tokens(c); ++t) {
+          const std::int64_t i = t % seqlen;
+          const auto select = [&](std::int64_t j) {
+            c.selected[static_cast<std::size_t>(t * words + j / 32)] |= 1u << j % 32;
+          };
+          select(static_cast<std::int64_t>(1e4f * std::abs(choice[static_cast<std::size_t>(t)])) %
+                 (i + 1));
+          for (std::int64_t j = 0; j <= i; ++j)
+            if (static_cast<std::int64_t>(
+                    1e4f * std::abs(choice[static_cast<std::size_t>(t * seqlen + j)])) %
+                    every ==
+                0)
+              select(j);
+        }
+        check(c);
+      }
 }
 
 TEST_P(AttentionTest, GroupsOfHeads) {

@@ -34,6 +34,8 @@ def skip(match):
     return [f"quantize.overrides=[{{match = '{match}', skip = true}}]"]
 
 
+LATENTS = skip(r"q_a_proj|q_b_proj|kv_a_proj")
+
 VARIANTS = {
     "llama": Variant(),
     "llama-mha": Variant(),
@@ -55,6 +57,15 @@ VARIANTS = {
     "granitemoe": UNLOADED_EXPERTS,
     "glm4-moe": UNLOADED_EXPERTS,
     "dots1": EXPERTS,
+    "deepseek-v2": replace(EXPERTS, options=LATENTS),
+    "deepseek-v2-lite": replace(EXPERTS, options=LATENTS),
+    "deepseek-v2-groups": replace(EXPERTS, options=LATENTS),
+    "deepseek-v3": replace(EXPERTS, options=LATENTS),
+    "deepseek-v3-yarn": replace(EXPERTS, options=LATENTS),
+    "deepseek-v3-no-q-lora": replace(EXPERTS, options=LATENTS),
+    "kimi-k25": replace(UNLOADED_EXPERTS, options=LATENTS),
+    "glm4-moe-lite": replace(UNLOADED_EXPERTS, options=LATENTS),
+    "mistral4": replace(UNLOADED_EXPERTS, options=LATENTS),
     "solar-open": EXPERTS,
     "exaone-moe": UNLOADED_EXPERTS,
     "bailing-moe-v2": UNLOADED_EXPERTS,

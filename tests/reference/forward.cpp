@@ -138,6 +138,9 @@ AttentionResult attention(const Values& qkv, const AttentionCase& c) {
       for (std::int64_t j = 0; j <= i; ++j) {
         if (c.window > 0 && j <= i - c.window) continue;
         if (c.chunk > 0 && j / c.chunk != i / c.chunk) continue;
+        if (!c.selected.empty() &&
+            (c.selected[at(t, j / 32, (c.seqlen + 31) / 32)] >> j % 32 & 1u) == 0)
+          continue;
         double dot = 0.0;
         double absolute = 0.0;
         for (std::int64_t e = 0; e < d; ++e) {

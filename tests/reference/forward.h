@@ -42,6 +42,7 @@ struct AttentionCase {
   Values key_bias;  // [heads, seqlen] or empty
   Values sinks;     // [heads] or empty
   double value_scale = 1.0;
+  std::vector<std::uint32_t> selected;  // [tokens, ⌈seqlen / 32⌉] or empty
 };
 
 struct AttentionResult {

@@ -243,7 +243,7 @@ class AttentionHeads : public BackendTest {
              std::int64_t seqlen) {
     const std::int64_t tokens = samples * seqlen;
     const std::int64_t out = a.heads.heads * a.heads.value_dim();
-    const std::int64_t scratch_size = tokens * attention_scratch_width(a);
+    const std::int64_t scratch_size = tokens * mixer_scratch_width(a);
     constexpr std::int64_t behind = 256;
     Values input = x;
     input.resize(at(tokens, 0, std::max(hidden, out)));
@@ -252,9 +252,17 @@ class AttentionHeads : public BackendTest {
         upload(Values(static_cast<std::size_t>(scratch_size + behind), std::nanf("")), 1,
                scratch_size + behind);
     const Tensor y = shared.view.part(0, tokens, out);
-    attention_heads(a, layer, make_attention_tables(a, seqlen, stream), seqlen,
-                    shared.view.part(0, tokens, hidden), {}, y,
-                    scratch.view.part(0, tokens, attention_scratch_width(a)), stream);
+    const KindTables tables = make_mixer_tables(a, seqlen, stream);
+    run_mixer(a,
+              {layer,
+               tables,
+               0,
+               seqlen,
+               shared.view.part(0, tokens, hidden),
+               {},
+               y,
+               scratch.view.part(0, tokens, mixer_scratch_width(a))},
+              stream);
     for (const float value : download(scratch.view.part(scratch_size, 1, behind)))
       EXPECT_TRUE(std::isnan(value)) << "written behind the scratch columns";
     return download(y);
@@ -402,7 +410,7 @@ TEST_P(AttentionHeads, QueriesAreScaledByTheirPosition) {
   a.query_scale.positions = 8;
   for (const std::int64_t first : {0, 1}) {
     a.query_scale.first = first;
-    const KindTables tables = make_attention_tables(a, 17, stream);
+    const KindTables tables = make_mixer_tables(a, 17, stream);
     const auto scale = download_as(tables.query_scale.view);
     ASSERT_EQ(scale.size(), 17u);
     const std::size_t step = first == 1 ? 7 : 8;
@@ -410,7 +418,7 @@ TEST_P(AttentionHeads, QueriesAreScaledByTheirPosition) {
     EXPECT_FLOAT_EQ(scale[step], 1.0693147f);
     EXPECT_FLOAT_EQ(scale[15], first == 1 ? 1.1098612f : 1.0693147f);
     EXPECT_FLOAT_EQ(scale[16], 1.1098612f);
-    EXPECT_EQ(attention_table_bytes(a, 17), 17 * 4);
+    EXPECT_EQ(mixer_table_bytes(a, 17), 17 * 4);
   }
 }
 
