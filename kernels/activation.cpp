@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/simd.h"
+#include "kernels/softplus.h"
 #include "kernels/weights.h"
 
 namespace qpipe {
@@ -105,9 +106,6 @@ void gated_row(const float* gate, const float* up, Activation f, const GatedLimi
   else
     multiply_row(up, count, y);
 }
-
-// log(1 + e^x)
-float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(x))); }
 
 float scalar(ConstTensor x) {
   float value = 0.0f;

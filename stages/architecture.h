@@ -3,7 +3,9 @@
 // elements, names are the checkpoint's.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <variant>
@@ -14,6 +16,7 @@
 #include "kernels/delta_rule.h"
 #include "kernels/gated_norm.h"
 #include "kernels/route.h"
+#include "kernels/state_space.h"
 
 namespace qpipe {
 
@@ -213,6 +216,63 @@ struct DeltaNet {
   bool operator==(const DeltaNet&) const = default;
 };
 
+// Mamba-2 (arXiv:2405.21060). z | x | B | C | Δ = the outputs of `in`, times their multipliers;
+// x | B | C ← silu(conv(x | B | C)); y = the state space of them (kernels/state_space.h); out(norm
+// of y and z, kernels/gated_group_norm.h). Without a norm: out(y · silu(z)).
+struct Mamba2 {
+  LinearSpec in;
+  LinearSpec out;
+  StateSpaceLayout layout;
+  CausalConv conv;
+  std::string a_log, dt_bias, d;  // tensors of one element a head
+  float shortest_step = 0.0f;
+  float longest_step = std::numeric_limits<float>::infinity();
+  std::optional<NormSpec> norm;
+  std::int64_t norm_groups = 1;
+  bool gate_first = true;
+  std::array<float, 5> multipliers{1.0f, 1.0f, 1.0f, 1.0f, 1.0f};
+  bool operator==(const Mamba2&) const = default;
+};
+
+// Mamba (arXiv:2312.00752). x | z = the outputs of `in`; x ← silu(conv(x)); Δ | B | C = x_proj(x),
+// each with its norm where it has one; out(the selective scan of x, dt_proj(Δ), B, C, with the gate
+// z; kernels/selective_scan.h).
+struct Mamba {
+  LinearSpec in;
+  LinearSpec x_proj;
+  LinearSpec dt_proj;
+  LinearSpec out;
+  CausalConv conv;
+  std::int64_t state = 0;
+  std::string a_log;  // a tensor [channels, state]
+  std::string d;      // [channels]
+  std::optional<NormSpec> dt_norm;
+  std::optional<NormSpec> b_norm;
+  std::optional<NormSpec> c_norm;
+
+  std::int64_t inner() const { return out.in_features; }  // channels
+  std::int64_t rank() const { return dt_proj.in_features; }
+  bool operator==(const Mamba&) const = default;
+};
+
+// out(C · conv(B · x)), with B | C | x the outputs of `in` (LFM2).
+struct ShortConv {
+  LinearSpec in;
+  LinearSpec out;
+  CausalConv conv;
+  bool operator==(const ShortConv&) const = default;
+};
+
+// Both read what the mixer's norm gives, and the sum of their outputs, each times its multiplier,
+// goes to the residual stream (Falcon-H1).
+struct AttentionBesideMamba2 {
+  Attention attention;
+  Mamba2 mamba;
+  float attention_multiplier = 1.0f;
+  float mamba_multiplier = 1.0f;
+  bool operator==(const AttentionBesideMamba2&) const = default;
+};
+
 // out(f(gate) · up), or out(f(in)) where there is no gate. `in` holds gate and up, or one linear
 // with gate's rows above up's, or the plain one.
 struct Mlp {
@@ -222,6 +282,8 @@ struct Mlp {
   bool gated = true;
   std::optional<Xielu> xielu = {};  // in place of `activation`
   GatedLimits limits = {};          // of gate and up
+  float gate_multiplier = 1.0f;     // of gate, in front of f
+  float out_multiplier = 1.0f;      // of what `out` gives
 
   std::int64_t width() const { return out.in_features; }
   bool operator==(const Mlp&) const = default;
@@ -284,7 +346,8 @@ struct PerLayerInput {
 // norms after_… act on the output before it is added.
 enum class Residual { sequential, parallel, normed };
 
-using Mixer = std::variant<Attention, LatentAttention, DeltaNet, SingleLinear, Nothing>;
+using Mixer = std::variant<Attention, LatentAttention, DeltaNet, Mamba2, Mamba, ShortConv,
+                           AttentionBesideMamba2, SingleLinear, Nothing>;
 
 struct LayerSpec {
   std::int64_t hidden = 0;  // columns of the residual stream that the layer reads and adds to

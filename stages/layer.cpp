@@ -9,10 +9,14 @@
 #include "kernels/multiply.h"
 #include "kernels/norm.h"
 #include "stages/attention.h"
+#include "stages/attention_beside_mamba2.h"
 #include "stages/delta_net.h"
 #include "stages/experts.h"
 #include "stages/latent_attention.h"
 #include "stages/layer_lists.h"
+#include "stages/mamba.h"
+#include "stages/mamba2.h"
+#include "stages/short_conv.h"
 
 namespace qpipe {
 
@@ -109,13 +113,39 @@ std::optional<NormSpec> norm_after(const LayerSpec& spec, Part part) {
   return std::nullopt;
 }
 
-const LinearSpec& last_linear(const LayerSpec& spec, Part part) {
-  if (part == Part::per_layer) return spec.per_layer->out;
+template <class Alternative>
+std::vector<MixerOutput> mixer_outputs(const Alternative& mixer) {
+  return {{last_linear(mixer)}};
+}
+
+std::vector<MixerOutput> outputs_of(const LayerSpec& spec, Part part) {
+  if (part == Part::per_layer) return {{spec.per_layer->out}};
   if (part == Part::mixer)
-    return std::visit([](const auto& mixer) -> const LinearSpec& { return last_linear(mixer); },
-                      spec.mixer);
-  if (const auto* m = std::get_if<Mlp>(&spec.mlp)) return m->out;
-  return std::get<SingleLinear>(spec.mlp).linear;
+    return std::visit([](const auto& mixer) { return mixer_outputs(mixer); }, spec.mixer);
+  if (const auto* m = std::get_if<Mlp>(&spec.mlp)) return {{m->out, m->out_multiplier}};
+  return {{std::get<SingleLinear>(spec.mlp).linear}};
+}
+
+// y = Σ multiplier · (x Wᵀ + b), or y += factor · that; x: a panel of the input for each linear.
+enum class Sum { new_one, on_top };
+void sum_outputs(const Layer& layer, const std::vector<MixerOutput>& outputs, ConstTensor input,
+                 bool with_bias, Sum sum, float factor, Tensor y, Stream& stream) {
+  std::int64_t first = 0;
+  for (const MixerOutput& output : outputs) {
+    const Linear& one = layer.linear(output.linear);
+    const std::int64_t width = output.linear.in_features;
+    const ConstTensor x = outputs.size() == 1 ? input : input.part(first, input.rows, width);
+    first += x.size();
+    const ConstTensor bias = with_bias ? one.bias : ConstTensor{};
+    const float multiplier = factor * output.multiplier;
+    if (sum == Sum::on_top) {
+      linear_add(x, one.weight, bias, multiplier, y, stream);
+    } else {
+      linear(x, one.weight, bias, y, stream);
+      if (multiplier != 1.0f) scale(y, multiplier, stream);
+    }
+    sum = Sum::on_top;
+  }
 }
 
 // h += multiplier · after(f(x)), or h ← after(h + multiplier · f(x)), with f the part's last
@@ -130,14 +160,13 @@ void add_output(const Layer& layer, Part part, ConstTensor x, const Routes* rout
   const auto* experts = part == Part::mlp ? std::get_if<Experts>(&spec.mlp) : nullptr;
   const bool norm_of_sum = after && spec.residual == Residual::normed;
   if (experts == nullptr && (!after || norm_of_sum)) {
-    const Linear& last = layer.linear(last_linear(spec, part));
-    linear_add(x, last.weight, last.bias, spec.residual_multiplier, hidden, stream);
+    sum_outputs(layer, outputs_of(spec, part), x, true, Sum::on_top, spec.residual_multiplier,
+                hidden, stream);
   } else {
     if (experts != nullptr) {
       expert_output(*experts, layer, x, *routes, y, scratch, stream);
     } else {
-      const Linear& last = layer.linear(last_linear(spec, part));
-      linear(x, last.weight, last.bias, y, stream);
+      sum_outputs(layer, outputs_of(spec, part), x, true, Sum::new_one, 1.0f, y, stream);
     }
     if (after && !norm_of_sum) normed(y);
     add_scaled(y, spec.residual_multiplier, hidden, stream);
@@ -153,6 +182,7 @@ void mlp_activations(const Mlp& mlp, const Layer& layer, ConstTensor x, Tensor y
                      Stream& stream) {
   const Tensor up = scratch.part(0, x.rows, outputs(mlp.in));
   project(mlp.in, layer, x, up, stream);
+  if (mlp.gate_multiplier != 1.0f) scale(up.col_range(0, mlp.width()), mlp.gate_multiplier, stream);
   if (mlp.xielu)
     return xielu(up, layer.constants.at(mlp.xielu->alpha_p).stored_weight,
                  layer.constants.at(mlp.xielu->alpha_n).stored_weight, mlp.xielu->beta,
@@ -166,6 +196,7 @@ void mlp_activations(const Mlp& mlp, const Layer& layer, ConstTensor x, Tensor y
 const Rope* rope_of(const LayerSpec& spec) {
   if (const auto* a = std::get_if<Attention>(&spec.mixer)) return &a->rope;
   if (const auto* a = std::get_if<LatentAttention>(&spec.mixer)) return &a->rope;
+  if (const auto* a = std::get_if<AttentionBesideMamba2>(&spec.mixer)) return &a->attention.rope;
   return nullptr;
 }
 
@@ -381,9 +412,7 @@ void part_output(const Layer& layer, const DecoderTables& tables, Part part, std
     expert_activations(*e, layer, x, *routes, memory, scratch, stream);
     return expert_output(*e, layer, memory, *routes, y, scratch, stream);
   }
-  const LinearSpec& out = last_linear(spec, part);
   ConstTensor inner = x;
-  const Tensor memory(between.data, between.dtype, x.rows, out.in_features);
   const std::vector<Step> steps = layer_steps(spec);
   for (std::size_t i = 0; part == Part::mixer && i + 1 < steps.size(); ++i) {
     if (steps[i].part != part || steps[i + 1].part != part) continue;
@@ -393,13 +422,12 @@ void part_output(const Layer& layer, const DecoderTables& tables, Part part, std
     inner = next;
   }
   if (const auto* m = std::get_if<Mlp>(&spec.mlp); part == Part::mlp && m != nullptr) {
+    const Tensor memory(between.data, between.dtype, x.rows, m->width());
     mlp_activations(*m, layer, x, memory, scratch, stream);
     inner = memory;
   }
-  if (add)
-    linear_add(inner, layer.linear(out).weight, {}, 1.0f, y, stream);
-  else
-    linear(inner, layer.linear(out).weight, {}, y, stream);
+  sum_outputs(layer, outputs_of(spec, part), inner, false, add ? Sum::on_top : Sum::new_one, 1.0f,
+              y, stream);
 }
 
 void advance(const Layer& layer, const DecoderTables& tables, const std::vector<Step>& steps,

@@ -52,7 +52,7 @@ const Rope* rope_of(const LayerSpec& spec);
 std::vector<LinearSpec> layer_linears(const LayerSpec& spec);
 
 // THE list of a layer's tensors, linears first: reading, checks, sizes and output follow from it.
-// A constant's shape may be [] or [1], a vector's [n] or [1, n].
+// A constant's shape may be [] or [1], a vector's [n] or [1, n], or the like with more axes.
 std::vector<TensorSpec> layer_tensors(const LayerSpec& spec);
 
 // A norm of a layer and the tensors that hold it: [rows, width], in one tensor or in one a row.
@@ -115,7 +115,7 @@ struct Layer {
   std::vector<Linear> linears;                         // in the order of layer_linears()
   std::map<std::string, Norm> norms;                   // by NormSpec::name
   std::map<std::string, Norm> constants;               // [1, 1] each, by the tensor's name
-  std::map<std::string, Matrix<const float>> vectors;  // [1, n] each, by the tensor's name
+  std::map<std::string, Matrix<const float>> vectors;  // all elements in a row, by tensor's name
   std::vector<Buffer> memory;
   std::vector<WaitingWeight> waiting;  // one for each linear; empty when all weights stay on the
                                        // device

@@ -2,7 +2,8 @@
 // LayerSpec::mixer, in a file of its own (stages/attention.h). layer.cpp calls them by std::visit.
 //
 //   mixer_linears       those of the layer's linears that are its own, the last one last
-//   last_linear         whose output, for the last step's input, goes to the residual stream
+//   last_linear         whose output, for the last step's input, goes to the residual stream; or
+//   mixer_outputs       several, each of a panel of that input
 //   add_mixer_norms     its norms
 //   mixer_vectors       tensors that are neither a linear's nor a norm's
 //   add_mixer_steps     its steps; its first linear is the layer's first
@@ -25,6 +26,11 @@ struct MixerRun {
   Tensor carried;  // columns that travel with the residual stream; empty where nothing does
   Tensor y;        // the next step's input; may lie in x's memory
   Tensor scratch;  // [tokens, mixer_scratch_width], compute type
+};
+
+struct MixerOutput {
+  LinearSpec linear;
+  float multiplier = 1.0f;  // of what goes to the residual stream
 };
 
 }  // namespace qpipe

@@ -368,6 +368,7 @@ std::vector<std::vector<std::string>> fused_linears(const Architecture& architec
       fused.back().push_back(layer_prefix(architecture, layer) + linear.name);
   };
   if (const auto* a = std::get_if<Attention>(&spec.mixer)) add(a->qkv);
+  if (const auto* a = std::get_if<AttentionBesideMamba2>(&spec.mixer)) add(a->attention.qkv);
   if (const auto* a = std::get_if<LatentAttention>(&spec.mixer); a != nullptr && a->q_a)
     add({*a->q_a, a->kv_a});
   if (const auto* d = std::get_if<DeltaNet>(&spec.mixer)) {

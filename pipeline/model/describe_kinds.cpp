@@ -75,6 +75,36 @@ void describe(const DeltaNet& n, Description& d) {
                                     : "gated delta net");
 }
 
+void describe(const CausalConv& conv, Description& d) {
+  d.add(true, "convolution over " + std::to_string(conv.kernel) + " tokens");
+}
+
+void describe(const Mamba2& m, Description& d) {
+  d.add(true, "Mamba-2");
+  d.add(m.layout.groups > 1, "groups of B and C");
+  describe(m.conv, d);
+  d.add(!m.norm, "no gated norm");
+  d.add(m.norm && !m.gate_first, "gate behind its norm");
+  d.add(m.multipliers != std::array{1.0f, 1.0f, 1.0f, 1.0f, 1.0f}, "scaled z, x, B, C, Δ");
+}
+
+void describe(const Mamba& m, Description& d) {
+  d.add(true, "Mamba");
+  describe(m.conv, d);
+  d.add(m.dt_norm.has_value(), "norms of Δ, B, C");
+}
+
+void describe(const ShortConv& s, Description& d) {
+  d.add(true, "gated short convolution");
+  describe(s.conv, d);
+}
+
+void describe(const AttentionBesideMamba2& both, Description& d) {
+  describe(both.attention, d);
+  describe(both.mamba, d);
+  d.add(true, "both on one norm");
+}
+
 void describe(const Mlp& m, Description& d) {
   d.add(true, m.xielu ? "plain MLP with xIELU" : m.gated ? "gated MLP" : "plain MLP");
   d.add(!m.xielu && m.activation == Activation::relu2, "squared ReLU");
@@ -118,6 +148,10 @@ Words describe(const LayerSpec& spec) {
   if (const auto* a = std::get_if<Attention>(&spec.mixer)) describe(*a, d);
   if (const auto* a = std::get_if<LatentAttention>(&spec.mixer)) describe(*a, d);
   if (const auto* n = std::get_if<DeltaNet>(&spec.mixer)) describe(*n, d);
+  if (const auto* m = std::get_if<Mamba2>(&spec.mixer)) describe(*m, d);
+  if (const auto* m = std::get_if<Mamba>(&spec.mixer)) describe(*m, d);
+  if (const auto* s = std::get_if<ShortConv>(&spec.mixer)) describe(*s, d);
+  if (const auto* b = std::get_if<AttentionBesideMamba2>(&spec.mixer)) describe(*b, d);
   d.add(std::holds_alternative<SingleLinear>(spec.mixer), "a linear in place of attention");
   d.add(std::holds_alternative<Nothing>(spec.mixer), "no attention");
   if (const auto* m = std::get_if<Mlp>(&spec.mlp)) describe(*m, d);

@@ -51,6 +51,14 @@ const std::vector<Row>& table() {
       {{"gpt_neox"}, all_integers, "GPTQModel", "gives NaN"},
       {{"exaone"}, all_integers, "GPTQModel", "takes it for Llama"},
       {{"granitemoehybrid"}, all_integers, "GPTQModel", "stops with an error"},
+      {{"mamba2"},
+       {Format::gptq, Format::gptq_v2, Format::awq, Format::compressed_tensors},
+       "transformers",
+       "initializes weights that are packed, and stops"},
+      {{"jamba", "lfm2_moe"},
+       {Format::compressed_tensors},
+       "transformers",
+       "finds no weights for the experts' gate and up, packed or not, and stops"},
       {{"glm", "glm4", "phi3"},
        all_integers,
        "GPTQModel",
@@ -100,6 +108,11 @@ std::vector<FamilyFault> family_faults(Format format, const nlohmann::json& conf
   for (const Row& row : table())
     if (contains(row.families, family) && contains(row.formats, format))
       faults.push_back({row.program, row.why, row.dequantized});
+  const auto pattern = config.find("hybrid_override_pattern");
+  const bool routes = pattern != config.end() && pattern->is_string() &&
+                      pattern->get<std::string>().find('E') != std::string::npos;
+  if (family == "nemotron_h" && format == Format::compressed_tensors && routes && !packs_experts)
+    faults.push_back({"transformers", "leaves experts out without a word, packed or not"});
   const bool integers =
       format == Format::gptq || format == Format::gptq_v2 || format == Format::awq;
   const bool with_a_tower = config.contains("vision_config");

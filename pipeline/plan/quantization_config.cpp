@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <string_view>
 #include <tuple>
+#include <utility>
 
 #include "pipeline/files/pattern.h"
 #include "pipeline/plan/format_choice.h"
@@ -161,6 +163,14 @@ Json dynamic_json(const std::vector<ModuleOverride>& overrides, const QuantizePl
 
 // --- lists of names
 
+// transformers calls Nemotron-H's `backbone` `model`: names that it looks for stand in both forms.
+std::vector<std::string> with_both_roots(std::vector<std::string> names) {
+  constexpr std::string_view root = "backbone.";
+  for (std::size_t i = 0, count = names.size(); i < count; ++i)
+    if (names[i].starts_with(root)) names.push_back("model." + names[i].substr(root.size()));
+  return names;
+}
+
 // Lists that loaders search for beginnings or parts of their own names. transformers has another
 // name than the checkpoint for many a tower's inside, and "model." before it: the tower's own name
 // in both forms says it all. None that is a part of a decoder linear's name.
@@ -187,7 +197,7 @@ std::vector<std::string> with_head(const QuantizePlan& plan, std::vector<std::st
 // compressed-tensors matches whole names, and transformers has others for the towers than the
 // checkpoint: an expression for what lies beside the layers stands after the names.
 std::vector<std::string> ignore_list(const QuantizePlan& plan) {
-  std::vector<std::string> names = joined(plan.skipped(), plan.unquantized);
+  std::vector<std::string> names = with_both_roots(joined(plan.skipped(), plan.unquantized));
   const std::vector<std::string> roots = roots_of(plan);
   if (!roots.empty()) names.push_back("re:" + has_root(roots));
   return names;
@@ -202,14 +212,14 @@ std::vector<std::string> skip_list(const QuantizePlan& plan) {
     if (std::all_of(fused.members.begin(), fused.members.end(),
                     [&](const std::string& member) { return stay.contains(member); }))
       names.push_back(fused.name);
-  return with_towers(plan, names);
+  return with_towers(plan, with_both_roots(std::move(names)));
 }
 
 Json awq_json(const QuantizePlan& plan) {
-  Json json = awq_config_json(plan.defaults.group_size, plan.skipped());
+  Json json = awq_config_json(plan.defaults.group_size, with_both_roots(plan.skipped()));
   if (plan.unquantized.empty()) return json;
   json["modules_to_not_convert"] =
-      with_head(plan, with_towers(plan, joined(plan.skipped(), plan.unquantized)));
+      with_head(plan, with_towers(plan, with_both_roots(joined(plan.skipped(), plan.unquantized))));
   if (!json.contains("dynamic")) json["dynamic"] = Json::object();
   json["dynamic"].update(rules_of_unquantized(plan));
   return json;

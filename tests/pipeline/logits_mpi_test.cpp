@@ -141,6 +141,9 @@ constexpr Variant variants[] = {{"llama", 1.3},
                                 {"phi3-longrope-short", 1.8},
                                 {"granite", 0.6},
                                 {"granitemoehybrid-dense", 0.5},
+                                {"mamba2", 3.1},
+                                {"falcon-h1", 1.1},
+                                {"lfm2", 1.4},
                                 {"cohere", 1.0},
                                 {"cohere-qk-norm", 0.8},
                                 {"cohere2", 1.0},
@@ -218,7 +221,11 @@ constexpr Variant variants[] = {{"llama", 1.3},
                                 {"gpt-oss-mxfp4", 1.5},
                                 {"afmoe", 1.5},
                                 {"mimo-v2-flash", 1.5},
-                                {"step3p5", 1.5}};
+                                {"step3p5", 1.5},
+                                {"granitemoehybrid", 1.5},
+                                {"nemotron-h", 5.2},
+                                {"jamba", 6.2},
+                                {"lfm2-moe", 12.0}};
 
 std::vector<Case> all_variants() {
   std::vector<Case> cases;

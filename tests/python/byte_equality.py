@@ -78,6 +78,11 @@ FAMILIES = [
     "qwen3-next",  # delta nets with fused projections
     "qwen3_5",  # delta nets, gates beside q, what no decoder runs passes through
     "kimi-linear",  # decays by channel, projections of low rank
+    "mamba2",  # state spaces alone
+    "nemotron-h",  # layers of one thing alone; plain experts
+    "falcon-h1",  # attention beside a state space: a last step with two panels
+    "jamba",  # a mixer of three steps
+    "lfm2",  # short convolutions
     "mistral3-ministral3",  # inside a vision-language model, queries scaled by position
 ]
 FAMILY_SETTINGS = ("sym4", "awq", "bnb-nf4")

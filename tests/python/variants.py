@@ -141,4 +141,14 @@ VARIANTS = {
     "cohere2": Variant(),
     "granite": Variant(),
     "granitemoehybrid-dense": Variant(),
+    # transformers initializes the weight of out_proj, which is packed.
+    "mamba2": Variant("bnb", options=skip(r"in_proj")),
+    "falcon-h1": Variant(options=skip(r"in_proj")),
+    "lfm2": Variant(),
+    # AWQ's factors are in experts, too, which are then stored one by one; transformers looks for stacks.
+    "granitemoehybrid": Variant("ct bnb", mixture=True, options=skip(r"in_proj|shared_mlp\.output_linear|experts")),
+    # With compressed-tensors transformers finds no experts that are not packed.
+    "nemotron-h": Variant("awq bnb", mixture=True, options=skip(r"in_proj|experts")),
+    "jamba": Variant("awq bnb", mixture=True, options=skip(r"x_proj|feed_forward")),
+    "lfm2-moe": UNLOADED_EXPERTS,
 }
