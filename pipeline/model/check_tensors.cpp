@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -30,6 +32,7 @@ struct Check {
   std::set<std::string> known;
   std::vector<std::string> faults;
   std::vector<std::string> unread{};  // tensors that the decoder doesn't need
+  std::string kind_hint{};            // where config.json says what the layer is
 
   bool done() const { return faults.size() >= most; }
 
@@ -44,7 +47,7 @@ struct Check {
       std::string near = faults.empty() ? nearest_name(name, unread) : "";
       if (near.empty() && faults.empty()) near = nearest_name(name, checkpoint.names());
       return fail("tensor '" + name + "' is missing, and config.json asks for it" +
-                  (near.empty() ? "" : "; the nearest name is '" + near + "'"));
+                  (near.empty() ? "" : "; the nearest name is '" + near + "'") + kind_hint);
     }
     const TensorInfo& info = checkpoint.info(name);
     if (info.shape != shape)
@@ -189,6 +192,8 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
   for (const TensorSpec& tensor : embedding_tensors(a)) check.weights(tensor.name, tensor.shape);
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     const std::string prefix = layer_prefix(a, layer);
+    if (!a.kinds_by.empty())
+      check.kind_hint = fmt::format("; layer {} is what {} makes it", layer, a.kinds_by);
     const std::vector<LinearSpec> linears = layer_linears(a.layer(layer));
     for (const TensorSpec& tensor : layer_tensors(a.layer(layer))) {
       const std::string name = prefix + tensor.name;
@@ -205,6 +210,7 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
     const auto* mlp = std::get_if<Mlp>(&a.layer(layer).mlp);
     if (mlp != nullptr && mlp->xielu) check_xielu(check, prefix, *mlp->xielu);
   }
+  check.kind_hint.clear();
   for (const TensorSpec& tensor : head_tensors(a)) check.weights(tensor.name, tensor.shape);
 
   const std::string head = a.head.name + ".weight";
