@@ -172,7 +172,7 @@ void route(Matrix<const float> logits, Matrix<const float> correction,
     float total = 0.0f;
     for (std::int64_t s = 0; s < weight.cols; ++s) total += w[s];
     for (std::int64_t s = 0; s < weight.cols; ++s) {
-      if (options.normalize) w[s] /= total + 1e-20f;
+      if (options.normalize) w[s] /= total + options.normalize_eps;
       w[s] *= options.scaling;
       if (!expert_scale.empty()) w[s] *= expert_scale(0, expert(t, s));
     }

@@ -27,6 +27,7 @@ struct Router {
   int top_k;
   Scoring scoring;
   bool normalize;
+  float normalize_eps;
   float scaling;
   int groups;
   int top_groups;
@@ -203,7 +204,7 @@ __global__ __launch_bounds__(warp* warps_per_block) void route_kernel(Router r) 
   for (int slot = 0; slot < r.top_k; ++slot) total += chosen_weight[slot];
   for (int slot = lane; slot < r.top_k; slot += warp) {
     float w = chosen_weight[slot];
-    if (r.normalize) w /= total + 1e-20f;
+    if (r.normalize) w /= total + r.normalize_eps;
     w *= r.scaling;
     if (r.expert_scale != nullptr) w *= r.expert_scale[expert[slot]];
     r.weight[t * r.weight_stride + slot] = w;
@@ -231,6 +232,7 @@ void route(Matrix<const float> logits, Matrix<const float> correction,
   r.top_k = static_cast<int>(options.top_k);
   r.scoring = options.scoring;
   r.normalize = options.normalize;
+  r.normalize_eps = options.normalize_eps;
   r.scaling = options.scaling;
   r.groups = static_cast<int>(options.groups);
   r.top_groups = static_cast<int>(options.top_groups);

@@ -19,7 +19,8 @@ enum class GroupScore { best, two_best };
 struct RouteOptions {
   std::int64_t top_k = 1;
   Scoring scoring = Scoring::softmax;
-  bool normalize = false;   // weights are divided by their sum + 1e-20
+  bool normalize = false;  // weights are divided by their sum + normalize_eps
+  float normalize_eps = 1e-20f;
   float scaling = 1.0f;     // weights are multiplied by it
   std::int64_t groups = 1;  // of experts / groups consecutive experts each
   std::int64_t top_groups = 1;

@@ -410,7 +410,7 @@ struct Architecture {
 
   std::vector<LayerSpec> kinds;
   std::vector<std::uint16_t> kind_of_layer;  // as indices into `kinds`
-  std::string kinds_key;  // the key of config.json that says which; empty: no single one does
+  std::string kinds_by;  // keys of config.json that say so, for messages; empty: others do
 
   std::string root;          // "model.": what the decoder's tensors outside of the head begin with
   std::string layer_prefix;  // "model.layers."; layer l is PREFIX + l + "."

@@ -172,13 +172,6 @@ bool needs(const Architecture& a, const std::set<std::string>& decoder,
          (checkpoint.config().contains("quantization_config") && !linear_of(name, decoder).empty());
 }
 
-std::set<std::size_t> mixer_linears(const LayerSpec& spec) {
-  std::set<std::size_t> linears;
-  for (const Step& step : layer_steps(spec))
-    if (step.part == Part::mixer) linears.insert(step.runs.begin(), step.runs.end());
-  return linears;
-}
-
 }  // namespace
 
 std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& checkpoint,
@@ -199,13 +192,10 @@ std::vector<std::string> tensor_faults(const Architecture& a, const Checkpoint& 
   for (const TensorSpec& tensor : embedding_tensors(a)) check.weights(tensor.name, tensor.shape);
   for (std::int64_t layer = 0; layer < a.layers; ++layer) {
     const std::string prefix = layer_prefix(a, layer);
+    if (!a.kinds_by.empty()) check.asked_by = fmt::format(" ({}, layer {})", a.kinds_by, layer);
     const std::vector<LinearSpec> linears = layer_linears(a.layer(layer));
-    const std::set<std::size_t> of_mixer = mixer_linears(a.layer(layer));
     for (const TensorSpec& tensor : layer_tensors(a.layer(layer))) {
       const std::string name = prefix + tensor.name;
-      const bool chosen = !a.kinds_key.empty() && tensor.role == TensorRole::weight &&
-                          of_mixer.contains(tensor.linear);
-      check.asked_by = chosen ? fmt::format(" ({}, layer {})", a.kinds_key, layer) : "";
       switch (tensor.role) {
         case TensorRole::weight:
           check.linear(prefix + linears[tensor.linear].name, linears[tensor.linear]);

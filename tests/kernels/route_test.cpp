@@ -120,7 +120,7 @@ struct Reference {
       choose(logits, correction, c.options);
     const double total = std::accumulate(weight.begin(), weight.end(), 0.0);
     for (std::size_t i = 0; i < weight.size(); ++i) {
-      if (c.options.normalize) weight[i] /= total + 1e-20;
+      if (c.options.normalize) weight[i] /= total + static_cast<double>(c.options.normalize_eps);
       weight[i] *= static_cast<double>(c.options.scaling);
       if (!expert_scale.empty()) weight[i] *= expert_scale[static_cast<std::size_t>(expert[i])];
     }
@@ -351,6 +351,10 @@ TEST_P(RouteTest, LargeLogitsDoNotOverflow) {
   // All chosen scores are 0: 0 / 1e-20.
   expect_close(run({-200.0f, -300.0f}, options_of(1, Scoring::sigmoid, true), 2).weight, {0.0},
                {0.0});
+  // σ(0) / (σ(0) + 1.5)
+  RouteOptions options = options_of(1, Scoring::sigmoid, true);
+  options.normalize_eps = 1.5f;
+  expect_close(run({0.0f, -1.0f}, options, 2).weight, {0.25}, {2 * single});
 }
 
 TEST_P(RouteTest, ATokenDependsOnItsOwnLogits) {

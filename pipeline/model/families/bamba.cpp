@@ -34,6 +34,7 @@ Architecture read_bamba(const ConfigJson& config) {
       read_layer_numbers(config, "attn_layer_indices", s.layers);
   Architecture a = decoder(config, s, "bamba");
   a.head.norm = norm("model.final_layernorm");
+  a.kinds_by = "attn_layer_indices";
   set_layers(a, [&](std::int64_t l) {
     LayerSpec layer;
     layer.mixer_norm = norm("input_layernorm");

@@ -123,6 +123,7 @@ Architecture read_granite_hybrid(const ConfigJson& config) {
         return mamba;
       },
       mlp);
+  a.kinds_by = "layer_types";
   if (!routes) return a;
   Experts experts = granite_experts(config, s, activation);
   experts.shared = mlp;

@@ -70,6 +70,7 @@ Architecture read_jamba(const ConfigJson& config) {
   const auto routes = read_every(config, "expert_layer_period", 2, "expert_layer_offset", 1);
   Architecture a = decoder(config, s, "jamba");
   a.head.norm = rms_norm_of(config, "model.final_layernorm", s.hidden);
+  a.kinds_by = "attn_layer_period and attn_layer_offset (or those of experts)";
   set_layers(a, [&](std::int64_t l) {
     LayerSpec layer;
     layer.mixer_norm = rms_norm_of(config, "input_layernorm", s.hidden);

@@ -146,7 +146,7 @@ Architecture read_kimi_linear(const ConfigJson& config) {
                                 return net;
                               },
                               {.absent_eps = 1e-5});
-  a.kinds_key = linear_key;
+  a.kinds_by = linear_key;
   set_experts(a, kimi_experts(config, s), layers_behind_dense(config, s.layers, 1));
   return a;
 }

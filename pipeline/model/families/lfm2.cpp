@@ -69,6 +69,7 @@ Architecture lfm2_of(const ConfigJson& config, const Sizes& s, const std::string
   Architecture a = decoder(config, s, model_type, true);
   if (has_key(config, "tie_embedding")) a.head.tied = read_flag(config, "tie_embedding", true);
   a.head.norm = norm("model.embedding_norm");
+  a.kinds_by = "layer_types or full_attn_idxs";
   set_layers(a, [&](std::int64_t l) {
     LayerSpec layer;
     layer.mixer_norm = norm("operator_norm");
@@ -114,6 +115,7 @@ Architecture read_lfm2_moe(const ConfigJson& config) {
   o.top_k = read_top_k(config, sizes.experts, "num_experts_per_tok", 4);
   o.scoring = Scoring::sigmoid;
   o.normalize = read_flag(config, "norm_topk_prob", true);
+  o.normalize_eps = 1e-6f;
   o.scaling = static_cast<float>(read_positive(config, "routed_scaling_factor", 1.0));
   if (read_flag(config, "use_expert_bias", true))
     experts.router.correction = "feed_forward.expert_bias";

@@ -122,6 +122,7 @@ Architecture read_nemotron_h(const ConfigJson& config) {
   names.embedding = "embeddings";
   Architecture a = decoder(config, s, "nemotron_h", false, names);
   a.head.norm = rms_norm_of(config, "backbone.norm_f", s.hidden, "layer_norm_epsilon", 1e-5);
+  a.kinds_by = "hybrid_override_pattern or layers_block_type";
   set_layers(a, [&](std::int64_t l) {
     LayerSpec layer;
     layer.mixer = Nothing{};

@@ -134,7 +134,7 @@ Architecture next_like(const ConfigJson& config, const Sizes& s, const std::stri
                                 if (attends[static_cast<std::size_t>(l)]) return attention;
                                 return net;
                               });
-  a.kinds_key = "layer_types";
+  a.kinds_by = "layer_types";
   a.head.norm->offset = 1.0f;
   for (LayerSpec& kind : a.kinds) kind.mixer_norm->offset = kind.mlp_norm->offset = 1.0f;
   return a;
