@@ -26,7 +26,7 @@ struct Case {
 RouteOptions options_of(std::int64_t top_k, Scoring scoring = Scoring::softmax,
                         bool normalize = false, float scaling = 1.0f, std::int64_t groups = 1,
                         std::int64_t top_groups = 1, GroupScore group_score = GroupScore::best) {
-  return {top_k, scoring, normalize, scaling, groups, top_groups, group_score, 0.02f};
+  return {top_k, scoring, normalize, 1e-20f, scaling, groups, top_groups, group_score, 0.02f};
 }
 
 // A token's experts and weights in double precision, and how far the nearest decision was from
