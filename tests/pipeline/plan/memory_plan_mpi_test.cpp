@@ -6,8 +6,8 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <random>
-#include <set>
 
 #include "launch/comm.h"
 #include "pipeline/files/error.h"
@@ -263,7 +263,27 @@ INSTANTIATE_TEST_SUITE_P(Settings, MemoryPlanRun, testing::ValuesIn(cases()),
 // norms behind the blocks, tied embeddings, tables of positions and of layers, projected
 // embeddings, weights that are stored transposed, columns that travel with the stream; in
 // float32.
-class MemoryPlanFamily : public testing::TestWithParam<const char*> {};
+class MemoryPlanFamily : public testing::TestWithParam<const char*> {
+ protected:
+  // Linears that are skipped: most have sizes that are no multiples of 32.
+  static const std::map<std::string, std::string>& odd_sizes() {
+    static const std::string latents = "q_a_proj|kv_a_proj|q_b_proj";
+    static const std::string layers = R"(per_layer_|experts\.|layers\.0\.self_attn\.[kv]_proj)";
+    static const std::map<std::string, std::string> patterns = {
+        {"deepseek-v2-lite", latents},
+        {"deepseek-v3", latents},
+        {"falcon-h1", "in_proj"},
+        {"gemma4-moe", layers},
+        {"gemma4-small", layers},
+        {"glm-moe-dsa", latents + R"(|mlp\.experts\.)"},  // shared ones alone
+        {"jamba", "x_proj|feed_forward"},
+        {"kimi-linear", "kv_a_proj"},
+        {"mamba2", "in_proj"},
+        {"nemotron-h", "in_proj|experts"},
+        {"nemotron-nas", layers}};
+    return patterns;
+  }
+};
 
 TEST_P(MemoryPlanFamily, PeakIsAsPredicted) {
   Stream stream(Backend::cpu, 0);
@@ -284,15 +304,8 @@ TEST_P(MemoryPlanFamily, PeakIsAsPredicted) {
           options.memory.micro_batch = 512;
           options.quantize.mse = 0.0;
           options.awq.grid = 4;
-          const auto skip = [&](const char* pattern) {
-            options.quantize.overrides.push_back({pattern, true, 0, 0, ""});
-          };
-          const std::string name = GetParam();
-          const bool latent = name.starts_with("deepseek") || name == "glm-moe-dsa";
-          const bool odd = name == "gemma4-moe" || name == "gemma4-small" || name == "nemotron-nas";
-          if (latent) skip("q_a_proj|kv_a_proj|q_b_proj");  // sizes that are no multiples of 32
-          if (odd) skip(R"(per_layer_|experts\.|layers\.0\.self_attn\.[kv]_proj)");
-          if (name == "glm-moe-dsa") skip(R"(mlp\.experts\.)");  // shared ones alone
+          if (const auto pattern = odd_sizes().find(GetParam()); pattern != odd_sizes().end())
+            options.quantize.overrides = {{pattern->second, true, 0, 0, ""}};
           options.parallel.share_gpu = true;
           options.parallel.backend = more.back().substr(more.back().find('=') + 1);
           return options;
@@ -309,7 +322,9 @@ INSTANTIATE_TEST_SUITE_P(Families, MemoryPlanFamily,
                                          "gemma2", "gemma4-small", "gpt2", "opt-350m-style",
                                          "olmo2", "phi3", "mpt", "nemotron-nas", "qwen2-moe",
                                          "qwen3-moe", "gemma4-moe", "gpt-oss", "step3p5",
-                                         "deepseek-v3", "deepseek-v2-lite", "glm-moe-dsa"),
+                                         "deepseek-v3", "deepseek-v2-lite", "glm-moe-dsa",
+                                         "qwen3-next", "qwen3_5", "kimi-linear", "mamba2",
+                                         "nemotron-h", "falcon-h1", "jamba", "lfm2"),
                          [](const testing::TestParamInfo<const char*>& tested) {
                            std::string name = tested.param;
                            std::replace(name.begin(), name.end(), '-', '_');
