@@ -9,6 +9,7 @@
 #include "kernels/cuda_handles.h"
 #include "kernels/delta_chunk.h"
 #include "kernels/delta_rule.h"
+#include "kernels/mma_cuda.h"
 #include "kernels/vector_cuda.h"
 
 namespace qpipe::cuda {
@@ -69,37 +70,11 @@ struct Chunk {
   }
 };
 
-__device__ unsigned shared_address(const void* pointer) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
-
 __device__ void load_matrices(unsigned (&r)[4], const __nv_bfloat16* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
+  cuda::load_matrices(r, shared_address(row));
 }
 __device__ void load_transposed(unsigned (&r)[4], const __nv_bfloat16* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-
-// c += a b for a 16 x 16 and b 16 x 8. With g = lane / 4 and i = lane % 4, a lane has of a the
-// elements (g, 2i), (g + 8, 2i), (g, 2i + 8), (g + 8, 2i + 8) and their right neighbours, of b (2i,
-// g), (2i + 8, g) and their lower neighbours, of c (g, 2i), (g, 2i + 1), (g + 8, 2i), (g + 8, 2i +
-// 1).
-__device__ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ unsigned pack(float low, float high) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&both);
+  cuda::load_transposed(r, shared_address(row));
 }
 
 // What bf16 leaves of x, for a second product.

@@ -31,7 +31,10 @@ inline __device__ void load_transposed(unsigned (&r)[4], unsigned address) {
                : "memory");
 }
 
-// c += a b for a 16 x 16 and b 16 x 8.
+// c += a b for a 16 x 16 and b 16 x 8. With g = lane / 4 and i = lane % 4, a lane has of a the
+// elements (g, 2i), (g + 8, 2i), (g, 2i + 8), (g + 8, 2i + 8) and their right neighbours, of b (2i,
+// g), (2i + 8, g) and their lower neighbours, of c (g, 2i), (g, 2i + 1), (g + 8, 2i), (g + 8, 2i +
+// 1).
 inline __device__ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0,
                                     unsigned b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
