@@ -22,9 +22,10 @@ constexpr std::array harmless{
     "router_aux_loss_coef", "output_router_logits", "seq_length", "torchscript", "name", "language",
     "license", "transformers.js_config", "max_length", "chunk_size_feed_forward", "bad_words_ids",
     "begin_suppress_tokens", "suppress_tokens", "finetuning_task", "prefix", "sep_token_id",
-    "custom_pipelines", "ep_size", "aux_loss_alpha", "seq_aux", "output_past", "output_attentions",
-    "output_hidden_states", "neftune_noise_alpha", "ignore_index", "use_bfloat16",
-    "use_return_dict", "tie_encoder_decoder",
+    "custom_pipelines", "time_step_rank", "time_step_scale", "time_step_init_scheme",
+    "mlp_expansion_factor", "mamba_ssm_dtype", "mtp_use_dedicated_embeddings", "ep_size",
+    "aux_loss_alpha", "seq_aux", "output_past", "output_attentions", "output_hidden_states",
+    "neftune_noise_alpha", "ignore_index", "use_bfloat16", "use_return_dict", "tie_encoder_decoder",
     // Of generation, which older versions wrote here.
     "do_sample", "early_stopping", "min_length", "num_beams", "num_beam_groups",
     "num_return_sequences", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",

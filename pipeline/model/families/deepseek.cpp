@@ -46,6 +46,7 @@ Architecture read_deepseek_v2(const ConfigJson& config) {
       read_activation(config, "hidden_act", "silu"));
   set_v2_router(config, experts);
   set_experts(a, experts, layers_behind_dense(config, s.layers, 0));
+  a.kinds_by = "mlp_layer_types or first_k_dense_replace";
   return a;
 }
 
@@ -65,6 +66,7 @@ Architecture read_deepseek_v3(const ConfigJson& config) {
       read_expert_sizes(config, s, {.absent_experts = 256, .absent_ffn = 2048, .absent_shared = 1});
   set_experts(a, sigmoid_experts(config, sizes, 8, router),
               layers_behind_dense(config, s.layers, 3));
+  a.kinds_by = "mlp_layer_types or first_k_dense_replace";
   return a;
 }
 

@@ -77,6 +77,7 @@ Architecture read_indexed(const ConfigJson& config, const std::string& model_typ
       read_expert_sizes(config, s, {.absent_experts = 256, .absent_ffn = 2048, .absent_shared = 1});
   set_experts(a, sigmoid_experts(config, sizes, 8, router),
               layers_behind_dense(config, s.layers, 3));
+  a.kinds_by = "mlp_layer_types or first_k_dense_replace";
   return a;
 }
 

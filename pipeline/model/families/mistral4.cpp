@@ -65,6 +65,7 @@ Architecture read_mistral4(const ConfigJson& config) {
                               gated_mlp(s, read_activation(config, "hidden_act", "silu"), false),
                               [&](std::int64_t) { return attention; });
   set_experts(a, experts_of(config, s), layers_behind_dense(config, s.layers, 0));
+  a.kinds_by = "mlp_layer_types or first_k_dense_replace";
   return a;
 }
 

@@ -56,6 +56,7 @@ DeltaHeads read_delta_heads(const ConfigJson& config) {
 // What both have: convolution, decays, norm and output projection.
 DeltaNet delta_net(const ConfigJson& config, const Sizes& s) {
   read_one_of(config, "hidden_act", {"silu"});  // the convolution's, too
+  read_one_of(config, "attn_output_gate", {true});
   DeltaNet n;
   n.heads = read_delta_heads(config);
   n.convolutions = {{"linear_attn.conv1d", 2 * n.heads.keys() + n.heads.values(),

@@ -220,6 +220,18 @@ TEST(DeltaNets, StepsAndTensors) {
   EXPECT_EQ(vectors, want);
 }
 
+// Public repositories have them; they decide nothing, or say what is so anyway.
+TEST(DeltaNets, KeysOfPublishedConfigurations) {
+  Json config = config_of("qwen3_5");
+  config["text_config"].update(Json{{"attn_output_gate", true},
+                                    {"mamba_ssm_dtype", "float32"},
+                                    {"mtp_num_hidden_layers", 1},
+                                    {"mtp_use_dedicated_embeddings", false}});
+  EXPECT_EQ(read(config), architecture_of("qwen3_5"));
+  config["text_config"]["attn_output_gate"] = false;
+  expect_fault(config, {"attn_output_gate"});
+}
+
 TEST(DeltaNets, Faults) {
   const Json next = config_of("qwen3-next");
   expect_fault(with(next, {{"layer_types", {"linear_attention", "mamba", "full_attention"}}}),

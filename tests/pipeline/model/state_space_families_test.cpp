@@ -224,5 +224,17 @@ TEST(Lfm2, ConvolutionsAndAttention) {
   EXPECT_EQ(experts.experts[0].out, (LinearSpec{"feed_forward.experts.0.w2", 64, 32}));
 }
 
+// Public repositories have them; they decide nothing.
+TEST(StateSpaces, KeysOfPublishedConfigurations) {
+  EXPECT_EQ(read(with(config_of("falcon-h1"), {{"mlp_expansion_factor", 8}})),
+            architecture_of("falcon-h1"));
+  EXPECT_EQ(read(with(config_of("nemotron-h"), {{"time_step_rank", 256}})),
+            architecture_of("nemotron-h"));
+  EXPECT_EQ(read(with(config_of("mamba2"), {{"time_step_rank", 256},
+                                            {"time_step_scale", 1.0},
+                                            {"time_step_init_scheme", "random"}})),
+            architecture_of("mamba2"));
+}
+
 }  // namespace
 }  // namespace qpipe
