@@ -1,6 +1,7 @@
 #include <limits>
 
 #include "kernels/activation.h"
+#include "kernels/softplus_cuda.h"
 #include "kernels/weights_cuda.h"
 
 namespace qpipe::cuda {
@@ -88,8 +89,6 @@ void choose(ConstTensor x, Activation f, const Limits& limits, Tensor y, Stream&
     case Activation::quick_gelu: return launch<Activation::quick_gelu, gated>(x, limits, y, stream);
   }
 }
-
-__device__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
 template <int count, class Alpha>
 __global__ __launch_bounds__(row_threads) void xielu_kernel(

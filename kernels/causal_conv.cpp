@@ -39,10 +39,8 @@ void causal_conv_slices(ConstTensor x, HeadSlices slices, Matrix<const float> we
                         Stream& stream) {
   require(x.dtype == stream.compute_dtype() && y.dtype == x.dtype,
           "causal_conv: x and y must have the compute type");
-  require(slices.heads > 0 && slices.head_dim > 0 && slices.stride >= slices.head_dim &&
-              slices.width() <= x.cols,
-          "causal_conv: x must hold the slices of channels");
-  require(y.rows == x.rows && y.cols == slices.heads * slices.head_dim,
+  require(slices.lie_in(x.cols), "causal_conv: x must hold the slices of channels");
+  require(y.rows == x.rows && y.cols == slices.channels(),
           "causal_conv: x and y must have as many channels");
   require(weight.rows == y.cols && weight.cols > 0 && weight.contiguous(),
           "causal_conv: weight must be [channels, k] without gaps");

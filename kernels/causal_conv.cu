@@ -135,8 +135,7 @@ void causal_conv_slices(ConstTensor x, HeadSlices slices, Matrix<const float> we
   v.y = static_cast<__nv_bfloat16*>(y.data);
   v.y_stride = y.stride;
   v.channels = y.cols;
-  const bool in_vectors = vectorizable(x.col_range(0, slices.head_dim)) && vectorizable(y) &&
-                          (slices.heads == 1 || slices.stride % vector_elements == 0);
+  const bool in_vectors = vectorizable(x, slices) && vectorizable(y);
   with_count(in_vectors, [&](auto count) {
     if (silu)
       launch<decltype(count)::value, true>(v, stream);

@@ -2,7 +2,7 @@
 // short-convolution mixers do in front of their recurrences.
 #pragma once
 
-#include "kernels/norm.h"
+#include "kernels/head_slices.h"
 #include "kernels/stream.h"
 
 namespace qpipe {

@@ -1,7 +1,8 @@
 #include "kernels/delta_gates.h"
 
-#include <algorithm>
 #include <cmath>
+
+#include "kernels/softplus.h"
 
 namespace qpipe {
 
@@ -9,19 +10,14 @@ namespace {
 
 void check_gates(ConstTensor x, const HeadSlices& slices, Matrix<float> y, const Stream& stream) {
   require(x.dtype == stream.compute_dtype(), "delta gates: x must have the compute type");
-  require(slices.heads > 0 && slices.head_dim > 0 && slices.stride >= slices.head_dim &&
-              slices.width() <= x.cols,
-          "delta gates: x must hold the slices");
-  require(y.rows == x.rows && y.cols == slices.heads * slices.head_dim,
+  require(slices.lie_in(x.cols), "delta gates: x must hold the slices");
+  require(y.rows == x.rows && y.cols == slices.channels(),
           "delta gates: the result must be [tokens, heads head_dim]");
 }
 
 float read(Matrix<const float> x, const HeadSlices& slices, std::int64_t t, std::int64_t c) {
-  return x(t, c / slices.head_dim * slices.stride + c % slices.head_dim);
+  return x(t, slices.column(c));
 }
-
-// log(1 + e^x)
-float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(x))); }
 
 }  // namespace
 

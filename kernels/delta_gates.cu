@@ -1,5 +1,6 @@
 #include "kernels/cuda_handles.h"
 #include "kernels/delta_gates.h"
+#include "kernels/softplus_cuda.h"
 #include "kernels/vector_cuda.h"
 
 namespace qpipe::cuda {
@@ -16,8 +17,6 @@ struct Gates {
   std::int64_t rows;
   std::int64_t cols;
 };
-
-__device__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
 // y[t, c] = f(x[t, c], c), a thread for each element of the matrix.
 template <class Function>

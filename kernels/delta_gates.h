@@ -3,7 +3,7 @@
 // head_dim of x (projections that are fused by head).
 #pragma once
 
-#include "kernels/norm.h"
+#include "kernels/head_slices.h"
 #include "kernels/stream.h"
 
 namespace qpipe {

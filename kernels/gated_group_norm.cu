@@ -1,5 +1,6 @@
 #include "kernels/cuda_handles.h"
 #include "kernels/gated_group_norm.h"
+#include "kernels/reduce_cuda.h"
 #include "kernels/weights_cuda.h"
 
 namespace qpipe::cuda {
@@ -12,7 +13,6 @@ constexpr int warp = 32;
 constexpr int warps_per_block = 8;
 constexpr int threads = warp * warps_per_block;
 constexpr std::int64_t longest_group_of_a_warp = 1024;
-constexpr unsigned all_lanes = 0xffffffffu;
 
 struct Arguments {
   const __nv_bfloat16* x;
@@ -28,21 +28,6 @@ struct Arguments {
   float eps;
   bool gate_first;
 };
-
-// Sum over the threads of a group in a fixed order; every one of them gets it. Once in a kernel.
-template <int warps>
-__device__ float sum_over_group(float value) {
-  for (int step = warp / 2; step > 0; step /= 2) value += __shfl_xor_sync(all_lanes, value, step);
-  if constexpr (warps > 1) {
-    __shared__ float partial[warps];
-    if (threadIdx.x % warp == 0) partial[threadIdx.x / warp] = value;
-    __syncthreads();
-    value = 0.0f;
-#pragma unroll
-    for (int i = 0; i < warps; ++i) value += partial[i];
-  }
-  return value;
-}
 
 __device__ float silu(float z) { return z / (1.0f + expf(-z)); }
 
@@ -77,7 +62,7 @@ __global__ __launch_bounds__(threads) void gated_group_norm_kernel(Arguments p) 
     for (int k = 0; k < count; ++k) squares += x[k] * x[k];
   }
   const float inverse =
-      1.0f / sqrtf(sum_over_group<warps>(squares) / static_cast<float>(p.d) + p.eps);
+      1.0f / sqrtf(reduce_warps<warps>(squares) / static_cast<float>(p.d) + p.eps);
 #pragma unroll 2
   for (std::int64_t i = first; i < p.d; i += step) {
     float x[count];

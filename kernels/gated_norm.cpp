@@ -20,9 +20,7 @@ void gated_rms_norm(ConstTensor x, Matrix<const float> weight, float eps, ConstT
   require(y.rows == x.rows && y.cols == x.cols, "gated_rms_norm: y must be as x");
   require(weight.rows == 1 && weight.cols > 0 && x.cols % weight.cols == 0,
           "gated_rms_norm: weight must be [1, d] and x [tokens, heads d]");
-  require(gate.rows == x.rows && gate_slices.heads > 0 && gate_slices.head_dim > 0 &&
-              gate_slices.stride >= gate_slices.head_dim && gate_slices.width() <= gate.cols &&
-              gate_slices.heads * gate_slices.head_dim == x.cols,
+  require(gate.rows == x.rows && gate_slices.lie_in(gate.cols) && gate_slices.channels() == x.cols,
           "gated_rms_norm: gate must hold slices with as many channels as x");
   if constexpr (has_cuda)
     if (stream.on_cuda())
@@ -40,8 +38,7 @@ void gated_rms_norm(ConstTensor x, Matrix<const float> weight, float eps, ConstT
       const auto inverse = static_cast<float>(
           1.0 / std::sqrt(squares / static_cast<double>(d) + static_cast<double>(eps)));
       for (std::int64_t c = begin; c < begin + d; ++c) {
-        const float z =
-            gates(t, c / gate_slices.head_dim * gate_slices.stride + c % gate_slices.head_dim);
+        const float z = gates(t, gate_slices.column(c));
         to(t, c) = from(t, c) * inverse * weight(0, c - begin) * apply(f, z);
       }
     }

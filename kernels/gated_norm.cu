@@ -89,8 +89,7 @@ void gated_rms_norm(ConstTensor x, Matrix<const float> weight, float eps, ConstT
   const std::int64_t blocks = (n.count + warps_per_block - 1) / warps_per_block;
   require(blocks <= INT32_MAX, "gated_rms_norm: more heads than one launch can hold");
   const bool in_vectors = n.d % vector_elements == 0 && vectorizable(x) && vectorizable(y) &&
-                          vectorizable(gate.col_range(0, gate_slices.head_dim)) &&
-                          (gate_slices.heads == 1 || gate_slices.stride % vector_elements == 0);
+                          vectorizable(gate, gate_slices);
   with_count(in_vectors, [&](auto count) {
     const auto grid = static_cast<unsigned>(blocks);
     const cudaStream_t queue = stream.cuda().stream;

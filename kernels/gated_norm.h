@@ -1,7 +1,7 @@
 // The norm behind a delta net: of each head, times a gate.
 #pragma once
 
-#include "kernels/norm.h"
+#include "kernels/head_slices.h"
 #include "kernels/stream.h"
 
 namespace qpipe {

@@ -29,32 +29,26 @@ void gate_sigmoid(ConstTensor gate, Tensor x, Stream& stream) {
           "gate_sigmoid: gate and x must have the compute type");
   require(gate.rows == x.rows && gate.cols > 0 && x.cols % gate.cols == 0,
           "gate_sigmoid: gate must be [tokens, heads] and x [tokens, heads width]");
+  if (gate.cols == x.cols) return gate_sigmoid_slices(gate, {1, gate.cols, gate.cols}, x, stream);
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::gate_sigmoid(gate, x, stream);
   const auto gates = gate.as<const float>();
   const auto values = x.as<float>();
   const std::int64_t width = values.cols / gates.cols;
 #pragma omp parallel for schedule(static)
-  for (std::int64_t t = 0; t < values.rows; ++t) {
-    if (width == 1) {
-      gate_row(gates.row(t), gates.cols, values.row(t));
-      continue;
-    }
+  for (std::int64_t t = 0; t < values.rows; ++t)
     for (std::int64_t h = 0; h < gates.cols; ++h) {
       const float divisor = 1.0f + simd_exp(-gates(t, h));
       float* head = values.row(t) + h * width;
       for (std::int64_t i = 0; i < width; ++i) head[i] /= divisor;
     }
-  }
 }
 
 void gate_sigmoid_slices(ConstTensor gate, HeadSlices slices, Tensor x, Stream& stream) {
   require(x.dtype == stream.compute_dtype() && gate.dtype == x.dtype,
           "gate_sigmoid_slices: gate and x must have the compute type");
-  require(slices.heads > 0 && slices.head_dim > 0 && slices.stride >= slices.head_dim &&
-              slices.width() <= gate.cols,
-          "gate_sigmoid_slices: gate must hold the slices");
-  require(gate.rows == x.rows && x.cols == slices.heads * slices.head_dim,
+  require(slices.lie_in(gate.cols), "gate_sigmoid_slices: gate must hold the slices");
+  require(gate.rows == x.rows && x.cols == slices.channels(),
           "gate_sigmoid_slices: x must be [tokens, heads head_dim]");
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::gate_sigmoid_slices(gate, slices, x, stream);

@@ -21,8 +21,8 @@ __global__ __launch_bounds__(row_threads) void scale_rows_kernel(
   }
 }
 
-// One gate for each element, or for `width` neighbours; width is a multiple of count then.
-template <int count, bool shared>
+// One gate for `width` neighbours, a multiple of count.
+template <int count>
 __global__ __launch_bounds__(row_threads) void gate_kernel(const __nv_bfloat16* gate,
                                                            std::int64_t gate_stride,
                                                            std::int64_t width, __nv_bfloat16* x,
@@ -30,25 +30,18 @@ __global__ __launch_bounds__(row_threads) void gate_kernel(const __nv_bfloat16* 
                                                            std::int64_t cols) {
   const std::int64_t c = first_column(count);
   if (c >= cols) return;
-  const std::int64_t gate_column = shared ? c / width : c;
+  const std::int64_t gate_column = c / width;
   for (std::int64_t r = blockIdx.y; r < rows; r += gridDim.y) {
-    const __nv_bfloat16* from = gate + r * gate_stride + gate_column;
     float value[count];
     load(x + r * x_stride + c, value);
-    if constexpr (shared) {
-      const float divisor = 1.0f + expf(-widen(*from));
+    const float divisor = 1.0f + expf(-widen(gate[r * gate_stride + gate_column]));
 #pragma unroll
-      for (int i = 0; i < count; ++i) value[i] /= divisor;
-    } else {
-      float g[count];
-      load(from, g);
-#pragma unroll
-      for (int i = 0; i < count; ++i) value[i] /= 1.0f + expf(-g[i]);
-    }
+    for (int i = 0; i < count; ++i) value[i] /= divisor;
     store(value, x + r * x_stride + c);
   }
 }
 
+// A gate for each element.
 template <int count>
 __global__ __launch_bounds__(row_threads) void gate_slices_kernel(
     const __nv_bfloat16* gate, std::int64_t gate_stride, std::int64_t head_dim,
@@ -102,17 +95,6 @@ void launch_multiply(ConstTensor factor, bool vectors, Tensor x, Stream& stream)
   check_launch();
 }
 
-template <bool shared>
-void launch_gate(ConstTensor gate, bool vectors, Tensor x, Stream& stream) {
-  with_count(vectors, [&](auto count) {
-    gate_kernel<decltype(count)::value, shared>
-        <<<row_grid(x.rows, x.cols, count), row_threads, 0, stream.cuda().stream>>>(
-            static_cast<const __nv_bfloat16*>(gate.data), gate.stride, x.cols / gate.cols,
-            static_cast<__nv_bfloat16*>(x.data), x.stride, x.rows, x.cols);
-  });
-  check_launch();
-}
-
 }  // namespace
 
 void scale_rows(Tensor x, Matrix<const float> factor, Stream& stream) {
@@ -128,16 +110,19 @@ void scale_rows(Tensor x, Matrix<const float> factor, Stream& stream) {
 
 void gate_sigmoid(ConstTensor gate, Tensor x, Stream& stream) {
   if (x.size() == 0) return;
-  if (gate.cols == x.cols)
-    return launch_gate<false>(gate, vectorizable(x) && vectorizable(gate), x, stream);
-  const bool heads_in_vectors = x.cols / gate.cols % vector_elements == 0;
-  launch_gate<true>(gate, vectorizable(x) && heads_in_vectors, x, stream);
+  const std::int64_t width = x.cols / gate.cols;
+  with_count(vectorizable(x) && width % vector_elements == 0, [&](auto count) {
+    gate_kernel<decltype(count)::value>
+        <<<row_grid(x.rows, x.cols, count), row_threads, 0, stream.cuda().stream>>>(
+            static_cast<const __nv_bfloat16*>(gate.data), gate.stride, width,
+            static_cast<__nv_bfloat16*>(x.data), x.stride, x.rows, x.cols);
+  });
+  check_launch();
 }
 
 void gate_sigmoid_slices(ConstTensor gate, HeadSlices slices, Tensor x, Stream& stream) {
   if (x.size() == 0) return;
-  const bool in_vectors = vectorizable(x) && vectorizable(gate.col_range(0, slices.head_dim)) &&
-                          (slices.heads == 1 || slices.stride % vector_elements == 0);
+  const bool in_vectors = vectorizable(x) && vectorizable(gate, slices);
   with_count(in_vectors, [&](auto count) {
     gate_slices_kernel<decltype(count)::value>
         <<<row_grid(x.rows, x.cols, count), row_threads, 0, stream.cuda().stream>>>(

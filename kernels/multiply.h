@@ -2,7 +2,7 @@
 // compute type.
 #pragma once
 
-#include "kernels/norm.h"
+#include "kernels/head_slices.h"
 #include "kernels/stream.h"
 
 namespace qpipe {

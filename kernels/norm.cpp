@@ -64,9 +64,7 @@ void check_rows(ConstTensor x, Tensor y, const Stream& stream) {
 
 void check_slices(ConstTensor x, const HeadSlices& slices, const Stream& stream) {
   require(x.dtype == stream.compute_dtype(), "norm of slices: x must have the compute type");
-  require(slices.heads > 0 && slices.head_dim > 0 && slices.stride >= slices.head_dim &&
-              slices.width() <= x.cols,
-          "norm of slices: x must hold heads slices of head_dim columns");
+  require(slices.lie_in(x.cols), "norm of slices: x must hold heads slices of head_dim columns");
 }
 
 // The row of a head in a matrix with one row for all or one for each; null where it is empty.

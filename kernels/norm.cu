@@ -1,5 +1,6 @@
 #include "kernels/cuda_handles.h"
 #include "kernels/norm.h"
+#include "kernels/reduce_cuda.h"
 #include "kernels/vector_cuda.h"
 
 namespace qpipe::cuda {
@@ -13,7 +14,6 @@ constexpr int warp = 32;
 constexpr int warps_per_block = 8;
 constexpr int threads = warp * warps_per_block;
 constexpr std::int64_t longest_slice_of_a_warp = 1024;
-constexpr unsigned all_lanes = 0xffffffffu;
 
 struct Slices {
   const __nv_bfloat16* x;
@@ -54,22 +54,6 @@ struct Place {
   }
 };
 
-// Sum over the threads of a slice in a fixed order; every one of them gets it.
-template <int warps>
-__device__ float sum_over_slice(float value) {
-  for (int step = warp / 2; step > 0; step /= 2) value += __shfl_xor_sync(all_lanes, value, step);
-  if constexpr (warps > 1) {
-    __shared__ float partial[warps];
-    __syncthreads();  // the previous sum has been read
-    if (threadIdx.x % warp == 0) partial[threadIdx.x / warp] = value;
-    __syncthreads();
-    value = 0.0f;
-#pragma unroll
-    for (int i = 0; i < warps; ++i) value += partial[i];
-  }
-  return value;
-}
-
 // offset + weight; 1 without a weight.
 template <int count>
 __device__ void load_factor(const Slices& s, std::int64_t slice, std::int64_t i,
@@ -100,7 +84,7 @@ __global__ __launch_bounds__(threads) void rms_norm_kernel(Slices s) {
     for (int k = 0; k < count; ++k) squares += x[k] * x[k];
   }
   const float inverse =
-      1.0f / sqrtf(sum_over_slice<warps>(squares) / static_cast<float>(s.d) + s.eps);
+      1.0f / sqrtf(reduce_warps<warps>(squares) / static_cast<float>(s.d) + s.eps);
 #pragma unroll 2
   for (std::int64_t i = first; i < s.d; i += step) {
     float x[count];
@@ -129,7 +113,7 @@ __global__ __launch_bounds__(threads) void layer_norm_kernel(Slices s) {
 #pragma unroll
     for (int k = 0; k < count; ++k) sum += x[k];
   }
-  const float mean = sum_over_slice<warps>(sum) / static_cast<float>(s.d);
+  const float mean = reduce_warps<warps>(sum) / static_cast<float>(s.d);
   float squares = 0.0f;
 #pragma unroll 2
   for (std::int64_t i = first; i < s.d; i += step) {
@@ -139,7 +123,7 @@ __global__ __launch_bounds__(threads) void layer_norm_kernel(Slices s) {
     for (int k = 0; k < count; ++k) squares += (x[k] - mean) * (x[k] - mean);
   }
   const float inverse =
-      1.0f / sqrtf(sum_over_slice<warps>(squares) / static_cast<float>(s.d) + s.eps);
+      1.0f / sqrtf(reduce_warps<warps>(squares) / static_cast<float>(s.d) + s.eps);
 #pragma unroll 2
   for (std::int64_t i = first; i < s.d; i += step) {
     float x[count];

@@ -2,6 +2,7 @@
 // empty weight scales nothing, whatever the offset (OLMo, the values of Gemma 4).
 #pragma once
 
+#include "kernels/head_slices.h"
 #include "kernels/stream.h"
 
 namespace qpipe {
@@ -20,16 +21,6 @@ void layer_norm(ConstTensor x, ConstTensor weight, ConstTensor bias, float eps, 
 // weight [1, head_dim].
 void rms_norm_heads(Tensor x, std::int64_t heads, ConstTensor weight, float eps, float offset,
                     Stream& stream);
-
-// Slices of a row, head h at columns h·stride ... h·stride + head_dim.
-struct HeadSlices {
-  std::int64_t heads = 0;
-  std::int64_t head_dim = 0;
-  std::int64_t stride = 0;  // ≥ head_dim; larger where something lies between (q k v of each head)
-
-  std::int64_t width() const { return (heads - 1) * stride + head_dim; }
-  bool operator==(const HeadSlices&) const = default;
-};
 
 // rms_norm and layer_norm of each slice, in place. x [tokens, ≥ slices.width()], usually a column
 // range of the fused qkv matrix; columns between the slices keep their values. weight and bias:

@@ -1,4 +1,4 @@
-// Sums over the threads of a block. Included by .cu files only.
+// Sums over the threads of a block, or of one warp. Included by .cu files only.
 #pragma once
 
 namespace qpipe::cuda {
@@ -15,6 +15,24 @@ __device__ double reduce_block(double x) {
   double sum = 0.0;
   for (int i = 0; i < threads / warp; ++i) sum += partial[i];
   return sum;
+}
+
+// The same in float32 over `warps` warps: the warp that calls, or all of the block. As often as one
+// likes.
+template <int warps>
+__device__ float reduce_warps(float x) {
+  constexpr int warp = 32;
+  for (int step = warp / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  if constexpr (warps > 1) {
+    __shared__ float partial[warps];
+    __syncthreads();  // the previous sum has been read
+    if (threadIdx.x % warp == 0) partial[threadIdx.x / warp] = x;
+    __syncthreads();
+    x = 0.0f;
+#pragma unroll
+    for (int i = 0; i < warps; ++i) x += partial[i];
+  }
+  return x;
 }
 
 }  // namespace qpipe::cuda

@@ -1,6 +1,7 @@
 #include "kernels/cuda_handles.h"
 #include "kernels/mma_cuda.h"
 #include "kernels/selective_scan.h"
+#include "kernels/softplus_cuda.h"
 #include "kernels/vector_cuda.h"
 
 namespace qpipe::cuda {
@@ -33,9 +34,6 @@ struct Arguments {
   int state;
   std::int64_t seqlen;
 };
-
-// ln(1 + e^x)
-__device__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
 // n: the state, with zeros behind it.
 template <int n, class Step>

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda_handles.h"
 #include "kernels/mma_cuda.h"
+#include "kernels/softplus_cuda.h"
 #include "kernels/state_space.h"
 #include "kernels/vector_cuda.h"
 
@@ -55,9 +56,6 @@ constexpr int shared_bytes = (2 * chunk_tokens<n> * (n + padding) +
                               chunk_tokens<n> * (value_columns + padding) +
                               value_columns * (n + padding)) *
                              2;
-
-// ln(1 + e^x)
-__device__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
 // rows x width elements → shared memory; what is beyond valid_rows or valid_columns becomes zero,
 // and nothing is read for it.

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/head_slices.h"
 #include "kernels/tensor.h"
 
 namespace qpipe::cuda {
@@ -50,6 +51,13 @@ template <class Void>
 bool vectorizable(const AnyMatrix<Void>& matrix) {
   return aligned16(matrix.data) && matrix.cols % vector_elements == 0 &&
          (matrix.rows <= 1 || matrix.stride % vector_elements == 0);
+}
+
+// The same of every slice of every row.
+template <class Void>
+bool vectorizable(const AnyMatrix<Void>& matrix, const HeadSlices& slices) {
+  return vectorizable(matrix.col_range(0, slices.head_dim)) &&
+         (slices.heads == 1 || slices.stride % vector_elements == 0);
 }
 
 // Elementwise kernels: blockIdx.x and threadIdx.x choose `count` columns, blockIdx.y strides over

@@ -189,7 +189,7 @@ struct SlicedColumns {
   std::int64_t first = 0;
   HeadSlices slices;
 
-  std::int64_t count() const { return slices.heads * slices.head_dim; }
+  std::int64_t count() const { return slices.channels(); }
   bool operator==(const SlicedColumns&) const = default;
 };
 

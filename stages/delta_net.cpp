@@ -68,11 +68,7 @@ Gate gate_of(const SlicedColumns& columns, const std::optional<LinearSpec>& up, 
 Matrix<const float> conv_weight(const DeltaNet& n, const Layer& layer, std::int64_t first,
                                 std::int64_t count) {
   for (const CausalConv& conv : n.convolutions) {
-    if (first < conv.channels) {
-      const Matrix<const float> all(layer.vectors.at(conv.name + ".weight").data, conv.channels,
-                                    conv.kernel);
-      return all.row_range(first, count);
-    }
+    if (first < conv.channels) return conv_weight(conv, layer).row_range(first, count);
     first -= conv.channels;
   }
   throw std::logic_error("a delta net's convolutions have fewer channels than q, k and v");

@@ -9,7 +9,6 @@ namespace qpipe {
 namespace {
 
 constexpr std::int64_t most_experts = 1024;  // of kernels/route.h on CUDA
-constexpr double most_parameters = 1e15;
 
 Mlp plain_gated(std::int64_t hidden, std::int64_t ffn, Activation activation,
                 const MlpNames& names) {
@@ -148,6 +147,12 @@ void set_experts(Architecture& a, const std::function<Experts(std::int64_t)>& ex
 
 void set_experts(Architecture& a, const Experts& experts) {
   set_experts(a, experts, [](std::int64_t) { return true; });
+}
+
+void set_experts_behind_dense(const ConfigJson& config, const Experts& experts,
+                              std::int64_t absent_dense, Architecture& a) {
+  set_experts(a, experts, layers_behind_dense(config, a.layers, absent_dense));
+  a.kinds_by = "mlp_layer_types or first_k_dense_replace";
 }
 
 std::vector<std::int64_t> read_layer_numbers(const ConfigJson& config, const std::string& key,

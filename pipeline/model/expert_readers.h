@@ -86,6 +86,9 @@ std::vector<bool> sparse_layers(const ConfigJson& config, std::int64_t layers);
 std::vector<bool> layers_behind_dense(const ConfigJson& config, std::int64_t layers,
                                       std::int64_t absent_dense,
                                       const std::string& key = "first_k_dense_replace");
+// These experts in the layers behind dense ones; messages name the keys that say so.
+void set_experts_behind_dense(const ConfigJson& config, const Experts& experts,
+                              std::int64_t absent_dense, Architecture& architecture);
 // An array of layers' numbers; empty where there is none.
 std::vector<std::int64_t> read_layer_numbers(const ConfigJson& config, const std::string& key,
                                              std::int64_t layers);

@@ -12,7 +12,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr double most_parameters = 1e15;
 constexpr std::int64_t widest_state = 256;  // of kernels/state_space.h
 constexpr std::int64_t longest_kernel = 256;
 

@@ -10,8 +10,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr double most_parameters = 1e15;
-
 std::int64_t needed_size(const ConfigJson& config, const std::vector<std::string>& names,
                          std::int64_t highest) {
   if (const auto size = find_size(config, names, highest)) return *size;

@@ -13,6 +13,7 @@
 namespace qpipe {
 
 inline constexpr std::int64_t largest_width = std::int64_t{1} << 24;  // products of two stay exact
+inline constexpr double most_parameters = 1e15;                       // no model has so many
 inline constexpr std::int64_t most_layers = 10000;
 inline constexpr std::int64_t most_positions = std::int64_t{1} << 40;
 

@@ -270,6 +270,15 @@ Rope read_rope(const ConfigJson& config, const RopeRule& rule) {
   return rope;
 }
 
+QueryScale read_query_scale(const ConfigJson& config, const RopeRule& rule) {
+  const ConfigJson object = rope_object(config, rule);
+  QueryScale scale;
+  if (find_value(object, "llama_4_scaling_beta") == nullptr) return scale;
+  scale.beta = static_cast<float>(read_positive(object, "llama_4_scaling_beta"));
+  scale.positions = read_integer(object, "original_max_position_embeddings", 1, longest_context);
+  return scale;
+}
+
 double read_score_factor(const ConfigJson& config, const RopeRule& rule) {
   const ConfigJson scaling = rope_object(config, rule);
   const double mscale_all = positive_or(scaling, "mscale_all_dim", 0.0);

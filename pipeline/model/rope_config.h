@@ -48,6 +48,10 @@ ConfigJson rope_object(const ConfigJson& config, const RopeRule& rule);
 // Throws UserError for other kinds, odd widths and values out of range.
 Rope read_rope(const ConfigJson& config, const RopeRule& rule);
 
+// Mistral's queries that grow with their position: llama_4_scaling_beta and
+// original_max_position_embeddings of the object. β 0 without the first.
+QueryScale read_query_scale(const ConfigJson& config, const RopeRule& rule);
+
 // What DeepSeek's attention multiplies its scores with for longer contexts: (0.1 mscale_all_dim
 // ln(factor) + 1)², 1 where positions are not scaled or mscale_all_dim is 0 or not there.
 double read_score_factor(const ConfigJson& config, const RopeRule& rule);

@@ -1,5 +1,7 @@
 // DeepSeek-V2 and V3 (Kimi K2, Moonlight and GigaChat 3 are V3): latent attention, and behind some
 // dense layers experts with shared ones. Youtu-LLM: V3's attention with an MLP in every layer.
+#include "pipeline/model/families/deepseek.h"
+
 #include "pipeline/model/expert_readers.h"
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/latent_readers.h"
@@ -36,6 +38,18 @@ void set_v2_router(const ConfigJson& config, Experts& experts) {
 
 }  // namespace
 
+void set_deepseek_v3_experts(const ConfigJson& config, const Sizes& s, std::int64_t absent_groups,
+                             std::int64_t absent_top_groups, Architecture& a) {
+  read_one_of(config, "moe_layer_freq", {1});
+  SigmoidRouter router;
+  router.absent_groups = absent_groups;
+  router.absent_top_groups = absent_top_groups;
+  router.absent_scaling = 2.5;
+  const ExpertSizes sizes =
+      read_expert_sizes(config, s, {.absent_experts = 256, .absent_ffn = 2048, .absent_shared = 1});
+  set_experts_behind_dense(config, sigmoid_experts(config, sizes, 8, router), 3, a);
+}
+
 Architecture read_deepseek_v2(const ConfigJson& config) {
   const Sizes s = read_latent_model_sizes(config, {});
   read_one_of(config, "moe_layer_freq", {1});
@@ -45,8 +59,7 @@ Architecture read_deepseek_v2(const ConfigJson& config) {
       read_expert_sizes(config, s, {.absent_experts = 64, .absent_ffn = 1407, .absent_shared = 2}),
       read_activation(config, "hidden_act", "silu"));
   set_v2_router(config, experts);
-  set_experts(a, experts, layers_behind_dense(config, s.layers, 0));
-  a.kinds_by = "mlp_layer_types or first_k_dense_replace";
+  set_experts_behind_dense(config, experts, 0, a);
   return a;
 }
 
@@ -54,19 +67,10 @@ Architecture read_deepseek_v3(const ConfigJson& config) {
   SizeKeys keys;
   keys.absent_max_positions = 4096;
   const Sizes s = read_latent_model_sizes(config, keys);
-  read_one_of(config, "moe_layer_freq", {1});
   const bool interleaved = read_flag(config, "rope_interleave", true);
   Architecture a = latent_decoder(
       config, s, "deepseek_v3", read_latent_attention(config, s, {}, {.interleaved = interleaved}));
-  SigmoidRouter router;
-  router.absent_groups = 8;
-  router.absent_top_groups = 4;
-  router.absent_scaling = 2.5;
-  const ExpertSizes sizes =
-      read_expert_sizes(config, s, {.absent_experts = 256, .absent_ffn = 2048, .absent_shared = 1});
-  set_experts(a, sigmoid_experts(config, sizes, 8, router),
-              layers_behind_dense(config, s.layers, 3));
-  a.kinds_by = "mlp_layer_types or first_k_dense_replace";
+  set_deepseek_v3_experts(config, s, 8, 4, a);
   return a;
 }
 

@@ -1,7 +1,7 @@
 // DeepSeek-V3.2 and GLM-5: DeepSeek-V3 with an indexer that chooses the tokens that attention sees.
 #include <algorithm>
 
-#include "pipeline/model/expert_readers.h"
+#include "pipeline/model/families/deepseek.h"
 #include "pipeline/model/families/families.h"
 #include "pipeline/model/latent_readers.h"
 
@@ -49,7 +49,6 @@ Architecture read_indexed(const ConfigJson& config, const std::string& model_typ
   SizeKeys keys;
   keys.absent_max_positions = absent.positions;
   const Sizes s = read_latent_model_sizes(config, keys);
-  read_one_of(config, "moe_layer_freq", {1});
   read_one_of(config, "rope_interleave", {true});
   read_layer_types(config, s.layers, {"indexed_attention"});
   const LatentAttention plain =
@@ -69,15 +68,7 @@ Architecture read_indexed(const ConfigJson& config, const std::string& model_typ
                                 return attention;
                               },
                               {.absent_eps = absent.eps});
-  SigmoidRouter router;
-  router.absent_groups = absent.groups;
-  router.absent_top_groups = absent.top_groups;
-  router.absent_scaling = 2.5;
-  const ExpertSizes sizes =
-      read_expert_sizes(config, s, {.absent_experts = 256, .absent_ffn = 2048, .absent_shared = 1});
-  set_experts(a, sigmoid_experts(config, sizes, 8, router),
-              layers_behind_dense(config, s.layers, 3));
-  a.kinds_by = "mlp_layer_types or first_k_dense_replace";
+  set_deepseek_v3_experts(config, s, absent.groups, absent.top_groups, a);
   return a;
 }
 

@@ -23,9 +23,7 @@ Architecture read_glm4_moe_lite(const ConfigJson& config) {
   router.absent_scaling = 1.8;
   const ExpertSizes sizes =
       read_expert_sizes(config, s, {.absent_experts = 64, .absent_ffn = 1536, .absent_shared = 1});
-  set_experts(a, sigmoid_experts(config, sizes, 4, router),
-              layers_behind_dense(config, s.layers, 1));
-  a.kinds_by = "mlp_layer_types or first_k_dense_replace";
+  set_experts_behind_dense(config, sigmoid_experts(config, sizes, 4, router), 1, a);
   return a;
 }
 

@@ -43,12 +43,7 @@ Architecture read_ministral3(const ConfigJson& config) {
       {"mscale", 1.0},       {"mscale_all_dim", 1.0}, {"llama_4_scaling_beta", 0.1}};
   Attention attention = gqa(s, false, false);
   attention.rope = read_rope(config, rule);
-  const ConfigJson rope = rope_object(config, rule);
-  if (find_value(rope, "llama_4_scaling_beta") != nullptr) {
-    attention.query_scale.beta = static_cast<float>(read_positive(rope, "llama_4_scaling_beta"));
-    attention.query_scale.positions =
-        read_integer(rope, "original_max_position_embeddings", 1, most_positions);
-  }
+  attention.query_scale = read_query_scale(config, rule);
   attention.window = read_window(config, 0);
   windows_of_all(config, s.layers, attention.window);
   return llama_like(config, s, "ministral3",

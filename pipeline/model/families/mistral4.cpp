@@ -55,17 +55,11 @@ Architecture read_mistral4(const ConfigJson& config) {
   absent.nope = 64;
   const RopeRule rule = rope_rule(config, s, absent);
   LatentAttention attention = read_latent_attention(config, s, absent, rule);
-  const ConfigJson rope = rope_object(config, rule);
-  if (find_value(rope, "llama_4_scaling_beta") != nullptr) {
-    attention.query_scale.beta = static_cast<float>(read_positive(rope, "llama_4_scaling_beta"));
-    attention.query_scale.positions =
-        read_integer(rope, "original_max_position_embeddings", 1, most_positions);
-  }
+  attention.query_scale = read_query_scale(config, rule);
   Architecture a = llama_like(config, s, "mistral4",
                               gated_mlp(s, read_activation(config, "hidden_act", "silu"), false),
                               [&](std::int64_t) { return attention; });
-  set_experts(a, experts_of(config, s), layers_behind_dense(config, s.layers, 0));
-  a.kinds_by = "mlp_layer_types or first_k_dense_replace";
+  set_experts_behind_dense(config, experts_of(config, s), 0, a);
   return a;
 }
 
