@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains a small mixture of experts on plain text, so that its routing is real, and writes what tests/bench/perplexity.py reads.
 
-    python3 tests/bench/train_moe.py --out models/moe-small [--steps 1500] [--device cuda]
+    python3 tests/bench/train_moe.py --out models/moe-small [--steps 400] [--device cuda]
     python3 tests/bench/make_tokens.py models/moe-small models/moe-small.tokens.safetensors
 
 The layout is Qwen3-MoE's (transformers writes it): 4 layers of 32 experts, 4 of them for each token, without a loss that balances them, as published
@@ -71,7 +71,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--books", default=make_tokens.BOOKS)
     parser.add_argument("--out", required=True, type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--hidden", type=int, default=256)
