@@ -8,17 +8,13 @@
 #include <vector>
 
 #include "kernels/expert_rows.h"
+#include "kernels/fixed_point.h"
 
 namespace qpipe {
 
 namespace {
 
 constexpr std::int64_t tile = hessian_panel(Backend::cpu);
-
-// 2^exponent, exact. |exponent| ≤ 360 here: 2 · 148 + 62 at most.
-double power_of_two(int exponent) {
-  return std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52);
-}
 
 // m: a sum or a panel [d − begin, columns of the range].
 template <class T>
@@ -51,9 +47,7 @@ std::vector<Tile> lower_tiles(std::int64_t begin, std::int64_t end, std::int64_t
 
 float finished(std::int64_t sum, Matrix<const std::int32_t> exponent, std::int64_t i,
                std::int64_t j, int log2_tokens, std::int64_t tokens) {
-  const int unit = exponent(0, i) + exponent(0, j) + log2_tokens - 62;
-  return static_cast<float>(static_cast<double>(sum) * power_of_two(unit) /
-                            static_cast<double>(tokens));
+  return from_units(sum, unit_exponent(exponent(0, i), exponent(0, j), log2_tokens), tokens);
 }
 
 }  // namespace
@@ -124,10 +118,9 @@ void accumulate(ConstTensor x, const HessianRows& to) {
       for (std::int64_t i = i0; i < i0 + height; ++i) {
         const std::int64_t end = std::min(j0 + width, i + 1);
         for (std::int64_t j = j0; j < end; ++j) {
-          const int unit = to.exponent(0, i) + to.exponent(0, j) + to.log2_tokens - 62;
-          const float value = product[static_cast<std::size_t>((i - i0) * tile + j - j0)];
           to.sum(i - begin, j - begin) +=
-              std::llrint(static_cast<double>(value) * power_of_two(-unit));
+              in_units(product[static_cast<std::size_t>((i - i0) * tile + j - j0)],
+                       unit_exponent(to.exponent(0, i), to.exponent(0, j), to.log2_tokens));
         }
       }
     }

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda_handles.h"
+#include "kernels/fixed_point_cuda.h"
 #include "kernels/hessian.h"
 
 namespace qpipe::cuda {
@@ -27,15 +28,6 @@ __global__ void maximise_columns(Matrix<const std::uint16_t> x, Matrix<float> ma
   atomicMax(reinterpret_cast<unsigned*>(maximum.data + column), bits << 16);
 }
 
-__device__ double power_of_two(int exponent) {
-  return __longlong_as_double(static_cast<long long>(1023 + exponent) << 52);
-}
-
-__device__ int unit_exponent(Matrix<const std::int32_t> exponent, std::int64_t i, std::int64_t j,
-                             int log2_tokens) {
-  return exponent.data[i] + exponent.data[j] + log2_tokens - 62;
-}
-
 // One 32 x 32 tile of a panel per block: rows and columns count from `begin`, the panel's first
 // column. sum: from there on.
 __global__ void add_to_sum(Matrix<const float> product, Matrix<const std::int32_t> exponent,
@@ -45,14 +37,9 @@ __global__ void add_to_sum(Matrix<const float> product, Matrix<const std::int32_
   for (int k = threadIdx.y; k < edge; k += edge_rows) {
     const std::int64_t r = std::int64_t{blockIdx.y} * edge + k;
     if (r >= product.rows || r < c) continue;
-    const int unit = unit_exponent(exponent, begin + r, begin + c, log2_tokens);
-    sum.data[r * sum.stride + c] += __double2ll_rn(
-        static_cast<double>(product.data[r * product.stride + c]) * power_of_two(-unit));
+    const int unit = unit_exponent(exponent.data[begin + r], exponent.data[begin + c], log2_tokens);
+    sum.data[r * sum.stride + c] += in_units(product.data[r * product.stride + c], unit);
   }
-}
-
-__device__ float finished(std::int64_t sum, int unit, double tokens) {
-  return static_cast<float>(static_cast<double>(sum) * power_of_two(unit) / tokens);
 }
 
 // Columns from `begin` on, as many as the sum has.
@@ -67,8 +54,8 @@ __global__ void scale_and_mirror(Matrix<const std::int64_t> sum,
     const std::int64_t r = r0 + k;
     const std::int64_t c = c0 + threadIdx.x;
     if (r >= sum.rows || c >= sum.cols || c > r) continue;
-    const int unit = unit_exponent(exponent, begin + r, begin + c, log2_tokens);
-    const float value = finished(sum.data[r * sum.stride + c], unit, tokens);
+    const int unit = unit_exponent(exponent.data[begin + r], exponent.data[begin + c], log2_tokens);
+    const float value = from_units(sum.data[r * sum.stride + c], unit, tokens);
     h.data[(begin + r) * h.stride + begin + c] = value;
     values[k][threadIdx.x] = value;
   }
@@ -89,9 +76,9 @@ __global__ void scale_panel(Matrix<const std::int64_t> sum, Matrix<const std::in
   for (int k = threadIdx.y; k < edge; k += edge_rows) {
     const std::int64_t r = std::int64_t{blockIdx.y} * edge + k;
     if (r >= panel.rows || r < c) continue;
-    panel.data[r * panel.stride + c] =
-        finished(sum.data[r * sum.stride + c],
-                 unit_exponent(exponent, begin + r, begin + c, log2_tokens), tokens);
+    panel.data[r * panel.stride + c] = from_units(
+        sum.data[r * sum.stride + c],
+        unit_exponent(exponent.data[begin + r], exponent.data[begin + c], log2_tokens), tokens);
   }
 }
 

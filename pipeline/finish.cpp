@@ -62,6 +62,7 @@ void evaluate_output(Run& run, Opened& open) {
   if (run.evaluation.samples == 0 || !run.options.evaluate.after) return;
   Timed timed(run.report.seconds.evaluate, run.comm, run.stream);
   open.activations = {};  // evaluate has its own
+  open.original.reset();
   run.report.perplexity_after =
       evaluate(Checkpoint(run.options.output.path), run.architecture, run.evaluation,
                run.options.memory.micro_batch, run.plan.places, run.comm, run.stream)

@@ -92,6 +92,7 @@ struct Opened {
   std::unique_ptr<Ring> ring;           // where hidden states travel
   std::unique_ptr<LayerSource> layers;  // not for casts, which read for themselves
   Activations activations;
+  std::optional<Activations> original;  // of the original model, where its outputs are aimed at
   DecoderTables tables;
   Comm::Traffic traffic_before;      // of the team, on other work
   std::size_t bytes_of_workers = 0;  // on the device, of casts

@@ -36,7 +36,7 @@ bool quantize_layers(Run& run, Opened& open) {
       if (streams) stream_round(run, open, round, task, layer);
       if (task.duty == Duty::quantize) {
         found = quantize_layer(loop_of(run, open), layer, output_of(task, streams, open),
-                               open.activations);
+                               open.activations, open.original ? &*open.original : nullptr);
         commit(run, open, task.layer, *found);
       } else if (!streams) {
         run_finished_layer(run, open, layer);

@@ -96,7 +96,7 @@ void note_solved(const Loop& loop, const std::string& name, const QuantizedLinea
                  std::int64_t tokens, LayerFindings& found) {
   found.zero_of_zero = found.zero_of_zero || q.has_zero_of_zero;
   found.modules.push_back({name, q.settings.bits, q.settings.group_size, q.mean_squared_error,
-                           q.damp, q.fell_back, false, tokens});
+                           q.damp, q.fell_back, false, tokens, q.agreement});
   if (q.fell_back)
     loop.progress.say("warning: " + name +
                       ": its Hessian is not positive definite at any damping; rounded to nearest. "
@@ -253,10 +253,10 @@ int owner_of(const Loop& loop, const Wave& wave, std::size_t number) {
   return alone ? owner_of_group(number, loop.comm.size()) : -1;
 }
 
-// In the order of the wave.
+// In the order of the wave. original: null, or the original model's at the same step.
 std::vector<Hessian> calibrate_wave(const Loop& loop, const Layer& layer, const Step& step,
                                     const Wave& wave, const Activations& activations,
-                                    LayerFindings& found) {
+                                    const Activations* original, LayerFindings& found) {
   Timed timed(loop.seconds.hessian, loop.comm, loop.stream);
   std::vector<CalibratedGroup> groups;
   for (std::size_t i = 0; i < wave.size(); ++i) {
@@ -267,6 +267,12 @@ std::vector<Hessian> calibrate_wave(const Loop& loop, const Layer& layer, const 
     return calibrate(activations, groups, loop.plan.hessian_tokens, loop.plan.expert_tokens,
                      loop.plan.places, loop.comm, loop.stream);
   });
+  if (original != nullptr)
+    for (std::size_t i = 0; i < groups.size(); ++i)
+      hessians[i].cross = as_user_error([&] {
+        return cross_moments(*original, activations, groups[i].group, groups[i].what,
+                             loop.plan.hessian_tokens, loop.plan.places, loop.comm, loop.stream);
+      });
   for (const Hessian& hessian : hessians)
     found.largest_activation = std::max(found.largest_activation, double{hessian.largest_input});
   return hessians;
@@ -302,6 +308,13 @@ void warn_of_starved(const Loop& loop, const Layer& layer, const Step& step,
                                               : "they are rounded to nearest"));
 }
 
+std::vector<Hessian*> pointers(std::vector<Hessian>& hessians) {
+  std::vector<Hessian*> result;
+  result.reserve(hessians.size());
+  for (Hessian& hessian : hessians) result.push_back(&hessian);
+  return result;
+}
+
 // Each linear is solved on the input that the quantized linears before it give.
 void quantize_layer_sequentially(const Loop& loop, Layer& layer, Output output,
                                  Activations& activations, LayerFindings& found) {
@@ -311,11 +324,47 @@ void quantize_layer_sequentially(const Loop& loop, Layer& layer, Output output,
     warn_of_starved(loop, layer, steps[step], activations);
     for (const Wave& wave : waves_of(loop, layer, steps[step])) {
       std::vector<Hessian> hessians =
-          calibrate_wave(loop, layer, steps[step], wave, activations, found);
-      std::vector<Hessian*> of_groups;
-      of_groups.reserve(hessians.size());
-      for (Hessian& hessian : hessians) of_groups.push_back(&hessian);
-      solve_wave(loop, layer, steps[step], wave, of_groups, found);
+          calibrate_wave(loop, layer, steps[step], wave, activations, nullptr, found);
+      solve_wave(loop, layer, steps[step], wave, pointers(hessians), found);
+    }
+    forward_step(loop, layer, steps, step, output, activations);
+  }
+}
+
+// The original model's step, while the layer has its weights. Both models have one scratch memory.
+void forward_original(const Loop& loop, Layer& layer, const std::vector<Step>& steps,
+                      std::size_t step, Output output, Activations& original,
+                      Activations& activations) {
+  if (step + 1 == steps.size() && output != Output::needed) return;
+  Timed timed(loop.seconds.forward, loop.comm, loop.stream);
+  const RunsOnDevice runs(layer, steps[step].runs, loop.plan.places.experts_at_once, loop.stream);
+  std::swap(original.scratch, activations.scratch);
+  advance(layer, loop.tables, steps, step, original, loop.stream);
+  std::swap(original.scratch, activations.scratch);
+}
+
+// The same, aiming at what the original model computes (stages/original_target.h). Experts don't:
+// other tokens come to them than in the original model.
+void quantize_layer_to_original(const Loop& loop, Layer& layer, Output output,
+                                Activations& activations, Activations& original,
+                                LayerFindings& found) {
+  const std::vector<Step> steps = layer_steps(*layer.spec);
+  start(loop, layer, original);
+  start(loop, layer, activations);
+  for (std::size_t step = 0; step < steps.size(); ++step) {
+    const std::vector<Wave> waves = waves_of(loop, layer, steps[step]);
+    const bool experts = steps[step].is_for_experts();
+    std::vector<std::vector<Hessian>> hessians;
+    for (const Wave& wave : experts ? std::vector<Wave>() : waves)
+      hessians.push_back(
+          calibrate_wave(loop, layer, steps[step], wave, activations, &original, found));
+    warn_of_starved(loop, layer, steps[step], activations);
+    forward_original(loop, layer, steps, step, output, original, activations);
+    for (std::size_t i = 0; i < waves.size(); ++i) {
+      std::vector<Hessian> own =
+          experts ? calibrate_wave(loop, layer, steps[step], waves[i], activations, nullptr, found)
+                  : std::move(hessians[i]);
+      solve_wave(loop, layer, steps[step], waves[i], pointers(own), found);
     }
     forward_step(loop, layer, steps, step, output, activations);
   }
@@ -371,7 +420,8 @@ void calibrate_step(const Loop& loop, const Layer& layer, const Step& step,
                     LayerFindings& found) {
   warn_of_starved(loop, layer, step, activations);
   for (const Wave& wave : waves_of(loop, layer, step)) {
-    std::vector<Hessian> summed = calibrate_wave(loop, layer, step, wave, activations, found);
+    std::vector<Hessian> summed =
+        calibrate_wave(loop, layer, step, wave, activations, nullptr, found);
     for (std::size_t i = 0; i < wave.size(); ++i) hessians[wave[i]] = std::move(summed[i]);
   }
 }
@@ -526,13 +576,16 @@ void round_layer(const Loop& loop, Layer& layer, LayerFindings& found) {
 }  // namespace
 
 LayerFindings quantize_layer(const Loop& loop, Layer& layer, Output output,
-                             Activations& activations) {
+                             Activations& activations, Activations* original) {
   LayerFindings found;
   switch (loop.plan.procedure) {
     case Procedure::cast: throw std::logic_error("quantize_layer: casts go tensor by tensor");
     case Procedure::round: round_layer(loop, layer, found); break;
     case Procedure::sequential:
-      quantize_layer_sequentially(loop, layer, output, activations, found);
+      if (original != nullptr)
+        quantize_layer_to_original(loop, layer, output, activations, *original, found);
+      else
+        quantize_layer_sequentially(loop, layer, output, activations, found);
       break;
     case Procedure::at_once: quantize_layer_at_once(loop, layer, output, activations, found); break;
     case Procedure::awq: quantize_layer_awq(loop, layer, output, activations, found); break;

@@ -34,7 +34,7 @@ struct Loop {
 void check_in(Comm& comm, const std::optional<UserError>& fault, int signals,
               const std::string& where);
 
-// The layer with the weights that it has now.
+// The layer with the weights that it has now. activations.scratch is in use.
 void run_layer(const Loop& loop, Layer& layer, Activations& activations);
 
 // A layer's output.
@@ -45,8 +45,9 @@ enum class Output {
 };
 
 // Solves the layer's linears and stores them. activations: the layer's input, on return the input
-// of the next layer, if it is needed (unchanged when the method does not calibrate).
+// of the next layer, if it is needed (unchanged when the method does not calibrate). original: the
+// same of the original model, where its outputs are aimed at (QuantizePlan::original_target).
 LayerFindings quantize_layer(const Loop& loop, Layer& layer, Output output,
-                             Activations& activations);
+                             Activations& activations, Activations* original);
 
 }  // namespace qpipe

@@ -72,6 +72,11 @@ void stream_round(Run& run, Opened& open, const Round& round, const Task& task, 
 }
 
 void run_finished_layer(Run& run, Opened& open, Layer& layer) {
+  if (open.original) {
+    std::swap(open.original->scratch, open.activations.scratch);
+    run_layer(loop_of(run, open), layer, *open.original);
+    std::swap(open.original->scratch, open.activations.scratch);
+  }
   if (run.plan.quantized_propagation)
     restore_propagated_weights(run.plan, open.store.finished().at(layer.index), open.journal,
                                open.shards, layer, open.team, run.stream);
@@ -130,10 +135,13 @@ void pass_hidden_on(Run& run, Opened& open, const Round& round) {
       return;
     case Travel::hand_over:
       Timed waiting(run.report.seconds.wait);
-      if (schedule.works_on(round.first))
+      if (schedule.works_on(round.first)) {
         send_hidden(open.activations, *open.ring, run.stream);
-      else if (schedule.works_on(next))
+        if (open.original) send_hidden(*open.original, *open.ring, run.stream);
+      } else if (schedule.works_on(next)) {
         receive_hidden(open.activations, *open.ring, run.stream);
+        if (open.original) receive_hidden(*open.original, *open.ring, run.stream);
+      }
   }
 }
 

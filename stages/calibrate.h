@@ -7,6 +7,7 @@
 
 #include "launch/comm.h"
 #include "stages/activations.h"
+#include "stages/cross_moments.h"
 
 namespace qpipe {
 
@@ -25,6 +26,8 @@ struct Hessian {
   float largest_input = 0.0f;        // |x| of all tokens
   std::int64_t tokens = 0;           // T; 0: no token came to this expert, and H is 0
   std::int64_t routed = 0;           // of them, those that came by themselves
+  CrossMoments
+      cross;  // with the original model's input; empty: codes aim at the layer's own output
 };
 
 // All columns of the current step's input, which has one panel, as a group.

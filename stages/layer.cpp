@@ -325,6 +325,10 @@ std::vector<Step> layer_steps(const LayerSpec& spec) {
   return steps;
 }
 
+bool Step::is_for_experts() const {
+  return std::ranges::any_of(groups, [](const Group& group) { return group.expert >= 0; });
+}
+
 std::int64_t Step::columns() const { return first_column(panels.size()); }
 
 std::int64_t Step::first_column(std::size_t panel) const {

@@ -166,6 +166,7 @@ struct Step {
   // them.
   std::int64_t columns() const;
   std::int64_t first_column(std::size_t panel) const;
+  bool is_for_experts() const;  // some group is an expert's
 };
 
 // A panel of a block's input.

@@ -14,6 +14,7 @@
 #include "launch/share.h"
 #include "stages/column_order.h"
 #include "stages/factor_team.h"
+#include "stages/original_target.h"
 #include "stages/transfer.h"
 
 namespace qpipe {
@@ -45,7 +46,12 @@ struct Factor {
   Array<float> pivot;
   double damp = 0.0;
   bool fell_back = false;
+  OriginalTarget target;  // empty without cross moments
 };
+
+SolvedOrder solved_order(const Factor& factor, Matrix<const std::uint8_t> dead) {
+  return {factor.n, factor.pivot, factor.perm, dead};
+}
 
 // Raises the damping until the factorisation succeeds; without success leaves N = I, which makes
 // the sweep round to nearest. All ranks of the team call it and come to the same.
@@ -126,6 +132,22 @@ Factors make_factors(const Hessian& hessian, const std::vector<LinearSettings>& 
   return factors;
 }
 
+// What each factor's linears aim at, where the group has cross moments. Every rank comes to the
+// same.
+void set_targets(const CrossMoments& moments, const std::vector<const Linear*>& linears,
+                 const std::vector<LinearSettings>& settings, Matrix<const std::uint8_t> dead,
+                 Factors& factors, Stream& stream) {
+  for (auto& [key, factor] : factors) {
+    if (factor.fell_back) continue;
+    std::vector<ConstTensor> weights;
+    for (std::size_t i = 0; i < linears.size(); ++i)
+      if (settings[i].method == Method::gptq &&
+          factor_key(settings[i], linears[i]->stored.cols) == key)
+        weights.push_back(linears[i]->stored);
+    factor.target = original_target(moments, weights, solved_order(factor, dead), stream);
+  }
+}
+
 // weight: the given rows.
 void solve_rtn(ConstTensor weight, const RowRange& rows, QuantizedLinear& q, Stream& stream) {
   const std::int64_t in = weight.cols;
@@ -190,7 +212,8 @@ std::vector<std::vector<Piece>> cut_turns(const std::vector<const Linear*>& line
 struct StepRows {
   const std::vector<const Linear*>& linears;
   const std::vector<LinearSettings>& settings;
-  const RowsOf& weights;  // empty: the checkpoint's
+  const RowsOf& weights;      // empty: the checkpoint's
+  Matrix<const float> cross;  // C, where linears aim at the original's output; or empty
   std::vector<std::int64_t> rows;
   std::vector<std::vector<RowRange>> shares;
 };
@@ -207,6 +230,21 @@ Weights weights_of(const StepRows& step, const Piece& piece) {
   Array<float> own = step.weights(piece.linear, piece.rows);
   const ConstTensor view = own.view;
   return {std::move(own), view};
+}
+
+// The same, moved to what the piece's linear aims at.
+Weights target_of(const StepRows& step, const Piece& piece, const Factor& factor,
+                  Matrix<const std::uint8_t> dead, Stream& stream) {
+  Weights weights = weights_of(step, piece);
+  if (factor.target.factor.empty()) return weights;
+  const std::int64_t in = weights.view.cols;
+  Array<float> moved(weights.view.rows, in, stream);
+  const std::vector<std::uint8_t> alive(static_cast<std::size_t>(in));
+  gather_columns(weights.view, upload(identity_order(in), stream), upload(alive, stream), moved,
+                 stream);
+  move_to_target(factor.target, step.cross, solved_order(factor, dead), moved, stream);
+  const ConstTensor view(moved.view.data, DType::f32, moved.view.rows, in);
+  return {std::move(moved), view};
 }
 
 // The pieces' linears have one factor and the same settings. dead [1, d]: columns without input.
@@ -239,7 +277,7 @@ void solve_gptq(const StepRows& step, const Factor& factor, const std::vector<Pi
   std::int64_t begin = 0;
   for (const Piece& piece : pieces) {
     const Matrix<float> part = w.view.row_range(begin, piece.rows.count);
-    const Weights weights = weights_of(step, piece);
+    const Weights weights = target_of(step, piece, factor, dead, stream);
     if (s.static_groups) {
       gather_columns(weights.view, identity, dead, part, stream);
       find_grids(part, options.group_size, options.grid, scale.view.row_range(begin, part.rows),
@@ -369,6 +407,7 @@ void read_outcome(const StepRows& step, const Factors& factors, Matrix<const flo
       q.mean_squared_error = std::accumulate(row, end, 0.0) / static_cast<double>(step.rows[i]);
       q.damp = factor.damp;
       q.fell_back = factor.fell_back;
+      if (!factor.target.factor.empty()) q.agreement = factor.target.agreement;
     }
     row = end;
   }
@@ -376,11 +415,10 @@ void read_outcome(const StepRows& step, const Factors& factors, Matrix<const flo
 
 }  // namespace
 
-std::vector<QuantizedLinear> solve(const Hessian* hessian,
-                                   const std::vector<const Linear*>& linears,
+std::vector<QuantizedLinear> solve(Hessian* hessian, const std::vector<const Linear*>& linears,
                                    const std::vector<LinearSettings>& settings,
                                    const RowsOf& rows_of, Comm& comm, Stream& stream) {
-  StepRows step{linears, settings, rows_of, {}, {}};
+  StepRows step{linears, settings, rows_of, {}, {}, {}};
   std::vector<QuantizedLinear> results;
   for (std::size_t i = 0; i < linears.size(); ++i) {
     require(settings[i].method != Method::gptq || hessian != nullptr,
@@ -395,6 +433,12 @@ std::vector<QuantizedLinear> solve(const Hessian* hessian,
     factors = make_factors(*hessian, settings, comm, stream);
     dead = dead_columns(*hessian, stream);
   }
+  Array<float> cross;
+  if (hessian != nullptr && !hessian->cross.empty()) {
+    set_targets(hessian->cross, linears, settings, dead, factors, stream);
+    cross = sum_of_halves(std::move(hessian->cross), stream);
+    step.cross = cross;
+  }
   for (std::size_t i = 0; i < linears.size(); ++i)
     results.push_back(unsolved(*linears[i], settings[i], stream));
   Array<float> row_loss(1, std::accumulate(step.rows.begin(), step.rows.end(), std::int64_t{0}),
@@ -406,8 +450,7 @@ std::vector<QuantizedLinear> solve(const Hessian* hessian,
   return results;
 }
 
-std::vector<QuantizedLinear> solve(const Hessian* hessian,
-                                   const std::vector<const Linear*>& linears,
+std::vector<QuantizedLinear> solve(Hessian* hessian, const std::vector<const Linear*>& linears,
                                    const std::vector<LinearSettings>& settings, Comm& comm,
                                    Stream& stream) {
   return solve(hessian, linears, settings, RowsOf{}, comm, stream);
@@ -434,7 +477,8 @@ void broadcast_solved(std::vector<QuantizedLinear>& linears, int from, Comm& com
   std::string outcome;  // on the host, of all linears
   const auto each = [&](auto visit) {
     for (QuantizedLinear& q : linears) {
-      for (double* value : {&q.mean_squared_error, &q.damp}) visit(value, sizeof *value);
+      for (double* value : {&q.mean_squared_error, &q.damp, &q.agreement})
+        visit(value, sizeof *value);
       for (bool* value : {&q.fell_back, &q.has_zero_of_zero}) visit(value, sizeof *value);
       for (Order* order : {&q.group_of, &q.stored_group})
         visit(order->data(), order->size() * sizeof(order->front()));

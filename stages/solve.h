@@ -60,23 +60,24 @@ struct QuantizedLinear {
   bool has_zero_of_zero = false;           // some zero is 0: format v1 cannot hold it
   double mean_squared_error = 0.0;  // (1/out) Σ Δw H Δwᵀ: the mean squared output error per element
                                     // on the calibration tokens
-  double damp = 0.0;       // the damp_percent that succeeded
-  bool fell_back = false;  // no damping made H positive definite: rounded to nearest
+  double damp = 0.0;        // the damp_percent that succeeded
+  double agreement = -1.0;  // of the halves of the samples on the original's target
+                            // (stages/original_target.h); −1: the layer's own output is aimed at
+  bool fell_back = false;   // no damping made H positive definite: rounded to nearest
 };
 
 // Solves `linears` (all read the same input, none skipped). hessian: needed when a method is gptq,
-// may be null for RTN. Collective. Throws std::domain_error naming the module when a scale is not
-// finite.
-std::vector<QuantizedLinear> solve(const Hessian* hessian,
-                                   const std::vector<const Linear*>& linears,
+// may be null for RTN; its cross moments, which are used up, move what GPTQ aims at
+// (stages/original_target.h). Collective. Throws std::domain_error naming the module when a scale
+// is not finite.
+std::vector<QuantizedLinear> solve(Hessian* hessian, const std::vector<const Linear*>& linears,
                                    const std::vector<LinearSettings>& settings, Comm& comm,
                                    Stream& stream);
 
 // The same for other weights than the checkpoint's: rows_of gives some rows of linears[i] as they
 // are to be quantized, this rank's alone.
 using RowsOf = std::function<Array<float>(std::size_t i, const RowRange& rows)>;
-std::vector<QuantizedLinear> solve(const Hessian* hessian,
-                                   const std::vector<const Linear*>& linears,
+std::vector<QuantizedLinear> solve(Hessian* hessian, const std::vector<const Linear*>& linears,
                                    const std::vector<LinearSettings>& settings,
                                    const RowsOf& rows_of, Comm& comm, Stream& stream);
 

@@ -449,6 +449,17 @@ void validate(const Options& options, const Origins& origins) {
   require(!quantize.desc_act || !quantize.act_group_aware, origins, "quantize.act_group_aware",
           "true",
           "cannot be combined with quantize.desc_act = true; choose one order of the columns");
+  const auto aims_at_original = [&](bool possible, const std::string& why) {
+    require(quantize.target != "original" || possible, origins, "quantize.target", "\"original\"",
+            why);
+  };
+  aims_at_original(quantize.method == "gptq",
+                   "is gptq's; remove it, or set quantize.method = \"gptq\"");
+  aims_at_original(quantize.propagate != "original",
+                   "has no use with quantize.propagate = \"original\", where every layer has the "
+                   "original model's input; remove one of them");
+  aims_at_original(quantize.true_sequential,
+                   "needs quantize.true_sequential = true; remove one of them");
   const bool awq = quantize.method == "awq";
   require(!awq || !quantize.desc_act, origins, "quantize.desc_act", "true",
           "is gptq's; awq keeps the columns in place, so remove it");

@@ -55,6 +55,7 @@ struct Options {
     bool allow_fallback = false;  // go on when more than 2% of the modules fall back to RTN
     std::string propagate =
         "auto";  // auto (= original for awq, else quantized) | quantized | original
+    std::string target = "quantized";  // quantized | original
     std::vector<ModuleOverride> overrides;
   } quantize;
 

@@ -76,6 +76,9 @@ void visit_quantize(Section& quantize, Visit& visit) {
         "go on when more than 2% of the modules have no usable Hessian and are rounded to nearest");
   visit("quantize.propagate", quantize.propagate, OneOf{{"auto", "quantized", "original"}}, "",
         "which layer outputs the next layer calibrates on; auto: original for awq, else quantized");
+  visit("quantize.target", quantize.target, OneOf{{"quantized", "original"}}, "",
+        "gptq: codes come near to what the linear makes of its input in the quantized model, or to "
+        "what it makes of that in the original model (better, in about twice the time)");
   visit("quantize.overrides", quantize.overrides, AnyValue{}, "",
         "settings of single modules; the first match wins");
 }

@@ -29,7 +29,8 @@ void to_json(nlohmann::json& json, const ModuleReport& m) {
           {"damp", m.damp},
           {"fell_back", m.fell_back},
           {"skipped", m.skipped},
-          {"tokens", m.tokens}};
+          {"tokens", m.tokens},
+          {"agreement", m.agreement}};
 }
 
 void from_json(const nlohmann::json& json, ModuleReport& m) {
@@ -41,6 +42,7 @@ void from_json(const nlohmann::json& json, ModuleReport& m) {
   json.at("fell_back").get_to(m.fell_back);
   json.at("skipped").get_to(m.skipped);
   m.tokens = integer_of<decltype(m.tokens)>(json.at("tokens")).value();
+  m.agreement = number_or_nan(json.at("agreement"));
 }
 
 void to_json(nlohmann::json& json, const ScaleReport& s) {
@@ -104,6 +106,7 @@ nlohmann::json report_json(const RunReport& r) {
                     {"group_size", m.group_size},
                     {"mean_squared_error", m.mean_squared_error}});
       if (m.tokens >= 0) entry["tokens"] = m.tokens;
+      if (m.agreement >= 0.0) entry["original_target"] = m.agreement;
       if (m.fell_back)
         entry["fell_back_to_rtn"] = true;  // no damping was enough
       else

@@ -22,6 +22,7 @@ struct ModuleReport {
   bool fell_back = false;
   bool skipped = false;
   std::int64_t tokens = -1;  // that an expert was calibrated with; −1 for what reads every token
+  double agreement = -1.0;   // QuantizedLinear's
 };
 
 // AWQ's factors for the linears of one input.

@@ -11,6 +11,7 @@
 #include "launch/share.h"
 #include "stages/calibrate.h"
 #include "stages/factor_team.h"
+#include "stages/original_target.h"
 #include "stages/rescale.h"
 #include "stages/solve.h"
 #include "stages/solvers.h"
@@ -41,6 +42,7 @@ struct Passes {
   Access hidden = Access::none;
   Access input = Access::none;
   std::int64_t input_columns = 0;  // that are read, where nothing is written
+  bool both = false;               // those of the original model at the same time
 };
 
 // All of a rank's blocks where they are kept; elsewhere than on the device with windows there while
@@ -73,12 +75,24 @@ Uses activations(const RunSizes& r, const Blocking& blocking, std::int64_t block
   const Use scratch = on_device("forward scratch of a block",
                                 bytes(r.scratch_width) + f32 * tokens * r.routed_experts);
   const Use routes = on_device("routes", blocks * tokens * r.route_bytes);
-  if (!places.inputs_kept) {
-    Use input = blocks_at("step inputs", places.input, passes.input, blocks,
-                          aligned(bytes(r.widest_input)), bytes(passes.input_columns));
+  const auto inputs = [&](const std::string& purpose, Access pass) {
+    Use input = blocks_at(purpose, places.input, pass, blocks, aligned(bytes(r.widest_input)),
+                          bytes(passes.input_columns));
     input.device += f32 * r.widest_input;
-    return {hidden, input, scratch, routes};
+    return input;
+  };
+  if (r.original_target) {  // one of the two models passes at a time, or both inputs are read
+    const Use other = blocks_at("hidden states of the original model", places.hidden, Access::none,
+                                blocks, aligned(bytes(r.stream_width)), 0);
+    const Access pass = passes.both ? passes.input : Access::none;
+    return {hidden,
+            inputs("step inputs", passes.input),
+            scratch,
+            other,
+            inputs("step inputs of the original model", pass),
+            on_device("routes", 2 * routes.device)};
   }
+  if (!places.inputs_kept) return {hidden, inputs("step inputs", passes.input), scratch, routes};
   std::int64_t kept = 0;
   for (const std::int64_t width : r.input_widths)
     kept += blocks * aligned(bytes(width)) + f32 * width;
@@ -164,6 +178,33 @@ Use hessian_sum(const RunSizes& r, const StepSizes& step, const Places& places) 
                        copied_rows(r, step) * d * r.compute_element);
 }
 
+// ---- What GPTQ aims at (stages/cross_moments.cpp, stages/original_target.cpp).
+
+// While the halves of a group's cross moments are summed: their 64-bit sums, the product of a block
+// on CUDA, the difference of its inputs, and exponents.
+Use cross_sum(const RunSizes& r, const StepSizes& step, const Places& places) {
+  const std::int64_t d = step.columns;
+  const std::int64_t columns =
+      places.hessian_panel_columns > 0 ? std::min(d, places.hessian_panel_columns) : d;
+  const std::int64_t product =
+      r.backend == Backend::cuda ? f32 * d * std::min(columns, hessian_panel(r.backend)) : 0;
+  return on_device("64-bit sums of cross moments",
+                   2 * i64 * d * columns + product +
+                       r.blocking().block_tokens() * d * r.compute_element + 2 * i32 * d);
+}
+
+std::int64_t cross_bytes(const StepSizes& step, std::int64_t halves) {
+  return step.to_original ? halves * step.groups * hessian_bytes(step.columns) : 0;
+}
+
+// α of the group's linears, and what they are moved by.
+std::int64_t target_bytes(const RunSizes& r, const StepSizes& step) {
+  std::vector<std::int64_t> rows;
+  for (const LinearSizes& linear : step.linears)
+    if (linear.gptq) rows.push_back(linear.rows);
+  return target_workspace_bytes(r.backend, rows, step.columns) + 3 * f32 * step.columns;
+}
+
 // Finished Hessians, and those of them that are on the device as a whole although they wait on the
 // host otherwise.
 struct Held {
@@ -247,8 +288,10 @@ std::int64_t sweep_bytes(const RunSizes& r, const StepSizes& step, int ranks) {
       const LinearSizes& linear = linears[i];
       mine = shares[i][rank].count + (i > 0 && together(linears[i - 1], linear) ? mine : 0);
       const std::int64_t at_once = std::min(mine, most_rows);
-      const std::int64_t given =
-          r.awq() ? f32 * std::min(shares[i][rank].count, most_rows) * d : 0;  // scaled and clipped
+      const std::int64_t piece = std::min(shares[i][rank].count, most_rows);
+      // Scaled and clipped, or moved to their target.
+      const std::int64_t given = (r.awq() || step.to_original ? f32 * piece * d : 0) +
+                                 (step.to_original ? move_workspace_bytes(r.backend, piece, d) : 0);
       const std::int64_t codes = linear.gptq ? at_once * (d + linear.groups() * (f32 + 1)) +
                                                    sweep_workspace_bytes(r, linear, at_once)
                                              : 0;
@@ -370,12 +413,28 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
         {step.name + ": " + work, rank.always + own + Uses{weights(layer, in_use, places)} + uses});
   };
 
+  // The cross moments of a step's groups are there together, as its Hessians are then.
+  const auto of_step = [&](const StepSizes& step, const auto& bytes) {
+    std::int64_t sum = 0;
+    for (const StepSizes& other : layer.steps)
+      if (other.step == step.step && other.solves()) sum += bytes(other);
+    return sum;
+  };
+  const auto crosses = [&](const StepSizes& step, std::int64_t fewer_halves) {
+    const std::int64_t all = of_step(step, [](const StepSizes& s) { return cross_bytes(s, 2); });
+    return on_device("cross moments", all - fewer_halves * hessian_bytes(step.columns));
+  };
+
   // The way forward: Hessians gather, or one comes and goes.
   Held held;
   const auto held_of = [&](const StepSizes& step, std::int64_t groups) {
     if (!r.calibrates() || !step.solves()) return Held{};
     const std::int64_t mine = hessians_of_rank(r, step, groups, places, rank.teams.ranks_of_team);
     return Held{mine * hessian_bytes(step.columns), mine * host_hessian_bytes(r, step.columns)};
+  };
+  const auto held_of_all = [&](const StepSizes& step) {
+    return Held{of_step(step, [&](const StepSizes& s) { return held_of(s, s.groups).full; }),
+                of_step(step, [&](const StepSizes& s) { return held_of(s, s.groups).host; })};
   };
   if (streams(r, rank.teams)) phases.push_back(stream_phase(rank, layer, blocks, copies));
   const bool goes_forward =
@@ -391,9 +450,15 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     const Held wave = held_of(step, wave_of(step, places));
     const Held summed = r.at_once() ? held + wave : wave;
     held = r.at_once() ? held + held_of(step, step.groups) : wave;
-    const Passes read{Access::none, Access::read, step.width};
+    if (step.to_original) held = held_of_all(step);
+    const Passes read{Access::none, Access::read, step.width, step.to_original};
     if (step.solves())
-      add(step, "Hessian", read, {}, {hessians(summed, 0, places), hessian_sum(r, step, places)});
+      add(step, "Hessian", read, {},
+          {hessians(step.to_original ? held : summed, 0, places), crosses(step, 2),
+           hessian_sum(r, step, places)});
+    if (step.to_original && step.solves())
+      add(step, "cross moments", read, {},
+          {hessians(held, 0, places), crosses(step, 0), cross_sum(r, step, places)});
     if (step.search) {
       const bool by_hessian = searches_by_hessian(r, step);
       const Use kept = hessians(held, by_hessian ? own.full : 0, places);
@@ -405,7 +470,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     const bool last_of_step = i + 1 == layer.steps.size() || layer.begins_step(i + 1);
     if (goes_forward && last_of_step)
       add(step, "forward", forward_passes(step), all_of_step(layer, step.step, places),
-          {hessians(r.at_once() ? held : Held{}, 0, places)});
+          {hessians(r.at_once() || step.to_original ? held : Held{}, 0, places), crosses(step, 0)});
   }
   // The way through the solutions. AWQ has the Hessians in work on the device.
   for (const StepSizes& step : layer.steps) {
@@ -415,7 +480,8 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     const std::int64_t dealt = groups_side_by_side(step, places, rank.teams.ranks_of_team);
     const std::int64_t at_once = std::max<std::int64_t>(dealt, 1);
     const int ranks = dealt > 0 ? 1 : rank.teams.ranks_of_team;  // at work on a group
-    const Use kept = hessians(r.at_once() ? held : wave, r.awq() ? at_once * own.full : 0, places);
+    const Held there = step.to_original ? held_of_all(step) : r.at_once() ? held : wave;
+    const Use kept = hessians(there, r.awq() ? at_once * own.full : 0, places);
     const Use factors = on_device("Cholesky factors", at_once * factor_bytes(step));
     // Solved ones that wait to be stored, and that which is, beside those in work.
     const std::int64_t solved =
@@ -425,10 +491,13 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     const std::vector<InUse> in_use{{&step, at_once + (solved > 0 ? 1 : 0)}};
     if (step.factors > 0)
       add(step, "factor", {}, in_use,
-          {kept, factors, waiting,
+          {kept, crosses(step, 0), factors, waiting,
            on_device("factor workspace", at_once * factor_work_bytes(r, step, ranks, places))});
+    if (step.to_original && step.factors > 0)
+      add(step, "target", {}, in_use,
+          {kept, crosses(step, 0), factors, on_device("target", target_bytes(r, step))});
     add(step, "codes", {}, in_use,
-        {kept, factors, waiting,
+        {kept, crosses(step, step.to_original ? 1 : 0), factors, waiting,
          on_device("rows in work and codes", at_once * sweep_bytes(r, step, ranks))});
     const Use codes = on_device("codes", at_once * solved_bytes(step));
     add(step, "packing", {}, {{&step}},

@@ -252,6 +252,7 @@ QuantizePlan plan_quantization(const Options& options, const Architecture& archi
   plan.quantized_propagation =
       options.quantize.propagate == "auto" ? !awq : options.quantize.propagate == "quantized";
   plan.procedure = choose_procedure(options, plan);
+  plan.original_target = options.quantize.target == "original";
   plan.expert_tokens = options.calibration.expert_tokens;
   plan.max_shard_bytes = parse_size(options.output.max_shard_size);
   if (awq && options.awq.search == "gram") {

@@ -57,6 +57,7 @@ struct QuantizePlan {
   bool may_need_v2 =
       false;  // gptq was asked for an asymmetric grid: gptq_v2 if a zero of 0 turns up
   bool quantized_propagation = true;
+  bool original_target = false;  // GPTQ aims at the original model's outputs
   std::int64_t hessian_tokens =
       0;  // that Hessians are of, evenly spaced; 0: all. Some where they only measure errors
   std::int64_t expert_tokens = 0;  // that an expert's Hessians are of at least

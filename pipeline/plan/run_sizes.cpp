@@ -84,6 +84,7 @@ LayerSizes layer_sizes(const Source& s, std::int64_t index) {
         sizes.weighted = group.weighted;
       }
       sizes.columns = group.width;
+      sizes.to_original = s.plan.original_target && !step.is_for_experts();
       sizes.hidden = step.hidden;
       sizes.input = step.input;
       sizes.attention_width = step.attention_width;
@@ -198,6 +199,7 @@ RunSizes run_sizes(const Options& options, const Architecture& a, const Checkpoi
   r.procedure = plan.procedure;
   r.casts_steps = plan.storage.codec == Codec::nvfp4;
   r.quantized_propagation = plan.quantized_propagation;
+  r.original_target = plan.original_target;
   r.exact_search = r.awq() && options.awq.search == "exact";
   r.grid = options.awq.grid;
   r.search_tokens = options.awq.search_tokens;

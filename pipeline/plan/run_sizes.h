@@ -41,6 +41,7 @@ struct StepSizes {
   double share = 1.0;                // of the tokens that each reads, on average
   bool gathers = false;              // its rows are not side by side
   bool weighted = false;             // nor are they read as they are
+  bool to_original = false;          // GPTQ aims at the original model's output of it
   std::int64_t columns = 0;          // that a group reads
   std::vector<LinearSizes> linears;  // those of a group
   std::int64_t factors = 0;          // Cholesky factors: one for each order of the columns
@@ -98,6 +99,7 @@ struct RunSizes {
   Procedure procedure = Procedure::round;
   bool casts_steps = false;  // a step's linears together
   bool quantized_propagation = false;
+  bool original_target = false;  // the original model's activations are kept beside
   bool exact_search = false;
   std::int64_t grid = 0;
   std::int64_t search_tokens = 0;   // of the exact search; 0: all, as below

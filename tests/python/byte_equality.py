@@ -28,6 +28,9 @@ SETTINGS = {
     "group-aware-8bit-channel": ["quantize.bits=8", "quantize.group_size=-1", "quantize.act_group_aware=true"],
     "at-once": ["quantize.true_sequential=false", "quantize.group_size=32", "output.format=gptq_v2"],
     "original": ["quantize.propagate=original", "quantize.group_size=32", "quantize.act_group_aware=true"],
+    "target": ["quantize.target=original", "quantize.group_size=32", "quantize.act_group_aware=true"],
+    "target-static": ["quantize.target=original", "quantize.bits=3", "quantize.symmetric=false", "quantize.group_size=32", "quantize.desc_act=true",
+                      "quantize.static_groups=true"],
     "v1-asym": ["quantize.symmetric=false", "quantize.group_size=32", "output.format=gptq"],
     "awq": ["quantize.method=awq", "quantize.group_size=32"],
     "awq-gram-quantized": ["quantize.method=awq", "quantize.group_size=32", "awq.search=gram", "quantize.propagate=quantized", "awq.zero_point=false"],
@@ -48,6 +51,7 @@ SETTINGS = {
 LAYOUT_SETTINGS = {
     "gptq": ["quantize.group_size=32"],
     "gptq-original": ["quantize.group_size=32", "quantize.propagate=original", "quantize.act_group_aware=true"],
+    "target": ["quantize.group_size=32", "quantize.target=original"],
     "awq": ["quantize.method=awq", "quantize.group_size=32"],
     "awq-gram": ["quantize.method=awq", "quantize.group_size=32", "awq.search=gram", "awq.search_tokens=1000", "awq.search_rows=20"],
     "awq-quantized": ["quantize.method=awq", "quantize.group_size=32", "quantize.propagate=quantized", "awq.rounding=gptq"],
@@ -85,7 +89,7 @@ FAMILIES = [
     "lfm2",  # short convolutions
     "mistral3-ministral3",  # inside a vision-language model, queries scaled by position
 ]
-FAMILY_SETTINGS = ("sym4", "awq", "bnb-nf4")
+FAMILY_SETTINGS = ("sym4", "awq", "bnb-nf4", "target")
 
 
 def make_deep(source, target, deep_layers):

@@ -26,6 +26,7 @@ SETTINGS = {
     "gptq-v1-asym": ["quantize.symmetric=false", "quantize.group_size=32", "output.format=gptq", "quantize.desc_act=true"],
     "at-once-8bit": ["quantize.true_sequential=false", "quantize.bits=8", "quantize.group_size=-1", "quantize.act_group_aware=true"],
     "original": ["quantize.propagate=original", "quantize.group_size=32"],
+    "target": ["quantize.target=original", "quantize.group_size=32"],
     "compressed-tensors": ["quantize.group_size=32", "output.format=compressed-tensors", "quantize.symmetric=false"],
     "awq": ["quantize.method=awq", "quantize.group_size=32"],
     "awq-quantized": ["quantize.method=awq", "quantize.group_size=32", "quantize.propagate=quantized"],

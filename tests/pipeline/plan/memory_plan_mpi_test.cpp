@@ -228,6 +228,8 @@ std::vector<Case> cases() {
     all.push_back({shape, "awq exact", {"quantize.method=awq"}});
     all.push_back({shape, "awq gram", {"quantize.method=awq", "awq.search=gram"}});
   }
+  for (const Shape& shape : {many_tokens, few_tokens})
+    all.push_back({shape, "gptq, original target", {"quantize.target=original"}});
   all.push_back({few_tokens, "gptq, original outputs", {"quantize.propagate=original"}});
   all.push_back(
       {few_tokens,

@@ -1,0 +1,128 @@
+#include "stages/original_target.h"
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+
+#include "kernels/add.h"
+#include "kernels/gptq_sweep.h"
+#include "kernels/half_agreement.h"
+#include "kernels/row_product.h"
+#include "kernels/scaling.h"
+#include "kernels/triangular_solve.h"
+#include "stages/transfer.h"
+
+namespace qpipe {
+
+namespace {
+
+constexpr std::int64_t rows_asked = 512;   // of each weight, for α
+constexpr std::int64_t rows_moved = 2048;  // at once
+
+ConstTensor tensor_of(Matrix<const float> m) {
+  return {m.data, DType::f32, m.rows, m.cols, m.stride};
+}
+
+// Every so-manyth row of a weight, so many that at most rows_asked are.
+ConstTensor some_rows(ConstTensor weight) {
+  const std::int64_t step = (weight.rows + rows_asked - 1) / rows_asked;
+  return {weight.data, weight.dtype, (weight.rows + step - 1) / step, weight.cols,
+          weight.stride * step};
+}
+
+Array<std::int32_t> as_stored(std::int64_t d, Stream& stream) {
+  std::vector<std::int32_t> order(static_cast<std::size_t>(d));
+  std::iota(order.begin(), order.end(), 0);
+  return upload(order, stream);
+}
+
+Array<std::uint8_t> none_dead(std::int64_t d, Stream& stream) {
+  return upload(std::vector<std::uint8_t>(static_cast<std::size_t>(d)), stream);
+}
+
+// a ← (w C) N⁻ᵀ, columns in the order.   product: memory as a.
+void whiten(Matrix<const float> w, Matrix<const float> c, const SolvedOrder& order,
+            Matrix<float> product, Matrix<float> a, Stream& stream) {
+  multiply_rows(w, c, product, stream);
+  gather_columns(tensor_of(product), order.perm, order.dead, a, stream);
+  solve_unit_upper(order.n, Side::inverse_of_transpose, a, stream);
+}
+
+Array<std::int32_t> inverse_of(Matrix<const std::int32_t> perm, Stream& stream) {
+  const std::vector<std::int32_t> order = download_matrix(perm, stream);
+  std::vector<std::int32_t> inverse(order.size());
+  for (std::size_t k = 0; k < order.size(); ++k)
+    inverse[static_cast<std::size_t>(order[k])] = static_cast<std::int32_t>(k);
+  return upload(inverse, stream);
+}
+
+}  // namespace
+
+OriginalTarget original_target(const CrossMoments& moments, const std::vector<ConstTensor>& weights,
+                               const SolvedOrder& order, Stream& stream) {
+  const std::int64_t d = order.n.cols;
+  std::int64_t rows = 0;
+  for (const ConstTensor& weight : weights) rows += some_rows(weight).rows;
+  const Array<float> w(rows, d, stream);
+  const Array<std::int32_t> stored = as_stored(d, stream);
+  const Array<std::uint8_t> alive = none_dead(d, stream);
+  std::int64_t begin = 0;
+  for (const ConstTensor& weight : weights) {
+    const ConstTensor some = some_rows(weight);
+    gather_columns(some, stored, alive, w.view.row_range(begin, some.rows), stream);
+    begin += some.rows;
+  }
+  const Array<float> product(rows, d, stream);
+  std::array<Array<float>, 2> halves;
+  for (std::size_t h = 0; h < halves.size(); ++h) {
+    halves[h] = Array<float>(rows, d, stream);
+    whiten(w, moments.halves[h], order, product, halves[h], stream);
+  }
+  OriginalTarget target{Array<float>(1, d, stream)};
+  half_agreement(halves[0], halves[1], target.factor, stream);
+  std::vector<float> factor = download_matrix(Matrix<const float>(target.factor.view), stream);
+  const std::vector<float> pivot = download_matrix(order.pivot, stream);
+  target.agreement = std::accumulate(factor.begin(), factor.end(), 0.0) / static_cast<double>(d);
+  for (std::size_t k = 0; k < factor.size(); ++k) factor[k] /= pivot[k] * pivot[k];
+  copy_to_device(target.factor.view.data, factor.data(), target.factor.memory.bytes(), stream);
+  return target;
+}
+
+std::int64_t target_workspace_bytes(Backend backend,
+                                    const std::vector<std::int64_t>& rows_of_weights,
+                                    std::int64_t d) {
+  std::int64_t rows = 0;
+  for (const std::int64_t all : rows_of_weights)
+    rows += some_rows({nullptr, DType::f32, all, d}).rows;
+  return 4 * rows * d * 4 + std::max(multiply_rows_workspace_bytes(backend, rows, d, d),
+                                     solve_workspace_bytes(backend, rows, d));
+}
+
+std::int64_t move_workspace_bytes(Backend backend, std::int64_t rows, std::int64_t d) {
+  const std::int64_t most = std::min(rows_moved, rows);
+  return 2 * most * d * 4 + std::max(multiply_rows_workspace_bytes(backend, most, d, d),
+                                     solve_workspace_bytes(backend, most, d));
+}
+
+void move_to_target(const OriginalTarget& target, Matrix<const float> c, const SolvedOrder& order,
+                    Matrix<float> w, Stream& stream) {
+  const std::int64_t d = w.cols;
+  const std::int64_t most = std::min(rows_moved, w.rows);
+  const Array<float> product(most, d, stream);
+  const Array<float> whitened(most, d, stream);
+  const Array<std::int32_t> inverse = inverse_of(order.perm, stream);
+  const Array<std::uint8_t> alive = none_dead(d, stream);
+  for (std::int64_t begin = 0; begin < w.rows; begin += most) {
+    const Matrix<float> rows = w.row_range(begin, std::min(most, w.rows - begin));
+    const Matrix<float> first = product.view.row_range(0, rows.rows);
+    const Matrix<float> a = whitened.view.row_range(0, rows.rows);
+    whiten(rows, c, order, first, a, stream);
+    scale_weight(tensor_of(a), target.factor, {}, a, stream);
+    solve_unit_upper(order.n, Side::inverse, a, stream);
+    gather_columns(tensor_of(a), inverse, alive, first, stream);
+    add_scaled(tensor_of(first), 1.0f, {rows.data, DType::f32, rows.rows, rows.cols, rows.stride},
+               stream);
+  }
+}
+
+}  // namespace qpipe
