@@ -121,6 +121,7 @@ struct Sweep {
   Matrix<const float> pivot;
   SweepOptions options;
   std::vector<std::int32_t> group_of;
+  std::vector<float> search_weight;         // of each column; empty: ones
   std::int64_t unit = sweep_block_columns;  // columns whose grids are found together: whole groups
   std::int64_t panel = sweep_panel(sweep_block_columns);
   bool grids_given = false;  // static, or one group per row: found before the sweep
@@ -128,7 +129,7 @@ struct Sweep {
 
 // Scratch of one thread, in floats per lane (bytes for code).
 struct Scratch {
-  std::vector<float> w, v, u, e, scale, zero, weights;
+  std::vector<float> w, v, u, e, scale, zero, group;
   std::vector<std::uint8_t> code;
 };
 
@@ -141,12 +142,14 @@ void find_unit_grids(const Sweep& sweep, std::int64_t begin, std::int64_t column
   scratch.u.assign(from, from + columns * lanes);
   spread_error(scratch.w.data() + offset * lanes, scratch.u.data(), sweep.n.row(begin) + begin,
                sweep.n.stride, columns);
-  std::vector<float>& weights = scratch.weights;
-  weights.resize(static_cast<std::size_t>(group_size));
+  std::vector<float>& group = scratch.group;
+  group.resize(static_cast<std::size_t>(group_size));
   for (std::int64_t first = 0; first < columns; first += group_size)
     for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t c = 0; c < group_size; ++c) weights[c] = scratch.u[(first + c) * lanes + r];
-      const Grid grid = find_grid(weights.data(), group_size, sweep.options.grid);
+      for (std::int64_t c = 0; c < group_size; ++c) group[c] = scratch.u[(first + c) * lanes + r];
+      const Grid grid =
+          find_grid(group.data(), group_size, sweep.options.grid,
+                    sweep.search_weight.empty() ? nullptr : &sweep.search_weight[begin + first]);
       scratch.scale[(begin + first) / group_size * lanes + r] = grid.scale;
       scratch.zero[(begin + first) / group_size * lanes + r] = grid.zero;
     }
@@ -257,8 +260,12 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
   for (std::int64_t k = 0; k < d; ++k)
     sweep.group_of[static_cast<std::size_t>(k)] =
         options.static_grids ? group_of(0, k) : static_cast<std::int32_t>(k / group_size);
+  if (options.weighted_search)
+    for (std::int64_t k = 0; k < d; ++k) sweep.search_weight.push_back(pivot(0, k) * pivot(0, k));
   if (!options.static_grids && group_size == d) {
-    find_grids(w, group_size, options.grid, scale, zero, stream);
+    find_weighted_grids(w, group_size, options.grid,
+                        {sweep.search_weight.data(), 1, std::ssize(sweep.search_weight)}, scale,
+                        zero, stream);
     sweep.grids_given = true;
   }
   if (!sweep.grids_given) {

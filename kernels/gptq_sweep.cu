@@ -4,6 +4,7 @@
 
 #include "kernels/gptq_sweep.h"
 #include "kernels/grid_cuda.h"
+#include "kernels/scaling.h"
 #include "kernels/split_multiply.h"
 #include "kernels/vector_cuda.h"
 
@@ -236,6 +237,7 @@ struct BlockView {
   Matrix<float> error;        // [rows, width] out: w − q
   float* loss;                // [rows] added to, unless Grids::none
   Matrix<float> u;            // [rows, width] out when Grids::none; may be v
+  bool weighted;              // SweepOptions::weighted_search
   bool vector;  // rows of w, v, n, error, u begin at multiples of 16 bytes, and those of code of 4
 };
 
@@ -246,9 +248,9 @@ __device__ float reduce_lanes(float x) {
 }
 
 // The grid of the group that starts at chunk c and spans group_chunks chunks, equal in all lanes of
-// the row.
+// the row. weight: of the block's columns in the search, or null: ones.
 __device__ DeviceGrid find_row_grid(const float (&v)[owned], int c, int group_chunks,
-                                    const GridOptions& options) {
+                                    const GridOptions& options, const float* weight, int lane) {
   float lo = 0.0f;
   float hi = 0.0f;
   float poison = 0.0f;  // NaN when some weight is not finite
@@ -276,8 +278,10 @@ __device__ DeviceGrid find_row_grid(const float (&v)[owned], int c, int group_ch
       float error = 0.0f;
 #pragma unroll
       for (int i = 0; i < owned; ++i)
-        if (i / 4 >= c && i / 4 < c + group_chunks)
-          error += grid_error(v[i], candidate, max_code, options.mse_norm);
+        if (i / 4 >= c && i / 4 < c + group_chunks) {
+          const float own = grid_error(v[i], candidate, max_code, options.mse_norm);
+          error += weight == nullptr ? own : own * weight[chunk * (i / 4) + 4 * lane + i % 4];
+        }
       error = reduce_lanes(error);
       if (error < best_error) {
         best_error = error;
@@ -463,7 +467,8 @@ __global__ void __launch_bounds__(most_sweep_threads, 2)
     for (int c = 0; c < chunks; ++c) {
       if (c % group_chunks != 0) continue;
       DeviceGrid grid{1.0f, 0.0f};
-      if (chunk * c < width) grid = find_row_grid(u, c, group_chunks, options);
+      if (chunk * c < width)
+        grid = find_row_grid(u, c, group_chunks, options, block.weighted ? weight : nullptr, lane);
 #pragma unroll
       for (int to = c; to < chunks; ++to)
         if (to < c + group_chunks) rounding[4 * to / per_grid].set(grid.scale, grid.zero);
@@ -563,8 +568,11 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
   const std::int64_t group_size = options.group_size;
   const auto [given, fused, unit, panel, turn] =
       plan_sweep(w.rows, d, group_size, options.static_grids);
+  const Array<float> search_weight(1, options.weighted_search ? d : 0, stream);
+  if (options.weighted_search)
+    cuda::scale_weight({pivot.data, DType::f32, 1, d}, pivot, {}, search_weight, stream);
   if (given && !options.static_grids)
-    cuda::find_grids(w, group_size, options.grid, scale, zero, stream);
+    cuda::find_weighted_grids(w, group_size, options.grid, search_weight, scale, zero, stream);
   const std::int64_t value_stride = divide_up(d, 4) * 4;
   const std::int64_t error_stride = divide_up(panel, 4) * 4;
   const std::int64_t unit_stride = divide_up(unit, 4) * 4;
@@ -604,6 +612,7 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
                            error.col_range(begin - p0, width),
                            loss.data + r0,
                            u,
+                           options.weighted_search,
                            false};
         };
         if (!given && !fused) {
@@ -625,8 +634,11 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
                            u.col_range(k1, columns - k1), stream);
               from = u;
             }
-            cuda::find_grids(
+            cuda::find_weighted_grids(
                 u, group_size, options.grid,
+                options.weighted_search
+                    ? Matrix<const float>(search_weight.view).col_range(b0, columns)
+                    : Matrix<const float>(),
                 scale.row_range(r0, rows).col_range(b0 / group_size, columns / group_size),
                 zero.row_range(r0, rows).col_range(b0 / group_size, columns / group_size), stream);
           }

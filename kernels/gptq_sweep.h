@@ -12,6 +12,8 @@ struct SweepOptions {
   GridOptions grid;
   std::int64_t group_size = 128;  // divides cols; = cols for one group per row
   bool static_grids = false;      // scale and zero are inputs; column c belongs to group_of[c]
+  bool weighted_search = false;   // the search of grids counts errors times pivot² of their
+                                  // columns, as the loss does
 };
 
 // q_k = Q(w_k + Σ_{j<k} (w_j − q_j) N_jk), columns in the order given (the caller has permuted w

@@ -55,31 +55,40 @@ Grid grid_of_range(float lo, float hi, const GridOptions& options) {
   return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) + shift * (1 << 23));
 }
 
-template <bool square>
-[[gnu::always_inline]] inline void add_errors(const float* w, std::int64_t count, Grid grid,
-                                              float max_code, float norm, float* partial) {
+template <bool square, bool weighted>
+[[gnu::always_inline]] inline void add_errors(const float* w, const float* weight,
+                                              std::int64_t count, Grid grid, float max_code,
+                                              float norm, float* partial) {
 #pragma omp simd
   for (std::int64_t lane = 0; lane < count; ++lane) {
     const float code = nearest_code(w[lane], grid.scale, grid.zero, max_code);
     const float error = w[lane] - grid.scale * (code - grid.zero);
     const float magnitude = std::fabs(error);
-    partial[lane] += square ? magnitude * magnitude : power(magnitude, norm);
+    const float own = square ? magnitude * magnitude : power(magnitude, norm);
+    partial[lane] += weighted ? own * weight[lane] : own;
   }
 }
 
-QPIPE_SIMD_CLONES float grid_error(const float* w, std::int64_t count, Grid grid, float max_code,
-                                   float norm) {
+template <bool square, bool weighted>
+[[gnu::always_inline]] inline void add_all_errors(const float* w, const float* weight,
+                                                  std::int64_t count, Grid grid, float max_code,
+                                                  float norm, float* partial) {
+  for (std::int64_t i = 0; i < count; i += lanes)
+    add_errors<square, weighted>(w + i, weight + (weighted ? i : 0), std::min(lanes, count - i),
+                                 grid, max_code, norm, partial);
+}
+
+QPIPE_SIMD_CLONES float grid_error(const float* w, const float* weight, std::int64_t count,
+                                   Grid grid, float max_code, float norm) {
   float partial[lanes] = {};
-  const std::int64_t whole = count / lanes * lanes;
-  if (norm == 2.0f) {
-    for (std::int64_t i = 0; i < whole; i += lanes)
-      add_errors<true>(w + i, lanes, grid, max_code, norm, partial);
-    add_errors<true>(w + whole, count - whole, grid, max_code, norm, partial);
-  } else {
-    for (std::int64_t i = 0; i < whole; i += lanes)
-      add_errors<false>(w + i, lanes, grid, max_code, norm, partial);
-    add_errors<false>(w + whole, count - whole, grid, max_code, norm, partial);
-  }
+  if (weight == nullptr && norm == 2.0f)
+    add_all_errors<true, false>(w, weight, count, grid, max_code, norm, partial);
+  else if (weight == nullptr)
+    add_all_errors<false, false>(w, weight, count, grid, max_code, norm, partial);
+  else if (norm == 2.0f)
+    add_all_errors<true, true>(w, weight, count, grid, max_code, norm, partial);
+  else
+    add_all_errors<false, true>(w, weight, count, grid, max_code, norm, partial);
   for (std::int64_t half = lanes / 2; half > 0; half /= 2)
     for (std::int64_t lane = 0; lane < half; ++lane) partial[lane] += partial[lane + half];
   return partial[0];
@@ -92,7 +101,8 @@ void check_bits(int bits) {
           "quantization grid: bits must be 2, 3, 4 or 8");
 }
 
-Grid find_grid(const float* w, std::int64_t count, const GridOptions& options) {
+Grid find_grid(const float* w, std::int64_t count, const GridOptions& options,
+               const float* weight) {
   float lo = 0.0f;
   float hi = 0.0f;
   float poison = 0.0f;  // NaN when some weight is not finite
@@ -119,7 +129,7 @@ Grid find_grid(const float* w, std::int64_t count, const GridOptions& options) {
   for (int i = 0; i < steps; ++i) {
     const float p = 1.0f - static_cast<float>(i) / 100.0f;
     const Grid candidate = grid_of_range(p * lo, p * hi, options);
-    const float error = grid_error(w, count, candidate, max_code, options.mse_norm);
+    const float error = grid_error(w, weight, count, candidate, max_code, options.mse_norm);
     if (error < best_error) {
       best_error = error;
       best = candidate;

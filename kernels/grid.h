@@ -34,8 +34,9 @@ inline float nearest_code(float w, float scale, float zero, float max_code) {
   return round_half_even(quotient) + zero;
 }
 
-// The grid of `count` weights (quantize_groups.h).
-Grid find_grid(const float* w, std::int64_t count, const GridOptions& options);
+// The grid of `count` weights (quantize_groups.h). weight: of each in the search, or null: ones.
+Grid find_grid(const float* w, std::int64_t count, const GridOptions& options,
+               const float* weight = nullptr);
 
 // Throws std::invalid_argument unless bits is 2, 3, 4 or 8.
 void check_bits(int bits);

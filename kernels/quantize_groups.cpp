@@ -46,6 +46,12 @@ void check_grids(Matrix<const float> scale, Matrix<const std::uint8_t> zero,
 
 void find_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid,
                 Matrix<float> scale, Matrix<std::uint8_t> zero, Stream& stream) {
+  find_weighted_grids(w, group_size, grid, {}, scale, zero, stream);
+}
+
+void find_weighted_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid,
+                         Matrix<const float> weight, Matrix<float> scale, Matrix<std::uint8_t> zero,
+                         Stream& stream) {
   check_bits(grid.bits);
   require(group_size > 0 && w.cols % group_size == 0,
           "find_grids: group_size must divide the number of columns");
@@ -53,12 +59,15 @@ void find_grids(Matrix<const float> w, std::int64_t group_size, const GridOption
   require(
       scale.rows == w.rows && zero.rows == w.rows && scale.cols == groups && zero.cols == groups,
       "find_grids: scale and zero must be [rows, groups]");
+  require(weight.empty() || weight.cols == w.cols, "find_grids: weight must be [1, cols]");
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::find_grids(w, group_size, grid, scale, zero, stream);
+    if (stream.on_cuda())
+      return cuda::find_weighted_grids(w, group_size, grid, weight, scale, zero, stream);
 #pragma omp parallel for schedule(static)
   for (std::int64_t r = 0; r < w.rows; ++r)
     for (std::int64_t g = 0; g < groups; ++g) {
-      const Grid found = find_grid(w.row(r) + g * group_size, group_size, grid);
+      const Grid found = find_grid(w.row(r) + g * group_size, group_size, grid,
+                                   weight.empty() ? nullptr : weight.data + g * group_size);
       scale(r, g) = found.scale;
       zero(r, g) = static_cast<std::uint8_t>(found.zero);
     }

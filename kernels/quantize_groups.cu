@@ -12,7 +12,7 @@ constexpr unsigned all_lanes = 0xffffffffu;
 // A warp per (row, group): lane l reads elements l, l + 32, …; sums are then added pairwise (xor
 // 16, 8, 4, 2, 1).
 __global__ void find_grids_kernel(Matrix<const float> w, std::int64_t group_size,
-                                  GridOptions options, Matrix<float> scale,
+                                  GridOptions options, const float* weight, Matrix<float> scale,
                                   Matrix<std::uint8_t> zero) {
   const std::int64_t groups = scale.cols;
   const std::int64_t index = std::int64_t{blockIdx.x} * warps_per_block + threadIdx.x / warp;
@@ -44,8 +44,11 @@ __global__ void find_grids_kernel(Matrix<const float> w, std::int64_t group_size
     for (int step = 0; step < shrink_steps; ++step) {
       const DeviceGrid candidate = shrunk_grid(lo, hi, step, options);
       float error = 0.0f;
-      for (std::int64_t i = lane; i < group_size; i += warp)
-        error = __fadd_rn(error, grid_error(values[i], candidate, max_code, options.mse_norm));
+      for (std::int64_t i = lane; i < group_size; i += warp) {
+        const float own = grid_error(values[i], candidate, max_code, options.mse_norm);
+        error = __fadd_rn(error,
+                          weight == nullptr ? own : __fmul_rn(own, weight[group * group_size + i]));
+      }
       for (int half = warp / 2; half > 0; half /= 2)
         error = __fadd_rn(error, __shfl_xor_sync(all_lanes, error, half));
       if (error < best_error) {
@@ -108,12 +111,13 @@ unsigned blocks(std::int64_t count, std::int64_t size) {
 
 }  // namespace
 
-void find_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid,
-                Matrix<float> scale, Matrix<std::uint8_t> zero, Stream& stream) {
+void find_weighted_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid,
+                         Matrix<const float> weight, Matrix<float> scale, Matrix<std::uint8_t> zero,
+                         Stream& stream) {
   const std::int64_t count = w.rows * scale.cols;
   if (count == 0) return;
   find_grids_kernel<<<blocks(count, warps_per_block), threads, 0, stream.cuda().stream>>>(
-      w, group_size, grid, scale, zero);
+      w, group_size, grid, weight.empty() ? nullptr : weight.data, scale, zero);
   check_launch();
 }
 

@@ -22,6 +22,12 @@ struct GridOptions {
 void find_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid,
                 Matrix<float> scale, Matrix<std::uint8_t> zero, Stream& stream);
 
+// The same with a search that minimises Σ weight[0, c] · |w − Q(w)|^mse_norm.   weight [1, cols] on
+// the device, or empty: ones.
+void find_weighted_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid,
+                         Matrix<const float> weight, Matrix<float> scale, Matrix<std::uint8_t> zero,
+                         Stream& stream);
+
 // code = clamp(rne(w / scale) + zero, 0, 2^bits − 1).  group_of [1, cols] on the device: the group
 // of each column. Round to nearest (RTN).
 void round_to_grid(Matrix<const float> w, Matrix<const float> scale,
@@ -40,7 +46,7 @@ void inspect_grids(Matrix<const float> scale, Matrix<const std::uint8_t> zero,
                    Matrix<std::int32_t> found, Stream& stream);
 
 namespace cuda {
-decltype(qpipe::find_grids) find_grids;
+decltype(qpipe::find_weighted_grids) find_weighted_grids;
 decltype(qpipe::round_to_grid) round_to_grid;
 decltype(qpipe::dequantize) dequantize;
 decltype(qpipe::inspect_grids) inspect_grids;

@@ -9,7 +9,7 @@
 #include "kernels/half_agreement.h"
 #include "kernels/row_product.h"
 #include "kernels/scaling.h"
-#include "kernels/triangular_solve.h"
+#include "kernels/triangular_inverse.h"
 #include "stages/transfer.h"
 
 namespace qpipe {
@@ -40,12 +40,12 @@ Array<std::uint8_t> none_dead(std::int64_t d, Stream& stream) {
   return upload(std::vector<std::uint8_t>(static_cast<std::size_t>(d)), stream);
 }
 
-// a ← (w C) N⁻ᵀ, columns in the order.   product: memory as a.
-void whiten(Matrix<const float> w, Matrix<const float> c, const SolvedOrder& order,
-            Matrix<float> product, Matrix<float> a, Stream& stream) {
-  multiply_rows(w, c, product, stream);
-  gather_columns(tensor_of(product), order.perm, order.dead, a, stream);
-  solve_unit_upper(order.n, Side::inverse_of_transpose, a, stream);
+// first ← (w C) N⁻ᵀ, columns in the order.   second: memory as first.
+void whiten(Matrix<const float> w, Matrix<const float> c, Matrix<const float> inverse,
+            const SolvedOrder& order, Matrix<float> first, Matrix<float> second, Stream& stream) {
+  multiply_rows(w, c, RightFactor::plain, first, stream);
+  gather_columns(tensor_of(first), order.perm, order.dead, second, stream);
+  multiply_rows(second, inverse, RightFactor::upper_transposed, first, stream);
 }
 
 Array<std::int32_t> inverse_of(Matrix<const std::int32_t> perm, Stream& stream) {
@@ -54,6 +54,14 @@ Array<std::int32_t> inverse_of(Matrix<const std::int32_t> perm, Stream& stream) 
   for (std::size_t k = 0; k < order.size(); ++k)
     inverse[static_cast<std::size_t>(order[k])] = static_cast<std::int32_t>(k);
   return upload(inverse, stream);
+}
+
+std::int64_t rows_bytes(std::int64_t rows, std::int64_t d) {
+  return static_cast<std::int64_t>(sizeof(float)) * rows * d;
+}
+
+std::int64_t whitening_bytes(Backend backend, std::int64_t rows, std::int64_t d) {
+  return multiply_rows_workspace_bytes(backend, rows, d, d, RightFactor::upper_transposed);
 }
 
 }  // namespace
@@ -72,13 +80,14 @@ OriginalTarget original_target(const CrossMoments& moments, const std::vector<Co
     gather_columns(some, stored, alive, w.view.row_range(begin, some.rows), stream);
     begin += some.rows;
   }
-  const Array<float> product(rows, d, stream);
+  OriginalTarget target{Array<float>(d, d, stream), Array<float>(1, d, stream)};
+  invert_unit_upper(order.n, target.inverse, stream);
+  const Array<float> turned(rows, d, stream);
   std::array<Array<float>, 2> halves;
   for (std::size_t h = 0; h < halves.size(); ++h) {
     halves[h] = Array<float>(rows, d, stream);
-    whiten(w, moments.halves[h], order, product, halves[h], stream);
+    whiten(w, moments.halves[h], target.inverse, order, halves[h], turned, stream);
   }
-  OriginalTarget target{Array<float>(1, d, stream)};
   half_agreement(halves[0], halves[1], target.factor, stream);
   std::vector<float> factor = download_matrix(Matrix<const float>(target.factor.view), stream);
   const std::vector<float> pivot = download_matrix(order.pivot, stream);
@@ -88,41 +97,44 @@ OriginalTarget original_target(const CrossMoments& moments, const std::vector<Co
   return target;
 }
 
+void move_to_target(const OriginalTarget& target, Matrix<const float> c, const SolvedOrder& order,
+                    Matrix<float> w, Stream& stream) {
+  const std::int64_t d = w.cols;
+  const std::int64_t most = std::min(rows_moved, w.rows);
+  const std::array<Array<float>, 2> memory{Array<float>(most, d, stream),
+                                           Array<float>(most, d, stream)};
+  const Array<std::int32_t> stored = inverse_of(order.perm, stream);
+  const Array<std::uint8_t> alive = none_dead(d, stream);
+  for (std::int64_t begin = 0; begin < w.rows; begin += most) {
+    const Matrix<float> rows = w.row_range(begin, std::min(most, w.rows - begin));
+    const Matrix<float> first = memory[0].view.row_range(0, rows.rows);
+    const Matrix<float> second = memory[1].view.row_range(0, rows.rows);
+    whiten(rows, c, target.inverse, order, first, second, stream);
+    scale_weight(tensor_of(first), target.factor, {}, first, stream);
+    multiply_rows(first, target.inverse, RightFactor::upper, second, stream);
+    gather_columns(tensor_of(second), stored, alive, first, stream);
+    add_scaled(tensor_of(first), 1.0f, {rows.data, DType::f32, rows.rows, rows.cols, rows.stride},
+               stream);
+  }
+}
+
+std::int64_t target_bytes(std::int64_t d) {
+  return static_cast<std::int64_t>(sizeof(float)) * (d * d + d);
+}
+
 std::int64_t target_workspace_bytes(Backend backend,
                                     const std::vector<std::int64_t>& rows_of_weights,
                                     std::int64_t d) {
   std::int64_t rows = 0;
   for (const std::int64_t all : rows_of_weights)
     rows += some_rows({nullptr, DType::f32, all, d}).rows;
-  return 4 * rows * d * 4 + std::max(multiply_rows_workspace_bytes(backend, rows, d, d),
-                                     solve_workspace_bytes(backend, rows, d));
+  return std::max(inverse_workspace_bytes(backend, d) + rows_bytes(rows, d),
+                  4 * rows_bytes(rows, d) + whitening_bytes(backend, rows, d));
 }
 
 std::int64_t move_workspace_bytes(Backend backend, std::int64_t rows, std::int64_t d) {
   const std::int64_t most = std::min(rows_moved, rows);
-  return 2 * most * d * 4 + std::max(multiply_rows_workspace_bytes(backend, most, d, d),
-                                     solve_workspace_bytes(backend, most, d));
-}
-
-void move_to_target(const OriginalTarget& target, Matrix<const float> c, const SolvedOrder& order,
-                    Matrix<float> w, Stream& stream) {
-  const std::int64_t d = w.cols;
-  const std::int64_t most = std::min(rows_moved, w.rows);
-  const Array<float> product(most, d, stream);
-  const Array<float> whitened(most, d, stream);
-  const Array<std::int32_t> inverse = inverse_of(order.perm, stream);
-  const Array<std::uint8_t> alive = none_dead(d, stream);
-  for (std::int64_t begin = 0; begin < w.rows; begin += most) {
-    const Matrix<float> rows = w.row_range(begin, std::min(most, w.rows - begin));
-    const Matrix<float> first = product.view.row_range(0, rows.rows);
-    const Matrix<float> a = whitened.view.row_range(0, rows.rows);
-    whiten(rows, c, order, first, a, stream);
-    scale_weight(tensor_of(a), target.factor, {}, a, stream);
-    solve_unit_upper(order.n, Side::inverse, a, stream);
-    gather_columns(tensor_of(a), inverse, alive, first, stream);
-    add_scaled(tensor_of(first), 1.0f, {rows.data, DType::f32, rows.rows, rows.cols, rows.stride},
-               stream);
-  }
+  return 2 * rows_bytes(most, d) + whitening_bytes(backend, most, d);
 }
 
 }  // namespace qpipe

@@ -26,6 +26,7 @@ struct SolvedOrder {
 };
 
 struct OriginalTarget {
+  Array<float> inverse;    // [d, d]: N⁻¹
   Array<float> factor;     // [1, d]: α_k / pivot_k², in the order of the columns
   double agreement = 0.0;  // the mean of α
 };
@@ -39,7 +40,8 @@ OriginalTarget original_target(const CrossMoments& moments, const std::vector<Co
 void move_to_target(const OriginalTarget& target, Matrix<const float> c, const SolvedOrder& order,
                     Matrix<float> w, Stream& stream);
 
-// Device memory that each takes while it runs.
+// Device memory of a target, and what each takes beside it while it runs.
+std::int64_t target_bytes(std::int64_t d);
 std::int64_t target_workspace_bytes(Backend backend,
                                     const std::vector<std::int64_t>& rows_of_weights,
                                     std::int64_t d);

@@ -175,8 +175,8 @@ struct Piece {
 // Whether one sweep can solve rows of both: a sweep takes about as long for few rows as for many.
 bool swept_together(const LinearSettings& a, const LinearSettings& b, std::int64_t d) {
   const auto grids = [&](const LinearSettings& s) {
-    return std::tuple(s.method, s.bits, s.symmetric, s.mse_norm, s.group_columns(d),
-                      s.static_groups);
+    return std::tuple(s.method, s.bits, s.symmetric, s.mse_norm, s.weighted_search,
+                      s.group_columns(d), s.static_groups);
   };
   return a.method == Method::gptq && grids(a) == grids(b) && factor_key(a, d) == factor_key(b, d);
 }
@@ -247,6 +247,14 @@ Weights target_of(const StepRows& step, const Piece& piece, const Factor& factor
   return {std::move(moved), view};
 }
 
+Array<float> squared_pivots_as_stored(const Factor& factor, Stream& stream) {
+  const std::vector<float> pivot = download_matrix(Matrix<const float>(factor.pivot.view), stream);
+  std::vector<float> squares(pivot.size());
+  for (std::size_t k = 0; k < pivot.size(); ++k)
+    squares[static_cast<std::size_t>(factor.order[k])] = pivot[k] * pivot[k];
+  return upload(squares, stream);
+}
+
 // The pieces' linears have one factor and the same settings. dead [1, d]: columns without input.
 // row_loss: of all rows of all linears.
 void solve_gptq(const StepRows& step, const Factor& factor, const std::vector<Piece>& pieces,
@@ -262,17 +270,20 @@ void solve_gptq(const StepRows& step, const Factor& factor, const std::vector<Pi
   options.grid = {s.bits, s.symmetric, s.mse_norm};
   options.group_size = s.group_columns(in);
   options.static_grids = s.static_groups;
+  options.weighted_search = s.weighted_search;
   Array<float> w(rows, in, stream);
   Array<float> scale(rows, s.groups(in), stream);
   Array<std::uint8_t> zero(rows, s.groups(in), stream);
   Array<std::int32_t> identity;
   Array<std::int32_t> solved_group;  // group of position k
+  Array<float> weight;               // of the columns as stored, in the search of static grids
   if (s.static_groups) {
     Order group(static_cast<std::size_t>(in));
     for (std::size_t k = 0; k < group.size(); ++k)
       group[k] = first.group_of[static_cast<std::size_t>(factor.order[k])];
     solved_group = upload(group, stream);
     identity = upload(identity_order(in), stream);
+    if (s.weighted_search) weight = squared_pivots_as_stored(factor, stream);
   }
   std::int64_t begin = 0;
   for (const Piece& piece : pieces) {
@@ -280,8 +291,9 @@ void solve_gptq(const StepRows& step, const Factor& factor, const std::vector<Pi
     const Weights weights = target_of(step, piece, factor, dead, stream);
     if (s.static_groups) {
       gather_columns(weights.view, identity, dead, part, stream);
-      find_grids(part, options.group_size, options.grid, scale.view.row_range(begin, part.rows),
-                 zero.view.row_range(begin, part.rows), stream);
+      find_weighted_grids(part, options.group_size, options.grid, weight,
+                          scale.view.row_range(begin, part.rows),
+                          zero.view.row_range(begin, part.rows), stream);
     }
     gather_columns(weights.view, factor.perm, dead, part, stream);
     begin += part.rows;

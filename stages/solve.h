@@ -35,6 +35,7 @@ struct LinearSettings {
   bool static_groups = false;
   bool act_group_aware = false;
   float mse_norm = 0.0f;
+  bool weighted_search = false;  // of scales (SweepOptions)
   double damp_percent = 0.01;
   double damp_increment = 0.01;
 

@@ -49,8 +49,7 @@ struct Options {
     bool act_group_aware = false;
     double damp_percent = 0.01;         // fraction of mean(diag H)
     double damp_auto_increment = 0.01;  // added after each failed factorisation
-    double mse =
-        -1.0;  // exponent of the scale search's error; 0: no search; -1: 2.4 for gptq, else 0
+    double mse = -1.0;  // exponent of the scale search's error; 0: no search; -1: 0, for gptq 2.4
     bool true_sequential = true;
     bool allow_fallback = false;  // go on when more than 2% of the modules fall back to RTN
     std::string propagate =

@@ -68,8 +68,8 @@ void visit_quantize(Section& quantize, Visit& visit) {
   visit("quantize.damp_auto_increment", quantize.damp_auto_increment, Inside{0.0, 1.0},
         "of mean(diag H)", "added to damp_percent each time the factorisation fails");
   visit("quantize.mse", quantize.mse, Within{-1, most_mse_exponent}, "",
-        "search scales that minimise the sum of |error|^mse; 0: no search; -1: 2.4 for gptq, 0 for "
-        "the others");
+        "search scales that minimise the sum of |error|^mse; 0: no search; -1: 0, for gptq 2.4, or "
+        "with target = original the sum of squares with the weights that they have in the loss");
   visit("quantize.true_sequential", quantize.true_sequential, AnyValue{}, "",
         "inside a layer, calibrate each step on the quantized steps before it");
   visit("quantize.allow_fallback", quantize.allow_fallback, AnyValue{}, "",

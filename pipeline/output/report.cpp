@@ -194,7 +194,9 @@ void add_integer_rows(const QuantizePlan& plan,
     row("static groups", s.static_groups ? "yes" : "no");
     row("damping", fmt::format("{} of the mean diagonal", s.damp_percent));
   }
-  if (s.mse_norm > 0.0f) row("scale search", fmt::format("exponent {}", s.mse_norm));
+  if (s.mse_norm > 0.0f)
+    row("scale search", fmt::format("exponent {}{}", s.mse_norm,
+                                    s.weighted_search ? ", errors weighted as in the loss" : ""));
 }
 
 }  // namespace

@@ -197,8 +197,8 @@ std::int64_t cross_bytes(const StepSizes& step, std::int64_t halves) {
   return step.to_original ? halves * step.groups * hessian_bytes(step.columns) : 0;
 }
 
-// α of the group's linears, and what they are moved by.
-std::int64_t target_bytes(const RunSizes& r, const StepSizes& step) {
+// While α of the group's linears is found.
+std::int64_t target_search_bytes(const RunSizes& r, const StepSizes& step) {
   std::vector<std::int64_t> rows;
   for (const LinearSizes& linear : step.linears)
     if (linear.gptq) rows.push_back(linear.rows);
@@ -306,6 +306,10 @@ std::int64_t sweep_bytes(const RunSizes& r, const StepSizes& step, int ranks) {
 std::int64_t factor_bytes(const StepSizes& step) {
   const std::int64_t d = step.columns;
   return step.factors * (f32 * d * d + 2 * f32 * d);
+}
+
+Use targets(const StepSizes& step) {
+  return on_device("targets", step.to_original ? step.factors * target_bytes(step.columns) : 0);
 }
 
 // One linear at a time, on the rank that writes it (pack_gptq and its like).
@@ -495,9 +499,10 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
            on_device("factor workspace", at_once * factor_work_bytes(r, step, ranks, places))});
     if (step.to_original && step.factors > 0)
       add(step, "target", {}, in_use,
-          {kept, crosses(step, 0), factors, on_device("target", target_bytes(r, step))});
+          {kept, crosses(step, 0), factors, targets(step),
+           on_device("search of the target", target_search_bytes(r, step))});
     add(step, "codes", {}, in_use,
-        {kept, crosses(step, step.to_original ? 1 : 0), factors, waiting,
+        {kept, crosses(step, step.to_original ? 1 : 0), factors, targets(step), waiting,
          on_device("rows in work and codes", at_once * sweep_bytes(r, step, ranks))});
     const Use codes = on_device("codes", at_once * solved_bytes(step));
     add(step, "packing", {}, {{&step}},

@@ -35,7 +35,9 @@ LinearSettings default_settings(const Options& options) {
   s.desc_act = s.method == Method::gptq && o.desc_act;
   s.static_groups = s.method == Method::gptq && o.static_groups;
   s.act_group_aware = s.method == Method::gptq && o.act_group_aware;
-  s.mse_norm = o.mse >= 0.0 ? static_cast<float>(o.mse) : o.method == "gptq" ? 2.4f : 0.0f;
+  s.weighted_search = o.mse < 0.0 && o.target == "original";
+  const float searched = s.weighted_search ? 2.0f : 2.4f;
+  s.mse_norm = o.mse >= 0.0 ? static_cast<float>(o.mse) : o.method == "gptq" ? searched : 0.0f;
   s.damp_percent = o.damp_percent;
   s.damp_increment = o.damp_auto_increment;
   return s;

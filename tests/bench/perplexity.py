@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 
-PLAIN, ASYMMETRIC, AWARE = "quantize.mse=0", "quantize.symmetric=false", "quantize.act_group_aware=true"
+PLAIN, ASYMMETRIC, AWARE, TARGET = "quantize.mse=0", "quantize.symmetric=false", "quantize.act_group_aware=true", "quantize.target=original"
 RUNS = {  # settings; whether calibration, with its last bits, has a part in it
     "GPTQ 4-bit, `mse = 0`": ([PLAIN], True),
     "GPTQ 4-bit (default)": ([], True),
@@ -29,6 +29,12 @@ RUNS = {  # settings; whether calibration, with its last bits, has a part in it
     "GPTQ 4-bit asymmetric, `act_group_aware`": ([ASYMMETRIC, AWARE], True),
     "GPTQ 3-bit asymmetric, `mse = 0`": (["quantize.bits=3", ASYMMETRIC, PLAIN], True),
     "GPTQ 3-bit asymmetric": (["quantize.bits=3", ASYMMETRIC], True),
+    "GPTQ 4-bit, `act_group_aware`, `target`": ([AWARE, TARGET], True),
+    "GPTQ 4-bit asymmetric, `act_group_aware`, `target`": ([ASYMMETRIC, AWARE, TARGET], True),
+    "GPTQ 3-bit asymmetric, `act_group_aware`": (["quantize.bits=3", ASYMMETRIC, AWARE], True),
+    "GPTQ 3-bit asymmetric, `act_group_aware`, `target`": (["quantize.bits=3", ASYMMETRIC, AWARE, TARGET], True),
+    "GPTQ 2-bit asymmetric, `act_group_aware`": (["quantize.bits=2", ASYMMETRIC, AWARE], True),
+    "GPTQ 2-bit asymmetric, `act_group_aware`, `target`": (["quantize.bits=2", ASYMMETRIC, AWARE, TARGET], True),
     "GPTQ 3-bit": (["quantize.bits=3"], True),
     "AWQ 3-bit": (["quantize.method=awq", "quantize.bits=3"], True),
     "RTN 3-bit symmetric": (["quantize.method=rtn", "quantize.bits=3"], False),

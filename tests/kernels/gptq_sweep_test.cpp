@@ -306,40 +306,45 @@ TEST_P(GptqSweepTest, ManyRowsEqualFewRows) {
   EXPECT_EQ(whole.loss, parts.loss);
 }
 
-// The search of the sweep finds grids that beat the full range.
+// The search of the sweep finds grids that beat the full range: the best of all, in the sum of
+// squares, or in that which the loss is made of.
 TEST_P(GptqSweepTest, SearchInsideTheSweepLowersTheError) {
   const std::int64_t rows = 37;
   const std::int64_t d = 256;
   std::vector<float> n(static_cast<std::size_t>(d * d));
   for (std::int64_t i = 0; i < d; ++i)
     n[i * d + i] = 1.0f;  // no coupling: the sweep is round to nearest
-  const std::vector<float> pivot(static_cast<std::size_t>(d), 1.0f);
   const auto w = random_normal(rows * d, 91, 0.05f);
-  for (const std::int64_t group_size : {32, 64, 128, 256}) {
-    const Codes searched =
-        sweep(w, rows, d, n, pivot, {{3, false, 2.0f}, group_size, false}, {rows});
-    const std::int64_t groups = d / group_size;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      double best_loss = 0.0;
-      for (std::int64_t g = 0; g < groups; ++g) {
-        const auto begin = w.begin() + r * d + g * group_size;
-        const std::vector<double> group(begin, begin + group_size);
-        double best = 1e300;
-        for (int step = 0; step < 80; ++step) {
-          const auto grid = reference::find_grid(group, 3, false, 1.0 - step / 100.0);
-          double error = 0.0;
-          for (const double x : group) {
-            const double miss = x - reference::value(reference::nearest_code(x, grid, 3), grid);
-            error += miss * miss;
+  for (const bool weighted : {false, true})
+    for (const std::int64_t group_size : {16, 32, 64, 128, 256}) {
+      const std::vector<float> pivot =
+          weighted ? random_pivot(d, 92) : std::vector<float>(static_cast<std::size_t>(d), 1.0f);
+      const Codes searched =
+          sweep(w, rows, d, n, pivot, {{3, false, 2.0f}, group_size, false, weighted}, {rows});
+      const std::int64_t groups = d / group_size;
+      for (std::int64_t r = 0; r < rows; ++r) {
+        double best_loss = 0.0;
+        for (std::int64_t g = 0; g < groups; ++g) {
+          const auto begin = w.begin() + r * d + g * group_size;
+          const std::vector<double> group(begin, begin + group_size);
+          double best = 1e300;
+          for (int step = 0; step < 80; ++step) {
+            const auto grid = reference::find_grid(group, 3, false, 1.0 - step / 100.0);
+            double error = 0.0;
+            for (std::size_t c = 0; c < group.size(); ++c) {
+              const double miss =
+                  group[c] - reference::value(reference::nearest_code(group[c], grid, 3), grid);
+              const double factor = pivot[static_cast<std::size_t>(g * group_size) + c];
+              error += factor * factor * miss * miss;
+            }
+            best = std::min(best, error);
           }
-          best = std::min(best, error);
+          best_loss += best;
         }
-        best_loss += best;
+        ASSERT_NEAR(searched.loss[r], best_loss, 3e-5 * best_loss)
+            << "row " << r << ", groups of " << group_size;
       }
-      ASSERT_NEAR(searched.loss[r], best_loss, 3e-5 * best_loss)
-          << "row " << r << ", groups of " << group_size;
     }
-  }
 }
 
 TEST_P(GptqSweepTest, GatherAndScatterAreInverse) {

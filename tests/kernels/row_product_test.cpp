@@ -10,34 +10,45 @@ namespace {
 class RowProductTest : public BackendTest {
  protected:
   std::vector<float> multiply(const std::vector<float>& a, const std::vector<float>& b,
-                              std::int64_t rows, std::int64_t depth, std::int64_t cols) {
+                              RightFactor kind, std::int64_t rows, std::int64_t depth,
+                              std::int64_t cols) {
     const Array<float> c(rows, cols, stream);
-    multiply_rows(upload_as(a, rows, depth), upload_as(b, depth, cols), c, stream);
+    multiply_rows(upload_as(a, rows, depth), upload_as(b, depth, cols), kind, c, stream);
     return download_as(c.view);
+  }
+
+  void expect_exact_and_of_each_row_alone(RightFactor kind, std::int64_t depth, std::int64_t cols) {
+    const std::int64_t rows = 67;
+    const auto a = random_normal(rows * depth, 1);
+    auto b = random_normal(depth * cols, 2);
+    if (kind != RightFactor::plain)
+      for (std::int64_t k = 0; k < depth; ++k)
+        for (std::int64_t j = 0; j < k; ++j) b[k * cols + j] = 0.0f;
+    const auto c = multiply(a, b, kind, rows, depth, cols);
+    for (std::int64_t r = 0; r < rows; r += 3)
+      for (std::int64_t j = 0; j < cols; j += 37) {
+        double want = 0.0;
+        double size = 0.0;
+        for (std::int64_t k = 0; k < depth; ++k) {
+          const float right =
+              kind == RightFactor::upper_transposed ? b[j * cols + k] : b[k * cols + j];
+          const double product = static_cast<double>(a[r * depth + k]) * right;
+          want += product;
+          size += std::fabs(product);
+        }
+        ASSERT_NEAR(c[r * cols + j], want, 0x1p-20 * size + 1e-30) << r << ", " << j;
+      }
+    const std::vector<float> part(a.begin() + 31 * depth, a.begin() + 40 * depth);
+    const std::vector<float> want(c.begin() + 31 * cols, c.begin() + 40 * cols);
+    EXPECT_EQ(multiply(part, b, kind, 9, depth, cols), want);
   }
 };
 
+// More columns than are split at a time.
 TEST_P(RowProductTest, IsAsExactAsSinglePrecisionAndOfEachRowAlone) {
-  const std::int64_t rows = 67;
-  const std::int64_t depth = 150;
-  const std::int64_t cols = 2100;  // more than are split at a time
-  const auto a = random_normal(rows * depth, 1);
-  const auto b = random_normal(depth * cols, 2);
-  const auto c = multiply(a, b, rows, depth, cols);
-  for (std::int64_t r = 0; r < rows; ++r)
-    for (std::int64_t j = 0; j < cols; j += 37) {
-      double want = 0.0;
-      double size = 0.0;
-      for (std::int64_t k = 0; k < depth; ++k) {
-        const double product = static_cast<double>(a[r * depth + k]) * b[k * cols + j];
-        want += product;
-        size += std::fabs(product);
-      }
-      ASSERT_NEAR(c[r * cols + j], want, 0x1p-20 * size) << r << ", " << j;
-    }
-  const std::vector<float> part(a.begin() + 31 * depth, a.begin() + 40 * depth);
-  const std::vector<float> want(c.begin() + 31 * cols, c.begin() + 40 * cols);
-  EXPECT_EQ(multiply(part, b, 9, depth, cols), want);
+  expect_exact_and_of_each_row_alone(RightFactor::plain, 150, 2100);
+  for (const RightFactor kind : {RightFactor::upper, RightFactor::upper_transposed})
+    for (const std::int64_t d : {1, 130, 2100}) expect_exact_and_of_each_row_alone(kind, d, d);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, RowProductTest, testing::ValuesIn(backends()), backend_name);
