@@ -263,9 +263,10 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
   if (options.weighted_search)
     for (std::int64_t k = 0; k < d; ++k) sweep.search_weight.push_back(pivot(0, k) * pivot(0, k));
   if (!options.static_grids && group_size == d) {
-    find_weighted_grids(w, group_size, options.grid,
-                        {sweep.search_weight.data(), 1, std::ssize(sweep.search_weight)}, scale,
-                        zero, stream);
+    const Matrix<const float> weight = options.weighted_search
+                                           ? Matrix<const float>(sweep.search_weight.data(), 1, d)
+                                           : Matrix<const float>();
+    find_weighted_grids(w, group_size, options.grid, weight, scale, zero, stream);
     sweep.grids_given = true;
   }
   if (!sweep.grids_given) {

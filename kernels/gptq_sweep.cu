@@ -274,7 +274,7 @@ __device__ DeviceGrid find_row_grid(const float (&v)[owned], int c, int group_ch
     float best_error = INFINITY;
 #pragma unroll 1
     for (int step = 0; step < shrink_steps; ++step) {
-      const DeviceGrid candidate = shrunk_grid(lo, hi, step, options);
+      const DeviceGrid candidate = shrunk_grid(lo, hi, step, options, weight != nullptr);
       float error = 0.0f;
 #pragma unroll
       for (int i = 0; i < owned; ++i)
@@ -568,9 +568,11 @@ void gptq_sweep(Matrix<const float> w, Matrix<const float> n, Matrix<const float
   const std::int64_t group_size = options.group_size;
   const auto [given, fused, unit, panel, turn] =
       plan_sweep(w.rows, d, group_size, options.static_grids);
-  const Array<float> search_weight(1, options.weighted_search ? d : 0, stream);
-  if (options.weighted_search)
+  Array<float> search_weight;
+  if (options.weighted_search) {
+    search_weight = Array<float>(1, d, stream);
     cuda::scale_weight({pivot.data, DType::f32, 1, d}, pivot, {}, search_weight, stream);
+  }
   if (given && !options.static_grids)
     cuda::find_weighted_grids(w, group_size, options.grid, search_weight, scale, zero, stream);
   const std::int64_t value_stride = divide_up(d, 4) * 4;

@@ -126,8 +126,9 @@ Grid find_grid(const float* w, std::int64_t count, const GridOptions& options,
   constexpr int steps = 80;
   const float max_code = largest_code(options.bits);
   float best_error = std::numeric_limits<float>::infinity();
+  const float first = weight != nullptr && options.symmetric ? 1.1f : 1.0f;
   for (int i = 0; i < steps; ++i) {
-    const float p = 1.0f - static_cast<float>(i) / 100.0f;
+    const float p = first - static_cast<float>(i) / 100.0f;
     const Grid candidate = grid_of_range(p * lo, p * hi, options);
     const float error = grid_error(w, weight, count, candidate, max_code, options.mse_norm);
     if (error < best_error) {

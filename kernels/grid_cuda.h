@@ -51,13 +51,15 @@ inline __device__ void complete_range(float& lo, float& hi, const GridOptions& o
   }
 }
 
-inline __device__ float shrink_factor(int step) {
-  return __fsub_rn(1.0f, __fdiv_rn(static_cast<float>(step), 100.0f));
+inline __device__ float shrink_factor(float first, int step) {
+  return __fsub_rn(first, __fdiv_rn(static_cast<float>(step), 100.0f));
 }
 inline constexpr int shrink_steps = 80;
 
-inline __device__ DeviceGrid shrunk_grid(float lo, float hi, int step, const GridOptions& options) {
-  const float p = shrink_factor(step);
+// weighted: the search has weights.
+inline __device__ DeviceGrid shrunk_grid(float lo, float hi, int step, const GridOptions& options,
+                                         bool weighted) {
+  const float p = shrink_factor(weighted && options.symmetric ? 1.1f : 1.0f, step);
   return grid_of_range(__fmul_rn(p, lo), __fmul_rn(p, hi), options);
 }
 

@@ -42,7 +42,7 @@ __global__ void find_grids_kernel(Matrix<const float> w, std::int64_t group_size
     const float max_code = device_largest_code(options.bits);
     float best_error = INFINITY;
     for (int step = 0; step < shrink_steps; ++step) {
-      const DeviceGrid candidate = shrunk_grid(lo, hi, step, options);
+      const DeviceGrid candidate = shrunk_grid(lo, hi, step, options, weight != nullptr);
       float error = 0.0f;
       for (std::int64_t i = lane; i < group_size; i += warp) {
         const float own = grid_error(values[i], candidate, max_code, options.mse_norm);

@@ -23,7 +23,8 @@ void find_grids(Matrix<const float> w, std::int64_t group_size, const GridOption
                 Matrix<float> scale, Matrix<std::uint8_t> zero, Stream& stream);
 
 // The same with a search that minimises Σ weight[0, c] · |w − Q(w)|^mse_norm.   weight [1, cols] on
-// the device, or empty: ones.
+// the device, or empty: as above. With weights the factors of a symmetric grid begin at 1.1: its
+// largest code is one step below the end of the range, which p = 1 cuts off.
 void find_weighted_grids(Matrix<const float> w, std::int64_t group_size, const GridOptions& grid,
                          Matrix<const float> weight, Matrix<float> scale, Matrix<std::uint8_t> zero,
                          Stream& stream);

@@ -315,12 +315,12 @@ TEST_P(GptqSweepTest, SearchInsideTheSweepLowersTheError) {
   for (std::int64_t i = 0; i < d; ++i)
     n[i * d + i] = 1.0f;  // no coupling: the sweep is round to nearest
   const auto w = random_normal(rows * d, 91, 0.05f);
-  for (const bool weighted : {false, true})
+  for (const auto& [weighted, symmetric] : {std::pair{false, false}, {true, false}, {true, true}})
     for (const std::int64_t group_size : {16, 32, 64, 128, 256}) {
       const std::vector<float> pivot =
           weighted ? random_pivot(d, 92) : std::vector<float>(static_cast<std::size_t>(d), 1.0f);
       const Codes searched =
-          sweep(w, rows, d, n, pivot, {{3, false, 2.0f}, group_size, false, weighted}, {rows});
+          sweep(w, rows, d, n, pivot, {{3, symmetric, 2.0f}, group_size, false, weighted}, {rows});
       const std::int64_t groups = d / group_size;
       for (std::int64_t r = 0; r < rows; ++r) {
         double best_loss = 0.0;
@@ -329,7 +329,8 @@ TEST_P(GptqSweepTest, SearchInsideTheSweepLowersTheError) {
           const std::vector<double> group(begin, begin + group_size);
           double best = 1e300;
           for (int step = 0; step < 80; ++step) {
-            const auto grid = reference::find_grid(group, 3, false, 1.0 - step / 100.0);
+            const double first = weighted && symmetric ? 1.1 : 1.0;
+            const auto grid = reference::find_grid(group, 3, symmetric, first - step / 100.0);
             double error = 0.0;
             for (std::size_t c = 0; c < group.size(); ++c) {
               const double miss =
