@@ -138,15 +138,15 @@ Tokens read_text(const DatasetRequest& request) {
   if (request.seqlen < 1)
     throw UserError(ExitCode::config,
                     fmt::format("seqlen is {}; text needs seqlen >= 1", request.seqlen));
-  const fs::path tokenizer_json = request.tokenizer / "tokenizer.json";
-  std::error_code error;
-  if (!fs::exists(tokenizer_json, error))
-    throw UserError(ExitCode::no_input,
-                    fmt::format("{}: is missing, and {} is text; add the model's tokenizer.json, "
-                                "or give token ids (.h5)",
-                                tokenizer_json.string(), request.data.string()));
+  const std::vector<fs::path> tokenizer = tokenizer_files(request.tokenizer);
+  if (tokenizer.empty())
+    throw UserError(
+        ExitCode::no_input,
+        fmt::format("{}: is missing, and {} is text; add the model's tokenizer.json or "
+                    "tokenizer.model, or give token ids (.h5)",
+                    (request.tokenizer / "tokenizer.json").string(), request.data.string()));
   const TokenizedText text =
-      tokenize_once(request.data, request.text_field, tokenizer_json, request.cache);
+      tokenize_once(request.data, request.text_field, tokenizer, request.cache);
   const TextCut cut{request, text};
   if (request.mode == "windows") return cut.windows();
   if (request.mode == "documents") return cut.documents();
@@ -205,8 +205,7 @@ Tokens read(const DatasetRequest& request) {
     return read_token_file(request.data, request.dataset, request.samples, request.seqlen);
   throw UserError(ExitCode::no_input,
                   fmt::format("{}: unknown kind of file; give token ids (.h5, .hdf5, "
-                              ".safetensors) or text (.txt, .jsonl, "
-                              "also .gz)",
+                              ".safetensors) or text (.txt, .jsonl, .parquet, also .gz and .zst)",
                               request.data.string()));
 }
 

@@ -38,7 +38,7 @@ class Install(unittest.TestCase):
         for name in (
             "bin/qpipe",
             "libexec/qpipe/qpipe_hdf5",
-            "share/qpipe/qpipe_tokenize.py",
+            "share/qpipe/helper/__main__.py",
             "share/qpipe/configs/gptq-4bit.toml",
             "share/doc/qpipe/LICENSE",
             "share/doc/qpipe/THIRD_PARTY.md",

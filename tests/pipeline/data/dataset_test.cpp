@@ -273,20 +273,23 @@ TEST_F(DatasetTest, ReadsTextPlainAndCompressed) {
   const std::string text = "One.\r\n\nTwo \xC3\xA9\n";
   EXPECT_TRUE(is_text_file("a.txt"));
   EXPECT_TRUE(is_text_file("a.jsonl.gz"));
+  for (const char* name : {"a.txt.zst", "a.json", "a.parquet", "a.parquet.gz", "a.jsonl.zst"})
+    EXPECT_TRUE(is_text_file(name)) << name;
   EXPECT_FALSE(is_text_file("a.h5.gz"));
   EXPECT_FALSE(is_text_file("a.gz"));
-  EXPECT_EQ(read_documents(write("a.txt", text), "text"), std::vector{text});
-  EXPECT_EQ(read_documents(write("empty.txt", ""), "text"), std::vector{std::string()});
+  EXPECT_EQ(read_documents(write("a.txt", text), "text"), std::vector{Document(text)});
+  EXPECT_EQ(read_documents(write("empty.txt", ""), "text"), std::vector{Document(std::string())});
   const std::string packed = compressed(text, folder_ / "scratch");
-  EXPECT_EQ(read_documents(write("a.txt.gz", packed), "text"), std::vector{text});
-  EXPECT_EQ(read_documents(write("two.txt.gz", packed + packed), "text"), std::vector{text + text});
+  EXPECT_EQ(read_documents(write("a.txt.gz", packed), "text"), std::vector{Document(text)});
+  EXPECT_EQ(read_documents(write("two.txt.gz", packed + packed), "text"),
+            std::vector{Document(text + text)});
 }
 
 TEST_F(DatasetTest, ReadsJsonLines) {
   const auto documents = read_documents(
       write("a.jsonl", "{\"body\": \"one\\n\"}\r\n\n  \n{\"n\": 1, \"body\": \"\\u00e9\"}"),
       "body");
-  EXPECT_EQ(documents, (std::vector<std::string>{"one\n", "\xC3\xA9"}));
+  EXPECT_EQ(documents, (std::vector<Document>{{"one\n"}, {"\xC3\xA9"}}));
 }
 
 TEST_F(DatasetTest, RefusesBadText) {
@@ -395,10 +398,50 @@ TEST_F(TextTest, IdsAreHuggingFaces) {
             golden_ids("ids_with_bos.json"));
 }
 
+// Llama 3's template writes the day, which SOURCE_DATE_EPOCH gives.
+TEST_F(TextTest, ChatsAreWhatTransformersMakesOfThem) {
+  setenv("SOURCE_DATE_EPOCH", "1735041600", 1);
+  std::size_t chats = 0;
+  for (const char* family : {"llama3", "qwen3", "gemma3", "mistral"}) {
+    const fs::path folder = golden / "chats" / family;
+    const auto expected = json::parse(std::ifstream(folder / "ids.json")).get<std::vector<Ids>>();
+    const auto ids = split(
+        tokenize(read_documents(folder / "rows.jsonl", "text"), folder / "tokenizer.json", "rows"));
+    ASSERT_EQ(ids.size(), expected.size());
+    for (std::size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(ids[i], expected[i]) << family << i;
+    chats += ids.size();
+  }
+  unsetenv("SOURCE_DATE_EPOCH");
+  EXPECT_EQ(chats, 31u);
+}
+
+// The file's texts have the tokenizer's special tokens, its chats those of the template alone.
+TEST_F(TextTest, TextsAndChatsKeepTheirOrder) {
+  fs::create_directories(folder_ / "model");
+  fs::copy(golden / "tokenizer/with_bos/tokenizer.json", folder_ / "model");
+  write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }}</s>{% endfor %}");
+  const std::string chat = R"("messages": [{"role": "user", "content": "the man"}])";
+  const auto ids = split(
+      tokenize(read_documents(write("a.jsonl", R"({"text": "the man"})"
+                                               "\n{" +
+                                                   chat + "}\n" +
+                                                   R"({"prompt": "the ", "completion": "man"})"
+                                                   "\n"),
+                              "text"),
+               folder_ / "model/tokenizer.json", "a.jsonl"));
+  ASSERT_EQ(ids.size(), 3u);
+  Ids text = ids[0];
+  EXPECT_EQ(text.front(), 1);
+  EXPECT_EQ(ids[2], text);
+  text.erase(text.begin());
+  text.push_back(2);
+  EXPECT_EQ(ids[1], text);
+}
+
 TEST_F(TextTest, ManyDocumentsKeepTheirOrder) {
   const auto documents = read_documents(request_.data, "text");
   const auto expected = golden_ids("ids.json");
-  std::vector<std::string> many;
+  std::vector<Document> many;
   for (int i = 0; i < 2500; ++i)
     many.push_back(documents[static_cast<std::size_t>(i) % documents.size()]);
   const auto ids = split(tokenize(many, golden / "tokenizer/tokenizer.json", "text"));
