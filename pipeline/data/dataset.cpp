@@ -228,4 +228,24 @@ Tokens load_tokens(const DatasetRequest& request) {
   }
 }
 
+Tokens load_mix(const std::vector<MixPart>& parts, std::int64_t samples) {
+  std::vector<double> shares;
+  for (const MixPart& part : parts) shares.push_back(part.share);
+  const std::vector<std::int64_t> counts = divide_by_shares(samples, shares);
+  Tokens all;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (counts[i] == 0) continue;
+    DatasetRequest request = parts[i].request;
+    request.samples = counts[i];
+    Tokens tokens = load_tokens(request);
+    if (parts.size() == 1) return tokens;
+    all.samples += tokens.samples;
+    all.seqlen = tokens.seqlen;
+    all.ids.insert(all.ids.end(), tokens.ids.begin(), tokens.ids.end());
+    all.source += (all.source.empty() ? "" : "; ") + tokens.source;
+  }
+  all.hash = hash_of(all);
+  return all;
+}
+
 }  // namespace qpipe

@@ -21,13 +21,23 @@ struct ModuleOverride {
   std::string symmetric;        // "true", "false" or "": as [quantize]
 };
 
+// [[calibration.mix]]: one of several sources of the calibration's samples.
+struct MixEntry {
+  std::string data;        // as calibration.data
+  double share = 0.0;      // of the samples, beside the others' shares; 0: 1
+  std::string text_field;  // "": as [calibration]
+  std::string dataset;     // "": as [calibration]
+};
+
 struct Options {
   struct Model {
-    std::string path;
+    std::string path;  // a folder, or ORG/NAME[@REVISION] of the hub
   } model;
 
   struct Calibration {
-    std::string data;  // .h5/.hdf5, .safetensors, .txt, .jsonl, each text also with .gz
+    // .h5/.hdf5, .safetensors, .txt, .jsonl, .parquet, each text also with .gz or .zst, or
+    // hf:ORG/NAME[/CONFIG]:SPLIT; "" without mix: what qpipe ships (pipeline/data/default_mix.h)
+    std::string data;
     std::string dataset = "input_ids";  // name of the tensor of token ids in .h5 / .safetensors
     std::string text_field = "text";
     std::int64_t samples = 128;
@@ -36,6 +46,7 @@ struct Options {
     std::int64_t seed = 0;
     std::string mode = "windows";  // windows | documents
     std::string cache;  // folder of tokenized data; "": $XDG_CACHE_HOME/qpipe or ~/.cache/qpipe
+    std::vector<MixEntry> mix;
   } calibration;
 
   struct Quantize {
@@ -121,12 +132,13 @@ struct Options {
   } evaluate;
 };
 
-// Whether load_options also checks that model.path, calibration.data and evaluate.data are there.
+// Whether load_options also checks that the model and the data are there. Those of the hub are not
+// asked for.
 enum class Inputs { must_exist, unchecked };
 
-// Reads a TOML file, then each of `sets` ("section.key=value", the last one wins), and validates
-// the result. Relative paths stay relative to the current folder. Throws UserError with FILE:LINE
-// and the key: ExitCode::config for a wrong key or value, no_input for a missing file.
+// Reads a TOML file ("": none), then each of `sets` ("section.key=value", the last one wins), and
+// validates the result. Relative paths stay relative to the current folder. Throws UserError with
+// FILE:LINE and the key: ExitCode::config for a wrong key or value, no_input for a missing file.
 Options load_options(const std::filesystem::path& toml, const std::vector<std::string>& sets,
                      Inputs inputs = Inputs::must_exist);
 

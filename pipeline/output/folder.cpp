@@ -9,6 +9,7 @@
 #include "pipeline/files/error.h"
 #include "pipeline/files/input_file.h"
 #include "pipeline/files/json_text.h"
+#include "pipeline/options/hub_names.h"
 #include "pipeline/output/auxiliary_files.h"
 #include "pipeline/output/shard_plan.h"
 #include "pipeline/plan/quantization_config.h"
@@ -46,11 +47,17 @@ std::string source_license(const std::filesystem::path& folder) try {
   return {};
 }
 
-// ORG/NAME.
-bool is_hub_name(const std::string& text) {
-  const std::size_t slash = text.find('/');
-  return slash != std::string::npos && text.size() <= 200 && text.front() != '.' &&
-         is_plain(text.substr(0, slash), "-._") && is_plain(text.substr(slash + 1), "-._");
+// "ORG/NAME" of models--ORG--NAME/snapshots/REVISION; "" elsewhere.
+std::string name_in_hub_cache(const std::filesystem::path& folder) {
+  constexpr std::string_view prefix = "models--";
+  const std::string entry = folder.parent_path().parent_path().filename().string();
+  const std::size_t dashes = entry.find("--", prefix.size());
+  if (folder.parent_path().filename() != "snapshots" || !entry.starts_with(prefix) ||
+      dashes == std::string::npos)
+    return {};
+  const std::string name =
+      entry.substr(prefix.size(), dashes - prefix.size()) + "/" + entry.substr(dashes + 2);
+  return is_hub_name(name) ? name : "";
 }
 
 std::string torch_name(DType dtype) { return dtype == DType::f16 ? "float16" : "bfloat16"; }
@@ -83,13 +90,14 @@ void set_untied(nlohmann::json& config) {
 }  // namespace
 
 std::string model_name(const Checkpoint& checkpoint) {
+  std::error_code error;
+  std::filesystem::path folder = std::filesystem::weakly_canonical(checkpoint.folder(), error);
+  if (!folder.has_filename()) folder = folder.parent_path();
+  if (const std::string name = name_in_hub_cache(folder); !name.empty()) return name;
   const auto recorded = checkpoint.config().find("_name_or_path");
   if (recorded != checkpoint.config().end() && recorded->is_string() &&
       is_hub_name(recorded->get<std::string>()))
     return recorded->get<std::string>();
-  std::error_code error;
-  std::filesystem::path folder = std::filesystem::weakly_canonical(checkpoint.folder(), error);
-  if (!folder.has_filename()) folder = folder.parent_path();
   return printable(folder.filename().string());
 }
 

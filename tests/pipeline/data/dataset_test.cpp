@@ -267,6 +267,16 @@ TEST(Windows, ChoicesAreDifferent) {
   EXPECT_EQ(*distinct.rbegin(), 49);
 }
 
+TEST(Windows, SharesSumToTheSamples) {
+  using Counts = std::vector<std::int64_t>;
+  EXPECT_EQ(divide_by_shares(128, {2.0, 1.0, 1.0}), (Counts{64, 32, 32}));
+  EXPECT_EQ(divide_by_shares(10, {1.0, 1.0, 1.0}), (Counts{4, 3, 3}));
+  EXPECT_EQ(divide_by_shares(10, {0.26, 0.25, 0.49}), (Counts{3, 2, 5}));
+  EXPECT_EQ(divide_by_shares(1, {1.0, 3.0}), (Counts{0, 1}));
+  EXPECT_EQ(divide_by_shares(7, {5.0}), (Counts{7}));
+  EXPECT_EQ(divide_by_shares(3, {1e-9, 1e9}), (Counts{0, 3}));
+}
+
 // ---- text files ----
 
 TEST_F(DatasetTest, ReadsTextPlainAndCompressed) {
@@ -576,6 +586,32 @@ TEST_F(TextTest, CacheIsUsedCheckedAndRemade) {
   request_.text_field = "body";
   load_tokens(request_);
   EXPECT_EQ(cache_entries().size(), 4u);
+}
+
+// Each part is what it is alone, with its share of the samples; one that comes to none is not read.
+TEST_F(TextTest, MixesTakeEachPartsShare) {
+  request_.seqlen = 8;
+  request_.seed = 3;
+  MixPart text{request_, 3.0};
+  MixPart ids{h5py_request("as_int32"), 1.0};
+  ids.request.seqlen = 8;
+  MixPart none{request_, 1e-6};
+  none.request.data = "absent.txt";
+  const Tokens mixed = load_mix({text, ids, none}, 8);
+  request_.samples = 6;
+  const Tokens windows = load_tokens(request_);
+  ids.request.samples = 2;
+  const Tokens first = load_tokens(ids.request);
+  Ids expected = windows.ids;
+  expected.insert(expected.end(), first.ids.begin(), first.ids.end());
+  EXPECT_EQ(mixed.ids, expected);
+  EXPECT_EQ(mixed.samples, 8);
+  EXPECT_EQ(mixed.seqlen, 8);
+  EXPECT_EQ(mixed.source, windows.source + "; " + first.source);
+  EXPECT_NE(mixed.hash, windows.hash);
+  const Tokens alone = load_mix({text}, 6);
+  EXPECT_EQ(alone.ids, windows.ids);
+  EXPECT_EQ(alone.hash, windows.hash);
 }
 
 // A FIFO would be waited for, a folder cannot be read, a device has no end.
