@@ -50,13 +50,11 @@ const std::vector<std::string> variables{
 };
 
 // "progress BYTES OF_BYTES" as a line that is drawn anew on a terminal, elsewhere one for each
-// tenth.
+// tenth. Of the ranks of a machine one fetches and has progress to tell.
 class Shown {
  public:
   explicit Shown(std::string what)
-      : what_(std::move(what)),
-        shows_(!is_below_launcher() || launcher_in_environment().rank == 0),
-        terminal_(isatty(STDERR_FILENO) == 1) {}
+      : what_(std::move(what)), terminal_(isatty(STDERR_FILENO) == 1) {}
   ~Shown() {
     if (drawn_) tell("\n");
   }
@@ -65,16 +63,20 @@ class Shown {
 
   void progress(std::int64_t bytes, std::int64_t of_bytes) {
     const std::int64_t tenth = of_bytes > 0 ? 10 * bytes / of_bytes : 10;
-    if (!shows_ || (!terminal_ && tenth <= last_tenth_)) return;
+    if (!terminal_ && tenth <= last_tenth_) return;
     last_tenth_ = tenth;
     drawn_ = terminal_;
     tell(fmt::format("{}{}: {} of {}{}", terminal_ ? "\r\x1b[K" : "", what_, size_text(bytes),
                      size_text(of_bytes), terminal_ ? "" : "\n"));
   }
 
+  void note(std::string_view line) {
+    if (!is_below_launcher() || launcher_in_environment().rank == 0)
+      tell(fmt::format("note: {}\n", printable(line.substr(line.find(' ') + 1))));
+  }
+
  private:
   std::string what_;
-  bool shows_;
   bool terminal_;
   bool drawn_ = false;
   std::int64_t last_tenth_ = -1;
@@ -90,6 +92,7 @@ std::string run_hub(ChildProgram helper, const std::string& what) {
   helper.on_line = [&](std::string_view line) {
     if (constexpr std::string_view result = "result "; line.starts_with(result))
       found = line.substr(result.size());
+    if (constexpr std::string_view note = "note "; line.starts_with(note)) shown.note(line);
     std::int64_t bytes = 0;
     std::int64_t of_bytes = 0;
     if (constexpr std::string_view progress = "progress "; line.starts_with(progress)) {

@@ -14,7 +14,7 @@ namespace qpipe {
 enum class HubPart { whole, config };  // config: the .json files alone, for plans
 
 // The snapshot's folder. Several ranks may ask at once: one of each machine fetches. Progress is
-// told by the first rank. Throws UserError: no such repository, gated, no network, offline and not
+// told. Throws UserError: no such repository, gated, no network, offline and not
 // there, a full disk; ExitCode::temporary when a stop signal came.
 std::filesystem::path fetch_model(const HubModel& model, HubPart part);
 

@@ -26,6 +26,11 @@ def message_of(turn):
     return None
 
 
+def valid(text):
+    """Halves of surrogate pairs, which JSON can hold, are no text."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def too_slow(signal_number, frame):
     raise TimeoutError(f"it does not come to an end in {SECONDS_OF_A_ROW} s")
 
@@ -41,12 +46,14 @@ class Rows:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
             fail(65, f"row {row}: is not JSON ({error}); mend the row or remove it")
+        if not isinstance(record, dict):
+            fail(65, f"row {row}: is not a JSON object; each row must be one")
         for field in (self.text_field, "messages", "conversations"):
             if isinstance(record.get(field), list):
                 return self.render(record[field], record.get("tools"), row), True
         prompt, completion = record.get("prompt"), record.get("completion")
         if isinstance(prompt, str) and isinstance(completion, str):
-            return prompt + completion, False
+            return valid(prompt + completion), False
         if isinstance(prompt, list) and isinstance(completion, list):
             return self.render(prompt + completion, record.get("tools"), row), True
         fail(65, f"row {row}: prompt and completion must both be strings or both lists of messages; mend the row or remove it")
@@ -68,7 +75,7 @@ class Rows:
         before = signal.signal(signal.SIGPROF, too_slow)
         allow(SECONDS_OF_A_ROW)
         try:
-            return self.template.render(messages, tools)
+            return valid(self.template.render(messages, tools))
         except Exception as error:
             fail(65, f"row {row}: the model's chat template refuses it ({type(error).__name__}: {error}); mend the row or remove it")
         finally:

@@ -1,6 +1,6 @@
 """The Hugging Face hub, by its own library: models and data into its cache, and a folder to a repository.
 
-Standard output has lines: "progress BYTES OF_BYTES" about once a second, and at the end "result TEXT", which is the
+Standard output has lines: "progress BYTES OF_BYTES" about once a second, "note TEXT" for what a user should know, and at the end "result TEXT", which is the
 path or the address. HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and the like are the library's; the token is in no message.
 """
 
@@ -68,7 +68,7 @@ def explain(error, name, writing=False):
     import httpx2
     from huggingface_hub import constants, errors
 
-    where = f"{constants.ENDPOINT}/{name}"
+    where = f"{constants.ENDPOINT}/{name.split(chr(64))[0]}"
     token = "set HF_TOKEN to a token that may, or run: hf auth login"
     chain = list(causes(error))
 
@@ -159,13 +159,13 @@ def model(repository, revision, part):
     try:
         os.makedirs(os.path.join(constants.HF_HUB_CACHE, ".locks"), exist_ok=True)
         with filelock.FileLock(os.path.join(constants.HF_HUB_CACHE, ".locks", os.path.basename(folder) + ".qpipe.lock")):
-            needed = 0
+            needed, why = 0, None
             if not constants.is_offline_mode():
                 try:
                     files = hub.snapshot_download(dry_run=True, **chosen)
                     needed = sum(file.file_size for file in files if file.will_download)
-                except hub.errors.DryRunError as error:
-                    explain(error.__cause__ or error, name)
+                except hub.errors.DryRunError as error:  # what is whole in the cache is used without the hub
+                    why = error.__cause__
             check_room(folder, needed, name)
             with Growth(os.path.join(folder, "blobs"), needed):
                 snapshot = hub.snapshot_download(local_files_only=constants.is_offline_mode(), **chosen)
@@ -173,6 +173,8 @@ def model(repository, revision, part):
         explain(error, name)
     if not os.path.isfile(os.path.join(snapshot, "config.json")):
         fail(DATA, f"{name}: has no config.json; take a repository in the layout of transformers")
+    if why is not None:
+        tell("note", without_token(f"{constants.ENDPOINT} does not give {name} now ({type(why).__name__}); what the cache has of it is whole and is used"))
     tell("result", snapshot)
 
 
@@ -195,6 +197,7 @@ def data(repository, config, split):
     from huggingface_hub import constants
 
     name = f"{repository}{'/' + config if config else ''}:{split}"
+    seen = []
     try:
         for branch in ("main", PARQUET_BRANCH):
             try:
@@ -207,6 +210,7 @@ def data(repository, config, split):
                 if branch == "main":
                     raise
                 files = []
+            seen += files
             path, folders = choose_file(files, config, split)
             if path and len(folders) > 1 and not config:
                 fail(CONFIG, f"{name}: there are several configurations ({', '.join(folders[:8])}); write hf:{repository}/{folders[0]}:{split}")
@@ -223,7 +227,7 @@ def data(repository, config, split):
                 return
     except Exception as error:
         explain(error, "datasets/" + repository)
-    named = [file for file in files if DATA_FILE.search(file)][:5]
+    named = [file for file in seen if DATA_FILE.search(file)][:5]
     fail(NO_INPUT, f"{name}: has no file of this split that is text, JSON lines or Parquet" +
                    (f"; there are {', '.join(named)}" if named else "") + f"; see {constants.ENDPOINT}/datasets/{repository}")
 
@@ -240,6 +244,8 @@ def push(folder, repository, private, create_pr, revision):
     try:
         if not create_pr:
             api.create_repo(repository, private=True if private else None, exist_ok=True)
+            if private and not api.repo_info(repository).private:
+                fail(CANNOT_CREATE, f"{repository}: is there already, and public; make it private in its settings, or push without --private")
             if revision:
                 api.create_branch(repository, branch=revision, exist_ok=True)
         there = api.list_repo_files(repository, revision=revision or None)

@@ -22,7 +22,10 @@ LEAST_BYTES_PER_SECOND = 20_000  # a hundredth of what a slow tokenizer does
 
 
 def read_exactly(file, count):
-    text = file.read(count)
+    try:
+        text = file.read(count)
+    except (MemoryError, OverflowError):
+        fail(74, f"a document of {count} bytes is more than there is memory for")
     if len(text) != count:
         fail(74, "the text ends in the middle of a document")
     return text

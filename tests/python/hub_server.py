@@ -44,6 +44,7 @@ class Hub:
         self.broken_uploads = 0  # the connection ends this often in the middle of an upload
         self.sizes = {}  # file -> the size that is said of it
         self.full = False
+        self.cards = []  # that were to be checked
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -112,6 +113,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append(f"{self.command} {path}")
+        if re.fullmatch(r"/api/(models|datasets)/[^/]+/[^/]+", path):
+            path += "/revision/main"
         if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/(revision|tree)/(.+)", path):
             kind, name, what, revision = match.groups()
             repository = self.repository(kind, name)
@@ -183,6 +186,9 @@ class HubHandler(BaseHTTPRequestHandler):
         path, query = unquote(urlsplit(self.path).path), parse_qs(urlsplit(self.path).query)
         self.hub.requests.append(f"POST {path}")
         body = self.read_body()
+        if path == "/api/validate-yaml":
+            self.hub.cards.append(json.loads(body)["content"])
+            return self.answer(200, {"errors": [], "warnings": []})
         if not self.allowed():
             return self.fault(401, "", "Invalid credentials in Authorization header")
         if path == "/api/repos/create":
@@ -192,7 +198,7 @@ class HubHandler(BaseHTTPRequestHandler):
                 return self.answer(409, {"url": f"{self.hub.address}/{name}", "error": "You already created this model repo"})
             if not name.startswith("tester/"):
                 return self.fault(403, "", f"You don't have the rights to create a model under the namespace {name.split('/')[0]}")
-            self.hub.models[name] = Repository(private=bool(wanted.get("private")))
+            self.hub.models[name] = Repository(private=wanted.get("visibility") == "private")
             return self.answer(200, {"url": f"{self.hub.address}/{name}", "name": name, "id": name})
         if match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
             return self.batch(json.loads(body))
