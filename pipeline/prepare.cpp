@@ -29,6 +29,9 @@ QuantizePlan checked_plan(const Options& options, const Architecture& architectu
                           const Checkpoint& source) {
   QuantizePlan plan = plan_quantization(options, architecture, source);
   if (!plan.calibrates()) return plan;
+  if (options.calibration.data.empty() && options.calibration.mix.empty())
+    plan.notes.push_back(
+        "calibration.data is not set: prose, code and chats that qpipe ships are taken");
   check_sequence_length(architecture, options.calibration.seqlen);
   if (options.calibration.seqlen > architecture.max_positions)
     plan.notes.push_back(fmt::format(

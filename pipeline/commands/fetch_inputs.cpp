@@ -13,10 +13,14 @@ std::string local_data(const std::string& path) {
 }
 
 void fetch_inputs(Options& options) {
-  options.model.path = local_model(options.model.path);
-  options.calibration.data = local_data(options.calibration.data);
-  for (MixEntry& entry : options.calibration.mix) entry.data = local_data(entry.data);
-  options.evaluate.data = local_data(options.evaluate.data);
+  const auto take = [&](std::string& path, const std::string& local) {
+    if (local != path) options.fetched[local] = path;
+    path = local;
+  };
+  take(options.model.path, local_model(options.model.path));
+  take(options.calibration.data, local_data(options.calibration.data));
+  for (MixEntry& entry : options.calibration.mix) take(entry.data, local_data(entry.data));
+  take(options.evaluate.data, local_data(options.evaluate.data));
 }
 
 }  // namespace qpipe

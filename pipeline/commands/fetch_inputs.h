@@ -13,7 +13,7 @@ std::string local_model(const std::string& path, HubPart part = HubPart::whole);
 // `path`, or the file where it is hf:…
 std::string local_data(const std::string& path);
 
-// model.path, and the data of calibration and evaluation.
+// model.path, and the data of calibration and evaluation; options.fetched keeps their names.
 void fetch_inputs(Options& options);
 
 }  // namespace qpipe

@@ -64,11 +64,14 @@ std::string as_toml_value(double value) {
 
 std::string as_toml_value(bool value) { return value ? "true" : "false"; }
 
-std::string options_as_toml(const Options& options) {
+namespace {
+
+std::string as_toml(const Options& options, const std::function<bool(const std::string&)>& shown) {
   std::string text;
   std::string section;
   visit_options(options,
                 [&](const std::string& key, const auto& value, auto&&, const char*, const char*) {
+                  if (!shown(key)) return;
                   if (section_of(key) != section) {
                     section = section_of(key);
                     text += (text.empty() ? "[" : "\n[") + section + "]\n";
@@ -85,6 +88,24 @@ std::string options_as_toml(const Options& options) {
                   }
                 });
   return text;
+}
+
+}  // namespace
+
+std::string options_as_toml(const Options& options) {
+  return as_toml(options, [](const std::string&) { return true; });
+}
+
+std::string changed_options_as_toml(const Options& options,
+                                    const std::function<bool(const std::string&)>& shown) {
+  const nlohmann::json values = options_as_json(options);
+  const nlohmann::json defaults = options_as_json(Options{});
+  const auto value = [](const nlohmann::json& all, const std::string& key) {
+    return all.at(section_of(key)).at(name_in_section(key));
+  };
+  return as_toml(options, [&](const std::string& key) {
+    return shown(key) && value(values, key) != value(defaults, key);
+  });
 }
 
 nlohmann::json options_as_json(const Options& options) {

@@ -539,9 +539,14 @@ Options load_options(const fs::path& path, const std::vector<std::string>& sets,
 }
 
 Options without_folders(Options options) {
-  const auto cut = [](auto& value, const auto& rule) {
-    if constexpr (is_path<std::remove_cvref_t<decltype(rule)>>)
-      if (value.starts_with('/')) value = fs::path(value).filename().string();
+  const auto cut = [&](auto& value, const auto& rule) {
+    if constexpr (is_path<std::remove_cvref_t<decltype(rule)>>) {
+      const auto name = options.fetched.find(value);
+      if (name != options.fetched.end())
+        value = name->second;
+      else if (value.starts_with('/'))
+        value = fs::path(value).filename().string();
+    }
   };
   visit_options(options, [&](const char*, auto& value, const auto& rule, const char*, const char*) {
     if constexpr (is_tables<std::remove_cvref_t<decltype(value)>>)

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -130,6 +132,9 @@ struct Options {
     bool before = true;
     bool after = true;
   } evaluate;
+
+  // Of paths that stand for names of the hub: path to name. No option.
+  std::map<std::string, std::string> fetched;
 };
 
 // Whether load_options also checks that the model and the data are there. Those of the hub are not
@@ -150,7 +155,12 @@ void validate_options(const Options& options);
 std::string options_as_toml(const Options& options);
 nlohmann::json options_as_json(const Options& options);
 
-// Absolute paths cut to their last name, for what others are given to read.
+// Those of them that differ from the defaults, and that `shown` says yes to.
+std::string changed_options_as_toml(const Options& options,
+                                    const std::function<bool(const std::string&)>& shown);
+
+// Absolute paths cut to their last name, or the hub's name that they stand for: for what others are
+// given to read.
 Options without_folders(Options options);
 
 // A table of every option: key, type, default, unit, values allowed, help.

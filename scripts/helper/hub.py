@@ -97,6 +97,8 @@ def explain(error, name, writing=False):
              f"{name}: the token does not allow it ({server_says(found(errors.HfHubHTTPError))}); {token}")
     if found(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) and constants.is_offline_mode():
         fail(NO_INPUT, f"{name}: is not whole in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; unset it, or fetch it with: hf download {name}")
+    if status == 400 or (writing and isinstance(error, ValueError)):
+        fail(DATA, f"{name}: {constants.ENDPOINT} refuses it ({server_says(error)}); mend what it names: the card is README.md")
     if status is not None:
         fail(IO, f"{name}: {constants.ENDPOINT} answers {status} ({server_says(found(errors.HfHubHTTPError))}); try again later: the same command goes on")
     if found(errors.HFValidationError):
@@ -254,7 +256,7 @@ def push(folder, repository, private, create_pr, revision):
         if foreign:
             fail(CANNOT_CREATE, f"{repository}: has weights that this qpipe folder does not have ({', '.join(foreign[:3])}); push to another repository, or "
                                 f"delete them there")
-        operations = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=os.path.join(folder, name)) for name in names]
+        operations = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=contents(folder, name, repository)) for name in names]
         sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in names}
         total, done = sum(sizes.values()), 0
         for operation in operations:
@@ -268,6 +270,15 @@ def push(folder, repository, private, create_pr, revision):
     except Exception as error:
         explain(error, repository, writing=True)
     tell("result", commit.pr_url or f"{constants.ENDPOINT}/{repository}" + (f"/tree/{revision}" if revision else ""))
+
+
+def contents(folder, name, repository):
+    """The card's blocks load the repository."""
+    path = os.path.join(folder, name)
+    if name != "README.md":
+        return path
+    with open(path, "rb") as file:
+        return file.read().replace(b"THIS_FOLDER", repository.encode())
 
 
 def names_of_manifest(api, repository, revision, there):

@@ -37,10 +37,13 @@ class SentencePieces:
         for number in range(self.model.get_piece_size()):
             if self.model.is_control(number):
                 added[self.model.id_to_piece(number)] = number
-        for text, number in read_json(folder, "added_tokens.json").items():
-            added[text] = number
-        for number, token in (config.get("added_tokens_decoder") or {}).items():
-            added[token["content"]] = int(number)
+        try:
+            for text, number in read_json(folder, "added_tokens.json").items():
+                added[text] = int(number)
+            for number, token in config.get("added_tokens_decoder", {}).items():
+                added[token["content"]] = int(number)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            fail(65, f"{folder} lists added tokens in a way that is not read ({error!r}); restore the model's original files")
         return {text: number for text, number in added.items() if text}
 
     def id_of(self, text, otherwise):

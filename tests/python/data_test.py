@@ -42,17 +42,12 @@ def json_lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-class DataTest(unittest.TestCase):
+class WithModel(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.temporary = tempfile.TemporaryDirectory()
         cls.model = os.path.join(cls.temporary.name, "model")
-        make_model(cls.model, layers=1)
-        path = os.path.join(cls.model, "config.json")
-        with open(path) as f:
-            config = json.load(f)
-        with open(path, "w") as f:
-            json.dump(config | {"vocab_size": 320}, f)
+        make_model(cls.model, layers=1, vocabulary=320)
         with open(os.path.join(GOLDEN, "tokenizer", "tokenizer.json")) as f, open(os.path.join(cls.model, "tokenizer.json"), "w") as g:
             g.write(f.read())
         with open(os.path.join(cls.model, "chat_template.jinja"), "w") as f:
@@ -70,6 +65,14 @@ class DataTest(unittest.TestCase):
             f.write(data)
         return os.path.join(self.folder, name)
 
+    def expect_part(self, result, code, *parts):
+        self.assertEqual(result.returncode, code, result.stderr)
+        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+        for part in parts:
+            self.assertIn(part, result.stderr)
+
+
+class Kinds(WithModel):
     def tokenize(self, name, data, *words):
         self.write(name, data)
         shutil.rmtree(os.path.join(self.folder, "cache"), ignore_errors=True)
@@ -87,12 +90,6 @@ class DataTest(unittest.TestCase):
 
     def expect_fault(self, result, code, text):
         self.assertEqual((result.returncode, result.stderr), (code, f"qpipe: error: {text}\n"))
-
-    def expect_part(self, result, code, *parts):
-        self.assertEqual(result.returncode, code, result.stderr)
-        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
-        for part in parts:
-            self.assertIn(part, result.stderr)
 
     def test_kinds_and_packings(self):
         text = "\n".join(TEXTS).encode()
@@ -161,6 +158,48 @@ class DataTest(unittest.TestCase):
         many = parquet({"text": ["x" * 100_000] * 12_000}, compression="zstd")
         self.assertLess(len(many), 1 << 20)
         self.expect_part(self.tokenize("a.parquet", many), 65, "a.parquet: unpacks to more than 1073741824 bytes of text, from", "cut it (head -c)")
+
+
+class WithoutAConfiguration(WithModel):
+    def quantize(self, *words, model=None):
+        env = environment(XDG_CACHE_HOME=os.path.join(self.folder, "cache"))
+        return subprocess.run([QPIPE, "quantize", model or self.model, "-o", "out", *words, "--set", "parallel.backend=cpu"], cwd=self.folder, env=env,
+                              capture_output=True, text=True, timeout=300)
+
+    def source(self):
+        with open(os.path.join(self.folder, "out.report.json")) as f:
+            return json.load(f)["calibration"]["source"]
+
+    def test_the_mix_that_is_shipped(self):
+        result = self.quantize("--method", "gptq", "--bits", "4", "--group-size", "32", "--seqlen", "64", "--samples", "8")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("note: calibration.data is not set: prose, code and chats that qpipe ships are taken\n", result.stderr)
+        parts = self.source().split("; ")
+        self.assertEqual([part.split(" of ")[0] for part in parts],
+                         ["emma.txt.gz: 4 random windows", "code.txt.gz: 2 random windows", "chats.jsonl: 2 random windows"])
+        with open(os.path.join(self.folder, "out", "README.md")) as f:
+            self.assertIn('[model]\npath = "model"\n\n[calibration]\nsamples = 8\nseqlen = 64\n\n[quantize]\ngroup_size = 32\n```', f.read())
+        # Without a chat template, without the chats.
+        plain = shutil.copytree(self.model, os.path.join(self.folder, "plain"))
+        os.unlink(os.path.join(plain, "chat_template.jinja"))
+        result = self.quantize("--group-size", "32", "--seqlen", "64", "--samples", "8", "--overwrite", model=plain)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual([part.split(" of ")[0] for part in self.source().split("; ")], ["emma.txt.gz: 5 random windows", "code.txt.gz: 3 random windows"])
+
+    def test_the_words_of_gptqs_own_script(self):
+        text = self.write("a.txt", b"the man and the book " * 100)
+        result = self.quantize("--dataset", text, "--wbits", "8", "--groupsize", "64", "--act-order", "--percdamp", "0.05", "--nsamples", "4", "--seqlen", "16",
+                               "--seed", "3", "--asym", "--eval", text, "--set", "evaluate.seqlen=16", "--set", "quantize.group_size=32", "--dry-run")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for line in (f'path = "{self.model}"', f'data = "{text}"', "bits = 8", "group_size = 32", "desc_act = true", "damp_percent = 0.05", "samples = 4", "seqlen = 16",
+                     "seed = 3", "symmetric = false", 'path = "out"'):
+            self.assertIn(line + "\n", result.stdout)
+        self.assertFalse(os.path.exists(os.path.join(self.folder, "out")))
+
+    def test_faults(self):
+        for words, code, part in ((("--bits", "5x"), 78, "--set quantize.bits"), (("--method", "gptk"), 78, 'did you mean "gptq"?'),
+                                  (("--data", "c5"), 66, "calibration.data = \"c5\": no such file"), (("--dat",), 64, "--dat")):
+            self.expect_part(self.quantize(*words), code, part)
 
 
 class Protocol(unittest.TestCase):

@@ -45,6 +45,7 @@ class Hub:
         self.sizes = {}  # file -> the size that is said of it
         self.full = False
         self.cards = []  # that were to be checked
+        self.card_fault = None
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -188,7 +189,8 @@ class HubHandler(BaseHTTPRequestHandler):
         body = self.read_body()
         if path == "/api/validate-yaml":
             self.hub.cards.append(json.loads(body)["content"])
-            return self.answer(200, {"errors": [], "warnings": []})
+            fault = self.hub.card_fault
+            return self.answer(400 if fault else 200, {"errors": [{"message": fault}] if fault else [], "warnings": []})
         if not self.allowed():
             return self.fault(401, "", "Invalid credentials in Authorization header")
         if path == "/api/repos/create":

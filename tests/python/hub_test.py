@@ -94,6 +94,7 @@ class Fetch(HubTest):
         card = read(self.path("out", "README.md")).decode()
         self.assertIn('base_model: "org/tiny"\n', card)
         self.assertIn("license: \"mit\"\n", card)
+        self.assertIn('[model]\npath = "org/tiny"\n\n[calibration]\ndata = "tokens.safetensors"\nsamples = 4\nseqlen = 32\n\n[quantize]\ngroup_size = 32\n```', card)
         report = json.loads(read(self.path("out.report.json")))
         self.assertEqual(report["model"], "org/tiny")
         # The same bytes as from a folder.
@@ -200,6 +201,9 @@ class Data(HubTest):
             f.write('[model]\npath = "org/tiny"\n[output]\npath = "out"\n[quantize]\ngroup_size = 32\n[calibration]\nsamples = 8\nseqlen = 16\n'
                     '[[calibration.mix]]\ndata = "hf:org/texts:train"\nshare = 3\n[[calibration.mix]]\ndata = "hf:org/texts:test"\n')
         self.expect_done(self.run_qpipe("run.toml"))
+        card = read(self.path("out", "README.md")).decode()
+        self.assertIn('[model]\npath = "org/tiny"\n', card)
+        self.assertIn('[[calibration.mix]]\ndata = "hf:org/texts:test"\n', card)
         source = json.loads(read(self.path("out.report.json")))["calibration"]["source"]
         self.assertEqual(source, "train-00000-of-00002.jsonl: 6 random windows of 16 tokens (seed 0) of 1859; "
                                  "test.jsonl: 2 random windows of 16 tokens (seed 0) of 3689")
@@ -229,8 +233,12 @@ class Push(HubTest):
         result = self.expect_done(self.push("tester/out"))
         self.assertEqual(result.stdout, f"{self.hub.address}/tester/out\n")
         self.assertEqual(set(self.pushed()), self.names)
-        for name in self.names:
+        for name in self.names - {"README.md"}:
             self.assertTrue(self.pushed()[name] == read(self.path("out", name)), name)
+        card = read(self.path("out", "README.md"))
+        self.assertEqual(self.pushed()["README.md"].decode(), card.replace(b"THIS_FOLDER", b"tester/out").decode())
+        self.assertIn("vllm serve tester/out\n", self.pushed()["README.md"].decode())
+        self.assertEqual(self.hub.cards, [self.pushed()["README.md"].decode()])
         self.assertFalse(self.hub.models["tester/out"].private)
         self.assertEqual(self.hub.models["tester/out"].commits, 1)
         here = self.expect_done(self.evaluate(self.path("out"))).stdout.split("(")[0]
@@ -278,6 +286,9 @@ class Push(HubTest):
         self.expect_fault(self.push("strangers/out"), 73, "strangers/out: the token does not allow it", "namespace strangers")
         self.expect_fault(self.push("tester/out", HF_ENDPOINT="http://127.0.0.1:9"), 74, "cannot be reached")
         self.expect_fault(self.push("out"), 64, "push out: a repository is ORG/NAME")
+        self.hub.card_fault = '"base_model" with value "x" is not valid'
+        self.expect_fault(self.push("tester/out"), 65, "refuses it (", self.hub.card_fault, "the card is README.md")
+        self.hub.card_fault = None
         self.hub.full = True
         self.expect_fault(self.push("tester/out"), 73, "has no room for it (", "exceeded your storage quota")
         self.assertEqual(self.pushed(), {})

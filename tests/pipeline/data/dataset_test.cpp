@@ -425,6 +425,32 @@ TEST_F(TextTest, ChatsAreWhatTransformersMakesOfThem) {
   EXPECT_EQ(chats, 31u);
 }
 
+TEST_F(TextTest, SentencePieceModelsWithoutATokenizerJson) {
+  const fs::path folder = golden / "sentencepiece";
+  ASSERT_EQ(tokenizer_files(folder),
+            (std::vector<fs::path>{folder / "tokenizer.model", folder / "tokenizer_config.json"}));
+  const auto expected = json::parse(std::ifstream(folder / "ids.json")).get<std::vector<Ids>>();
+  EXPECT_EQ(split(tokenize(read_documents(folder / "rows.jsonl", "text"),
+                           folder / "tokenizer.model", "rows")),
+            expected);
+  request_.data = folder / "rows.jsonl";
+  request_.tokenizer = folder;
+  request_.vocab = 500;
+  request_.mode = "sequential";
+  request_.seqlen = 8;
+  Ids begin = expected[0];
+  begin.resize(8);
+  const Ids ids = load_tokens(request_).ids;
+  EXPECT_EQ(Ids(ids.begin(), ids.begin() + 8), begin);
+
+  fs::create_directories(folder_ / "model");
+  write("model/tokenizer.model", "no model");
+  request_.tokenizer = folder_ / "model";
+  expect_fault(request_, ExitCode::data,
+               {"tokenizer.model is not a model that the package sentencepiece can read",
+                "restore the model's original file"});
+}
+
 // The file's texts have the tokenizer's special tokens, its chats those of the template alone.
 TEST_F(TextTest, TextsAndChatsKeepTheirOrder) {
   fs::create_directories(folder_ / "model");
