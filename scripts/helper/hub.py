@@ -183,12 +183,14 @@ def model(repository, revision, part):
 def choose_file(files, config, split):
     """The first file of the split, and the folders that have one."""
 
-    def belongs(path):
+    def belongs(path, ends):
         stem = DATA_FILE.sub("", path)
-        return (DATA_FILE.search(path) and split in re.split(r"[/._-]", stem)
-                and (not config or config in stem.split("/")[:-1] or stem.split("/")[-1].startswith(config)))
+        *parents, last = stem.split("/")
+        return (DATA_FILE.search(path) and re.search(f"(^|[{ends}]){re.escape(split)}($|[{ends}])", stem)
+                and (not config or config in parents or last.startswith(config)))
 
-    matching = sorted(filter(belongs, files))
+    # train_sft is a split of its own, and no train, where both are there.
+    matching = sorted(path for path in files if belongs(path, "/.-")) or sorted(path for path in files if belongs(path, "/._-"))
     folders = sorted({path.split("/")[0] for path in matching if "/" in path and not path.startswith("data/")})
     return (matching[0] if matching else None), folders
 

@@ -181,7 +181,8 @@ class Data(HubTest):
         text = "".join(json.dumps({"text": " ".join(WORDS[i:i + 30])}) + "\n" for i in range(60))
         chats = "".join(json.dumps({"messages": [{"role": "user", "content": " ".join(WORDS[i:])}]}) + "\n" for i in range(60))
         self.hub.datasets["org/texts"] = Repository({"README.md": b"x", "data/train-00000-of-00002.jsonl": text.encode(),
-                                                     "data/train-00001-of-00002.jsonl": b"x", "data/test.jsonl": chats.encode()})
+                                                     "data/train-00001-of-00002.jsonl": b"x", "data/test.jsonl": chats.encode(), "data/train_sft-00000.jsonl": b"x",
+                                                     "data/chats_val.jsonl": text.encode()})
         self.hub.datasets["org/several"] = Repository({"en/c4-train.00000-of-01024.json": text.encode(), "de/c4-train.00000-of-01024.json": chats.encode()})
         converted = Repository({"data.csv": b"a,b"})
         converted.branches["refs/convert/parquet"] = {"default/train/0000.jsonl": text.encode()}
@@ -192,7 +193,8 @@ class Data(HubTest):
         chats = self.expect_done(self.evaluate(data="hf:org/texts:test")).stdout
         self.assertNotEqual(plain.split("(")[0], chats.split("(")[0])
         self.assertEqual(self.hub.count("GET .*train-00001"), 0)
-        for data in ("hf:org/several/en:train", "hf:org/converted:train"):
+        self.assertEqual(self.hub.count("GET .*train_sft"), 0)
+        for data in ("hf:org/texts:val", "hf:org/several/en:train", "hf:org/converted:train"):
             self.assertEqual(self.expect_done(self.evaluate(data=data)).stdout.split("(")[0], plain.split("(")[0])
         self.expect_done(self.evaluate(data="hf:org/texts:train", HF_HUB_OFFLINE="1"))
 
@@ -210,6 +212,7 @@ class Data(HubTest):
 
     def test_faults(self):
         self.expect_fault(self.evaluate(data="hf:org/texts:validation"), 66, "org/texts:validation: has no file of this split", "data/test.jsonl")
+        self.expect_fault(self.evaluate(data="hf:org/texts:train_sft"), 65, "train_sft-00000.jsonl:1: ")
         self.expect_fault(self.evaluate(data="hf:org/several:train"), 78, "several configurations (de, en); write hf:org/several/de:train")
         self.expect_fault(self.evaluate(data="hf:org/nothing:train"), 66, "datasets/org/nothing: is no folder here and no repository")
         self.expect_fault(self.evaluate(data="hf:org/texts:train", HF_ENDPOINT="http://127.0.0.1:9"), 74, "cannot be reached")
