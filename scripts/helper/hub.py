@@ -15,8 +15,8 @@ import threading
 from child import fail as end, fail_without
 
 USAGE, DATA, NO_INPUT, OS, CANNOT_CREATE, IO, CONFIG = 64, 65, 66, 71, 73, 74, 78
-CONFIGURATION = ["*.json"]
-WHOLE = CONFIGURATION + ["*.safetensors", "*.model", "*.txt", "*.py", "*.tiktoken", "*.md", "LICEN[CS]E*", "NOTICE*", "*.jinja"]
+CONFIGURATION = ["config.json"]  # what a plan needs
+WHOLE = ["*.json", "*.safetensors", "*.model", "*.txt", "*.py", "*.tiktoken", "*.md", "LICEN[CS]E*", "NOTICE*", "*.jinja"]
 # Weights in the layout of Mistral's own programs, and whatever lies in folders but chat templates.
 IGNORED = ["consolidated*"] + ["*/" + pattern for pattern in WHOLE if pattern != "*.jinja"]
 DATA_FILE = re.compile(r"\.(txt|jsonl?|parquet)(\.gz|\.zst)?$")
@@ -98,7 +98,8 @@ def explain(error, name, writing=False):
     if found(errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) and constants.is_offline_mode():
         fail(NO_INPUT, f"{name}: is not whole in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; unset it, or fetch it with: hf download {name}")
     if status == 400 or (writing and isinstance(error, ValueError)):
-        fail(DATA, f"{name}: {constants.ENDPOINT} refuses it ({server_says(error)}); mend what it names: the card is README.md")
+        why = " ".join(without_token(str(error)).split())[:300]
+        fail(DATA, f"{name}: {constants.ENDPOINT} refuses it ({why}); mend what it names: the card is README.md")
     if status is not None:
         fail(IO, f"{name}: {constants.ENDPOINT} answers {status} ({server_says(found(errors.HfHubHTTPError))}); try again later: the same command goes on")
     if found(errors.HFValidationError):
@@ -195,45 +196,70 @@ def choose_file(files, config, split):
     return (matching[0] if matching else None), folders
 
 
+def files_of_data(hub, repository, branch, offline):
+    if not offline:
+        return hub.list_repo_files(repository, repo_type="dataset", revision=branch)
+    top = hub.snapshot_download(repository, repo_type="dataset", revision=branch, local_files_only=True, allow_patterns=[])
+    return [os.path.relpath(os.path.join(at, file), top) for at, _, names in os.walk(top) for file in names]
+
+
+def fetch_file(hub, repository, path, branch, offline, name):
+    from huggingface_hub import constants
+
+    where = dict(repo_id=repository, filename=path, repo_type="dataset", revision=branch)
+    if offline:
+        return hub.hf_hub_download(local_files_only=True, **where)
+    info = hub.hf_hub_download(dry_run=True, **where)
+    needed = info.file_size if info.will_download else 0
+    check_room(constants.HF_HUB_CACHE, needed, name)
+    with Growth(os.path.join(constants.HF_HUB_CACHE, "datasets--" + repository.replace("/", "--"), "blobs"), needed):
+        return hub.hf_hub_download(**where)
+
+
+def find_data(hub, repository, config, split, name, offline):
+    """The path of the split's first file, or what files there are."""
+    seen = []
+    for branch in ("main", PARQUET_BRANCH):
+        try:
+            files = files_of_data(hub, repository, branch, offline)
+        except (hub.errors.RevisionNotFoundError, hub.errors.LocalEntryNotFoundError):
+            if branch == "main":
+                raise
+            continue
+        path, folders = choose_file(files, config, split)
+        if path and len(folders) > 1 and not config:
+            fail(CONFIG, f"{name}: there are several configurations ({', '.join(folders[:8])}); write hf:{repository}/{folders[0]}:{split}")
+        if path:
+            return fetch_file(hub, repository, path, branch, offline, name), seen
+        seen += files
+    return None, seen
+
+
 def data(repository, config, split):
     """The path of a split's first file."""
     hub = library()
+    import httpx2
     from huggingface_hub import constants
 
     name = f"{repository}{'/' + config if config else ''}:{split}"
     seen = []
     try:
-        for branch in ("main", PARQUET_BRANCH):
-            try:
-                if constants.is_offline_mode():
-                    top = hub.snapshot_download(repository, repo_type="dataset", revision=branch, local_files_only=True, allow_patterns=[])
-                    files = [os.path.relpath(os.path.join(at, file), top) for at, _, names in os.walk(top) for file in names]
-                else:
-                    files = hub.list_repo_files(repository, repo_type="dataset", revision=branch)
-            except (hub.errors.RevisionNotFoundError, hub.errors.LocalEntryNotFoundError):
-                if branch == "main":
-                    raise
-                files = []
-            seen += files
-            path, folders = choose_file(files, config, split)
-            if path and len(folders) > 1 and not config:
-                fail(CONFIG, f"{name}: there are several configurations ({', '.join(folders[:8])}); write hf:{repository}/{folders[0]}:{split}")
-            if path:
-                info = hub.hf_hub_download(repository, path, repo_type="dataset", revision=branch, local_files_only=constants.is_offline_mode(),
-                                           **({} if constants.is_offline_mode() else {"dry_run": True}))
-                if not isinstance(info, str):
-                    needed = info.file_size if info.will_download else 0
-                    check_room(constants.HF_HUB_CACHE, needed, name)
-                    blobs = os.path.join(constants.HF_HUB_CACHE, "datasets--" + repository.replace("/", "--"), "blobs")
-                    with Growth(blobs, needed):
-                        info = hub.hf_hub_download(repository, path, repo_type="dataset", revision=branch)
-                tell("result", info)
-                return
+        path, seen = find_data(hub, repository, config, split, name, constants.is_offline_mode())
     except Exception as error:
-        explain(error, "datasets/" + repository)
-    named = [file for file in seen if DATA_FILE.search(file)][:5]
-    fail(NO_INPUT, f"{name}: has no file of this split that is text, JSON lines or Parquet" +
-                   (f"; there are {', '.join(named)}" if named else "") + f"; see {constants.ENDPOINT}/datasets/{repository}")
+        path = None
+        if isinstance(error, httpx2.TransportError):
+            try:
+                path, _ = find_data(hub, repository, config, split, name, True)
+            except Exception:
+                pass  # the first fault is the one to tell
+        if path is None:
+            explain(error, "datasets/" + repository)
+        tell("note", f"{constants.ENDPOINT} does not give {name} now ({type(error).__name__}); what the cache has of it is used")
+    if path is None:
+        named = [file for file in seen if DATA_FILE.search(file)][:5]
+        fail(NO_INPUT, f"{name}: has no file of this split that is text, JSON lines or Parquet" +
+                       (f"; there are {', '.join(named)}" if named else "") + f"; see {constants.ENDPOINT}/datasets/{repository}")
+    tell("result", path)
 
 
 def push(folder, repository, private, create_pr, revision):

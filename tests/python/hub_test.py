@@ -132,7 +132,8 @@ class Fetch(HubTest):
             f.write('[model]\npath = "org/tiny"\n[output]\npath = "out"\n[quantize]\ngroup_size = 32\n')
         self.hub.requests.clear()
         shutil.rmtree(self.path("hf"))
-        self.run_qpipe("plan", "plan.toml", "--gpu-memory", "8GiB", "--host-memory", "8GiB")
+        result = self.expect_done(self.run_qpipe("plan", "plan.toml", "--gpu-memory", "8GiB", "--host-memory", "8GiB"))
+        self.assertIn("fits", result.stdout)
         self.assertEqual(self.hub.count(r"GET .*/resolve/.*(safetensors|jinja)$"), 0)
         self.assertEqual(self.hub.count(r"GET .*/resolve/.*config.json$"), 1)
 
@@ -197,6 +198,9 @@ class Data(HubTest):
         for data in ("hf:org/texts:val", "hf:org/several/en:train", "hf:org/converted:train"):
             self.assertEqual(self.expect_done(self.evaluate(data=data)).stdout.split("(")[0], plain.split("(")[0])
         self.expect_done(self.evaluate(data="hf:org/texts:train", HF_HUB_OFFLINE="1"))
+        unreachable = self.expect_done(self.evaluate(data="hf:org/texts:train", HF_ENDPOINT="http://127.0.0.1:9"))
+        self.assertEqual(unreachable.stdout.split("(")[0], plain.split("(")[0])
+        self.assertIn("note: http://127.0.0.1:9 does not give org/texts:train now (ConnectError); what the cache has of it is used\n", unreachable.stderr)
 
     def test_mix(self):
         with open(self.path("run.toml"), "w") as f:
@@ -215,7 +219,7 @@ class Data(HubTest):
         self.expect_fault(self.evaluate(data="hf:org/texts:train_sft"), 65, "train_sft-00000.jsonl:1: ")
         self.expect_fault(self.evaluate(data="hf:org/several:train"), 78, "several configurations (de, en); write hf:org/several/de:train")
         self.expect_fault(self.evaluate(data="hf:org/nothing:train"), 66, "datasets/org/nothing: is no folder here and no repository")
-        self.expect_fault(self.evaluate(data="hf:org/texts:train", HF_ENDPOINT="http://127.0.0.1:9"), 74, "cannot be reached")
+        self.expect_fault(self.evaluate(data="hf:org/other:train", HF_ENDPOINT="http://127.0.0.1:9"), 74, "cannot be reached")
         self.expect_fault(self.evaluate(data="hf:org/texts"), 78, "--data hf:org/texts: write data of the hub as")
 
 
