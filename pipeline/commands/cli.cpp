@@ -11,6 +11,7 @@
 #include "launch/comm.h"
 #include "launch/leave.h"
 #include "pipeline/commands/fetch_inputs.h"
+#include "pipeline/commands/quantize_words.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/terminal.h"
 #include "pipeline/files/user_output.h"
@@ -168,14 +169,7 @@ struct Arguments {
   std::vector<std::string> plan_sets;
   PlanRequest plan_request;
   PushRequest push_request;
-  std::vector<std::string> quantize_sets;
-  std::string quantize_model;
-  std::string quantize_output;
-  std::string quantize_data;
-  std::string quantize_eval;
-  std::vector<std::string> quantize_sets_given;
-  bool quantize_dry_run = false;
-  bool quantize_resume = false;
+  QuantizeWords quantize_words;
   EvalRequest eval_request;
   FamiliesRequest families_request;
   TokenizeRequest tokenize_request;
@@ -197,7 +191,8 @@ struct Arguments {
     add_tokenize();
     add_verify();
     add_push();
-    add_quantize();
+    quantize = app.add_subcommand("quantize");
+    quantize_words.add_to(*quantize);
   }
 
  private:
@@ -354,58 +349,6 @@ struct Arguments {
     push->add_option("--revision", push_request.target.revision, "branch; made if need be");
   }
 
-  // An option of `qpipe quantize` as --set KEY=VALUE.
-  void add_set(const char* names, const std::string& key, const std::string& meaning) {
-    quantize->add_option_function<std::string>(
-        names,
-        [this, key](const std::string& value) { quantize_sets.push_back(key + "=" + value); },
-        fmt::format("{} ({})", meaning, key));
-  }
-  void add_set(const char* names, const std::string& key, const char* value,
-               const std::string& meaning) {
-    quantize->add_flag_callback(
-        names, [this, key, value] { quantize_sets.push_back(key + "=" + value); },
-        fmt::format("{} ({} = {})", meaning, key, value));
-  }
-
-  void add_quantize() {
-    quantize = app.add_subcommand("quantize",
-                                  "Quantizes a model without a configuration file. Each option is "
-                                  "one of the configuration's, "
-                                  "named in brackets; names of GPTQ's own script are taken, too.");
-    quantize->set_help_flag("-h,--help", "this text");
-    quantize->add_option("model", quantize_model, "folder, or ORG/NAME[@REVISION] (model.path)")
-        ->required()
-        ->transform(as_path);
-    quantize->add_option("-o,--output,--out", quantize_output, "folder to write (output.path)")
-        ->required()
-        ->transform(as_path);
-    add_set("--method", "quantize.method", "gptq, awq, rtn, bnb-nf4, ...; gptq by itself");
-    add_set("--bits,--wbits", "quantize.bits", "width of a weight");
-    add_set("--group-size,--groupsize", "quantize.group_size", "weights that share a scale");
-    add_set("--desc-act,--act-order", "quantize.desc_act", "true", "GPTQ's order of columns");
-    add_set("--act-group-aware", "quantize.act_group_aware", "true", "a better order, at no cost");
-    add_set("--static-groups", "quantize.static_groups", "true", "scales from original weights");
-    add_set("--symmetric,--sym", "quantize.symmetric", "true", "no zero points");
-    add_set("--asymmetric,--asym", "quantize.symmetric", "false", "zero points");
-    add_set("--damp,--percdamp", "quantize.damp_percent", "added to the Hessian's diagonal");
-    add_set("--samples,--nsamples", "calibration.samples", "sequences to calibrate on");
-    add_set("--seqlen", "calibration.seqlen", "tokens of each");
-    add_set("--seed", "calibration.seed", "of the choice of samples");
-    quantize->add_option("--data,--dataset", quantize_data,
-                         "file, hf:ORG/NAME[/CONFIG]:SPLIT, c4 or wikitext2; without: a small mix "
-                         "that qpipe ships (calibration.data)");
-    quantize->add_option("--eval", quantize_eval,
-                         "as --data: perplexity before and after (evaluate.data)");
-    add_set("--target", "output.target", "any, vllm or transformers: who must load the result");
-    add_set("--overwrite", "output.overwrite", "true", "replace what qpipe wrote there");
-    quantize->add_option("--set", quantize_sets_given, "section.key=value; wins over the others")
-        ->allow_extra_args(false);
-    quantize->add_flag("--dry-run", quantize_dry_run,
-                       "check, print the configuration, write nothing");
-    quantize->add_flag("--resume", quantize_resume, "only go on with a run that was stopped");
-  }
-
   static void add_input(CLI::App& command, std::string& model, std::string& data,
                         std::string& text_field) {
     command.set_help_flag("-h,--help", "this text");
@@ -435,30 +378,6 @@ void require_input(const std::string& option, const std::string& path, bool fold
   if (folder && !std::filesystem::is_directory(status))
     fault("is a file; give the folder that holds config.json and the safetensors");
   if (!folder && std::filesystem::is_directory(status)) fault("is a folder; give a file");
-}
-
-// The data sets that GPTQ's own script knows by name.
-std::string data_of_name(const std::string& name) {
-  if (name == "c4") return "hf:allenai/c4/en:train";
-  if (name == "wikitext2") return "hf:Salesforce/wikitext/wikitext-2-raw-v1:train";
-  return name;
-}
-
-QuantizeRequest read_quantize(const Arguments& arguments,
-                              std::chrono::steady_clock::time_point begin) {
-  std::vector<std::string> sets = arguments.quantize_sets;
-  sets.push_back("model.path=" + arguments.quantize_model);
-  sets.push_back("output.path=" + arguments.quantize_output);
-  if (!arguments.quantize_data.empty())
-    sets.push_back("calibration.data=" + data_of_name(arguments.quantize_data));
-  if (!arguments.quantize_eval.empty())
-    sets.push_back("evaluate.data=" + data_of_name(arguments.quantize_eval));
-  if (arguments.quantize_resume) sets.emplace_back("run.resume=require");
-  sets.insert(sets.end(), arguments.quantize_sets_given.begin(),
-              arguments.quantize_sets_given.end());
-  QuantizeRequest request{load_options({}, sets), arguments.quantize_dry_run, begin};
-  fetch_inputs(request.options);
-  return request;
 }
 
 }  // namespace
@@ -563,7 +482,12 @@ Command read_command(int argc, const char* const* argv) {
       usage_fault("push " + request.target.repository + ": a repository is ORG/NAME");
     return request;
   }
-  if (*arguments.quantize) return read_quantize(arguments, begin);
+  if (*arguments.quantize) {
+    QuantizeRequest request{arguments.quantize_words.options(), arguments.quantize_words.dry_run(),
+                            begin};
+    fetch_inputs(request.options);
+    return request;
+  }
   if (*arguments.families) return arguments.families_request;
   if (arguments.config.empty())
     usage_fault(
