@@ -42,6 +42,7 @@ class Hub:
         self.requests = []  # "GET /path"
         self.broken = {}  # file -> (bytes after which the connection ends, how many times)
         self.broken_uploads = 0  # the connection ends this often in the middle of an upload
+        self.held = {}  # file -> an event that its second half waits for
         self.sizes = {}  # file -> the size that is said of it
         self.full = False
         self.cards = []  # that were to be checked
@@ -163,6 +164,16 @@ class HubHandler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(rest[:after])
             self.wfile.flush()
+            self.close_connection = True
+            return self.connection.shutdown(2)
+        if self.command == "GET" and file in self.hub.held:
+            self.send_response(206 if begin else 200)
+            for header, text in (headers | {"Content-Length": str(len(rest))}).items():
+                self.send_header(header, text)
+            self.end_headers()
+            self.wfile.write(rest[:len(rest) // 2])
+            self.wfile.flush()
+            self.hub.held[file].wait(60)
             self.close_connection = True
             return self.connection.shutdown(2)
         self.answer(206 if begin else 200, rest, headers)

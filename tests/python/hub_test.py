@@ -5,9 +5,12 @@ import glob
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import unittest
 
 from hub_server import TOKEN, Hub, Repository
@@ -58,11 +61,14 @@ class HubTest(unittest.TestCase):
     def path(self, *names):
         return os.path.join(self.folder, *names)
 
-    def run_qpipe(self, *words, ranks=0, **variables):
+    def environment(self, **variables):
         kept = {name: value for name, value in environment().items() if not name.startswith(("HF_", "HUGGING"))}
         kept |= {"HF_HOME": self.path("hf"), "HOME": self.folder, "HF_ENDPOINT": self.hub.address, "HF_HUB_DISABLE_XET": "1", "XDG_CACHE_HOME": self.path("cache")}
+        return kept | variables
+
+    def run_qpipe(self, *words, ranks=0, **variables):
         launch = [MPIEXEC, "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks else []
-        return subprocess.run([*launch, QPIPE, *words], cwd=self.folder, env=kept | variables, capture_output=True, text=True, timeout=300)
+        return subprocess.run([*launch, QPIPE, *words], cwd=self.folder, env=self.environment(**variables), capture_output=True, text=True, timeout=300)
 
     def expect_done(self, result):
         self.assertEqual(result.returncode, 0, result.stderr)
@@ -174,6 +180,24 @@ class Fetch(HubTest):
         self.expect_done(self.evaluate())
         self.assertLessEqual(self.hub.count(r"GET .*/resolve/"), 1 + self.hub.count(r"GET .*/resolve/.*" + name))
         self.expect_done(self.evaluate(HF_HUB_OFFLINE="1"))
+
+
+    def test_a_signal_ends_a_download_and_the_same_command_goes_on(self):
+        name = self.weights[1]
+        self.hub.held[name] = threading.Event()
+        words = [QPIPE, "eval", "--model", "org/tiny", "--data", self.tokens, "--seqlen", "32", "--samples", "4", "--backend", "cpu"]
+        with subprocess.Popen(words, cwd=self.folder, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            while not self.hub.count("GET .*" + name):
+                self.assertIsNone(process.poll())
+                time.sleep(0.05)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=60)
+        self.hub.held.pop(name).set()
+        self.assertEqual(process.returncode, 75, said)
+        self.assertEqual(said.splitlines()[-1], "qpipe: error: stopped by a signal while the data were read; the same command starts again")
+        self.expect_fault(self.evaluate(HF_HUB_OFFLINE="1"), 66, "org/tiny: is not whole in the cache")
+        self.expect_done(self.evaluate())
 
 
 class Data(HubTest):
