@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "pipeline/data/default_mix.h"
 #include "pipeline/data/tokens_on_ranks.h"
 #include "pipeline/evaluate.h"
 #include "pipeline/files/agree.h"
@@ -28,10 +29,9 @@ QuantizePlan checked_plan(const Options& options, const Architecture& architectu
                           const Checkpoint& source) {
   QuantizePlan plan = plan_quantization(options, architecture, source);
   if (!plan.calibrates()) return plan;
-  if (options.calibration.data.empty())
-    throw UserError(ExitCode::config,
-                    "calibration.data is not set; give a file of token ids (.h5, .safetensors) or "
-                    "of text (.txt, .jsonl)");
+  if (options.calibration.data.empty() && options.calibration.mix.empty())
+    plan.notes.push_back(
+        "calibration.data is not set: prose, code and chats that qpipe ships are taken");
   check_sequence_length(architecture, options.calibration.seqlen);
   if (options.calibration.seqlen > architecture.max_positions)
     plan.notes.push_back(fmt::format(
@@ -86,10 +86,39 @@ DatasetRequest dataset_request(const Section& section, const Run& run) {
   return request;
 }
 
-// What data are named in reports and cards by: the file, not where it lies.
-std::string without_folder(const std::string& source, const std::string& path) {
-  if (!source.starts_with(path)) return source;
-  return std::filesystem::path(path).filename().string() + source.substr(path.size());
+// [calibration], or its mix, or the one that qpipe ships.
+std::vector<MixPart> calibration_parts(const Run& run) {
+  const Options::Calibration& options = run.options.calibration;
+  DatasetRequest request = dataset_request(options, run);
+  request.mode = options.mode;
+  request.seed = options.seed;
+  std::vector<MixPart> parts;
+  const auto add = [&](const std::filesystem::path& data, double share) -> DatasetRequest& {
+    parts.push_back({request, share == 0.0 ? 1.0 : share});
+    parts.back().request.data = data;
+    return parts.back().request;
+  };
+  for (const MixEntry& entry : options.mix) {
+    DatasetRequest& part = add(entry.data, entry.share);
+    if (!entry.text_field.empty()) part.text_field = entry.text_field;
+    if (!entry.dataset.empty()) part.dataset = entry.dataset;
+  }
+  if (!parts.empty()) return parts;
+  if (!options.data.empty()) {
+    add(options.data, 1.0);
+  } else {
+    for (const MixFile& file : default_mix(run.options.model.path)) add(file.data, file.share);
+  }
+  return parts;
+}
+
+// What data are named in reports and cards by: the files, not where they lie.
+std::string without_folder(std::string source, const std::filesystem::path& path) {
+  const std::string folder = (path.parent_path() / "").string();
+  if (path.has_parent_path())
+    for (std::size_t at; (at = source.find(folder)) != std::string::npos;)
+      source.erase(at, folder.size());
+  return source;
 }
 
 // In the background: what the first layer would wait for otherwise. The packed tensors of a layer
@@ -206,10 +235,11 @@ void read_tokens(Run& run, const std::optional<Places>& places) {
       load_kernels_bytes(run.architecture, run.sizes.blocking()) <= run.room)
     run.kernels = load_kernels_early(run);
   if (run.plan.calibrates()) {
-    DatasetRequest request = dataset_request(options.calibration, run);
-    request.mode = options.calibration.mode;
-    request.seed = options.calibration.seed;
-    run.calibration = load_tokens_on_all_ranks(request, run.comm);
+    const std::vector<MixPart> parts = calibration_parts(run);
+    run.calibration = load_mix_on_all_ranks(parts, options.calibration.samples, run.comm);
+    run.report.calibration = run.calibration.source;
+    for (const MixPart& part : parts)
+      run.report.calibration = without_folder(run.report.calibration, part.request.data);
   }
   if (!options.evaluate.data.empty()) {
     DatasetRequest request = dataset_request(options.evaluate, run);
@@ -221,7 +251,6 @@ void read_tokens(Run& run, const std::optional<Places>& places) {
     choose_places(run, places);
   }
   spdlog::debug("the tokens are read");
-  run.report.calibration = without_folder(run.calibration.source, options.calibration.data);
   run.report.calibration_hash = run.calibration.hash;
   run.report.calibration_tokens = run.calibration.samples * run.calibration.seqlen;
   run.report.evaluation = without_folder(run.evaluation.source, options.evaluate.data);

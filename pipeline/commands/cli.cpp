@@ -10,6 +10,8 @@
 #include "kernels/stream.h"
 #include "launch/comm.h"
 #include "launch/leave.h"
+#include "pipeline/commands/fetch_inputs.h"
+#include "pipeline/commands/quantize_words.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/terminal.h"
 #include "pipeline/files/user_output.h"
@@ -30,6 +32,9 @@ constexpr const char* usage =
         the model and the plan, prints the effective configuration, and writes nothing. The same
         command goes on with a run that was stopped; --resume (run.resume = "require") does only
         that. Runs on many GPUs under mpirun or srun: mpirun -np 8 qpipe CONFIG.toml
+  qpipe quantize MODEL -o FOLDER [--method M] [--bits N] [--group-size N] [--desc-act] [--damp X]
+             [--data DATA] [--samples N] [--seqlen N] [--asymmetric] [--eval DATA] [--set ...]
+        the same without a configuration file; --help says which options are whose
   qpipe compare CONFIG.toml --methods gptq,awq,bnb-nf4,rtn [--set section.key=value ...]
              [--out FILE-STEM] [--dry-run]
         quantize with each method into OUTPUT-METHOD and print one table: perplexity, size, time,
@@ -48,9 +53,13 @@ constexpr const char* usage =
   qpipe verify DIR [--original DIR] [--json FILE]
         a quantized checkpoint against its format, and, given the original, the error of every
         weight; needs no GPU
+  qpipe push DIR ORG/NAME [--private] [--create-pr] [--revision R]
+        a quantized folder, after verify has found no fault, to the Hugging Face hub
   qpipe families [DIR ...] [--json]
         the model_types that qpipe reads; of a model's folder, what its layers are
   qpipe --help | --version
+        MODEL, --model, --original and model.path also take ORG/NAME[@REVISION] of the hub, and data
+        hf:ORG/NAME[/CONFIG]:SPLIT: HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured
         `qpipe COMMAND --help` tells a command's options and defaults
 
 Exit codes: 0 done, 64 wrong arguments, 65 damaged data, 66 missing input, 69 unsupported here,
@@ -112,6 +121,8 @@ int run(const PlanRequest& command) {
 
 int run(const FamiliesRequest& command) { return run_families(command); }
 
+int run(const PushRequest& command) { return run_push(command); }
+
 int run(const TokenizeRequest& command) {
   user_output_file(command.out);  // before the work
   const Checkpoint checkpoint(command.model);
@@ -139,6 +150,8 @@ struct Arguments {
   CLI::App* eval = nullptr;
   CLI::App* families = nullptr;
   CLI::App* plan = nullptr;
+  CLI::App* push = nullptr;
+  CLI::App* quantize = nullptr;
   CLI::App* tokenize = nullptr;
   CLI::App* verify = nullptr;
   std::string config;
@@ -155,6 +168,8 @@ struct Arguments {
   std::string plan_config;
   std::vector<std::string> plan_sets;
   PlanRequest plan_request;
+  PushRequest push_request;
+  QuantizeWords quantize_words;
   EvalRequest eval_request;
   FamiliesRequest families_request;
   TokenizeRequest tokenize_request;
@@ -175,6 +190,9 @@ struct Arguments {
     add_eval();
     add_tokenize();
     add_verify();
+    add_push();
+    quantize = app.add_subcommand("quantize");
+    quantize_words.add_to(*quantize);
   }
 
  private:
@@ -315,18 +333,36 @@ struct Arguments {
     families->add_flag("--json", families_request.json, "print JSON");
   }
 
+  void add_push() {
+    push = app.add_subcommand("push",
+                              "Pushes a quantized folder to the Hugging Face hub, in one commit, "
+                              "after verify has found no fault. What broke off goes on.");
+    push->set_help_flag("-h,--help", "this text");
+    push->add_option("folder", push_request.folder, "folder of a finished run")
+        ->required()
+        ->transform(as_path);
+    push->add_option("repository", push_request.target.repository, "ORG/NAME; made if need be")
+        ->required();
+    push->add_flag("--private", push_request.target.is_private, "a new repository is private");
+    push->add_flag("--create-pr", push_request.target.create_pr,
+                   "open a pull request instead of a commit");
+    push->add_option("--revision", push_request.target.revision, "branch; made if need be");
+  }
+
   static void add_input(CLI::App& command, std::string& model, std::string& data,
                         std::string& text_field) {
     command.set_help_flag("-h,--help", "this text");
-    command.add_option("--model", model, "folder of the checkpoint")
+    command.add_option("--model", model, "folder of the checkpoint, or ORG/NAME[@REVISION]")
         ->required()
         ->transform(as_path);
     command
-        .add_option("--data", data,
-                    "token ids (.h5, .safetensors) or text (.txt, .jsonl, also with .gz)")
+        .add_option(
+            "--data", data,
+            "token ids (.h5, .safetensors), text or rows (.txt, .jsonl, .parquet, also with "
+            ".gz or .zst), or hf:ORG/NAME[/CONFIG]:SPLIT")
         ->required()
         ->transform(as_path);
-    command.add_option("--text-field", text_field, "field of each .jsonl line that holds the text")
+    command.add_option("--text-field", text_field, "field of each row that holds the text")
         ->capture_default_str();
   }
 };
@@ -337,6 +373,7 @@ void require_input(const std::string& option, const std::string& path, bool fold
   const auto fault = [&](const std::string& message) {
     throw UserError(ExitCode::no_input, option + " " + path + ": " + message);
   };
+  if (folder ? hub_model(path).has_value() : hub_data(path, option + " ").has_value()) return;
   if (!std::filesystem::exists(status)) fault(folder ? "no such folder" : "no such file");
   if (folder && !std::filesystem::is_directory(status))
     fault("is a file; give the folder that holds config.json and the safetensors");
@@ -354,7 +391,8 @@ bool is_collective(const Command& command) {
 bool can_go_on_later(const Command& command) {
   if (const auto* request = std::get_if<QuantizeRequest>(&command)) return !request->dry_run;
   return std::holds_alternative<CompareRequest>(command) ||
-         std::holds_alternative<TokenizeRequest>(command);
+         std::holds_alternative<TokenizeRequest>(command) ||
+         std::holds_alternative<PushRequest>(command);
 }
 
 std::chrono::seconds timeout_of(const Command& command) {
@@ -384,30 +422,36 @@ Command read_command(int argc, const char* const* argv) {
   if (arguments.help) return ShowText{usage + options_help()};
   if (arguments.version) return ShowText{version_text()};
   const bool subcommand = *arguments.compare || *arguments.plan || *arguments.eval ||
-                          *arguments.tokenize || *arguments.verify || *arguments.families;
+                          *arguments.tokenize || *arguments.verify || *arguments.families ||
+                          *arguments.push || *arguments.quantize;
   if (subcommand && (!arguments.config.empty() || !arguments.sets.empty() || arguments.dry_run ||
                      arguments.resume))
     usage_fault(
         "a configuration file and --set stand behind `compare` and `plan`, --dry-run behind "
-        "`compare`; they do not go with eval, tokenize, "
-        "verify and families; --resume goes with a configuration file alone");
+        "`compare`; they do not go with eval, tokenize, verify, push and families; --resume goes "
+        "with a configuration file or behind `quantize`");
 
   if (*arguments.compare) {
     CompareRequest request = read_compare(arguments.compare_config, arguments.compare_methods,
                                           arguments.compare_sets, arguments.compare_out);
     request.dry_run = arguments.compare_dry_run;
+    for (Options& options : request.options) fetch_inputs(options);
     return request;
   }
   if (*arguments.plan) {
     PlanRequest request = arguments.plan_request;
     request.options = load_options(arguments.plan_config, arguments.plan_sets, Inputs::unchecked);
     require_input("model.path", request.options.model.path, true);
+    request.options.model.path = local_model(request.options.model.path, HubPart::config);
     return request;
   }
   if (*arguments.eval) {
     require_input("--model", arguments.eval_request.model, true);
     require_input("--data", arguments.eval_request.data, false);
-    return arguments.eval_request;
+    EvalRequest request = arguments.eval_request;
+    request.model = local_model(request.model);
+    request.data = local_data(request.data);
+    return request;
   }
   if (*arguments.tokenize) {
     TokenizeRequest request = arguments.tokenize_request;
@@ -417,21 +461,42 @@ Command read_command(int argc, const char* const* argv) {
     require_input("--data", arguments.tokenize_data, false);
     if (request.out.extension() != ".h5" && request.out.extension() != ".hdf5")
       usage_fault("--out must end in .h5 or .hdf5");
+    request.model = local_model(request.model);
+    request.dataset.data = local_data(arguments.tokenize_data);
     return request;
   }
   if (*arguments.verify) {
-    const VerifyRequest& request = arguments.verify_request;
+    VerifyRequest request = arguments.verify_request;
     require_input("verify", request.folder.string(), true);
-    if (!request.original.empty()) require_input("--original", request.original.string(), true);
+    if (!request.original.empty()) {
+      require_input("--original", request.original.string(), true);
+      request.original = local_model(request.original.string());
+    }
+    return request;
+  }
+  if (*arguments.push) {
+    const PushRequest& request = arguments.push_request;
+    if (!std::filesystem::is_directory(request.folder))
+      throw UserError(ExitCode::no_input, "push " + request.folder.string() + ": no such folder");
+    if (!is_hub_name(request.target.repository))
+      usage_fault("push " + request.target.repository + ": a repository is ORG/NAME");
+    return request;
+  }
+  if (*arguments.quantize) {
+    QuantizeRequest request{arguments.quantize_words.options(), arguments.quantize_words.dry_run(),
+                            begin};
+    fetch_inputs(request.options);
     return request;
   }
   if (*arguments.families) return arguments.families_request;
   if (arguments.config.empty())
     usage_fault(
-        "give a configuration file (qpipe CONFIG.toml) or a command (compare, plan, eval, "
-        "tokenize, verify, families)");
+        "give a configuration file (qpipe CONFIG.toml) or a command (quantize, compare, plan, "
+        "eval, tokenize, verify, push, families)");
   if (arguments.resume) arguments.sets.emplace_back("run.resume=require");
-  return QuantizeRequest{load_options(arguments.config, arguments.sets), arguments.dry_run, begin};
+  QuantizeRequest request{load_options(arguments.config, arguments.sets), arguments.dry_run, begin};
+  fetch_inputs(request.options);
+  return request;
 }
 
 }  // namespace qpipe

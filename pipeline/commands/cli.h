@@ -10,6 +10,7 @@
 #include "pipeline/commands/evaluate_command.h"
 #include "pipeline/commands/families_command.h"
 #include "pipeline/commands/plan_command.h"
+#include "pipeline/commands/push_command.h"
 #include "pipeline/commands/verify.h"
 #include "pipeline/data/dataset.h"
 #include "pipeline/options/options.h"
@@ -34,10 +35,11 @@ struct TokenizeRequest {
 };
 
 using Command = std::variant<ShowText, QuantizeRequest, CompareRequest, PlanRequest, EvalRequest,
-                             TokenizeRequest, VerifyRequest, FamiliesRequest>;
+                             TokenizeRequest, VerifyRequest, FamiliesRequest, PushRequest>;
 
-// Reads the arguments, and the configuration file if there is one. Needs no MPI, so that faults are
-// told at once. Throws UserError: ExitCode::usage for the arguments, else as load_options.
+// Reads the arguments, and the configuration file if there is one, and fetches what they name of
+// the hub. Needs no MPI, so that faults are told at once. Throws UserError: ExitCode::usage for the
+// arguments, else as load_options.
 Command read_command(int argc, const char* const* argv);
 
 // Whether the command works on all ranks together, and needs MPI; the others are for rank 0 alone.

@@ -217,12 +217,21 @@ class Child {
       system_fault("cannot wait for a process that reads data");
     }
     if (watched[0].revents != 0) send_input();
-    if (watched[1].revents != 0 || over) receive(out_, result_.output, program_.most_output + 1);
+    if (watched[1].revents != 0 || over) {
+      receive(out_, result_.output, program_.most_output + 1);
+      if (program_.on_line) hand_on_lines();
+    }
     if (watched[2].revents != 0 || over) {
       receive(err_, result_.errors, result_.errors.size() + most_errors);
       if (result_.errors.size() > most_errors)
         result_.errors.erase(0, result_.errors.size() - most_errors);
     }
+  }
+
+  void hand_on_lines() {
+    for (std::size_t end; (end = result_.output.find('\n', next_line_)) != std::string::npos;
+         next_line_ = end + 1)
+      program_.on_line(std::string_view(result_.output).substr(next_line_, end - next_line_));
   }
 
   // As much as it takes at once.
@@ -257,6 +266,7 @@ class Child {
   Descriptor out_;
   Descriptor err_;
   std::string_view piece_;
+  std::size_t next_line_ = 0;
   int status_ = 0;
   ChildResult result_;
 };

@@ -18,7 +18,8 @@ struct ChildProgram {
   // Its standard input: this file, or what next_input returns, piece by piece, until that is empty.
   std::filesystem::path input_file;
   std::function<std::string_view()> next_input;
-  std::size_t most_output = 0;  // bytes of its standard output
+  std::size_t most_output = 0;                    // bytes of its standard output
+  std::function<void(std::string_view)> on_line;  // each line of it as it comes, if anybody asks
   std::chrono::seconds timeout{0};
 };
 

@@ -138,15 +138,15 @@ Tokens read_text(const DatasetRequest& request) {
   if (request.seqlen < 1)
     throw UserError(ExitCode::config,
                     fmt::format("seqlen is {}; text needs seqlen >= 1", request.seqlen));
-  const fs::path tokenizer_json = request.tokenizer / "tokenizer.json";
-  std::error_code error;
-  if (!fs::exists(tokenizer_json, error))
-    throw UserError(ExitCode::no_input,
-                    fmt::format("{}: is missing, and {} is text; add the model's tokenizer.json, "
-                                "or give token ids (.h5)",
-                                tokenizer_json.string(), request.data.string()));
+  const std::vector<fs::path> tokenizer = tokenizer_files(request.tokenizer);
+  if (tokenizer.empty())
+    throw UserError(
+        ExitCode::no_input,
+        fmt::format("{}: is missing, and {} is text; add the model's tokenizer.json or "
+                    "tokenizer.model, or give token ids (.h5)",
+                    (request.tokenizer / "tokenizer.json").string(), request.data.string()));
   const TokenizedText text =
-      tokenize_once(request.data, request.text_field, tokenizer_json, request.cache);
+      tokenize_once(request.data, request.text_field, tokenizer, request.cache);
   const TextCut cut{request, text};
   if (request.mode == "windows") return cut.windows();
   if (request.mode == "documents") return cut.documents();
@@ -205,8 +205,7 @@ Tokens read(const DatasetRequest& request) {
     return read_token_file(request.data, request.dataset, request.samples, request.seqlen);
   throw UserError(ExitCode::no_input,
                   fmt::format("{}: unknown kind of file; give token ids (.h5, .hdf5, "
-                              ".safetensors) or text (.txt, .jsonl, "
-                              "also .gz)",
+                              ".safetensors) or text (.txt, .jsonl, .parquet, also .gz and .zst)",
                               request.data.string()));
 }
 
@@ -227,6 +226,26 @@ Tokens load_tokens(const DatasetRequest& request) {
   } catch (const fs::filesystem_error& error) {
     throw UserError(ExitCode::io, error.what());
   }
+}
+
+Tokens load_mix(const std::vector<MixPart>& parts, std::int64_t samples) {
+  std::vector<double> shares;
+  for (const MixPart& part : parts) shares.push_back(part.share);
+  const std::vector<std::int64_t> counts = divide_by_shares(samples, shares);
+  Tokens all;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (counts[i] == 0) continue;
+    DatasetRequest request = parts[i].request;
+    request.samples = counts[i];
+    Tokens tokens = load_tokens(request);
+    if (parts.size() == 1) return tokens;
+    all.samples += tokens.samples;
+    all.seqlen = tokens.seqlen;
+    all.ids.insert(all.ids.end(), tokens.ids.begin(), tokens.ids.end());
+    all.source += (all.source.empty() ? "" : "; ") + tokens.source;
+  }
+  all.hash = hash_of(all);
+  return all;
 }
 
 }  // namespace qpipe

@@ -2,13 +2,12 @@
 
 #include <fmt/format.h>
 #include <unistd.h>
-#include <zlib.h>
 
 #include <algorithm>
-#include <memory>
 #include <string_view>
 #include <utility>
 
+#include "pipeline/data/packed_file.h"
 #include "pipeline/data/unpacked_limit.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/input_file.h"
@@ -20,11 +19,16 @@ namespace fs = std::filesystem;
 
 namespace {
 
-bool is_compressed(const fs::path& path) { return path.extension() == ".gz"; }
+enum class Packing { none, gzip, zstd };
+
+Packing packing_of(const fs::path& path) {
+  const fs::path extension = path.extension();
+  return extension == ".gz" ? Packing::gzip : extension == ".zst" ? Packing::zstd : Packing::none;
+}
 
 // "a.jsonl.gz" -> ".jsonl"
 std::string text_extension(const fs::path& path) {
-  return (is_compressed(path) ? path.stem() : path).extension().string();
+  return (packing_of(path) == Packing::none ? path : path.stem()).extension().string();
 }
 
 [[noreturn]] void refuse(const std::string& where, const std::string& fault) {
@@ -35,9 +39,6 @@ std::int64_t most_plain_bytes() {
   return static_cast<std::int64_t>(sysconf(_SC_PHYS_PAGES)) / 4 * sysconf(_SC_PAGESIZE);
 }
 
-constexpr const char* less_text =
-    "cut it (head -c), or give token ids (.h5): calibration takes some hundred samples of it";
-
 std::string read_plain(const fs::path& path) {
   const InputFile file(path);
   check_text_bytes(file);
@@ -46,31 +47,24 @@ std::string read_plain(const fs::path& path) {
   return text;
 }
 
-std::string read_compressed(const fs::path& path) {
-  const InputFile readable(path);
-  const std::int64_t most = std::min(most_unpacked_bytes(readable.bytes()), most_plain_bytes());
-  const std::unique_ptr<gzFile_s, int (*)(gzFile)> file(gzopen(path.c_str(), "rb"), gzclose);
-  const auto damaged = [&](const std::string& fault) {
-    refuse(path.string(), fault + "; copy or download the file again");
-  };
-  if (!file) throw UserError(ExitCode::no_input, path.string() + ": cannot be opened");
-  // gzread hands on what is not gzip as it is.
-  if (gzdirect(file.get()) != 0) damaged("is named .gz but is not a gzip file");
-  std::string text;
-  std::string block(1 << 20, '\0');
-  int count = 0;
-  while ((count = gzread(file.get(), block.data(), static_cast<unsigned>(block.size()))) > 0) {
-    if (std::cmp_greater(text.size() + static_cast<std::size_t>(count), most))
-      refuse(path.string(), fmt::format("unpacks to more than {} bytes of text, from {} bytes; {}",
-                                        most, readable.bytes(), less_text));
-    text.append(block.data(), static_cast<std::size_t>(count));
+// Of an unpacked text, from a file of so many bytes.
+std::int64_t most_text_bytes(const fs::path& path) {
+  return std::min(most_unpacked_bytes(InputFile(path).bytes()), most_plain_bytes());
+}
+
+std::string read_unpacked(const fs::path& path) {
+  switch (packing_of(path)) {
+    case Packing::gzip: return read_gzip(path, most_text_bytes(path));
+    case Packing::zstd: return read_zstd(path, most_text_bytes(path));
+    case Packing::none: break;
   }
-  // A file that ends early gives its text, then Z_BUF_ERROR.
-  int status = Z_OK;
-  const char* fault = gzerror(file.get(), &status);
-  if (count < 0 || status == Z_BUF_ERROR)
-    damaged(fmt::format("damaged gzip data after {} bytes of text ({})", text.size(), fault));
-  return text;
+  return read_plain(path);
+}
+
+std::string read_rows_of_parquet(const fs::path& path, const std::string& text_field) {
+  const std::string unpacked =
+      packing_of(path) == Packing::none ? std::string() : read_unpacked(path);
+  return read_parquet(path, unpacked, text_field, most_text_bytes(path));
 }
 
 // Chats: [{"role": …, "content": …}, …], or {"from": …, "value": …}.
@@ -78,15 +72,9 @@ bool is_list_of_messages(const nlohmann::json& value) {
   return value.is_array() && !value.empty() && value.front().is_object();
 }
 
-// `texts`: names of the fields that do hold a string.
-[[noreturn]] void refuse_messages(const std::string& where, const std::string& field,
-                                  const std::string& texts) {
-  refuse(where,
-         fmt::format("field {} is a list of messages, and chats are not read; write each chat as "
-                     "one text, in Python: json.dumps({{\"text\": tokenizer.apply_chat_template("
-                     "row[{}], tokenize=False)}}){}",
-                     in_quotes(field), in_quotes(field),
-                     texts.empty() ? "" : ", or set text_field to one of: " + texts));
+bool has_list(const nlohmann::json& record, const char* field) {
+  const auto found = record.find(field);
+  return found != record.end() && found->is_array();
 }
 
 std::string fields_with_strings(const nlohmann::json& record) {
@@ -96,36 +84,70 @@ std::string fields_with_strings(const nlohmann::json& record) {
   return names;
 }
 
-[[noreturn]] void refuse_without_field(const nlohmann::json& record, const std::string& where,
-                                       const std::string& text_field) {
-  const std::string texts = fields_with_strings(record);
-  for (const auto& [name, value] : record.items())
-    if (is_list_of_messages(value)) refuse_messages(where, name, texts);
-  refuse(where,
-         fmt::format("has no field {}{}", in_quotes(text_field),
-                     texts.empty() ? " and no other with a string; each line must have its text in "
-                                     "one"
-                                   : "; set text_field to one of: " + texts));
-}
+// The rows of a file, one after the other.
+class Rows {
+ public:
+  Rows(const fs::path& path, const std::string& text_field)
+      : path_(path.string()), text_field_(text_field) {}
 
-std::string document_of(std::string_view line, const std::string& where,
-                        const std::string& text_field) {
-  const nlohmann::json record =
-      parse_json(line, where + ":", "each line must be one JSON object", JsonKind::python);
-  if (!record.is_object()) refuse(where, "is not a JSON object; each line must be one");
-  const auto text = record.find(text_field);
-  if (text == record.end()) refuse_without_field(record, where, text_field);
-  if (is_list_of_messages(*text)) refuse_messages(where, text_field, fields_with_strings(record));
-  if (!text->is_string())
-    refuse(where, fmt::format("field {} is {}, not a string; remove the line, or set text_field to "
-                              "the field with the text",
-                              in_quotes(text_field), kind_name(*text)));
-  return text->get<std::string>();
-}
+  void add(std::string_view line, std::int64_t number) {
+    ++count_;
+    const std::string where = place_of_row(path_, std::to_string(number));
+    const nlohmann::json record =
+        parse_json(line, where + ":", "each line must be one JSON object", JsonKind::python);
+    if (!record.is_object()) refuse(where, "is not a JSON object; each line must be one");
+    const auto text = record.find(text_field_);
+    const bool has_text = text != record.end() && !text->is_null();
+    if (has_text && text->is_string()) {
+      documents_.emplace_back(text->get<std::string>());
+    } else if (has_text && !is_list_of_messages(*text)) {
+      refuse(where,
+             fmt::format("field {} is {}, not a string; remove the line, or set text_field to "
+                         "the field with the text",
+                         in_quotes(text_field_), kind_name(*text)));
+    } else if (has_text || has_list(record, "messages") || has_list(record, "conversations") ||
+               (record.contains("prompt") && record.contains("completion"))) {
+      documents_.emplace_back(std::string(line), number);
+    } else {
+      if (without_fields_.empty()) texts_of_first_ = fields_with_strings(record);
+      without_fields_.push_back(number);
+    }
+  }
 
-std::vector<std::string> read_json_lines(std::string_view text, const fs::path& path,
-                                         const std::string& text_field) {
-  std::vector<std::string> documents;
+  std::vector<Document> take() {
+    if (!without_fields_.empty()) refuse_without_fields();
+    return std::move(documents_);
+  }
+
+ private:
+  [[noreturn]] void refuse_without_fields() const {
+    constexpr std::size_t named = 10;
+    std::string others;
+    for (std::size_t i = 1; i < std::min(without_fields_.size(), named); ++i)
+      others += fmt::format("{}{}", i == 1 ? "" : ", ", without_fields_[i]);
+    if (without_fields_.size() > named) others += ", ...";
+    refuse(place_of_row(path_, std::to_string(without_fields_.front())),
+           fmt::format("has no field {}, nor messages, conversations, or prompt with completion{}; "
+                       "{}",
+                       in_quotes(text_field_),
+                       others.empty() ? ""
+                                      : fmt::format(" (as {} of {} rows: also {})",
+                                                    without_fields_.size(), count_, others),
+                       texts_of_first_.empty() ? "no other field holds a string: remove such rows"
+                                               : "set text_field to one of: " + texts_of_first_));
+  }
+
+  std::string path_;
+  std::string text_field_;
+  std::vector<Document> documents_;
+  std::vector<std::int64_t> without_fields_;
+  std::string texts_of_first_;
+  std::int64_t count_ = 0;
+};
+
+std::vector<Document> read_json_lines(std::string_view text, const fs::path& path,
+                                      const std::string& text_field) {
+  Rows rows(path, text_field);
   std::int64_t number = 0;
   while (!text.empty()) {
     ++number;
@@ -134,19 +156,24 @@ std::vector<std::string> read_json_lines(std::string_view text, const fs::path& 
     text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     if (std::cmp_greater(line.size(), most_json_bytes))
-      refuse(fmt::format("{}:{}", path.string(), number),
+      refuse(place_of_row(path.string(), std::to_string(number)),
              fmt::format("the line has {} bytes (limit {}); each line must be one document",
                          line.size(), most_json_bytes));
-    documents.push_back(document_of(line, fmt::format("{}:{}", path.string(), number), text_field));
+    rows.add(line, number);
   }
-  return documents;
+  return rows.take();
 }
 
 }  // namespace
 
 bool is_text_file(const fs::path& path) {
   const std::string extension = text_extension(path);
-  return extension == ".txt" || extension == ".jsonl";
+  return extension == ".txt" || extension == ".jsonl" || extension == ".json" ||
+         extension == ".parquet";
+}
+
+std::string place_of_row(const std::string& source, const std::string& row) {
+  return source + (text_extension(source) == ".parquet" ? ": row " : ":") + row;
 }
 
 void check_text_bytes(const InputFile& file) {
@@ -156,11 +183,14 @@ void check_text_bytes(const InputFile& file) {
                                              file.bytes(), most_plain_bytes(), less_text));
 }
 
-std::vector<std::string> read_documents(const fs::path& path, const std::string& text_field) {
-  std::string text = is_compressed(path) ? read_compressed(path) : read_plain(path);
-  if (text_extension(path) == ".jsonl") return read_json_lines(text, path, text_field);
-  std::vector<std::string> documents;
-  documents.push_back(std::move(text));
+std::vector<Document> read_documents(const fs::path& path, const std::string& text_field) {
+  const std::string extension = text_extension(path);
+  if (extension == ".parquet")
+    return read_json_lines(read_rows_of_parquet(path, text_field), path, text_field);
+  std::string text = read_unpacked(path);
+  if (extension != ".txt") return read_json_lines(text, path, text_field);
+  std::vector<Document> documents;
+  documents.emplace_back(std::move(text));
   return documents;
 }
 

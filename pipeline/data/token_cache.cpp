@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "pipeline/data/python_helper.h"
 #include "pipeline/data/text_file.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/input_file.h"
@@ -44,21 +45,24 @@ void add_file(Xxh3& hash, const fs::path& path) {
   }
 }
 
-std::string cache_key(const fs::path& path, const std::string& text_field,
-                      const fs::path& tokenizer_json) {
+std::string cache_key(const fs::path& text, const std::string& text_field,
+                      const std::vector<fs::path>& tokenizer_files) {
   Xxh3 hash;
   // .jsonl.gz and .txt.gz of the same bytes are different documents.
-  add_part(hash, path.stem().extension().string() + path.extension().string());
+  add_part(hash, text.stem().extension().string() + text.extension().string());
   add_part(hash, text_field);
-  add_file(hash, path);
-  if (const InputFile tokenizer(tokenizer_json); tokenizer.bytes() > most_tokenizer_bytes)
-    throw UserError(
-        ExitCode::data,
-        fmt::format("{}: has {} bytes, which no tokenizer needs (limit {}); restore the "
-                    "model's original file",
-                    tokenizer_json.string(), tokenizer.bytes(), most_tokenizer_bytes));
-  add_file(hash, tokenizer_json);
-  add_file(hash, tokenizer_helper());
+  add_file(hash, text);
+  for (const fs::path& path : tokenizer_files) {
+    if (const InputFile tokenizer(path); tokenizer.bytes() > most_tokenizer_bytes)
+      throw UserError(
+          ExitCode::data,
+          fmt::format("{}: has {} bytes, which no tokenizer needs (limit {}); restore the "
+                      "model's original file",
+                      path.string(), tokenizer.bytes(), most_tokenizer_bytes));
+    add_part(hash, path.filename().string());
+    add_file(hash, path);
+  }
+  for (const fs::path& path : python_helper_files()) add_file(hash, path);
   return hash.hexadecimal();
 }
 
@@ -124,14 +128,15 @@ void write_entry(const fs::path& path, const TokenizedText& text) {
 }  // namespace
 
 TokenizedText tokenize_once(const fs::path& path, const std::string& text_field,
-                            const fs::path& tokenizer_json, fs::path folder) {
+                            const std::vector<fs::path>& tokenizer_files, fs::path folder) {
   check_text_bytes(InputFile(path));  // before all of it is hashed
-  const std::string key = cache_key(path, text_field, tokenizer_json);
+  const std::string key = cache_key(path, text_field, tokenizer_files);
   if (folder.empty()) folder = user_cache_folder();
   const fs::path entry = folder / (key + ".tokens");
   if (!folder.empty())
     if (std::optional<TokenizedText> text = read_entry(entry)) return std::move(*text);
-  TokenizedText text = tokenize(read_documents(path, text_field), tokenizer_json, path.string());
+  TokenizedText text = tokenize(read_documents(path, text_field), tokenizer_files.front(),
+                                path.string(), text_field);
   if (!folder.empty()) write_entry(entry, text);
   return text;
 }

@@ -1,8 +1,8 @@
 #include "pipeline/data/tokenizer.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <csignal>
 #include <cstdlib>
@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "pipeline/data/child_process.h"
+#include "pipeline/data/python_helper.h"
 #include "pipeline/files/error.h"
 
 namespace qpipe {
@@ -21,62 +22,43 @@ static_assert(std::endian::native == std::endian::little);
 
 namespace {
 
-std::string absolute_path(const fs::path& path) {
-  std::error_code error;
-  const fs::path result = fs::absolute(path, error);
-  if (error)
-    throw UserError(ExitCode::no_input, fmt::format("{}: the current folder is gone ({}); change "
-                                                    "to another one",
-                                                    path.string(), error.message()));
-  return result.string();
-}
-
-// With a slash: a path, which must not depend on the folder that the helper runs in.
-std::string find_python() {
-  if (const char* chosen = std::getenv("QPIPE_PYTHON"); chosen != nullptr && *chosen != '\0')
-    return std::strchr(chosen, '/') == nullptr ? chosen : absolute_path(chosen);
-  const fs::path environment = fs::path(QPIPE_SOURCE) / ".venv/bin/python";
-  return access(environment.c_str(), X_OK) == 0 ? environment.string() : "python3";
-}
-
-// Each document: its length in bytes, u64, then its text.
+// Each document: its length in bytes, u64, and its row, i64, then its text.
 class Pieces {
  public:
-  explicit Pieces(const std::vector<std::string>& documents) : documents_(documents) {}
+  explicit Pieces(const std::vector<Document>& documents) : documents_(documents) {}
   std::string_view operator()() {
     if (next_ == documents_.size()) return {};
-    const std::string& document = documents_[next_];
-    length_ = document.size();
-    const bool text_is_next = std::exchange(length_was_sent_, !length_was_sent_);
-    if (text_is_next || document.empty()) {
-      length_was_sent_ = false;
+    const Document& document = documents_[next_];
+    header_ = {document.text.size(), document.row};
+    const bool text_is_next = std::exchange(header_was_sent_, !header_was_sent_);
+    if (text_is_next || document.text.empty()) {
+      header_was_sent_ = false;
       ++next_;
     }
-    return text_is_next ? std::string_view(document)
-                        : std::string_view(reinterpret_cast<const char*>(&length_), sizeof length_);
+    return text_is_next ? std::string_view(document.text)
+                        : std::string_view(reinterpret_cast<const char*>(&header_), sizeof header_);
   }
 
  private:
-  const std::vector<std::string>& documents_;
+  struct Header {
+    std::uint64_t length = 0;
+    std::int64_t row = 0;
+  };
+  const std::vector<Document>& documents_;
   std::size_t next_ = 0;
-  std::uint64_t length_ = 0;
-  bool length_was_sent_ = false;
+  Header header_;
+  bool header_was_sent_ = false;
 };
 
-// What the environment may tell the helper: how many threads to take, and whether it may.
+// What the environment may tell the helper: how many threads to take and whether it may, and the
+// date that templates write.
 std::vector<std::string> helper_variables() {
-  std::vector<std::string> variables;
-  for (const char* name :
-       {"TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS", "TOKIO_WORKER_THREADS"})
-    if (const char* value = std::getenv(name)) variables.push_back(std::string(name) + "=" + value);
+  std::vector<std::string> variables =
+      variables_that_are_set({"TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS",
+                              "TOKIO_WORKER_THREADS", "SOURCE_DATE_EPOCH", "TZ"});
   if (std::getenv("TOKENIZERS_PARALLELISM") == nullptr)
     variables.emplace_back("TOKENIZERS_PARALLELISM=true");
   return variables;
-}
-
-std::string last_line(std::string text) {
-  text.erase(text.find_last_not_of(" \n\r\t") + 1);
-  return text.substr(text.find_last_of('\n') + 1);
 }
 
 // Signals that the work itself brings on, whatever else the machine does.
@@ -113,6 +95,12 @@ UserError fault_of(const ChildResult& result, const std::string& tokenizer_json,
     case ChildResult::End::exited: break;
   }
   const std::string reason = last_line(result.errors);
+  // "row 7: …": a fault of the data.
+  if (const std::size_t colon = reason.find(": ");
+      reason.starts_with("row ") && colon != std::string::npos &&
+      result.status == static_cast<int>(ExitCode::data))
+    return UserError(ExitCode::data,
+                     place_of_row(source, reason.substr(4, colon - 4)) + reason.substr(colon));
   const bool told = result.status == static_cast<int>(ExitCode::data) ||
                     result.status == static_cast<int>(ExitCode::unavailable);
   if (told && !reason.empty()) return fault(static_cast<ExitCode>(result.status), reason);
@@ -159,33 +147,39 @@ std::optional<TokenizedText> from_bytes(const std::string& bytes) {
   return text;
 }
 
-fs::path tokenizer_helper() {
+std::vector<fs::path> tokenizer_files(const fs::path& folder) {
   std::error_code error;
-  const fs::path program = fs::read_symlink("/proc/self/exe", error);
-  const fs::path installed = program.parent_path().parent_path() / "share/qpipe/qpipe_tokenize.py";
-  const fs::path source = fs::path(QPIPE_SOURCE) / "scripts/qpipe_tokenize.py";
-  for (const fs::path& path : {installed, source})
-    if (fs::is_regular_file(path, error)) return path;
-  throw UserError(ExitCode::unavailable,
-                  fmt::format("the tokenizer's helper is missing: neither {} nor {} is there; "
-                              "install qpipe again, or give token ids (.h5)",
-                              installed.string(), source.string()));
+  std::vector<fs::path> files;
+  const auto take = [&](const fs::path& path) {
+    if (fs::exists(path, error)) files.push_back(path);
+  };
+  take(folder / "tokenizer.json");
+  if (files.empty()) take(folder / "tokenizer.model");
+  if (files.empty()) return files;
+  for (const char* name : {"added_tokens.json", "chat_template.jinja", "chat_template.json",
+                           "special_tokens_map.json", "tokenizer_config.json"})
+    take(folder / name);
+  std::vector<fs::path> templates;
+  for (fs::directory_iterator entry(folder / "additional_chat_templates", error), end;
+       !error && entry != end; entry.increment(error))
+    if (entry->path().extension() == ".jinja") templates.push_back(entry->path());
+  std::sort(templates.begin(), templates.end());
+  files.insert(files.end(), templates.begin(), templates.end());
+  return files;
 }
 
-TokenizedText tokenize(const std::vector<std::string>& documents, const fs::path& tokenizer_json,
-                       const std::string& source) {
+TokenizedText tokenize(const std::vector<Document>& documents, const fs::path& tokenizer_path,
+                       const std::string& source, const std::string& text_field) {
   std::size_t bytes = 0;
-  for (const std::string& document : documents) bytes += document.size();
-  const std::string tokenizer = absolute_path(tokenizer_json);
-  ChildProgram helper;
-  // Isolated: neither the current folder nor PYTHON* variables bring in modules.
-  helper.arguments = {find_python(), "-I", tokenizer_helper().string(), tokenizer};
+  for (const Document& document : documents) bytes += document.text.size();
+  const std::string tokenizer = absolute_path(tokenizer_path);
+  ChildProgram helper = python_program({"ids", tokenizer, text_field});
   helper.variables = helper_variables();
   helper.next_input = Pieces(documents);
   // A byte is a token at most, but normalizers may turn one character into several; post-processors
-  // add a few to each document.
+  // add a few to each document, and chat templates as many as their system prompt has.
   constexpr std::size_t most_of_a_byte = 8;
-  constexpr std::size_t most_of_a_document = 1024;
+  constexpr std::size_t most_of_a_document = 16384;
   helper.most_output =
       sizeof(std::int64_t) * (1 + documents.size()) +
       sizeof(std::int32_t) * (most_of_a_byte * bytes + most_of_a_document * documents.size());

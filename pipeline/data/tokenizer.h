@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/data/text_file.h"
+
 namespace qpipe {
 
 // The ids of all documents, one document after another without a separator.
@@ -21,15 +23,17 @@ struct TokenizedText {
 std::string to_bytes(const TokenizedText& text);
 std::optional<TokenizedText> from_bytes(const std::string& bytes);
 
-// scripts/qpipe_tokenize.py: ../share/qpipe/ beside the program's folder where installed, else the
-// source tree's scripts/. Throws UserError when neither is there.
-std::filesystem::path tokenizer_helper();
+// Special tokens are added to texts as tokenizer.json's post-processor says, so a
+// beginning-of-sequence token comes only from there; rows go through the chat template beside it,
+// which writes its own. Truncation and padding are off. tokenizer: tokenizer.json, or
+// tokenizer.model (SentencePiece). The Python (python_helper.h) needs the packages tokenizers or
+// sentencepiece, and jinja2 for chats. `source` names the text in messages. Throws UserError.
+TokenizedText tokenize(const std::vector<Document>& documents,
+                       const std::filesystem::path& tokenizer, const std::string& source,
+                       const std::string& text_field = "text");
 
-// Special tokens are added as tokenizer.json's post-processor says, so a beginning-of-sequence
-// token comes only from there; truncation and padding are off. The Python is $QPIPE_PYTHON, else
-// .venv/bin/python of the source tree, else python3; it needs the package `tokenizers`. `source`
-// names the text in messages. Throws UserError.
-TokenizedText tokenize(const std::vector<std::string>& documents,
-                       const std::filesystem::path& tokenizer_json, const std::string& source);
+// What tokens depend on, of a model's folder: the tokenizer, its configuration and its chat
+// templates, as far as they are there; sorted. The tokenizer is the first; none: an empty list.
+std::vector<std::filesystem::path> tokenizer_files(const std::filesystem::path& folder);
 
 }  // namespace qpipe

@@ -6,7 +6,8 @@
 
 namespace qpipe {
 
-// load_tokens on rank 0, broadcast.
+// load_tokens or load_mix on rank 0, broadcast.
 Tokens load_tokens_on_all_ranks(const DatasetRequest& request, Comm& comm);
+Tokens load_mix_on_all_ranks(const std::vector<MixPart>& parts, std::int64_t samples, Comm& comm);
 
 }  // namespace qpipe

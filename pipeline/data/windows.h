@@ -19,4 +19,8 @@ std::vector<std::int64_t> random_windows(std::int64_t tokens, std::int64_t seqle
 // `chosen` different ones of 0 .. count-1 in random order (Fisher and Yates).
 std::vector<std::int64_t> random_choice(std::int64_t count, std::int64_t chosen, std::int64_t seed);
 
+// samples · share / Σ shares of each, rounded so that they sum to `samples`: the largest fractions
+// are rounded up. shares > 0.
+std::vector<std::int64_t> divide_by_shares(std::int64_t samples, const std::vector<double>& shares);
+
 }  // namespace qpipe

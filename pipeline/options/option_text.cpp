@@ -20,14 +20,14 @@ std::string type_name() {
     return "boolean";
   if constexpr (std::is_same_v<Value, std::int64_t>) return "integer";
   if constexpr (std::is_same_v<Value, double>) return "number";
-  if constexpr (std::is_same_v<Value, std::vector<ModuleOverride>>) return "tables";
+  if constexpr (is_tables<Value>) return "tables";
   return "string";
 }
 
 // Calls write(field, value) for what the entry sets; symmetric as a boolean.
-void visit_what_is_set(const ModuleOverride& entry, const auto& write) {
-  visit_override(entry, [&](const std::string& field, const auto& value, const auto& rule,
-                            const char*, const char*) {
+void visit_what_is_set(const auto& entry, const auto& write) {
+  visit_entry(entry, [&](const std::string& field, const auto& value, const auto& rule, const char*,
+                         const char*) {
     if (value == std::remove_cvref_t<decltype(value)>{}) return;
     if constexpr (std::is_same_v<decltype(rule), const OptionalBoolean&>)
       write(field, value == "true");
@@ -64,27 +64,48 @@ std::string as_toml_value(double value) {
 
 std::string as_toml_value(bool value) { return value ? "true" : "false"; }
 
-std::string options_as_toml(const Options& options) {
+namespace {
+
+std::string as_toml(const Options& options, const std::function<bool(const std::string&)>& shown) {
   std::string text;
   std::string section;
-  visit_options(
-      options, [&](const std::string& key, const auto& value, auto&&, const char*, const char*) {
-        if (section_of(key) != section) {
-          section = section_of(key);
-          text += (text.empty() ? "[" : "\n[") + section + "]\n";
-        }
-        if constexpr (std::is_same_v<decltype(value), const std::vector<ModuleOverride>&>) {
-          for (const ModuleOverride& entry : value) {
-            text += "\n[[" + key + "]]\n";
-            visit_what_is_set(entry, [&](const std::string& field, const auto& set) {
-              text += field + " = " + as_toml_value(set) + "\n";
-            });
-          }
-        } else {
-          text += name_in_section(key) + " = " + as_toml_value(value) + "\n";
-        }
-      });
+  visit_options(options,
+                [&](const std::string& key, const auto& value, auto&&, const char*, const char*) {
+                  if (!shown(key)) return;
+                  if (section_of(key) != section) {
+                    section = section_of(key);
+                    text += (text.empty() ? "[" : "\n[") + section + "]\n";
+                  }
+                  if constexpr (is_tables<std::remove_cvref_t<decltype(value)>>) {
+                    for (const auto& entry : value) {
+                      text += "\n[[" + key + "]]\n";
+                      visit_what_is_set(entry, [&](const std::string& field, const auto& set) {
+                        text += field + " = " + as_toml_value(set) + "\n";
+                      });
+                    }
+                  } else {
+                    text += name_in_section(key) + " = " + as_toml_value(value) + "\n";
+                  }
+                });
   return text;
+}
+
+}  // namespace
+
+std::string options_as_toml(const Options& options) {
+  return as_toml(options, [](const std::string&) { return true; });
+}
+
+std::string changed_options_as_toml(const Options& options,
+                                    const std::function<bool(const std::string&)>& shown) {
+  const nlohmann::json values = options_as_json(options);
+  const nlohmann::json defaults = options_as_json(Options{});
+  const auto value = [](const nlohmann::json& all, const std::string& key) {
+    return all.at(section_of(key)).at(name_in_section(key));
+  };
+  return as_toml(options, [&](const std::string& key) {
+    return shown(key) && value(values, key) != value(defaults, key);
+  });
 }
 
 nlohmann::json options_as_json(const Options& options) {
@@ -92,9 +113,9 @@ nlohmann::json options_as_json(const Options& options) {
   visit_options(
       options, [&](const std::string& key, const auto& value, auto&&, const char*, const char*) {
         nlohmann::json& at = json[section_of(key)][name_in_section(key)];
-        if constexpr (std::is_same_v<decltype(value), const std::vector<ModuleOverride>&>) {
+        if constexpr (is_tables<std::remove_cvref_t<decltype(value)>>) {
           at = nlohmann::json::array();
-          for (const ModuleOverride& entry : value) {
+          for (const auto& entry : value) {
             nlohmann::json& element = at.emplace_back(nlohmann::json::object());
             visit_what_is_set(
                 entry, [&](const std::string& field, const auto& set) { element[field] = set; });
@@ -118,12 +139,12 @@ std::string options_help() {
       section = section_of(key);
       text += "\n[" + section + "]\n";
     }
-    if constexpr (std::is_same_v<Value, std::vector<ModuleOverride>>) {
+    if constexpr (is_tables<Value>) {
       text += help_line(name_in_section(key), "tables", "none", unit, "",
                         std::string(help) + "; each [[" + key + "]] has the keys:");
-      const ModuleOverride entry;
-      visit_override(entry, [&](const std::string& field, const auto& unset, const auto& entry_rule,
-                                const char* entry_unit, const char* entry_help) {
+      const typename Value::value_type entry;
+      visit_entry(entry, [&](const std::string& field, const auto& unset, const auto& entry_rule,
+                             const char* entry_unit, const char* entry_help) {
         using EntryType = std::remove_cvref_t<decltype(unset)>;
         text += help_line(
             "  " + field, type_name<EntryType, std::remove_cvref_t<decltype(entry_rule)>>(),

@@ -11,6 +11,7 @@
 #include "pipeline/files/input_file.h"
 #include "pipeline/files/suggest.h"
 #include "pipeline/files/user_path.h"
+#include "pipeline/options/hub_names.h"
 #include "pipeline/options/option_text.h"
 #include "pipeline/options/options_visit.h"
 #include "pipeline/options/toml.h"
@@ -160,48 +161,51 @@ void read_value(const toml::node& node, const std::string& where, const std::str
   value = boolean ? "true" : "false";
 }
 
-std::vector<std::string> keys_of_overrides() {
+template <class Table>
+std::vector<std::string> keys_of() {
   std::vector<std::string> keys;
-  ModuleOverride entry;
-  visit_override(entry, [&](const char* key, auto&, auto&&, const char*, const char*) {
+  Table entry;
+  visit_entry(entry, [&](const char* key, auto&, auto&&, const char*, const char*) {
     keys.emplace_back(key);
   });
   return keys;
 }
 
-void read_overrides(const toml::node& node, const std::string& where, const std::string& key,
-                    std::vector<ModuleOverride>& overrides, const Locate& locate,
-                    Origins& origins) {
+template <class Table>
+void read_tables(const toml::node& node, const std::string& where, const std::string& key,
+                 std::vector<Table>& entries, const Locate& locate, Origins& origins) {
   const toml::array* array = node.as_array();
   const bool tables =
       array != nullptr &&
       std::all_of(array->begin(), array->end(), [](const toml::node& n) { return n.is_table(); });
   if (!tables) wrong_type(node, where, key, "tables", "; write [[" + key + "]] above each entry");
-  overrides.clear();
+  entries.clear();
   origins.forget_below(key);
   for (const toml::node& element : *array) {
-    const std::string name = fmt::format("{}[{}]", key, overrides.size());
-    ModuleOverride& entry = overrides.emplace_back();
-    origins.of_key[name] = origins.of_key[name + ".match"] = locate(element.source());
+    const std::string name = fmt::format("{}[{}]", key, entries.size());
+    Table& entry = entries.emplace_back();
+    origins.of_key[name] = origins.of_key[name + "." + keys_of<Table>().front()] =
+        locate(element.source());
     for (const Entry& e : entries_in_order(*element.as_table())) {
       const std::string at = locate(e.source);
       bool known = false;
-      visit_override(
-          entry, [&](const char* field, auto& value, const auto& rule, const char*, const char*) {
-            if (e.key != field) return;
-            known = true;
-            read_value(*e.node, at, name + "." + field, value, rule);
-            // Here rather than in validate_options, where 0 is an unset value.
-            const std::string fault = rule.fault(value);
-            if (!fault.empty()) refused(at, name + "." + field, as_toml_value(value), fault);
-            origins.of_key[name + "." + field] = at;
-          });
+      visit_entry(entry,
+                  [&](const char* field, auto& value, const auto& rule, const char*, const char*) {
+                    if (e.key != field) return;
+                    known = true;
+                    read_value(*e.node, at, name + "." + field, value, rule);
+                    // Here rather than in validate_options, where 0 is an unset value.
+                    const std::string fault = rule.fault(value);
+                    if (!fault.empty())
+                      refused(at, name + "." + field, as_toml_value(value), fault);
+                    origins.of_key[name + "." + field] = at;
+                  });
       if (known) continue;
-      const std::string near = nearest_name(e.key, keys_of_overrides());
-      config_fault(fmt::format(
-          "{}{}: unknown key {}; {}", at, name, e.key,
-          near.empty() ? fmt::format("known are {}", fmt::join(keys_of_overrides(), ", "))
-                       : "did you mean " + near + "?"));
+      const std::string near = nearest_name(e.key, keys_of<Table>());
+      config_fault(fmt::format("{}{}: unknown key {}; {}", at, name, e.key,
+                               near.empty()
+                                   ? fmt::format("known are {}", fmt::join(keys_of<Table>(), ", "))
+                                   : "did you mean " + near + "?"));
     }
   }
 }
@@ -274,8 +278,8 @@ void read_option(Options& options, const std::string& section, const std::string
                              const char*) {
     if (key != section + "." + name) return;
     known = true;
-    if constexpr (std::is_same_v<decltype(value), std::vector<ModuleOverride>&>)
-      read_overrides(node, where, key, value, locate, origins);
+    if constexpr (is_tables<std::remove_cvref_t<decltype(value)>>)
+      read_tables(node, where, key, value, locate, origins);
     else
       read_value(node, where, key, value, rule);
     origins.of_key[key] = where;
@@ -416,21 +420,17 @@ bool needs_calibration(const std::string& method) { return method == "gptq" || m
 void validate(const Options& options, const Origins& origins) {
   visit_options(options, [&](const std::string& key, const auto& value, const auto& rule,
                              const char*, const char*) {
-    if constexpr (std::is_same_v<decltype(value), const std::vector<ModuleOverride>&>) {
-      for (std::size_t i = 0; i < value.size(); ++i) {
-        const std::string name = fmt::format("{}[{}]", key, i);
-        visit_override(value[i], [&](const std::string& field, const auto& entry,
-                                     const auto& entry_rule, const char*, const char*) {
-          // 0, false and "" stand for what is not set; the pattern is required.
-          const bool is_unset = field != "match" && entry == std::remove_cvref_t<decltype(entry)>{};
-          if (!is_unset) check_value(origins, name + "." + field, entry, entry_rule);
+    using Value = std::remove_cvref_t<decltype(value)>;
+    if constexpr (is_tables<Value>) {
+      const std::string required = keys_of<typename Value::value_type>().front();
+      for (std::size_t i = 0; i < value.size(); ++i)
+        visit_entry(value[i], [&](const std::string& field, const auto& entry,
+                                  const auto& entry_rule, const char*, const char*) {
+          const bool is_unset =
+              field != required && entry == std::remove_cvref_t<decltype(entry)>{};
+          if (!is_unset)
+            check_value(origins, fmt::format("{}[{}].{}", key, i, field), entry, entry_rule);
         });
-        const bool sets_something =
-            value[i].bits != 0 || value[i].group_size != 0 || !value[i].symmetric.empty();
-        require(!value[i].skip || !sets_something, origins, name + ".skip", "true",
-                "the module stays unquantized, so that its bits, group_size and symmetric have no "
-                "use; remove them");
-      }
     } else {
       check_value(origins, key, value, rule);
     }
@@ -446,6 +446,15 @@ void validate(const Options& options, const Origins& origins) {
   check_tokens("evaluate", options.evaluate.samples, options.evaluate.seqlen);
 
   const Options::Quantize& quantize = options.quantize;
+  for (std::size_t i = 0; i < quantize.overrides.size(); ++i) {
+    const ModuleOverride& entry = quantize.overrides[i];
+    const bool sets_something =
+        entry.bits != 0 || entry.group_size != 0 || !entry.symmetric.empty();
+    require(!entry.skip || !sets_something, origins, fmt::format("quantize.overrides[{}].skip", i),
+            "true",
+            "the module stays unquantized, so that its bits, group_size and symmetric have no "
+            "use; remove them");
+  }
   require(!quantize.desc_act || !quantize.act_group_aware, origins, "quantize.act_group_aware",
           "true",
           "cannot be combined with quantize.desc_act = true; choose one order of the columns");
@@ -465,11 +474,9 @@ void validate(const Options& options, const Origins& origins) {
           "is gptq's; awq keeps the columns in place, so remove it");
   require(!awq || quantize.mse <= 0.0, origins, "quantize.mse", as_toml_value(quantize.mse),
           "is gptq's and rtn's; awq has awq.clip in its place, so remove it");
-  require(!needs_calibration(quantize.method) || !options.calibration.data.empty(), origins,
-          "calibration.data", "\"\"",
-          quantize.method +
-              " needs calibration data: a file of token ids (.h5, .safetensors) or of text (.txt, "
-              ".jsonl)");
+  require(options.calibration.mix.empty() || options.calibration.data.empty(), origins,
+          "calibration.data", as_toml_value(options.calibration.data),
+          "and [[calibration.mix]] are both given; make it one entry of the mix");
   std::error_code error;
   const fs::path model = fs::weakly_canonical(options.model.path, error);
   const fs::path output = fs::weakly_canonical(options.output.path, error);
@@ -486,13 +493,10 @@ void check_input(const Origins& origins, const std::string& key, const std::stri
     throw UserError(ExitCode::no_input, fmt::format("{}{} = {}: {}", origins.at(key), key,
                                                     as_toml_value(value), message));
   };
+  if (!folder && hub_data(value, origins.at(key) + key + " = ")) return;
   if (!fs::exists(status)) {
-    const bool hub_name = folder && path.is_relative() &&
-                          std::count(value.begin(), value.end(), '/') == 1 && value.front() != '.';
-    fault(std::string(folder ? "no such folder" : "no such file") +
-          (hub_name ? "; a model of the Hugging Face hub must be downloaded first: hf download " +
-                          value + " --local-dir " + value
-                    : ""));
+    if (folder && hub_model(value)) return;  // its fetcher says more
+    fault(folder ? "no such folder" : "no such file");
   }
   if (folder && !fs::is_directory(status))
     fault("is a file; give the folder that holds config.json and the safetensors");
@@ -500,19 +504,24 @@ void check_input(const Origins& origins, const std::string& key, const std::stri
 }
 
 void check_inputs(const Options& options, const Origins& origins) {
+  const auto check_data = [&](const std::string& key, const std::string& value) {
+    if (!value.empty()) check_input(origins, key, value, false);
+  };
   check_input(origins, "model.path", options.model.path, true);
-  if (needs_calibration(options.quantize.method))
-    check_input(origins, "calibration.data", options.calibration.data, false);
-  if (!options.evaluate.data.empty())
-    check_input(origins, "evaluate.data", options.evaluate.data, false);
+  if (needs_calibration(options.quantize.method)) {
+    check_data("calibration.data", options.calibration.data);
+    for (std::size_t i = 0; i < options.calibration.mix.size(); ++i)
+      check_data(fmt::format("calibration.mix[{}].data", i), options.calibration.mix[i].data);
+  }
+  check_data("evaluate.data", options.evaluate.data);
 }
 
 }  // namespace
 
 Options load_options(const fs::path& path, const std::vector<std::string>& sets, Inputs inputs) {
   Options options;
-  Origins origins{path.string() + ": ", {}};
-  const std::string text = read_file(path);
+  Origins origins{path.empty() ? "" : path.string() + ": ", {}};
+  const std::string text = path.empty() ? "" : read_file(path);
   try {
     const toml::table document = toml::parse(text, path.string());
     const Locate locate = [&](const toml::source_region& source) {
@@ -530,9 +539,22 @@ Options load_options(const fs::path& path, const std::vector<std::string>& sets,
 }
 
 Options without_folders(Options options) {
-  visit_options(options, [](const char*, auto& value, const auto& rule, const char*, const char*) {
-    if constexpr (is_path<std::remove_cvref_t<decltype(rule)>>)
-      if (value.starts_with('/')) value = fs::path(value).filename().string();
+  const auto cut = [&](auto& value, const auto& rule) {
+    if constexpr (is_path<std::remove_cvref_t<decltype(rule)>>) {
+      const auto name = options.fetched.find(value);
+      if (name != options.fetched.end())
+        value = name->second;
+      else if (value.starts_with('/'))
+        value = fs::path(value).filename().string();
+    }
+  };
+  visit_options(options, [&](const char*, auto& value, const auto& rule, const char*, const char*) {
+    if constexpr (is_tables<std::remove_cvref_t<decltype(value)>>)
+      for (auto& entry : value)
+        visit_entry(entry, [&](const char*, auto& field, const auto& field_rule, const char*,
+                               const char*) { cut(field, field_rule); });
+    else
+      cut(value, rule);
   });
   return options;
 }

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -21,13 +23,23 @@ struct ModuleOverride {
   std::string symmetric;        // "true", "false" or "": as [quantize]
 };
 
+// [[calibration.mix]]: one of several sources of the calibration's samples.
+struct MixEntry {
+  std::string data;        // as calibration.data
+  double share = 0.0;      // of the samples, beside the others' shares; 0: 1
+  std::string text_field;  // "": as [calibration]
+  std::string dataset;     // "": as [calibration]
+};
+
 struct Options {
   struct Model {
-    std::string path;
+    std::string path;  // a folder, or ORG/NAME[@REVISION] of the hub
   } model;
 
   struct Calibration {
-    std::string data;  // .h5/.hdf5, .safetensors, .txt, .jsonl, each text also with .gz
+    // .h5/.hdf5, .safetensors, .txt, .jsonl, .parquet, each text also with .gz or .zst, or
+    // hf:ORG/NAME[/CONFIG]:SPLIT; "" without mix: what qpipe ships (pipeline/data/default_mix.h)
+    std::string data;
     std::string dataset = "input_ids";  // name of the tensor of token ids in .h5 / .safetensors
     std::string text_field = "text";
     std::int64_t samples = 128;
@@ -36,6 +48,7 @@ struct Options {
     std::int64_t seed = 0;
     std::string mode = "windows";  // windows | documents
     std::string cache;  // folder of tokenized data; "": $XDG_CACHE_HOME/qpipe or ~/.cache/qpipe
+    std::vector<MixEntry> mix;
   } calibration;
 
   struct Quantize {
@@ -118,14 +131,18 @@ struct Options {
     bool before = true;
     bool after = true;
   } evaluate;
+
+  // Of paths that stand for names of the hub: path to name. No option.
+  std::map<std::string, std::string> fetched;
 };
 
-// Whether load_options also checks that model.path, calibration.data and evaluate.data are there.
+// Whether load_options also checks that the model and the data are there. Those of the hub are not
+// asked for.
 enum class Inputs { must_exist, unchecked };
 
-// Reads a TOML file, then each of `sets` ("section.key=value", the last one wins), and validates
-// the result. Relative paths stay relative to the current folder. Throws UserError with FILE:LINE
-// and the key: ExitCode::config for a wrong key or value, no_input for a missing file.
+// Reads a TOML file ("": none), then each of `sets` ("section.key=value", the last one wins), and
+// validates the result. Relative paths stay relative to the current folder. Throws UserError with
+// FILE:LINE and the key: ExitCode::config for a wrong key or value, no_input for a missing file.
 Options load_options(const std::filesystem::path& toml, const std::vector<std::string>& sets,
                      Inputs inputs = Inputs::must_exist);
 
@@ -137,7 +154,12 @@ void validate_options(const Options& options);
 std::string options_as_toml(const Options& options);
 nlohmann::json options_as_json(const Options& options);
 
-// Absolute paths cut to their last name, for what others are given to read.
+// Those of them that differ from the defaults, and that `shown` says yes to.
+std::string changed_options_as_toml(const Options& options,
+                                    const std::function<bool(const std::string&)>& shown);
+
+// Absolute paths cut to their last name, or the hub's name that they stand for: for what others are
+// given to read.
 Options without_folders(Options options);
 
 // A table of every option: key, type, default, unit, values allowed, help.

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "pipeline/options/limits.h"
 #include "pipeline/options/option_rules.h"
@@ -12,19 +14,23 @@ namespace qpipe {
 // One function for each section.
 template <class Section, class Visit>
 void visit_model(Section& model, Visit& visit) {
-  visit("model.path", model.path, RequiredPath{}, "",
-        "folder of the Hugging Face checkpoint: config.json and safetensors");
+  visit(
+      "model.path", model.path, RequiredPath{}, "",
+      "folder of the Hugging Face checkpoint (config.json and safetensors), or ORG/NAME[@REVISION] "
+      "of the hub");
 }
 
 template <class Section, class Visit>
 void visit_calibration(Section& calibration, Visit& visit) {
   visit("calibration.data", calibration.data, AnyPath{}, "",
-        "token ids (.h5, .hdf5, .safetensors) or text (.txt, .jsonl, each also with .gz); needed "
-        "by gptq and awq");
+        "token ids (.h5, .hdf5, .safetensors), text or rows with text or chats (.txt, .jsonl, "
+        ".parquet, each also with .gz or .zst), or hf:ORG/NAME[/CONFIG]:SPLIT; empty: a small mix "
+        "that qpipe ships");
   visit("calibration.dataset", calibration.dataset, Required{}, "",
         "name of the token ids in an .h5 or .safetensors file");
   visit("calibration.text_field", calibration.text_field, Required{}, "",
-        "field of each .jsonl line that holds the text");
+        "field of each row that holds the text; where it is not there, messages, conversations, or "
+        "prompt and completion are taken");
   visit("calibration.samples", calibration.samples, Within{1, most_samples}, "samples",
         "how many sequences to calibrate on");
   visit("calibration.seqlen", calibration.seqlen, Within{1, most_seqlen}, "tokens",
@@ -38,6 +44,8 @@ void visit_calibration(Section& calibration, Visit& visit) {
         "how text is cut: random windows of the concatenated text, or the start of each document");
   visit("calibration.cache", calibration.cache, AnyPath{}, "",
         "folder of tokenized text; empty: $XDG_CACHE_HOME/qpipe or ~/.cache/qpipe");
+  visit("calibration.mix", calibration.mix, AnyValue{}, "",
+        "several sources instead of calibration.data");
 }
 
 template <class Section, class Visit>
@@ -188,7 +196,7 @@ void visit_evaluate(Section& evaluate, Visit& visit) {
   visit("evaluate.dataset", evaluate.dataset, Required{}, "",
         "name of the token ids in an .h5 or .safetensors file");
   visit("evaluate.text_field", evaluate.text_field, Required{}, "",
-        "field of each .jsonl line that holds the text");
+        "field of each row that holds the text");
   visit("evaluate.samples", evaluate.samples, Within{0, most_samples}, "samples",
         "consecutive windows from the start; 0: all");
   visit("evaluate.seqlen", evaluate.seqlen, Within{2, most_seqlen}, "tokens",
@@ -198,8 +206,7 @@ void visit_evaluate(Section& evaluate, Visit& visit) {
 }
 
 // Calls visit(key, value, rule, unit, help) for each option, sections in order. `Tree` is Options
-// or const Options; the value of "quantize.overrides" is a vector whose entries visit_override
-// visits.
+// or const Options; where the value is a vector (is_tables), visit_entry visits its entries.
 template <class Tree, class Visit>
 void visit_options(Tree& options, Visit&& visit) {
   visit_model(options.model, visit);
@@ -214,9 +221,25 @@ void visit_options(Tree& options, Visit&& visit) {
   visit_evaluate(options.evaluate, visit);
 }
 
-// The same for one [[quantize.overrides]] entry. Keys are without section.
+template <class Value>
+inline constexpr bool is_tables = false;
+template <class Entry>
+inline constexpr bool is_tables<std::vector<Entry>> = true;
+
+// The same for one entry of [[calibration.mix]] or [[quantize.overrides]]. Keys are without
+// section. The first key is required; 0, false and "" stand for what is not set.
 template <class Entry, class Visit>
-void visit_override(Entry& entry, Visit&& visit) {
+requires std::is_same_v<std::remove_const_t<Entry>, MixEntry>
+void visit_entry(Entry& entry, Visit&& visit) {
+  visit("data", entry.data, RequiredPath{}, "", "as calibration.data");
+  visit("share", entry.share, Inside{0.0, 1e9}, "", "of the samples, beside the other shares; 1");
+  visit("text_field", entry.text_field, AnyValue{}, "", "instead of calibration.text_field");
+  visit("dataset", entry.dataset, AnyValue{}, "", "instead of calibration.dataset");
+}
+
+template <class Entry, class Visit>
+requires std::is_same_v<std::remove_const_t<Entry>, ModuleOverride>
+void visit_entry(Entry& entry, Visit&& visit) {
   visit("match", entry.match, RegularExpression{}, "",
         "searched in the module's full name, such as model.layers.3.mlp.down_proj");
   visit("skip", entry.skip, AnyValue{}, "", "leave the module unquantized");

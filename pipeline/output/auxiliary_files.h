@@ -16,8 +16,8 @@ bool is_needed_by_loaders(const std::string& name);
 // Names of tokenizer, processors, generation_config, chat template and additional_chat_templates/,
 // remote code (*.py), licence and the like; sorted. Not weights, config.json or README.md, hidden
 // files, other folders, FIFOs and devices, and links that lead out of the model's folder, but for
-// those into a hub's cache, or have names that are not UTF-8. What cannot be read is left out with a warning, or is a
-// UserError(no_input) where loaders need it.
+// those into a hub's cache, or have names that are not UTF-8. What cannot be read is left out with
+// a warning, or is a UserError(no_input) where loaders need it.
 std::vector<std::string> auxiliary_files(const std::filesystem::path& model);
 
 // Copies them. Rank 0 only.

@@ -1,15 +1,16 @@
 #include "pipeline/output/folder.h"
 
 #include <algorithm>
-#include <cctype>
-#include <sstream>
+#include <array>
 #include <string_view>
 
 #include "pipeline/files/durable_file.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/input_file.h"
 #include "pipeline/files/json_text.h"
+#include "pipeline/options/hub_names.h"
 #include "pipeline/output/auxiliary_files.h"
+#include "pipeline/output/model_card.h"
 #include "pipeline/output/shard_plan.h"
 #include "pipeline/plan/quantization_config.h"
 
@@ -17,40 +18,31 @@ namespace qpipe {
 
 namespace {
 
-bool is_plain(std::string_view text, std::string_view more) {
-  return !text.empty() && std::all_of(text.begin(), text.end(), [&](char c) {
-    return std::isalnum(static_cast<unsigned char>(c)) != 0 ||
-           more.find(c) != std::string_view::npos;
+// "ORG/NAME" of models--ORG--NAME/snapshots/REVISION; "" elsewhere.
+std::string name_in_hub_cache(const std::filesystem::path& folder) {
+  constexpr std::string_view prefix = "models--";
+  const std::string entry = folder.parent_path().parent_path().filename().string();
+  const std::size_t dashes = entry.find("--", prefix.size());
+  if (folder.parent_path().filename() != "snapshots" || !entry.starts_with(prefix) ||
+      dashes == std::string::npos)
+    return {};
+  const std::string name =
+      entry.substr(prefix.size(), dashes - prefix.size()) + "/" + entry.substr(dashes + 2);
+  return is_hub_name(name) ? name : "";
+}
+
+// What made the output, without what names this machine's folders or changes no byte.
+std::string settings_of_card(Options options, const std::string& model) {
+  const bool of_the_hub = options.fetched.contains(options.model.path);
+  options = without_folders(options);
+  if (!of_the_hub) options.model.path = model;
+  return changed_options_as_toml(options, [](const std::string& key) {
+    constexpr std::array<const char*, 7> elsewhere{"output.path", "output.overwrite",  "memory.gpu",
+                                                   "memory.host", "calibration.cache", "run.",
+                                                   "parallel."};
+    return std::none_of(elsewhere.begin(), elsewhere.end(),
+                        [&](const char* beginning) { return key.starts_with(beginning); });
   });
-}
-
-// The `license:` line of the source's model card, if it has one that names a licence.
-std::string source_license(const std::filesystem::path& folder) try {
-  constexpr std::int64_t most_bytes = 10'000'000;
-  std::istringstream card(read_text_file(folder / "README.md", most_bytes));
-  const auto next_line = [&card](std::string& line) {
-    if (!std::getline(card, line)) return false;
-    line.erase(line.find_last_not_of(" \r\t") + 1);
-    return true;
-  };
-  std::string line;
-  if (!next_line(line) || line != "---") return {};
-  while (next_line(line) && line != "---") {
-    if (!line.starts_with("license:")) continue;
-    std::string name = line.substr(8);
-    std::erase_if(name, [](char c) { return c == ' ' || c == '"' || c == '\''; });
-    return is_plain(name, "-._+") ? name : "";
-  }
-  return {};
-} catch (const UserError&) {  // the card is not needed
-  return {};
-}
-
-// ORG/NAME.
-bool is_hub_name(const std::string& text) {
-  const std::size_t slash = text.find('/');
-  return slash != std::string::npos && text.size() <= 200 && text.front() != '.' &&
-         is_plain(text.substr(0, slash), "-._") && is_plain(text.substr(slash + 1), "-._");
 }
 
 std::string torch_name(DType dtype) { return dtype == DType::f16 ? "float16" : "bfloat16"; }
@@ -83,13 +75,14 @@ void set_untied(nlohmann::json& config) {
 }  // namespace
 
 std::string model_name(const Checkpoint& checkpoint) {
+  std::error_code error;
+  std::filesystem::path folder = std::filesystem::weakly_canonical(checkpoint.folder(), error);
+  if (!folder.has_filename()) folder = folder.parent_path();
+  if (const std::string name = name_in_hub_cache(folder); !name.empty()) return name;
   const auto recorded = checkpoint.config().find("_name_or_path");
   if (recorded != checkpoint.config().end() && recorded->is_string() &&
       is_hub_name(recorded->get<std::string>()))
     return recorded->get<std::string>();
-  std::error_code error;
-  std::filesystem::path folder = std::filesystem::weakly_canonical(checkpoint.folder(), error);
-  if (!folder.has_filename()) folder = folder.parent_path();
   return printable(folder.filename().string());
 }
 
@@ -127,8 +120,8 @@ void write_folder(const Options& options, const Checkpoint& source, const Quanti
     if (!settings.skip) linears.bits.push_back(settings.bits);
   const std::vector<Loader> loaders =
       loaders_of(read_stored_format(config, (folder / "config.json").string()), config, linears);
-  files.push_back(
-      {"README.md", model_card(report, plan, source_license(source.folder()), loaders)});
+  files.push_back({"README.md", model_card(report, plan, read_source_card(source.folder()), loaders,
+                                           settings_of_card(options, report.model))});
   files.push_back({"config.json", to_json_text(config)});
   write_text_files(folder, files);
   write_manifest(folder, output.all);

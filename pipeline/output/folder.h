@@ -13,7 +13,8 @@
 
 namespace qpipe {
 
-// "org/name" as the hub writes names, when config.json knows it; else the folder's name, printable.
+// "org/name" as the hub writes names, where the folder is a snapshot in the hub's cache or
+// config.json knows it; else the folder's name, printable.
 std::string model_name(const Checkpoint& checkpoint);
 
 struct OutputFiles {

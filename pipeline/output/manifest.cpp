@@ -100,6 +100,13 @@ FileNames files_of_manifest(const fs::path& folder) {
   return names;
 }
 
+FileNames names_in_manifest(const fs::path& folder) {
+  FileNames names;
+  for (const auto& [name, written] : read_manifest(folder))
+    if (is_inside(folder, name)) names.insert(name);
+  return names;
+}
+
 bool manifest_holds(const fs::path& folder) {
   const std::map<std::string, Fingerprint> files = read_manifest(folder);
   return !files.empty() && std::all_of(files.begin(), files.end(), [&](const auto& file) {

@@ -22,6 +22,9 @@ void write_manifest(const std::filesystem::path& folder, const FileNames& names)
 // left out.
 FileNames files_of_manifest(const std::filesystem::path& folder);
 
+// All that the folder's manifest names, changed or not; empty without one.
+FileNames names_in_manifest(const std::filesystem::path& folder);
+
 // Whether every file of the folder's manifest is there as it was written.
 bool manifest_holds(const std::filesystem::path& folder);
 

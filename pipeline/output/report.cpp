@@ -1,14 +1,10 @@
 #include "pipeline/output/report.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <filesystem>
-#include <functional>
+#include <cmath>
 #include <limits>
 
 #include "pipeline/files/json_text.h"
-#include "pipeline/output/card_text.h"
 
 namespace qpipe {
 
@@ -95,6 +91,12 @@ std::vector<PhaseSeconds> gather_seconds(const PhaseSeconds& seconds, Comm& comm
   return all;
 }
 
+std::optional<double> recovery_percent(const RunReport& r) {
+  if (!r.perplexity_before || !r.perplexity_after) return std::nullopt;
+  const double percent = 100.0 * *r.perplexity_before / *r.perplexity_after;
+  return std::isfinite(percent) ? std::optional(percent) : std::nullopt;
+}
+
 nlohmann::json report_json(const RunReport& r) {
   nlohmann::json modules = nlohmann::json::array();
   for (const ModuleReport& m : r.modules) {
@@ -141,107 +143,9 @@ nlohmann::json report_json(const RunReport& r) {
         {{"source", s.source}, {"linears", s.linears}, {"ratio", s.ratio}, {"loss", s.loss}});
   if (r.perplexity_before) json["perplexity"]["before"] = *r.perplexity_before;
   if (r.perplexity_after) json["perplexity"]["after"] = *r.perplexity_after;
+  if (const auto recovery = recovery_percent(r)) json["perplexity"]["recovery_percent"] = *recovery;
   if (!r.evaluation.empty()) json["perplexity"]["data"] = r.evaluation;
   return json;
-}
-
-namespace {
-
-// "4-bit", or the name of a format that is not counted in bits alone.
-std::string width_text(const QuantizePlan& plan) {
-  switch (plan.storage.codec) {
-    case Codec::nf4: return "NF4";
-    case Codec::fp4: return "FP4";
-    case Codec::int8_rows: return "LLM.int8";
-    case Codec::float8_rows:
-    case Codec::float8_blocks: return "FP8";
-    case Codec::nvfp4: return "NVFP4";
-    case Codec::mxfp4: return "MXFP4";
-    case Codec::integer: break;
-  }
-  return fmt::format("{}-bit", plan.defaults.bits);
-}
-
-std::string use_section(const std::vector<Loader>& loaders) {
-  std::string text = "\n## Use\n\n| program | loads it | |\n| --- | --- | --- |\n";
-  for (const Loader& loader : loaders)
-    text += fmt::format("| {} | {} | {} |\n", loader.name, loader.loads ? "yes" : "no", loader.why);
-  for (const Loader& loader : loaders) {
-    if (!loader.loads) continue;
-    if (loader.name == "transformers")
-      text += fmt::format(
-          "\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer{}\n\n"
-          "model = AutoModelForCausalLM.from_pretrained(\"THIS_FOLDER\", device_map=\"auto\"{})\n"
-          "tokenizer = AutoTokenizer.from_pretrained(\"THIS_FOLDER\")\n```\n",
-          loader.dequantizes ? ", CompressedTensorsConfig" : "",
-          loader.dequantizes ? ",\n    quantization_config=CompressedTensorsConfig(dequantize=True)"
-                             : "");
-    if (loader.name == "vLLM") text += "\n`vllm serve THIS_FOLDER` serves it as it is.\n";
-  }
-  return text;
-}
-
-void add_integer_rows(const QuantizePlan& plan,
-                      const std::function<void(const std::string&, const std::string&)>& row) {
-  const LinearSettings& s = plan.defaults;
-  row("bits", std::to_string(s.bits));
-  row("group size", s.group_size > 0 ? std::to_string(s.group_size) : "one group per output");
-  row("grid", s.symmetric ? "symmetric" : "asymmetric");
-  if (s.method == Method::gptq) {
-    row("column order", s.desc_act          ? "activation order (desc_act)"
-                        : s.act_group_aware ? "activation order within and among groups"
-                                            : "as stored");
-    row("static groups", s.static_groups ? "yes" : "no");
-    row("damping", fmt::format("{} of the mean diagonal", s.damp_percent));
-  }
-  if (s.mse_norm > 0.0f)
-    row("scale search", fmt::format("exponent {}{}", s.mse_norm,
-                                    s.weighted_search ? ", errors weighted as in the loss" : ""));
-}
-
-}  // namespace
-
-std::string model_card(const RunReport& r, const QuantizePlan& plan, const std::string& license,
-                       const std::vector<Loader>& loaders) {
-  const std::string base = markdown_text(std::filesystem::path(r.model).filename().string());
-  const std::string width = width_text(plan);
-  std::string tags = "- " + r.method + "\n";
-  if (plan.storage.codec == Codec::integer) tags += "- " + width + "\n";
-  std::string card = fmt::format(
-      "---\nbase_model: {}\nbase_model_relation: quantized\nlibrary_name: "
-      "transformers\npipeline_tag: text-generation\n{}tags:\n{}- qpipe\n"
-      "---\n\n# {} in {} ({})\n\n",
-      yaml_text(r.model), license.empty() ? "" : "license: " + yaml_text(license) + "\n", tags,
-      base, width, r.method);
-  card += fmt::format("Made with qpipe {}{} from {}.\n\n| setting | value |\n| --- | --- |\n",
-                      r.version, r.builds.size() > 1 ? " (more than one build of it)" : "",
-                      code_span(r.model));
-  const auto row = [&](const std::string& name, const std::string& value) {
-    card += fmt::format("| {} | {} |\n", name, value);
-  };
-  row("method", r.method);
-  row("checkpoint format", r.format);
-  if (plan.storage.codec == Codec::integer) add_integer_rows(plan, row);
-  if (plan.storage.codec == Codec::nf4 || plan.storage.codec == Codec::fp4) {
-    row("block size", std::to_string(plan.storage.four_bit.block_size));
-    row("double quantization", plan.storage.four_bit.double_quant ? "yes" : "no");
-  }
-  row("bits per quantized weight", fmt::format("{:.3f}", r.bits_per_weight));
-  const auto fell_back =
-      std::count_if(r.modules.begin(), r.modules.end(), [](const auto& m) { return m.fell_back; });
-  if (fell_back > 0) row("rounded to nearest instead", fmt::format("{} modules", fell_back));
-  if (!r.calibration.empty())
-    row("calibration",
-        fmt::format("{} ({} tokens)", markdown_text(r.calibration), r.calibration_tokens));
-  if (r.perplexity_before || r.perplexity_after) {
-    card += fmt::format(
-        "\n## Perplexity\n\nMeasured on {}, each window alone.\n\n| | perplexity |\n| --- | --- "
-        "|\n",
-        markdown_text(r.evaluation));
-    if (r.perplexity_before) card += fmt::format("| original | {:.3f} |\n", *r.perplexity_before);
-    if (r.perplexity_after) card += fmt::format("| quantized | {:.3f} |\n", *r.perplexity_after);
-  }
-  return card + use_section(loaders);
 }
 
 }  // namespace qpipe

@@ -1,4 +1,4 @@
-// What a run measured: JSON for programs, a model card for people.
+// What a run measured, as JSON for programs; the card for people is model_card.h.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "launch/comm.h"
-#include "pipeline/output/loaders.h"
 #include "pipeline/plan/plan.h"
 #include "stages/fold.h"
 
@@ -104,9 +103,7 @@ std::vector<PhaseSeconds> gather_seconds(const PhaseSeconds& seconds, Comm& comm
 
 nlohmann::json report_json(const RunReport& report);
 
-// README.md. Holds nothing that depends on the machine or the number of ranks, so that equal runs
-// give equal folders.
-std::string model_card(const RunReport& report, const QuantizePlan& plan,
-                       const std::string& license, const std::vector<Loader>& loaders);
+// The original's perplexity in percent of the quantized model's, where both were measured.
+std::optional<double> recovery_percent(const RunReport& report);
 
 }  // namespace qpipe

@@ -38,7 +38,11 @@ class Install(unittest.TestCase):
         for name in (
             "bin/qpipe",
             "libexec/qpipe/qpipe_hdf5",
-            "share/qpipe/qpipe_tokenize.py",
+            "share/qpipe/helper/__main__.py",
+            "share/qpipe/helper/hub.py",
+            "share/qpipe/data/emma.txt.gz",
+            "share/qpipe/data/code.txt.gz",
+            "share/qpipe/data/chats.jsonl",
             "share/qpipe/configs/gptq-4bit.toml",
             "share/doc/qpipe/LICENSE",
             "share/doc/qpipe/THIRD_PARTY.md",

@@ -28,24 +28,24 @@ def write_safetensors(path, tensors):
         f.write(struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
 
 
-def configuration(layers=8, hidden=32, ffn=64, experts=0):
+def configuration(layers=8, hidden=32, ffn=64, experts=0, vocabulary=VOCABULARY):
     mixture = dict(architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", num_experts=experts, num_experts_per_tok=2,
                    moe_intermediate_size=ffn // 2, norm_topk_prob=True)
-    return llama(layers, hidden, ffn) | (mixture if experts else {})
+    return llama(layers, hidden, ffn, vocabulary) | (mixture if experts else {})
 
 
-def llama(layers, hidden, ffn):
-    return dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=ffn,
+def llama(layers, hidden, ffn, vocabulary):
+    return dict(architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=ffn,
                 num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2, head_dim=hidden // 2, hidden_act="silu",
                 max_position_embeddings=128, rms_norm_eps=1e-6, rope_theta=10000.0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
                 torch_dtype="bfloat16")
 
 
-def make_model(folder, layers=8, hidden=32, ffn=64, seed=7, shards=1, experts=0):
+def make_model(folder, layers=8, hidden=32, ffn=64, seed=7, shards=1, experts=0, vocabulary=VOCABULARY):
     """config.json and model.safetensors, or that many shards with an index. experts: of each layer, in place of its MLP."""
     os.makedirs(folder)
     with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(configuration(layers, hidden, ffn, experts), f, indent=1)
+        json.dump(configuration(layers, hidden, ffn, experts, vocabulary), f, indent=1)
     rng = random.Random(seed)
 
     def tensor(shape, scale, shift=0.0):
@@ -54,7 +54,7 @@ def make_model(folder, layers=8, hidden=32, ffn=64, seed=7, shards=1, experts=0)
         values = (shift + scale * (rng.random() + rng.random() + rng.random() - 1.5) * 2 for _ in range(count))
         return "BF16", shape, array.array("H", [bfloat16(v) for v in values]).tobytes()
 
-    tensors = {"model.embed_tokens.weight": tensor((VOCABULARY, hidden), 0.5)}
+    tensors = {"model.embed_tokens.weight": tensor((vocabulary, hidden), 0.5)}
     for layer in range(layers):
         p = f"model.layers.{layer}."
         for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -70,7 +70,7 @@ def make_model(folder, layers=8, hidden=32, ffn=64, seed=7, shards=1, experts=0)
             for name in ("q_norm", "k_norm"):
                 tensors[p + f"self_attn.{name}.weight"] = tensor((hidden // 2,), 0.1, 1.0)
     tensors["model.norm.weight"] = tensor((hidden,), 0.1, 1.0)
-    tensors["lm_head.weight"] = tensor((VOCABULARY, hidden), 1.2 / hidden**0.5)
+    tensors["lm_head.weight"] = tensor((vocabulary, hidden), 1.2 / hidden**0.5)
     if shards == 1:
         write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
         return

@@ -267,26 +267,39 @@ TEST(Windows, ChoicesAreDifferent) {
   EXPECT_EQ(*distinct.rbegin(), 49);
 }
 
+TEST(Windows, SharesSumToTheSamples) {
+  using Counts = std::vector<std::int64_t>;
+  EXPECT_EQ(divide_by_shares(128, {2.0, 1.0, 1.0}), (Counts{64, 32, 32}));
+  EXPECT_EQ(divide_by_shares(10, {1.0, 1.0, 1.0}), (Counts{4, 3, 3}));
+  EXPECT_EQ(divide_by_shares(10, {0.26, 0.25, 0.49}), (Counts{3, 2, 5}));
+  EXPECT_EQ(divide_by_shares(1, {1.0, 3.0}), (Counts{0, 1}));
+  EXPECT_EQ(divide_by_shares(7, {5.0}), (Counts{7}));
+  EXPECT_EQ(divide_by_shares(3, {1e-9, 1e9}), (Counts{0, 3}));
+}
+
 // ---- text files ----
 
 TEST_F(DatasetTest, ReadsTextPlainAndCompressed) {
   const std::string text = "One.\r\n\nTwo \xC3\xA9\n";
   EXPECT_TRUE(is_text_file("a.txt"));
   EXPECT_TRUE(is_text_file("a.jsonl.gz"));
+  for (const char* name : {"a.txt.zst", "a.json", "a.parquet", "a.parquet.gz", "a.jsonl.zst"})
+    EXPECT_TRUE(is_text_file(name)) << name;
   EXPECT_FALSE(is_text_file("a.h5.gz"));
   EXPECT_FALSE(is_text_file("a.gz"));
-  EXPECT_EQ(read_documents(write("a.txt", text), "text"), std::vector{text});
-  EXPECT_EQ(read_documents(write("empty.txt", ""), "text"), std::vector{std::string()});
+  EXPECT_EQ(read_documents(write("a.txt", text), "text"), std::vector{Document(text)});
+  EXPECT_EQ(read_documents(write("empty.txt", ""), "text"), std::vector{Document(std::string())});
   const std::string packed = compressed(text, folder_ / "scratch");
-  EXPECT_EQ(read_documents(write("a.txt.gz", packed), "text"), std::vector{text});
-  EXPECT_EQ(read_documents(write("two.txt.gz", packed + packed), "text"), std::vector{text + text});
+  EXPECT_EQ(read_documents(write("a.txt.gz", packed), "text"), std::vector{Document(text)});
+  EXPECT_EQ(read_documents(write("two.txt.gz", packed + packed), "text"),
+            std::vector{Document(text + text)});
 }
 
 TEST_F(DatasetTest, ReadsJsonLines) {
   const auto documents = read_documents(
       write("a.jsonl", "{\"body\": \"one\\n\"}\r\n\n  \n{\"n\": 1, \"body\": \"\\u00e9\"}"),
       "body");
-  EXPECT_EQ(documents, (std::vector<std::string>{"one\n", "\xC3\xA9"}));
+  EXPECT_EQ(documents, (std::vector<Document>{{"one\n"}, {"\xC3\xA9"}}));
 }
 
 TEST_F(DatasetTest, RefusesBadText) {
@@ -395,10 +408,76 @@ TEST_F(TextTest, IdsAreHuggingFaces) {
             golden_ids("ids_with_bos.json"));
 }
 
+// Llama 3's template writes the day, which SOURCE_DATE_EPOCH gives.
+TEST_F(TextTest, ChatsAreWhatTransformersMakesOfThem) {
+  setenv("SOURCE_DATE_EPOCH", "1735041600", 1);
+  std::size_t chats = 0;
+  for (const char* family : {"llama3", "qwen3", "gemma3", "mistral"}) {
+    const fs::path folder = golden / "chats" / family;
+    const auto expected = json::parse(std::ifstream(folder / "ids.json")).get<std::vector<Ids>>();
+    const auto ids = split(
+        tokenize(read_documents(folder / "rows.jsonl", "text"), folder / "tokenizer.json", "rows"));
+    ASSERT_EQ(ids.size(), expected.size());
+    for (std::size_t i = 0; i < ids.size(); ++i) EXPECT_EQ(ids[i], expected[i]) << family << i;
+    chats += ids.size();
+  }
+  unsetenv("SOURCE_DATE_EPOCH");
+  EXPECT_EQ(chats, 31u);
+}
+
+TEST_F(TextTest, SentencePieceModelsWithoutATokenizerJson) {
+  const fs::path folder = golden / "sentencepiece";
+  ASSERT_EQ(tokenizer_files(folder),
+            (std::vector<fs::path>{folder / "tokenizer.model", folder / "tokenizer_config.json"}));
+  const auto expected = json::parse(std::ifstream(folder / "ids.json")).get<std::vector<Ids>>();
+  EXPECT_EQ(split(tokenize(read_documents(folder / "rows.jsonl", "text"),
+                           folder / "tokenizer.model", "rows")),
+            expected);
+  request_.data = folder / "rows.jsonl";
+  request_.tokenizer = folder;
+  request_.vocab = 500;
+  request_.mode = "sequential";
+  request_.seqlen = 8;
+  Ids begin = expected[0];
+  begin.resize(8);
+  const Ids ids = load_tokens(request_).ids;
+  EXPECT_EQ(Ids(ids.begin(), ids.begin() + 8), begin);
+
+  fs::create_directories(folder_ / "model");
+  write("model/tokenizer.model", "no model");
+  request_.tokenizer = folder_ / "model";
+  expect_fault(request_, ExitCode::data,
+               {"tokenizer.model is not a model that the package sentencepiece can read",
+                "restore the model's original file"});
+}
+
+// The file's texts have the tokenizer's special tokens, its chats those of the template alone.
+TEST_F(TextTest, TextsAndChatsKeepTheirOrder) {
+  fs::create_directories(folder_ / "model");
+  fs::copy(golden / "tokenizer/with_bos/tokenizer.json", folder_ / "model");
+  write("model/chat_template.jinja", "{% for m in messages %}{{ m.content }}</s>{% endfor %}");
+  const std::string chat = R"("messages": [{"role": "user", "content": "the man"}])";
+  const auto ids = split(
+      tokenize(read_documents(write("a.jsonl", R"({"text": "the man"})"
+                                               "\n{" +
+                                                   chat + "}\n" +
+                                                   R"({"prompt": "the ", "completion": "man"})"
+                                                   "\n"),
+                              "text"),
+               folder_ / "model/tokenizer.json", "a.jsonl"));
+  ASSERT_EQ(ids.size(), 3u);
+  Ids text = ids[0];
+  EXPECT_EQ(text.front(), 1);
+  EXPECT_EQ(ids[2], text);
+  text.erase(text.begin());
+  text.push_back(2);
+  EXPECT_EQ(ids[1], text);
+}
+
 TEST_F(TextTest, ManyDocumentsKeepTheirOrder) {
   const auto documents = read_documents(request_.data, "text");
   const auto expected = golden_ids("ids.json");
-  std::vector<std::string> many;
+  std::vector<Document> many;
   for (int i = 0; i < 2500; ++i)
     many.push_back(documents[static_cast<std::size_t>(i) % documents.size()]);
   const auto ids = split(tokenize(many, golden / "tokenizer/tokenizer.json", "text"));
@@ -533,6 +612,32 @@ TEST_F(TextTest, CacheIsUsedCheckedAndRemade) {
   request_.text_field = "body";
   load_tokens(request_);
   EXPECT_EQ(cache_entries().size(), 4u);
+}
+
+// Each part is what it is alone, with its share of the samples; one that comes to none is not read.
+TEST_F(TextTest, MixesTakeEachPartsShare) {
+  request_.seqlen = 8;
+  request_.seed = 3;
+  MixPart text{request_, 3.0};
+  MixPart ids{h5py_request("as_int32"), 1.0};
+  ids.request.seqlen = 8;
+  MixPart none{request_, 1e-6};
+  none.request.data = "absent.txt";
+  const Tokens mixed = load_mix({text, ids, none}, 8);
+  request_.samples = 6;
+  const Tokens windows = load_tokens(request_);
+  ids.request.samples = 2;
+  const Tokens first = load_tokens(ids.request);
+  Ids expected = windows.ids;
+  expected.insert(expected.end(), first.ids.begin(), first.ids.end());
+  EXPECT_EQ(mixed.ids, expected);
+  EXPECT_EQ(mixed.samples, 8);
+  EXPECT_EQ(mixed.seqlen, 8);
+  EXPECT_EQ(mixed.source, windows.source + "; " + first.source);
+  EXPECT_NE(mixed.hash, windows.hash);
+  const Tokens alone = load_mix({text}, 6);
+  EXPECT_EQ(alone.ids, windows.ids);
+  EXPECT_EQ(alone.hash, windows.hash);
 }
 
 // A FIFO would be waited for, a folder cannot be read, a device has no end.

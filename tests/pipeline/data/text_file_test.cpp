@@ -55,25 +55,43 @@ TEST_F(TextFileTest, LinesAreJsonAsPythonReadsIt) {
                            "{\"score\": [-Infinity, 1e999], \"text\": \"NaN\"}\n"
                            "{\"text\": \"first\", \"text\": \"last\", \"other\": \"\\ud83d\"}\n"),
                      "text");
-  EXPECT_EQ(documents, (std::vector<std::string>{"one", "NaN", "last"}));
+  EXPECT_EQ(documents, (std::vector<Document>{{"one"}, {"NaN"}, {"last"}}));
   expect_fault(write("a.jsonl", "{\"text\": \"x\"}\n{\"text\": NaN}\n"),
                {"a.jsonl:2", "field \"text\" is NaN, not a string"});
 }
 
-TEST_F(TextFileTest, ChatsAreToldHowToBecomeText) {
-  const std::string chat = "[{\"role\": \"user\", \"content\": \"hello\"}]";
-  for (const char* field : {"messages", "text", "conversations"}) {
-    const std::string quoted = std::string("\"") + field + "\"";
-    const fs::path path = write("a.jsonl", "{" + quoted + ": " + chat + "}\n");
-    expect_fault(path, {"a.jsonl:1", "field " + quoted + " is a list of messages",
-                        "apply_chat_template(row[" + quoted + "]"});
-    EXPECT_EQ(fault(path).find("set text_field"), std::string::npos) << fault(path);
-  }
-  // A field that would be refused next is no advice; one that holds a text is.
-  expect_fault(write("a.jsonl", "{\"messages\": " + chat + ", \"prompt\": \"hello\", \"n\": 1}\n"),
-               {"apply_chat_template", "set text_field to one of: \"prompt\""});
-  expect_fault(write("a.jsonl", "{\"n\": 1, \"list\": [\"a\"]}\n"),
-               {"has no field \"text\" and no other with a string"});
+// A row is handed on as it is written, with its line.
+TEST_F(TextFileTest, ChatsAndPairsAreRows) {
+  const std::string chat = R"([{"role": "user", "content": "hello"}])";
+  const std::vector<std::string> rows{
+      R"({"messages": )" + chat + "}", R"({"conversations": )" + chat + R"(, "text": null})",
+      R"({"text": )" + chat + "}",     R"({"prompt": "a", "completion": "b"})",
+      R"({"messages": []})",
+  };
+  std::string lines = "{\"text\": \"plain\", \"messages\": " + chat + "}\n\n";
+  for (const std::string& row : rows) lines += row + "\n";
+  const std::vector<Document> documents = read_documents(write("a.jsonl", lines), "text");
+  ASSERT_EQ(documents.size(), 6u);
+  EXPECT_EQ(documents[0], Document("plain"));
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    EXPECT_EQ(documents[i + 1], Document(rows[i], static_cast<std::int64_t>(i) + 3));
+  EXPECT_EQ(read_documents(write("a.json", R"({"turns": )" + chat + "}"), "turns"),
+            (std::vector<Document>{{R"({"turns": )" + chat + "}", 1}}));
+}
+
+TEST_F(TextFileTest, RowsWithoutTheFieldsAreCounted) {
+  std::string lines;
+  for (int row = 1; row <= 30; ++row)
+    lines += row % 2 == 0 ? "{\"text\": \"x\"}\n" : "{\"n\": 1, \"body\": \"x\"}\n";
+  EXPECT_EQ(fault(write("a.jsonl", lines)),
+            (folder_ / "a.jsonl").string() +
+                ":1: has no field \"text\", nor messages, conversations, or prompt with completion "
+                "(as 15 of 30 rows: also 3, 5, 7, 9, 11, 13, 15, 17, 19, ...); set text_field to "
+                "one of: \"body\"");
+  EXPECT_EQ(fault(write("a.jsonl", "{\"text\": \"x\"}\n{\"text\": null, \"prompt\": []}\n")),
+            (folder_ / "a.jsonl").string() +
+                ":2: has no field \"text\", nor messages, conversations, or prompt with "
+                "completion; no other field holds a string: remove such rows");
 }
 
 TEST_F(TextFileTest, WhatUnpacksToTooMuchIsRefused) {

@@ -24,7 +24,8 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 const fs::path golden = tests_folder() / "golden/tokenizer/tokenizer.json";
-const std::vector<std::string> documents(200, "the man and the book of the man, a single man\n");
+const std::vector<Document> documents(
+    200, std::string("the man and the book of the man, a single man\n"));
 
 // The variable as it was, at the end.
 class Variable {
@@ -128,6 +129,71 @@ TEST_F(TokenizerJsonTest, ExplosionsEnd) {
                     {{"type", "Replace"},
                      {"pattern", {{"String", "a"}}},
                      {"content", std::string(1 << 20, 'b')}}}});
+}
+
+// What a chat's row or its template can do: one line that names the row.
+class ChatFaultsTest : public TokenizerJsonTest {
+ protected:
+  std::string said(const std::string& chat_template, const std::string& row,
+                   const std::string& source = "chats.jsonl") const {
+    fs::copy_file(golden, folder_ / "tokenizer.json", fs::copy_options::overwrite_existing);
+    if (!chat_template.empty()) std::ofstream(folder_ / "chat_template.jinja") << chat_template;
+    try {
+      tokenize({Document("the man"), Document(row, 7)}, folder_ / "tokenizer.json", source);
+    } catch (const UserError& error) {
+      EXPECT_EQ(error.code, ExitCode::data) << error.what();
+      return error.what();
+    }
+    return "";
+  }
+  static std::string chat(const std::string& role) {
+    return json{{"messages", {{{"role", role}, {"content", "hello"}}}}}.dump();
+  }
+};
+
+TEST_F(ChatFaultsTest, AreOneLineThatNamesTheRow) {
+  const auto template_path = (folder_ / "chat_template.jinja").string();
+  EXPECT_EQ(said("", chat("user")),
+            "chats.jsonl: cannot be tokenized: the rows are chats, and " + folder_.string() +
+                " has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json); add the model's, or give text");
+  EXPECT_EQ(said("{{ messages[0].role }}", chat("narrator")),
+            "chats.jsonl:7: message 1 has the role \"narrator\", which the model's chat template "
+            "does not know; use one of system, developer, user, assistant, tool, function, or "
+            "remove the row");
+  EXPECT_EQ(said("{% if messages[0].role == 'narrator' %}x{% endif %}", chat("narrator")), "");
+  EXPECT_EQ(said("{{ raise_exception('roles must\nalternate') }}", chat("user")),
+            "chats.jsonl:7: the model's chat template refuses it (TemplateError: roles must "
+            "alternate); mend the row or remove it");
+  EXPECT_EQ(said("{% if %}", chat("user")),
+            "chats.jsonl: cannot be tokenized: " + template_path +
+                " has a chat template that Jinja cannot read (template default line 1: Expected an "
+                "expression, got 'end of statement block'); restore the model's original file");
+  EXPECT_EQ(said("x", R"({"messages": []})"),
+            "chats.jsonl:7: the chat has no messages; remove the row");
+  EXPECT_EQ(said("x", R"({"messages": [{"content": "x"}]})", "chats.parquet.zst"),
+            "chats.parquet.zst: row 7: message 1 has neither role and content nor from and value; "
+            "mend the row or remove it");
+  EXPECT_EQ(said("x", R"({"prompt": "x", "completion": 1})"),
+            "chats.jsonl:7: prompt and completion must both be strings or both lists of messages; "
+            "mend the row or remove it");
+  EXPECT_EQ(said("x", R"({"messages": [{"role": "user"}], "tools": "{"})"),
+            "chats.jsonl:7: tools is no list of JSON schemas; mend the row or remove it");
+}
+
+// Templates are programs of strangers.
+TEST_F(ChatFaultsTest, TemplatesCanDoNothingElse) {
+  for (const char* escape :
+       {"{{ messages.__class__.__mro__ }}", "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ raise_exception.__globals__['json'] }}", "{{ messages.append(1) }}",
+        "{{ namespace(__init__=1) }}", "{{ dict.fromkeys.__func__.__globals__ }}"})
+    EXPECT_NE(said(escape, chat("user")).find("SecurityError"), std::string::npos) << escape;
+  EXPECT_NE(said("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+                 chat("user"))
+                .find("chats.jsonl:7: the model's chat template refuses it (TimeoutError: it does "
+                      "not come to an end in 10 s)"),
+            std::string::npos);
+  EXPECT_NE(said("{{ 'a' * 10 ** 15 }}", chat("user")).find("MemoryError"), std::string::npos);
 }
 
 // Modules of the current folder and of PYTHONPATH are not loaded.

@@ -377,8 +377,7 @@ TEST_F(OptionsTest, PathsMustBeSetAndThere) {
                ":8: ", {"output"});  // the section twice
   expect_fault(complete(""), {"output.path="}, ExitCode::config, "--set output.path = \"\"",
                {"must not be empty"});
-  expect_fault(complete(""), {"calibration.data="}, ExitCode::config,
-               "--set calibration.data = \"\"", {"gptq needs calibration data"});
+  EXPECT_EQ(load("", {"calibration.data="}).calibration.data, "");  // the mix that is shipped
   EXPECT_EQ(load("method = \"rtn\"\n", {"calibration.data="}).calibration.data, "");
 
   const std::string missing = (folder_ / "missing").string();
@@ -386,8 +385,13 @@ TEST_F(OptionsTest, PathsMustBeSetAndThere) {
                "--set model.path = \"" + missing + "\": no such folder", {});
   expect_fault(complete("").replace(complete("").find("model\""), 5, "modal"), {},
                ExitCode::no_input, ":2: model.path", {"no such folder"});
-  expect_fault(complete(""), {"model.path=meta-llama/Llama-2-7b-hf"}, ExitCode::no_input,
-               "--set model.path", {"no such folder", "hf download meta-llama/Llama-2-7b-hf"});
+  EXPECT_EQ(load("", {"model.path=meta-llama/Llama-2-7b-hf@main"}).model.path,
+            "meta-llama/Llama-2-7b-hf@main");
+  expect_fault(complete(""), {"model.path=./Llama-2-7b-hf"}, ExitCode::no_input, "--set model.path",
+               {"no such folder"});
+  EXPECT_EQ(load("", {"calibration.data=hf:org/data:train"}).calibration.data, "hf:org/data:train");
+  expect_fault(complete(""), {"calibration.data=hf:org/data"}, ExitCode::config,
+               "--set calibration.data = hf:org/data: write data of the hub as", {});
   expect_fault(complete(""), {"model.path=" + (folder_ / "calib.h5").string()}, ExitCode::no_input,
                "--set model.path", {"is a file"});
   expect_fault(complete(""), {"calibration.data=" + missing}, ExitCode::no_input,
@@ -406,6 +410,39 @@ TEST_F(OptionsTest, PathsMustBeSetAndThere) {
     expect_fault(complete(""), {"output.path=" + (folder_ / same).string()}, ExitCode::config,
                  "--set output.path", {"folder of model.path"});
   EXPECT_NO_THROW(load("", {"output.path=" + (folder_ / "model2").string()}));
+}
+
+TEST_F(OptionsTest, MixOfSources) {
+  const std::string a = (folder_ / "a.txt").string();
+  std::ofstream(a) << "x";
+  const std::string mix = "[[calibration.mix]]\ndata = \"" + a +
+                          "\"\n[[calibration.mix]]\ndata = \"hf:org/chats/en:train\"\nshare = "
+                          "2.5\ntext_field = \"body\"\n";
+  const Options o = load(mix, {"calibration.data="});
+  ASSERT_EQ(o.calibration.mix.size(), 2U);
+  EXPECT_EQ(o.calibration.mix[0].data, a);
+  EXPECT_EQ(o.calibration.mix[0].share, 0.0);
+  EXPECT_EQ(o.calibration.mix[1].share, 2.5);
+  EXPECT_EQ(o.calibration.mix[1].text_field, "body");
+  const Options again = load_options(write(options_as_toml(o)), {});
+  EXPECT_EQ(options_as_json(again), options_as_json(o));
+  EXPECT_EQ(options_as_json(without_folders(o))["calibration"]["mix"],
+            nlohmann::json::parse(R"([{"data": "a.txt"}, {"data": "hf:org/chats/en:train",
+                                       "share": 2.5, "text_field": "body"}])"));
+
+  expect_fault(complete(mix), {}, ExitCode::config, ":4: calibration.data",
+               {"[[calibration.mix]] are both given"});
+  const auto fault = [&](const std::string& entry, const std::string& where,
+                         const std::vector<std::string>& parts, ExitCode code = ExitCode::config) {
+    expect_fault(complete("[[calibration.mix]]\n" + entry), {"calibration.data="}, code, where,
+                 parts);
+  };
+  fault("share = 1\n", ":8: calibration.mix[0].data = \"\"", {"must not be empty"});
+  fault("data = 'x'\nshare = 0\n", ":10: calibration.mix[0].share = 0.0", {"above 0"});
+  fault("data = 'x'\nshares = 1\n", ":10: calibration.mix[0]: unknown key shares",
+        {"did you mean share?"});
+  fault("data = './missing.txt'\n", ":9: calibration.mix[0].data", {"no such file"},
+        ExitCode::no_input);
 }
 
 TEST_F(OptionsTest, MissingFile) {
@@ -485,7 +522,7 @@ TEST(OptionsVisit, KeysAreUniqueAndInOrderAndDefaultsAreValid) {
     if (key == "model.path" || key == "output.path") return;
     EXPECT_EQ(rule.fault(value), "") << key;
   });
-  EXPECT_EQ(keys.size(), 63U);  // fails when an option of the structure is not visited, or a new
+  EXPECT_EQ(keys.size(), 65U);  // fails when an option of the structure is not visited, or a new
                                 // one was added: count it here
 }
 

@@ -14,8 +14,8 @@ TEST(ParseSize, UnitsAreDecimalOrBinaryAsWritten) {
   EXPECT_EQ(parse_size("7"), 7);
   EXPECT_EQ(parse_size("7B"), 7);
   EXPECT_EQ(parse_size("9007199254740991"), (std::int64_t{1} << 53) - 1);
-  for (const char* bad : {"", "GB", "0GB", "-1GB", "5 gb", "5G", "1.2.3MB", "9999999TB", "5GB ",
-                          "9007199254740992"})
+  for (const char* bad :
+       {"", "GB", "0GB", "-1GB", "5 gb", "5G", "1.2.3MB", "9999999TB", "5GB ", "9007199254740992"})
     EXPECT_THROW(parse_size(bad), UserError) << bad;
 }
 
