@@ -167,10 +167,10 @@ TEST_P(AwqOracle, ScalesAreThePeersAndLossesAreNoWorse) {
     const std::vector<LinearFactors> our_factors = linear_factors(layer, ours);
     const std::vector<LinearFactors> peer_factors = linear_factors(layer, peers);
     for (std::size_t i = 0; i < steps.size(); ++i) {
-      Hessian peer_hessian{
-          Array<float>(hessians[i].matrix.view.rows, hessians[i].matrix.view.cols, s.stream),
-          {},
-          hessians[i].diagonal};
+      Hessian peer_hessian;
+      peer_hessian.matrix =
+          Array<float>(hessians[i].matrix.view.rows, hessians[i].matrix.view.cols, s.stream);
+      peer_hessian.diagonal = hessians[i].diagonal;
       copy_on_device(peer_hessian.matrix.view.data, hessians[i].matrix.view.data,
                      hessians[i].matrix.memory.bytes(), s.stream);
       divide_input(hessians[i], ours[i].scale, s.stream);

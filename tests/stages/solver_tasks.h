@@ -57,7 +57,7 @@ inline std::vector<std::unique_ptr<Expert>> make_experts(int count, Stream& stre
   return experts;
 }
 
-inline GroupToSolve task_of(const Expert& expert) {
+inline GroupToSolve task_of(Expert& expert) {
   GroupToSolve task;
   task.solve = [&expert](Comm& alone, Stream& stream) {
     return solve(&expert.hessian, {&expert.linear}, {expert.settings}, alone, stream);
