@@ -129,16 +129,23 @@ void Comm::transfer(std::size_t bytes, const std::string& operation, WithNccl wi
 }
 
 void Comm::broadcast(void* data, std::size_t bytes, int from, Stream& stream) {
-  require(state_->rank_exists(from), "Comm::broadcast: no such rank");
+  broadcast({{data, bytes, from}}, stream);
+}
+
+void Comm::broadcast(const std::vector<Piece>& pieces, Stream& stream) {
+  std::size_t bytes = 0;
+  for (const Piece& piece : pieces) {
+    require(state_->rank_exists(piece.from), "Comm::broadcast: no such rank");
+    bytes += piece.bytes;
+  }
+  const std::string from =
+      pieces.size() == 1 ? " from rank " + std::to_string(pieces.front().from) : "";
   transfer(
-      bytes, "broadcast of " + std::to_string(bytes) + " bytes from rank " + std::to_string(from),
+      bytes, "broadcast of " + std::to_string(bytes) + " bytes" + from,
       [&](auto& nccl, const std::string& operation) {
-        cuda::broadcast(nccl, data, bytes, from, operation, stream);
+        cuda::broadcast(nccl, pieces, operation, stream);
       },
-      [&](const MpiOperation& operation) {
-        qpipe::broadcast({{data, bytes, from}}, operation);
-      },
-      stream);
+      [&](const MpiOperation& operation) { qpipe::broadcast(pieces, operation); }, stream);
 }
 
 void Comm::all_reduce_sum(Matrix<std::int64_t> x, Stream& stream) {
@@ -190,28 +197,14 @@ void Comm::all_gather_rows(void* data, std::size_t row_bytes, const std::vector<
                            Stream& stream) {
   require(rows.size() == static_cast<std::size_t>(size()),
           "Comm::all_gather_rows: one range for each rank is needed");
-  std::vector<cuda::Piece> pieces;
-  std::size_t bytes = 0;
+  std::vector<Piece> pieces;
   for (const RowRange& range : rows) {
     require(range.begin >= 0 && range.count >= 0, "Comm::all_gather_rows: a range is negative");
-    pieces.push_back({static_cast<std::size_t>(range.begin) * row_bytes,
-                      static_cast<std::size_t>(range.count) * row_bytes});
-    bytes += pieces.back().bytes;
+    pieces.push_back({static_cast<char*>(data) + static_cast<std::size_t>(range.begin) * row_bytes,
+                      static_cast<std::size_t>(range.count) * row_bytes,
+                      static_cast<int>(pieces.size())});
   }
-  const auto with_mpi = [&](const MpiOperation& operation) {
-    std::vector<MpiPiece> by_owner;
-    by_owner.reserve(pieces.size());
-    for (const cuda::Piece& piece : pieces)
-      by_owner.push_back(
-          {static_cast<char*>(data) + piece.begin, piece.bytes, static_cast<int>(by_owner.size())});
-    qpipe::broadcast(by_owner, operation);
-  };
-  transfer(
-      bytes, "all_gather_rows of " + std::to_string(bytes) + " bytes",
-      [&](auto& nccl, const std::string& operation) {
-        cuda::broadcast_pieces(nccl, data, pieces, operation, stream);
-      },
-      with_mpi, stream);
+  broadcast(pieces, stream);
 }
 
 void Comm::wait(Stream& stream) {

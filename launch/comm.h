@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "kernels/stream.h"
+#include "launch/piece.h"
 
 namespace qpipe {
 
@@ -75,7 +76,8 @@ class Comm {
   // Device buffers, in stream order: on CUDA the host goes on as soon as NCCL has queued the
   // operation. No-ops for one rank.
   void broadcast(void* data, std::size_t bytes, int from, Stream& stream);
-  void all_reduce_sum(Matrix<std::int64_t> x, Stream& stream);  // contiguous
+  void broadcast(const std::vector<Piece>& pieces, Stream& stream);  // all at once
+  void all_reduce_sum(Matrix<std::int64_t> x, Stream& stream);       // contiguous
   // The sum on rank `to`; what others have in x afterwards is not said.
   void reduce_sum(Matrix<std::int64_t> x, int to, Stream& stream);
   void all_reduce_max(Matrix<float> x,

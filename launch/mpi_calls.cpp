@@ -80,11 +80,11 @@ void Requests::finish(const std::string& operation, std::chrono::seconds timeout
   bytes_ = 0;
 }
 
-void broadcast(const std::vector<MpiPiece>& pieces, const MpiOperation& operation) {
+void broadcast(const std::vector<Piece>& pieces, const MpiOperation& operation) {
   Requests requests;
   int rank = 0;
   check(MPI_Comm_rank(operation.comm, &rank));
-  for (const MpiPiece& piece : pieces)
+  for (const Piece& piece : pieces)
     for (std::size_t begin = 0; begin < piece.bytes; begin += operation.chunk_bytes) {
       const std::size_t bytes = std::min(operation.chunk_bytes, piece.bytes - begin);
       if (requests.size() > 0 && requests.bytes() + bytes > operation.chunk_bytes)
@@ -136,7 +136,7 @@ std::vector<std::string> all_gather_bytes(const std::string& bytes, const MpiOpe
   all_reduce(lengths.data(), lengths.size(), sizeof(std::int64_t), MPI_INT64_T, MPI_MAX, operation);
 
   std::vector<std::string> all(static_cast<std::size_t>(size));
-  std::vector<MpiPiece> pieces;
+  std::vector<Piece> pieces;
   for (int owner = 0; owner < size; ++owner) {
     std::string& text = all[static_cast<std::size_t>(owner)];
     if (owner == rank)

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "launch/piece.h"
+
 namespace qpipe {
 
 // Of one MPI call, whose counts are ints, and of what is copied aside at a time.
@@ -73,13 +75,8 @@ struct MpiOperation {
   std::size_t chunk_bytes = mpi_chunk_bytes;
 };
 
-// Blocking, bounded, in chunks. A piece is a run of bytes that one rank has and all get.
-struct MpiPiece {
-  void* data = nullptr;
-  std::size_t bytes = 0;
-  int from = 0;
-};
-void broadcast(const std::vector<MpiPiece>& pieces, const MpiOperation& operation);
+// Blocking, bounded, in chunks.
+void broadcast(const std::vector<Piece>& pieces, const MpiOperation& operation);
 // x ← sum or maximum over the ranks.
 void all_reduce(void* x, std::size_t count, std::size_t element_bytes, MPI_Datatype type, MPI_Op op,
                 const MpiOperation& operation);

@@ -147,23 +147,14 @@ void queue(NcclComm& comm, const std::string& operation, Call call) {
 
 }  // namespace
 
-void broadcast(NcclComm& comm, void* data, std::size_t bytes, int from,
-               const std::string& operation, Stream& stream) {
-  queue(comm, operation, [&] {
-    return ncclBroadcast(data, data, bytes, ncclUint8, from, comm.comm, stream.cuda().stream);
-  });
-}
-
-void broadcast_pieces(NcclComm& comm, void* data, const std::vector<Piece>& pieces,
-                      const std::string& operation, Stream& stream) {
+void broadcast(NcclComm& comm, const std::vector<Piece>& pieces, const std::string& operation,
+               Stream& stream) {
   queue(comm, operation, [&] {
     ncclResult_t status = ncclGroupStart();
-    for (std::size_t owner = 0; owner < pieces.size(); ++owner) {
-      if (pieces[owner].bytes == 0) continue;
-      char* piece = static_cast<char*>(data) + pieces[owner].begin;
-      const ncclResult_t queued =
-          ncclBroadcast(piece, piece, pieces[owner].bytes, ncclUint8, static_cast<int>(owner),
-                        comm.comm, stream.cuda().stream);
+    for (const Piece& piece : pieces) {
+      if (piece.bytes == 0) continue;
+      const ncclResult_t queued = ncclBroadcast(piece.data, piece.data, piece.bytes, ncclUint8,
+                                                piece.from, comm.comm, stream.cuda().stream);
       if (status == ncclSuccess && queued != ncclInProgress) status = queued;
     }
     const ncclResult_t ended = ncclGroupEnd();  // closes the group also after a refused call

@@ -13,6 +13,7 @@
 
 #include "launch/comm.h"
 #include "launch/nccl_waits.h"
+#include "launch/piece.h"
 
 namespace qpipe {
 
@@ -30,16 +31,9 @@ NcclComm* create_nccl_comm(const std::string& unique_id, int rank, int size, boo
 // Collective unless a call failed or an exception is on its way: then the communicator is aborted.
 void destroy_nccl_comm(NcclComm* comm) noexcept;
 
-// In stream order. operation: what messages call it. Pieces of [begin, begin + bytes) bytes, one
-// for each rank, each copied from its rank to all others.
-struct Piece {
-  std::size_t begin = 0;
-  std::size_t bytes = 0;
-};
-void broadcast(NcclComm& comm, void* data, std::size_t bytes, int from,
-               const std::string& operation, Stream& stream);
-void broadcast_pieces(NcclComm& comm, void* data, const std::vector<Piece>& pieces,
-                      const std::string& operation, Stream& stream);
+// In stream order. operation: what messages call it.
+void broadcast(NcclComm& comm, const std::vector<Piece>& pieces, const std::string& operation,
+               Stream& stream);
 void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count,
                     const std::string& operation, Stream& stream);
 void reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count, int to,

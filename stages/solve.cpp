@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <numeric>
 #include <stdexcept>
@@ -166,7 +167,7 @@ void solve_rtn(ConstTensor weight, const RowRange& rows, QuantizedLinear& q, Str
 
 // Some rows of one of the step's linears, and their first row in a matrix of all rows of all
 // linears.
-struct Piece {
+struct RowsOfLinear {
   std::size_t linear = 0;
   RowRange rows;
   std::int64_t position = 0;
@@ -182,11 +183,11 @@ bool swept_together(const LinearSettings& a, const LinearSettings& b, std::int64
 }
 
 // This rank's rows, cut into what is solved at once.
-std::vector<std::vector<Piece>> cut_turns(const std::vector<const Linear*>& linears,
-                                          const std::vector<LinearSettings>& settings,
-                                          const std::vector<std::vector<RowRange>>& shares,
-                                          int rank) {
-  std::vector<std::vector<Piece>> turns;
+std::vector<std::vector<RowsOfLinear>> cut_turns(const std::vector<const Linear*>& linears,
+                                                 const std::vector<LinearSettings>& settings,
+                                                 const std::vector<std::vector<RowRange>>& shares,
+                                                 int rank) {
+  std::vector<std::vector<RowsOfLinear>> turns;
   std::int64_t space = 0;  // rows that the last turn still takes
   std::int64_t position = 0;
   for (std::size_t i = 0; i < linears.size(); ++i) {
@@ -224,7 +225,7 @@ struct Weights {
   ConstTensor view;
 };
 
-Weights weights_of(const StepRows& step, const Piece& piece) {
+Weights weights_of(const StepRows& step, const RowsOfLinear& piece) {
   if (!step.weights)
     return {{}, step.linears[piece.linear]->stored.row_range(piece.rows.begin, piece.rows.count)};
   Array<float> own = step.weights(piece.linear, piece.rows);
@@ -233,7 +234,7 @@ Weights weights_of(const StepRows& step, const Piece& piece) {
 }
 
 // The same, moved to what the piece's linear aims at.
-Weights target_of(const StepRows& step, const Piece& piece, const Factor& factor,
+Weights target_of(const StepRows& step, const RowsOfLinear& piece, const Factor& factor,
                   Matrix<const std::uint8_t> dead, Stream& stream) {
   Weights weights = weights_of(step, piece);
   if (factor.target.factor.empty()) return weights;
@@ -257,14 +258,14 @@ Array<float> squared_pivots_as_stored(const Factor& factor, Stream& stream) {
 
 // The pieces' linears have one factor and the same settings. dead [1, d]: columns without input.
 // row_loss: of all rows of all linears.
-void solve_gptq(const StepRows& step, const Factor& factor, const std::vector<Piece>& pieces,
+void solve_gptq(const StepRows& step, const Factor& factor, const std::vector<RowsOfLinear>& pieces,
                 Matrix<const std::uint8_t> dead, std::vector<QuantizedLinear>& results,
                 Matrix<float> row_loss, Stream& stream) {
   const QuantizedLinear& first = results[pieces.front().linear];
   const LinearSettings& s = first.settings;
   const std::int64_t in = first.code.view.cols;
   std::int64_t rows = 0;
-  for (const Piece& piece : pieces) rows += piece.rows.count;
+  for (const RowsOfLinear& piece : pieces) rows += piece.rows.count;
 
   SweepOptions options;
   options.grid = {s.bits, s.symmetric, s.mse_norm};
@@ -286,7 +287,7 @@ void solve_gptq(const StepRows& step, const Factor& factor, const std::vector<Pi
     if (s.weighted_search) weight = squared_pivots_as_stored(factor, stream);
   }
   std::int64_t begin = 0;
-  for (const Piece& piece : pieces) {
+  for (const RowsOfLinear& piece : pieces) {
     const Matrix<float> part = w.view.row_range(begin, piece.rows.count);
     const Weights weights = target_of(step, piece, factor, dead, stream);
     if (s.static_groups) {
@@ -302,7 +303,7 @@ void solve_gptq(const StepRows& step, const Factor& factor, const std::vector<Pi
   gptq_sweep(w, factor.n, factor.pivot, options, solved_group, scale, zero, code,
              row_loss.col_range(pieces.front().position, rows), stream);
   begin = 0;
-  for (const Piece& piece : pieces) {
+  for (const RowsOfLinear& piece : pieces) {
     QuantizedLinear& q = results[piece.linear];
     const auto copy_rows = [&](const auto& from, const auto& to) {
       copy_on_device(to.row(piece.rows.begin), from.row(begin),
@@ -362,9 +363,9 @@ Array<std::uint8_t> dead_columns(const Hessian& hessian, Stream& stream) {
 void solve_own_rows(const StepRows& step, const Factors& factors, Matrix<const std::uint8_t> dead,
                     int rank, std::vector<QuantizedLinear>& results, Matrix<float> row_loss,
                     Stream& stream) {
-  for (const std::vector<Piece>& pieces :
+  for (const std::vector<RowsOfLinear>& pieces :
        cut_turns(step.linears, step.settings, step.shares, rank)) {
-    const Piece& first = pieces.front();
+    const RowsOfLinear& first = pieces.front();
     switch (step.settings[first.linear].method) {
       case Method::gptq:
         solve_gptq(step, factor_of(factors, step, first.linear), pieces, dead, results, row_loss,
@@ -380,17 +381,20 @@ void solve_own_rows(const StepRows& step, const Factors& factors, Matrix<const s
 // All ranks' rows to every rank.
 void gather_rows(const StepRows& step, std::vector<QuantizedLinear>& results,
                  Matrix<float> row_loss, Comm& comm, Stream& stream) {
-  comm.all_gather_rows(row_loss.data, sizeof(float),
-                       shares_of_all_rows(step.rows, step.shares, comm.size()), stream);
+  std::vector<Piece> pieces;
+  const auto add = [&](auto* data, std::int64_t cols, const std::vector<RowRange>& shares) {
+    for (std::size_t rank = 0; rank < shares.size(); ++rank)
+      pieces.push_back({data + shares[rank].begin * cols,
+                        static_cast<std::size_t>(shares[rank].count * cols) * sizeof *data,
+                        static_cast<int>(rank)});
+  };
+  add(row_loss.data, 1, shares_of_all_rows(step.rows, step.shares, comm.size()));
   for (std::size_t i = 0; i < results.size(); ++i) {
-    const auto gather = [&](const auto& view) {
-      comm.all_gather_rows(view.data, static_cast<std::size_t>(view.cols) * sizeof(*view.data),
-                           step.shares[i], stream);
-    };
-    gather(results[i].code.view);
-    gather(results[i].scale.view);
-    gather(results[i].zero.view);
+    add(results[i].code.view.data, results[i].code.view.cols, step.shares[i]);
+    add(results[i].scale.view.data, results[i].scale.view.cols, step.shares[i]);
+    add(results[i].zero.view.data, results[i].zero.view.cols, step.shares[i]);
   }
+  comm.broadcast(pieces, stream);
 }
 
 // What the grids and the losses say of the results. Throws as solve().
@@ -484,32 +488,42 @@ QuantizedLinear unsolved(const Linear& linear, const LinearSettings& settings, S
   return q;
 }
 
-void broadcast_solved(std::vector<QuantizedLinear>& linears, int from, Comm& comm, Stream& stream) {
-  if (comm.size() == 1) return;
-  std::string outcome;  // on the host, of all linears
-  const auto each = [&](auto visit) {
-    for (QuantizedLinear& q : linears) {
-      for (double* value : {&q.mean_squared_error, &q.damp, &q.agreement})
-        visit(value, sizeof *value);
-      for (bool* value : {&q.fell_back, &q.has_zero_of_zero}) visit(value, sizeof *value);
-      for (Order* order : {&q.group_of, &q.stored_group})
-        visit(order->data(), order->size() * sizeof(order->front()));
-    }
-  };
-  if (comm.rank() == from)
-    each([&](const void* value, std::size_t bytes) {
-      outcome.append(static_cast<const char*>(value), bytes);
-    });
-  outcome = comm.broadcast(outcome, from);
+namespace {
+
+// What of a linear lies on the host, value after value.
+template <class Linears, class Visit>
+void visit_outcome(Linears& linears, const Visit& visit) {
+  for (auto& q : linears) {
+    for (auto* value : {&q.mean_squared_error, &q.damp, &q.agreement}) visit(value, sizeof *value);
+    for (auto* value : {&q.fell_back, &q.has_zero_of_zero}) visit(value, sizeof *value);
+    for (auto* order : {&q.group_of, &q.stored_group})
+      visit(order->data(), order->size() * sizeof(order->front()));
+  }
+}
+
+}  // namespace
+
+std::string outcome_of(const std::vector<QuantizedLinear>& linears) {
+  std::string outcome;
+  visit_outcome(linears, [&](const void* value, std::size_t bytes) {
+    outcome.append(static_cast<const char*>(value), bytes);
+  });
+  return outcome;
+}
+
+void set_outcome(const std::string& outcome, std::vector<QuantizedLinear>& linears) {
   std::size_t at = 0;
-  each([&](void* value, std::size_t bytes) {
-    outcome.copy(static_cast<char*>(value), bytes, at);
+  visit_outcome(linears, [&](void* value, std::size_t bytes) {
+    std::memcpy(value, outcome.data() + at, bytes);
     at += bytes;
   });
+}
+
+void add_pieces(const std::vector<QuantizedLinear>& linears, int from, std::vector<Piece>& pieces) {
   for (const QuantizedLinear& q : linears) {
-    comm.broadcast(q.code.view.data, q.code.memory.bytes(), from, stream);
-    comm.broadcast(q.scale.view.data, q.scale.memory.bytes(), from, stream);
-    comm.broadcast(q.zero.view.data, q.zero.memory.bytes(), from, stream);
+    pieces.push_back({q.code.view.data, q.code.memory.bytes(), from});
+    pieces.push_back({q.scale.view.data, q.scale.memory.bytes(), from});
+    pieces.push_back({q.zero.view.data, q.zero.memory.bytes(), from});
   }
 }
 

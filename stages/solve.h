@@ -84,8 +84,11 @@ std::vector<QuantizedLinear> solve(Hessian* hessian, const std::vector<const Lin
 
 // A linear before any row is solved: memory for what solve() gives.
 QuantizedLinear unsolved(const Linear& linear, const LinearSettings& settings, Stream& stream);
-// One rank's solved linears to all others, where they are unsolved. Collective.
-void broadcast_solved(std::vector<QuantizedLinear>& linears, int from, Comm& comm, Stream& stream);
+// One rank's solved linears for others, where they are unsolved: what is known of them on the host,
+// and where the rest lies on the device.
+std::string outcome_of(const std::vector<QuantizedLinear>& linears);
+void set_outcome(const std::string& outcome, std::vector<QuantizedLinear>& linears);
+void add_pieces(const std::vector<QuantizedLinear>& linears, int from, std::vector<Piece>& pieces);
 
 // weight = the dequantized codes, in the compute type.
 void dequantize_into(const QuantizedLinear& quantized, Tensor weight, Stream& stream);

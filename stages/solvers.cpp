@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
+#include <deque>
 #include <exception>
 #include <future>
 #include <semaphore>
 #include <stdexcept>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -37,6 +40,21 @@ namespace {
 
 using Linears = std::vector<QuantizedLinear>;
 
+// Texts one after the other, each behind its length.
+void put(std::string& to, std::string_view text) {
+  const std::uint64_t size = text.size();
+  to.append(reinterpret_cast<const char*>(&size), sizeof size);
+  to.append(text);
+}
+
+std::string_view take(std::string_view& from) {
+  std::uint64_t size = 0;
+  std::memcpy(&size, from.data(), sizeof size);
+  const std::string_view text = from.substr(sizeof size, size);
+  from.remove_prefix(sizeof size + size);
+  return text;
+}
+
 }  // namespace
 
 struct SolvedGroups::State {
@@ -46,7 +64,11 @@ struct SolvedGroups::State {
   };
 
   State(std::vector<GroupToSolve> all, Solvers& solvers, Comm& comm_, Stream& stream_)
-      : groups(std::move(all)), comm(comm_), stream(stream_), alone(stream_) {
+      : groups(std::move(all)),
+        comm(comm_),
+        stream(stream_),
+        alone(stream_),
+        at_once(groups_exchanged(comm_.size(), static_cast<int>(solvers.most_))) {
     for (std::size_t i = 0; i < groups.size(); ++i)
       if (groups[i].owner == comm.rank()) mine.push_back(i);
     const std::size_t threads = std::min(solvers.most_, mine.size());
@@ -91,9 +113,9 @@ struct SolvedGroups::State {
     }
   }
 
-  // Of the group that is next, which is this rank's; on the team's stream.
-  Linears take_own() {
-    if (running.empty()) return groups[at].solve(alone, stream);
+  // Of group number `index`, the next of this rank's; on the team's stream.
+  Linears take_own(std::size_t index) {
+    if (running.empty()) return groups[index].solve(alone, stream);
     Solved own = solved[taken++].get_future().get();
     Linears linears = std::move(own.linears);
     std::vector<Buffer> left;  // the worker's memory
@@ -116,6 +138,47 @@ struct SolvedGroups::State {
     return linears;
   }
 
+  // A group as its owner found it.
+  struct Found {
+    Linears linears;
+    std::string fault;  // of the data
+  };
+
+  // The next groups, on every rank.
+  void exchange() {
+    const std::size_t end = std::min(groups.size(), at + at_once);
+    std::vector<Found> found(end - at);
+    std::string own;
+    for (std::size_t i = at; i < end; ++i) {
+      if (groups[i].owner != comm.rank()) continue;
+      Found& group = found[i - at];
+      try {
+        group.linears = take_own(i);
+      } catch (const std::domain_error& error) {
+        group.fault = error.what();
+      }
+      put(own, group.fault);
+      put(own, outcome_of(group.linears));
+    }
+    const std::vector<std::string> told = comm.all_gather_texts(own);
+    std::vector<std::string_view> by_rank(told.begin(), told.end());
+    std::vector<Piece> pieces;
+    for (std::size_t i = at; i < end; ++i) {
+      std::string_view& of_owner = by_rank[static_cast<std::size_t>(groups[i].owner)];
+      Found& group = found[i - at];
+      group.fault = take(of_owner);
+      const std::string outcome(take(of_owner));
+      if (!group.fault.empty()) continue;
+      if (groups[i].owner != comm.rank()) {
+        group.linears = groups[i].unsolved(stream);
+        set_outcome(outcome, group.linears);
+      }
+      add_pieces(group.linears, groups[i].owner, pieces);
+    }
+    comm.broadcast(pieces, stream);
+    for (Found& group : found) ready.push_back(std::move(group));
+  }
+
   std::vector<GroupToSolve> groups;
   Comm& comm;
   Stream& stream;
@@ -127,7 +190,9 @@ struct SolvedGroups::State {
   std::counting_semaphore<> room{0};
   std::vector<std::future<void>> running;
   std::size_t taken = 0;  // of `mine`
-  std::size_t at = 0;
+  std::size_t at_once;    // groups
+  std::deque<Found> ready;
+  std::size_t at = 0;  // the group that is next
 };
 
 SolvedGroups::SolvedGroups(std::vector<GroupToSolve> groups, Solvers& solvers, Comm& comm,
@@ -138,22 +203,13 @@ SolvedGroups::~SolvedGroups() = default;
 
 std::vector<QuantizedLinear> SolvedGroups::next() {
   State& s = *state_;
-  const int owner = s.groups[s.at].owner;
-  const bool own = owner == s.comm.rank();
-  Linears linears;
-  std::string fault;
-  if (own) try {
-      linears = s.take_own();
-    } catch (const std::domain_error& error) {
-      fault = error.what();
-    }
-  if (const std::string said = s.comm.broadcast(fault, owner); !said.empty())
-    throw std::domain_error(said);
-  if (!own) linears = s.groups[s.at].unsolved(s.stream);
-  broadcast_solved(linears, owner, s.comm, s.stream);
+  if (s.ready.empty()) s.exchange();
+  State::Found found = std::move(s.ready.front());
+  s.ready.pop_front();
+  if (!found.fault.empty()) throw std::domain_error(found.fault);
   s.groups[s.at] = {};  // what its functions hold is free
   ++s.at;
-  return linears;
+  return std::move(found.linears);
 }
 
 }  // namespace qpipe

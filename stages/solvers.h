@@ -3,6 +3,7 @@
 // other, leave most of a GPU idle; many beside one another fill it.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -50,6 +51,14 @@ struct GroupToSolve {
 // Experts of a wave have equal shapes, and go around.
 constexpr int owner_of_group(std::size_t number, int ranks) {
   return static_cast<int>(number % static_cast<std::size_t>(ranks));
+}
+
+// Solved groups that ranks give to one another at once, and so many wait on each: an exchange takes
+// about as long for one.
+constexpr std::size_t groups_exchanged(int ranks, int solvers) {
+  constexpr int about = 16;
+  if (ranks == 1 || solvers < 2) return 1;
+  return static_cast<std::size_t>(std::max(ranks, about / ranks * ranks));
 }
 
 // All groups, solved, on every rank, in their order.

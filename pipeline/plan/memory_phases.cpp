@@ -424,9 +424,10 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
       if (other.step == step.step && other.solves()) sum += bytes(other);
     return sum;
   };
-  const auto crosses = [&](const StepSizes& step, std::int64_t fewer_halves) {
+  // But for some of the group's own halves.
+  const auto crosses = [&](const StepSizes& step, std::int64_t missing_halves) {
     const std::int64_t all = of_step(step, [](const StepSizes& s) { return cross_bytes(s, 2); });
-    return on_device("cross moments", all - fewer_halves * hessian_bytes(step.columns));
+    return on_device("cross moments", all - cross_bytes(step, missing_halves));
   };
 
   // The way forward: Hessians gather, or one comes and goes.
@@ -488,8 +489,11 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     const Use kept = hessians(there, r.awq() ? at_once * own.full : 0, places);
     const Use factors = on_device("Cholesky factors", at_once * factor_bytes(step));
     // Solved ones that wait to be stored, and that which is, beside those in work.
+    const std::int64_t exchanged = static_cast<std::int64_t>(
+        groups_exchanged(rank.teams.ranks_of_team, dealt > 0 ? places.solvers : 1));
     const std::int64_t solved =
-        at_once == 1 ? 0 : groups_in_work(static_cast<int>(dealt)) - dealt + 1;
+        (at_once == 1 ? 0 : groups_in_work(static_cast<int>(dealt)) - dealt) +
+        (at_once == 1 && exchanged == 1 ? 0 : std::min(exchanged, wave_of(step, places)));
     const Use waiting = on_device(
         "codes that wait", solved * solved_bytes(step) + (solved > 0 ? largest_packed(step) : 0));
     const std::vector<InUse> in_use{{&step, at_once + (solved > 0 ? 1 : 0)}};
@@ -502,7 +506,7 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
           {kept, crosses(step, 0), factors, targets(step),
            on_device("search of the target", target_search_bytes(r, step))});
     add(step, "codes", {}, in_use,
-        {kept, crosses(step, step.to_original ? 1 : 0), factors, targets(step), waiting,
+        {kept, crosses(step, 1), factors, targets(step), waiting,
          on_device("rows in work and codes", at_once * sweep_bytes(r, step, ranks))});
     const Use codes = on_device("codes", at_once * solved_bytes(step));
     add(step, "packing", {}, {{&step}},
