@@ -150,11 +150,9 @@ void make_first_input(const Run& run, Opened& open, Stream& stream) {
       cut_samples(run.calibration.samples, run.calibration.seqlen, run.options.memory.micro_batch);
   open.activations = make_activations(run.architecture, blocking, open.team.rank(),
                                       open.team.size(), run.plan.places, stream);
-  if (run.plan.original_target) {
-    open.original = make_activations(run.architecture, blocking, open.team.rank(), open.team.size(),
-                                     run.plan.places, stream);
-    open.original->scratch = {};  // it borrows the other's
-  }
+  if (run.plan.original_target)
+    open.original =
+        make_activations_beside(run.architecture, open.activations, run.plan.places, stream);
   open.tables = make_tables(run.architecture, run.calibration.seqlen, stream);
   if (!open.schedule.works_on(0)) return;
   const EmbeddingWeights embedding = open.layers->load_embedding();

@@ -45,11 +45,13 @@ std::vector<std::size_t> sampled_blocks(const Activations& activations, std::int
   return locals;
 }
 
-Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank,
-                             int ranks, const Places& places, Stream& stream) {
+namespace {
+
+Activations without_scratch(const Architecture& architecture, const Blocking& blocking,
+                            const RowRange& owned, const Places& places, Stream& stream) {
   Activations result;
   result.blocking = blocking;
-  result.owned = contiguous_share(blocking.blocks(), rank, ranks);
+  result.owned = owned;
   const std::vector<std::int64_t> rows = block_rows(blocking, result.owned);
   result.hidden =
       BlockStore(rows, architecture.stream_width(), places.hidden, places.folder, stream);
@@ -67,9 +69,23 @@ Activations make_activations(const Architecture& architecture, const Blocking& b
   result.routes.resize(result.blocks());
   result.output_maximum = Array<float>(1, architecture.hidden, stream);
   begin_output(result, stream);
+  return result;
+}
+
+}  // namespace
+
+Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank,
+                             int ranks, const Places& places, Stream& stream) {
+  Activations result = without_scratch(
+      architecture, blocking, contiguous_share(blocking.blocks(), rank, ranks), places, stream);
   result.scratch = TensorArray(stream.compute_dtype(), blocking.block_tokens(),
                                scratch_width(architecture), stream);
   return result;
+}
+
+Activations make_activations_beside(const Architecture& architecture, const Activations& first,
+                                    const Places& places, Stream& stream) {
+  return without_scratch(architecture, first.blocking, first.owned, places, stream);
 }
 
 void make_spare(Activations& activations, const Places& places, Stream& stream) {

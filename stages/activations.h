@@ -80,6 +80,10 @@ std::vector<std::int64_t> block_rows(const Blocking& blocking, const RowRange& o
 Activations make_activations(const Architecture& architecture, const Blocking& blocking, int rank,
                              int ranks, const Places& places, Stream& stream);
 
+// The same of another model, without scratch memory: it borrows what the first one has.
+Activations make_activations_beside(const Architecture& architecture, const Activations& first,
+                                    const Places& places, Stream& stream);
+
 // Memory for activations.spare, at the same place as activations.hidden's, if there is none yet.
 void make_spare(Activations& activations, const Places& places, Stream& stream);
 
