@@ -69,7 +69,7 @@ double forward_passes(const RunSizes& r, const Teams& teams, const Places& place
   switch (r.procedure) {
     case Procedure::cast:
     case Procedure::round: return 0.0;
-    case Procedure::sequential: return 1.0;
+    case Procedure::sequential: return r.original_target ? 2.0 : 1.0;
     case Procedure::at_once:
     case Procedure::awq:
       if (streams(r, teams)) return pipeline_passes(r, teams) + (places.inputs_kept ? 0.0 : 1.0);
@@ -88,8 +88,9 @@ double hessian_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& 
   const double seen = sampled_of(tokens, r.hessian_tokens, teams);
   double flops = 0.0;
   for (const StepSizes& step : layer.steps)
-    if (step.solves())
-      flops += step.passes() * seen * as_double(step.columns) * as_double(step.columns);
+    if (step.solves())  // cross moments have no symmetry
+      flops += (step.to_original ? 3.0 : 1.0) * step.passes() * seen * as_double(step.columns) *
+               as_double(step.columns);
   return flops / rates.hessian;
 }
 
@@ -162,7 +163,9 @@ double solve_seconds(const RunSizes& r, const LayerSizes& layer, const Teams& te
     for (const LinearSizes& linear : step.linears) rows += linear.gptq ? linear.rows : 0;
     const double columns =  // one sweep for each order
         as_double(std::max<std::int64_t>(step.factors, rows > 0 ? 1 : 0)) * d * rates.sweep_column;
-    const double products = as_double(rows) * d * d / at_work.ranks_of_team / rates.sweep;
+    const double moved = step.to_original ? 4.0 / rates.target : 0.0;
+    const double products =
+        as_double(rows) * d * d / at_work.ranks_of_team * (1.0 / rates.sweep + moved);
     const double factors = factor_seconds(r, step, at_work, rates);
     const double waits = dealt > 0 ? as_double(step.factors) * d * rates.factor_column : 0.0;
     seconds +=
@@ -235,7 +238,8 @@ double locked_bytes(const RunSizes& r, const Places& places, double tokens) {
 }  // namespace
 
 Rates scaled_to(double tflops, Rates rates) {
-  for (double* rate : {&rates.forward, &rates.hessian, &rates.factor, &rates.sweep, &rates.gram})
+  for (double* rate :
+       {&rates.forward, &rates.hessian, &rates.factor, &rates.sweep, &rates.target, &rates.gram})
     *rate *= tflops / h100_tflops;
   return rates;
 }

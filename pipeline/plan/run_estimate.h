@@ -18,8 +18,9 @@ struct Rates {
       0.51e-6;           // seconds of each column besides: they are factored one after another
   double sweep = 54e12;  // FLOP/s of n·d², grids included
   double sweep_column =
-      1.7e-6;              // seconds of each column besides, as their codes wait for one another
-  double gram = 130e12;    // FLOP/s of AWQ's losses 2·n·d² for each candidate, clipping included
+      1.7e-6;             // seconds of each column besides, as their codes wait for one another
+  double target = 20e12;  // FLOP/s of 4·n·d²: weights moved to the original's target (on an H200)
+  double gram = 130e12;   // FLOP/s of AWQ's losses 2·n·d² for each candidate, clipping included
   double offload = 25e9;   // bytes/s between device and host
   double page_lock = 7e9;  // bytes/s at the start, of host memory that the device copies from
   double read =
@@ -38,6 +39,7 @@ void visit_rates(Tree& rates, Visit&& visit) {
   visit("factor", rates.factor, 1e12, "TFLOP/s of factors");
   visit("factor-column", rates.factor_column, 1e-6, "us of each of their columns besides");
   visit("sweep", rates.sweep, 1e12, "TFLOP/s of sweeps");
+  visit("target", rates.target, 1e12, "TFLOP/s of weights that are moved to the original's target");
   visit("sweep-column", rates.sweep_column, 1e-6, "us of each of their columns besides");
   visit("gram", rates.gram, 1e12, "TFLOP/s of AWQ's losses and clipping");
   visit("offload", rates.offload, 1e9, "GB/s between device and host");
