@@ -29,6 +29,7 @@ SETTINGS = {
         ["quantize.group_size=32", "quantize.desc_act=true", "quantize.static_groups=true"], {"desc_act": False}
     ),
     "group-aware": Setting(["quantize.group_size=32", "quantize.act_group_aware=true"], {"desc_act": False}),
+    "target": Setting(["quantize.group_size=32", "quantize.target=original"], {"checkpoint_format": "gptq", "bits": 4}),
     "rtn": Setting(["quantize.method=rtn", "quantize.group_size=32"], {"bits": 4}),
     "rtn-asym4-g64": Setting(
         ["quantize.method=rtn", "quantize.group_size=64", "quantize.symmetric=false"],
