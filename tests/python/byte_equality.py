@@ -229,7 +229,9 @@ samples = 5
         make_deep(f"{models}/llama", deep, args.deep_layers)
         for name, settings in LAYOUT_SETTINGS.items():
             if layouts and args.settings in name:
-                failures += not runs_equal(f"{args.deep_layers} layers {name}", deep, settings, layouts[:1] + some_layouts())
+                second_stream = [] if name != "target" else ["memory.host=515.4MiB"]  # the original model's hidden states and inputs
+                mine = [(n, r, more + second_stream if "514.4MiB" in n else more) for n, r, more in layouts[:1] + some_layouts()]
+                failures += not runs_equal(f"{args.deep_layers} layers {name}", deep, settings, mine)
     print(f"{failures} failures")
     return 1 if failures else 0
 
