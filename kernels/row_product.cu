@@ -6,13 +6,6 @@
 
 namespace qpipe::cuda {
 
-namespace {
-
-Tensor tensor(Matrix<float> m) { return {m.data, DType::f32, m.rows, m.cols, m.stride}; }
-ConstTensor tensor(Matrix<const float> m) { return {m.data, DType::f32, m.rows, m.cols, m.stride}; }
-
-}  // namespace
-
 void multiply_rows(Matrix<const float> a, Matrix<const float> b, RightFactor kind, Matrix<float> c,
                    Stream& stream) {
   const std::int64_t depth = a.cols;
@@ -33,8 +26,7 @@ void multiply_rows(Matrix<const float> a, Matrix<const float> b, RightFactor kin
       }
       case RightFactor::upper_transposed: {  // columns before the first of the rows are 0 there
         const Matrix<float> right(turned.view.data, depth - begin, count);
-        cuda::transpose(tensor(b.row_range(begin, count).col_range(begin, depth - begin)),
-                        tensor(right), stream);
+        cuda::transpose(b.row_range(begin, count).col_range(begin, depth - begin), right, stream);
         product.run(part, a.col_range(begin, depth - begin), right, part, stream);
         break;
       }

@@ -315,22 +315,6 @@ std::vector<Hessian*> pointers(std::vector<Hessian>& hessians) {
   return result;
 }
 
-// Each linear is solved on the input that the quantized linears before it give.
-void quantize_layer_sequentially(const Loop& loop, Layer& layer, Output output,
-                                 Activations& activations, LayerFindings& found) {
-  const std::vector<Step> steps = layer_steps(*layer.spec);
-  start(loop, layer, activations);
-  for (std::size_t step = 0; step < steps.size(); ++step) {
-    warn_of_starved(loop, layer, steps[step], activations);
-    for (const Wave& wave : waves_of(loop, layer, steps[step])) {
-      std::vector<Hessian> hessians =
-          calibrate_wave(loop, layer, steps[step], wave, activations, nullptr, found);
-      solve_wave(loop, layer, steps[step], wave, pointers(hessians), found);
-    }
-    forward_step(loop, layer, steps, step, output, activations);
-  }
-}
-
 // The original model's step, while the layer has its weights. Both models have one scratch memory.
 void forward_original(const Loop& loop, Layer& layer, const std::vector<Step>& steps,
                       std::size_t step, Output output, Activations& original,
@@ -343,28 +327,31 @@ void forward_original(const Loop& loop, Layer& layer, const std::vector<Step>& s
   std::swap(original.scratch, activations.scratch);
 }
 
-// The same, aiming at what the original model computes (stages/original_target.h). Experts don't:
-// other tokens come to them than in the original model.
-void quantize_layer_to_original(const Loop& loop, Layer& layer, Output output,
-                                Activations& activations, Activations& original,
-                                LayerFindings& found) {
+// Each linear is solved on the input that the quantized linears before it give. original: null, or
+// what the original model has there, whose outputs are aimed at then (stages/original_target.h). By
+// all but experts: other tokens come to them than in the original model.
+void quantize_layer_sequentially(const Loop& loop, Layer& layer, Output output,
+                                 Activations& activations, Activations* original,
+                                 LayerFindings& found) {
   const std::vector<Step> steps = layer_steps(*layer.spec);
-  start(loop, layer, original);
+  if (original != nullptr) start(loop, layer, *original);
   start(loop, layer, activations);
   for (std::size_t step = 0; step < steps.size(); ++step) {
-    const std::vector<Wave> waves = waves_of(loop, layer, steps[step]);
-    const bool experts = steps[step].is_for_experts();
-    std::vector<std::vector<Hessian>> hessians;
-    for (const Wave& wave : experts ? std::vector<Wave>() : waves)
-      hessians.push_back(
-          calibrate_wave(loop, layer, steps[step], wave, activations, &original, found));
     warn_of_starved(loop, layer, steps[step], activations);
-    forward_original(loop, layer, steps, step, output, original, activations);
+    const std::vector<Wave> waves = waves_of(loop, layer, steps[step]);
+    std::vector<std::vector<Hessian>> aimed;  // of all waves, before the original's input goes on
+    if (original != nullptr && !steps[step].is_for_experts())
+      for (const Wave& wave : waves)
+        aimed.push_back(
+            calibrate_wave(loop, layer, steps[step], wave, activations, original, found));
+    if (original != nullptr)
+      forward_original(loop, layer, steps, step, output, *original, activations);
     for (std::size_t i = 0; i < waves.size(); ++i) {
-      std::vector<Hessian> own =
-          experts ? calibrate_wave(loop, layer, steps[step], waves[i], activations, nullptr, found)
-                  : std::move(hessians[i]);
-      solve_wave(loop, layer, steps[step], waves[i], pointers(own), found);
+      std::vector<Hessian> hessians =
+          aimed.empty()
+              ? calibrate_wave(loop, layer, steps[step], waves[i], activations, nullptr, found)
+              : std::move(aimed[i]);
+      solve_wave(loop, layer, steps[step], waves[i], pointers(hessians), found);
     }
     forward_step(loop, layer, steps, step, output, activations);
   }
@@ -582,10 +569,7 @@ LayerFindings quantize_layer(const Loop& loop, Layer& layer, Output output,
     case Procedure::cast: throw std::logic_error("quantize_layer: casts go tensor by tensor");
     case Procedure::round: round_layer(loop, layer, found); break;
     case Procedure::sequential:
-      if (original != nullptr)
-        quantize_layer_to_original(loop, layer, output, activations, *original, found);
-      else
-        quantize_layer_sequentially(loop, layer, output, activations, found);
+      quantize_layer_sequentially(loop, layer, output, activations, original, found);
       break;
     case Procedure::at_once: quantize_layer_at_once(loop, layer, output, activations, found); break;
     case Procedure::awq: quantize_layer_awq(loop, layer, output, activations, found); break;

@@ -2,6 +2,7 @@
 // of every block of samples it owns.
 #pragma once
 
+#include <bit>
 #include <functional>
 #include <map>
 #include <vector>
@@ -26,6 +27,9 @@ struct Blocking {
   }
   std::int64_t block_tokens() const { return block_samples * seqlen; }
   std::int64_t tokens() const { return samples * seqlen; }
+  int log2_tokens() const {  // rounded up
+    return static_cast<int>(std::bit_width(static_cast<std::uint64_t>(tokens() - 1)));
+  }
 };
 
 // Blocks of at most micro_batch tokens, at least one sample.

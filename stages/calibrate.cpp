@@ -1,7 +1,6 @@
 #include "stages/calibrate.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <map>
 #include <stdexcept>
@@ -94,8 +93,7 @@ FixedPoint choose_units(const Activations& activations, const Group& group, cons
   }
   copy_to_device(units.exponent.view.data, units.host_exponent.data(),
                  units.exponent.memory.bytes(), stream);
-  units.log2_tokens = static_cast<int>(
-      std::bit_width(static_cast<std::uint64_t>(activations.blocking.tokens() - 1)));
+  units.log2_tokens = activations.blocking.log2_tokens();
   return units;
 }
 

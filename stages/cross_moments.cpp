@@ -1,7 +1,6 @@
 #include "stages/cross_moments.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <stdexcept>
 #include <utility>
@@ -50,8 +49,7 @@ Units units_of(const Activations& original, const Activations& quantized, const 
   std::vector<float> difference = largest(original, group, comm, stream);
   for (std::size_t i = 0; i < input.size(); ++i) difference[i] += input[i];
   return {exponents(difference, what, stream), exponents(input, what, stream),
-          static_cast<int>(
-              std::bit_width(static_cast<std::uint64_t>(quantized.blocking.tokens() - 1)))};
+          quantized.blocking.log2_tokens()};
 }
 
 // The rows of a block that count to each half. Blocks of one sample count to one after the other.
@@ -66,10 +64,7 @@ std::array<RowRange, 2> halves_of(const Blocking& blocking, std::int64_t block) 
 }  // namespace
 
 Array<float> sum_of_halves(CrossMoments&& moments, Stream& stream) {
-  const auto tensor = [](const Array<float>& a) {
-    return Tensor(a.view.data, DType::f32, a.view.rows, a.view.cols);
-  };
-  add_scaled(tensor(moments.halves[1]), 1.0f, tensor(moments.halves[0]), stream);
+  add_scaled(moments.halves[1].view, 1.0f, moments.halves[0].view, stream);
   moments.halves[1] = {};
   return std::move(moments.halves[0]);
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <numeric>
 
+#include "kernels/activation.h"
 #include "kernels/add.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/half_agreement.h"
@@ -19,21 +20,11 @@ namespace {
 constexpr std::int64_t rows_asked = 512;   // of each weight, for α
 constexpr std::int64_t rows_moved = 2048;  // at once
 
-ConstTensor tensor_of(Matrix<const float> m) {
-  return {m.data, DType::f32, m.rows, m.cols, m.stride};
-}
-
 // Every so-manyth row of a weight, so many that at most rows_asked are.
 ConstTensor some_rows(ConstTensor weight) {
   const std::int64_t step = (weight.rows + rows_asked - 1) / rows_asked;
   return {weight.data, weight.dtype, (weight.rows + step - 1) / step, weight.cols,
           weight.stride * step};
-}
-
-Array<std::int32_t> as_stored(std::int64_t d, Stream& stream) {
-  std::vector<std::int32_t> order(static_cast<std::size_t>(d));
-  std::iota(order.begin(), order.end(), 0);
-  return upload(order, stream);
 }
 
 Array<std::uint8_t> none_dead(std::int64_t d, Stream& stream) {
@@ -44,7 +35,7 @@ Array<std::uint8_t> none_dead(std::int64_t d, Stream& stream) {
 void whiten(Matrix<const float> w, Matrix<const float> c, Matrix<const float> inverse,
             const SolvedOrder& order, Matrix<float> first, Matrix<float> second, Stream& stream) {
   multiply_rows(w, c, RightFactor::plain, first, stream);
-  gather_columns(tensor_of(first), order.perm, order.dead, second, stream);
+  gather_columns(first, order.perm, order.dead, second, stream);
   multiply_rows(second, inverse, RightFactor::upper_transposed, first, stream);
 }
 
@@ -72,15 +63,14 @@ OriginalTarget original_target(const CrossMoments& moments, const std::vector<Co
   std::int64_t rows = 0;
   for (const ConstTensor& weight : weights) rows += some_rows(weight).rows;
   const Array<float> w(rows, d, stream);
-  const Array<std::int32_t> stored = as_stored(d, stream);
-  const Array<std::uint8_t> alive = none_dead(d, stream);
   std::int64_t begin = 0;
   for (const ConstTensor& weight : weights) {
     const ConstTensor some = some_rows(weight);
-    gather_columns(some, stored, alive, w.view.row_range(begin, some.rows), stream);
+    convert(some, w.view.row_range(begin, some.rows), stream);
     begin += some.rows;
   }
-  OriginalTarget target{Array<float>(d, d, stream), Array<float>(1, d, stream)};
+  OriginalTarget target{Array<float>(d, d, stream), Array<float>(1, d, stream), {}};
+  target.positions = inverse_of(order.perm, stream);
   invert_unit_upper(order.n, target.inverse, stream);
   const Array<float> turned(rows, d, stream);
   std::array<Array<float>, 2> halves;
@@ -103,23 +93,21 @@ void move_to_target(const OriginalTarget& target, Matrix<const float> c, const S
   const std::int64_t most = std::min(rows_moved, w.rows);
   const std::array<Array<float>, 2> memory{Array<float>(most, d, stream),
                                            Array<float>(most, d, stream)};
-  const Array<std::int32_t> stored = inverse_of(order.perm, stream);
   const Array<std::uint8_t> alive = none_dead(d, stream);
   for (std::int64_t begin = 0; begin < w.rows; begin += most) {
     const Matrix<float> rows = w.row_range(begin, std::min(most, w.rows - begin));
     const Matrix<float> first = memory[0].view.row_range(0, rows.rows);
     const Matrix<float> second = memory[1].view.row_range(0, rows.rows);
     whiten(rows, c, target.inverse, order, first, second, stream);
-    scale_weight(tensor_of(first), target.factor, {}, first, stream);
+    scale_weight(first, target.factor, {}, first, stream);
     multiply_rows(first, target.inverse, RightFactor::upper, second, stream);
-    gather_columns(tensor_of(second), stored, alive, first, stream);
-    add_scaled(tensor_of(first), 1.0f, {rows.data, DType::f32, rows.rows, rows.cols, rows.stride},
-               stream);
+    gather_columns(second, target.positions, alive, first, stream);
+    add_scaled(first, 1.0f, rows, stream);
   }
 }
 
 std::int64_t target_bytes(std::int64_t d) {
-  return static_cast<std::int64_t>(sizeof(float)) * (d * d + d);
+  return static_cast<std::int64_t>(sizeof(float)) * (d * d + 2 * d);
 }
 
 std::int64_t target_workspace_bytes(Backend backend,

@@ -26,9 +26,10 @@ struct SolvedOrder {
 };
 
 struct OriginalTarget {
-  Array<float> inverse;    // [d, d]: N⁻¹
-  Array<float> factor;     // [1, d]: α_k / pivot_k², in the order of the columns
-  double agreement = 0.0;  // the mean of α
+  Array<float> inverse;           // [d, d]: N⁻¹
+  Array<float> factor;            // [1, d]: α_k / pivot_k², in the order of the columns
+  Array<std::int32_t> positions;  // [1, d]: where in the order the checkpoint's columns are
+  double agreement = 0.0;         // the mean of α
 };
 
 // α, from some evenly spaced rows of each of the weights: the same on every rank that has them.

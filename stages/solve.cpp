@@ -9,6 +9,7 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/activation.h"
 #include "kernels/diagonal.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/quantize_groups.h"
@@ -152,11 +153,8 @@ void set_targets(const CrossMoments& moments, const std::vector<const Linear*>& 
 // weight: the given rows.
 void solve_rtn(ConstTensor weight, const RowRange& rows, QuantizedLinear& q, Stream& stream) {
   const std::int64_t in = weight.cols;
-  const Array<std::int32_t> order = upload(identity_order(in), stream);
-  const Array<std::uint8_t> dead =
-      upload(std::vector<std::uint8_t>(static_cast<std::size_t>(in), 0), stream);
-  Array<float> w(rows.count, in, stream);
-  gather_columns(weight, order, dead, w, stream);
+  const Array<float> w(rows.count, in, stream);
+  convert(weight, w.view, stream);
   const auto scale = q.scale.view.row_range(rows.begin, rows.count);
   const auto zero = q.zero.view.row_range(rows.begin, rows.count);
   find_grids(w, q.settings.group_columns(in),
@@ -240,11 +238,9 @@ Weights target_of(const StepRows& step, const RowsOfLinear& piece, const Factor&
   if (factor.target.factor.empty()) return weights;
   const std::int64_t in = weights.view.cols;
   Array<float> moved(weights.view.rows, in, stream);
-  const std::vector<std::uint8_t> alive(static_cast<std::size_t>(in));
-  gather_columns(weights.view, upload(identity_order(in), stream), upload(alive, stream), moved,
-                 stream);
+  convert(weights.view, moved.view, stream);
   move_to_target(factor.target, step.cross, solved_order(factor, dead), moved, stream);
-  const ConstTensor view(moved.view.data, DType::f32, moved.view.rows, in);
+  const ConstTensor view = moved.view;
   return {std::move(moved), view};
 }
 

@@ -11,11 +11,11 @@
 #include "launch/comm.h"
 #include "launch/leave.h"
 #include "pipeline/commands/fetch_inputs.h"
+#include "pipeline/commands/path_option.h"
 #include "pipeline/commands/quantize_words.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/terminal.h"
 #include "pipeline/files/user_output.h"
-#include "pipeline/files/user_path.h"
 #include "pipeline/model/checkpoint.h"
 #include "pipeline/model/model.h"
 #include "pipeline/quantize.h"
@@ -135,13 +135,6 @@ int run(const TokenizeRequest& command) {
                tokens.seqlen, tokens.source);
   return static_cast<int>(ExitCode::ok);
 }
-
-// `~` at the beginning, and what says nothing at the end: shells leave --out=~/x as it is.
-const CLI::Validator as_path{[](std::string& text) {
-                               text = user_path(text, "command line");
-                               return std::string();
-                             },
-                             ""};
 
 // What the parser is told and where it puts the answers.
 struct Arguments {

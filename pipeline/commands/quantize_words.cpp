@@ -4,7 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "pipeline/files/user_path.h"
+#include "pipeline/commands/path_option.h"
 
 namespace qpipe {
 
@@ -15,14 +15,6 @@ std::string data_of_name(const std::string& name) {
   if (name == "c4") return "hf:allenai/c4/en:train";
   if (name == "wikitext2") return "hf:Salesforce/wikitext/wikitext-2-raw-v1:train";
   return name;
-}
-
-CLI::Validator as_path() {
-  return {[](std::string& text) {
-            text = user_path(text, "command line");
-            return std::string();
-          },
-          ""};
 }
 
 }  // namespace
@@ -49,10 +41,10 @@ void QuantizeWords::add_to(CLI::App& command) {
   command.set_help_flag("-h,--help", "this text");
   command.add_option("model", model_, "folder, or ORG/NAME[@REVISION] (model.path)")
       ->required()
-      ->transform(as_path());
+      ->transform(as_path);
   command.add_option("-o,--output,--out", output_, "folder to write (output.path)")
       ->required()
-      ->transform(as_path());
+      ->transform(as_path);
   add(command, "--method", "quantize.method", "gptq, awq, rtn, bnb-nf4, ...; gptq by itself");
   add(command, "--bits,--wbits", "quantize.bits", "width of a weight");
   add(command, "--group-size,--groupsize", "quantize.group_size", "weights that share a scale");

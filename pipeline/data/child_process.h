@@ -6,6 +6,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace qpipe {
@@ -22,6 +23,11 @@ struct ChildProgram {
   std::function<void(std::string_view)> on_line;  // each line of it as it comes, if anybody asks
   std::chrono::seconds timeout{0};
 };
+
+// A text for next_input, which must outlive the run.
+inline std::function<std::string_view()> input_of(std::string_view text) {
+  return [rest = text]() mutable { return std::exchange(rest, std::string_view()); };
+}
 
 struct ChildResult {
   enum class End { exited, killed, too_much_output, timeout };

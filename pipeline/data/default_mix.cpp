@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "pipeline/data/python_helper.h"
 #include "pipeline/files/error.h"
 #include "pipeline/files/json_text.h"
 
@@ -23,8 +24,7 @@ bool has_chat_template(const fs::path& model) {
 
 fs::path folder_of_mix() {
   std::error_code error;
-  const fs::path program = fs::read_symlink("/proc/self/exe", error);
-  const fs::path installed = program.parent_path().parent_path() / "share/qpipe/data";
+  const fs::path installed = installed_share() / "data";
   return fs::is_directory(installed, error) ? installed : fs::path(QPIPE_SOURCE) / "data";
 }
 

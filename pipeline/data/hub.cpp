@@ -144,9 +144,7 @@ std::string push_files(const std::filesystem::path& folder, const std::vector<st
                                         target.create_pr ? "pr" : "", target.revision});
   std::string lines;
   for (const std::string& name : names) lines += name + "\n";
-  helper.next_input = [rest = std::string_view(lines)]() mutable {
-    return std::exchange(rest, std::string_view());
-  };
+  helper.next_input = input_of(lines);
   return run_hub(std::move(helper), "pushing to " + target.repository);
 }
 

@@ -93,9 +93,7 @@ std::string read_parquet(const fs::path& path, const std::string& bytes,
   if (bytes.empty())
     helper.input_file = path;
   else
-    helper.next_input = [rest = std::string_view(bytes)]() mutable {
-      return std::exchange(rest, std::string_view());
-    };
+    helper.next_input = input_of(bytes);
   return unpacked(std::move(helper), path, most, readable.bytes());
 }
 

@@ -35,10 +35,14 @@ std::string absolute_path(const fs::path& path) {
   return result.string();
 }
 
+fs::path installed_share() {
+  std::error_code error;
+  return fs::read_symlink("/proc/self/exe", error).parent_path().parent_path() / "share/qpipe";
+}
+
 fs::path python_helper() {
   std::error_code error;
-  const fs::path program = fs::read_symlink("/proc/self/exe", error);
-  const fs::path installed = program.parent_path().parent_path() / "share/qpipe/helper";
+  const fs::path installed = installed_share() / "helper";
   const fs::path source = fs::path(QPIPE_SOURCE) / "scripts/helper";
   for (const fs::path& path : {installed, source})
     if (fs::is_regular_file(path / "__main__.py", error)) return path;

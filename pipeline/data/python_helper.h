@@ -9,6 +9,9 @@
 
 namespace qpipe {
 
+// ../share/qpipe beside the program's folder, whether it is there or not.
+std::filesystem::path installed_share();
+
 // scripts/helper: ../share/qpipe/helper beside the program's folder where installed, else the
 // source tree's. Throws UserError when neither is there.
 std::filesystem::path python_helper();
