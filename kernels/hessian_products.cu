@@ -13,24 +13,19 @@
 #include "kernels/cuda_handles.h"
 #include "kernels/hessian.h"
 #include "kernels/vector_cuda.h"
+#include "kernels/wgmma_cuda.h"
 
 namespace qpipe::cuda {
 
 namespace {
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#define QPIPE_WGMMA 1
-#else
-#define QPIPE_WGMMA 0
-#endif
-
 constexpr int tile = 128;
-constexpr int line = 128;     // bytes of 64 columns
-constexpr int threads = 128;  // a warpgroup
+constexpr int line = wgmma_line;  // 64 columns
+constexpr int threads = wgmma_threads;
 constexpr int warps = threads / 32;
-constexpr int k_step = 16;  // rows of a matrix instruction
+constexpr int k_step = wgmma_depth;  // rows of a matrix instruction
 constexpr int sums = tile * tile / threads;
-constexpr int alignment = 1024;  // of a strip, for the exchange of chunks
+constexpr int alignment = wgmma_alignment;  // of a strip, for the exchange of chunks
 
 struct Term {
   const __nv_bfloat16* x;
@@ -131,50 +126,21 @@ __device__ void load_slice(const Term& term, Place place, int first, std::uint32
 }
 
 #if QPIPE_WGMMA
-// What wgmma reads from shared memory on: strips of `depth` lines side by side, groups of eight
-// lines below each other.
-__device__ std::uint64_t descriptor(std::uint32_t address, int depth) {
-  const auto units = [](std::uint32_t bytes) { return std::uint64_t{(bytes & 0x3ffffu) >> 4}; };
-  return units(address) | units(depth * line) << 16 | units(8 * line) << 32 |
-         std::uint64_t{1} << 62;
-}
-
-// The sums are neither read nor written by other instructions from before to after this.
-__device__ __forceinline__ void keep_in_place(float (&sum)[sums]) {
-#pragma unroll
-  for (int i = 0; i < sums; ++i) asm volatile("" : "+f"(sum[i])::"memory");
-}
-
-// sum [64 rows of the tile × 128] += 16 rows of x.
-__device__ __forceinline__ void multiply_half(float* c, std::uint64_t left, std::uint64_t right) {
-  asm volatile(
-      "{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, add, 1, 1, 1, 1;\n}"
-#define QPIPE_FOUR(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
-#define QPIPE_SIXTEEN(i) QPIPE_FOUR(i), QPIPE_FOUR(i + 4), QPIPE_FOUR(i + 8), QPIPE_FOUR(i + 12)
-      : QPIPE_SIXTEEN(0), QPIPE_SIXTEEN(16), QPIPE_SIXTEEN(32), QPIPE_SIXTEEN(48)
-#undef QPIPE_SIXTEEN
-#undef QPIPE_FOUR
-      : "l"(left), "l"(right));
-}
-
 template <int depth>
 __device__ __forceinline__ void multiply_slice(std::uint32_t left, std::uint32_t right,
                                                float (&sum)[sums]) {
+  const auto multiply = [](float* c, std::uint64_t a, std::uint64_t b) {
+    wgmma_64x128<__nv_bfloat16, Along::other, Along::other>(c, a, b, true);
+  };
   keep_in_place(sum);
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  wgmma_begin();
 #pragma unroll
   for (int k = 0; k < depth; k += k_step) {
-    const std::uint64_t b = descriptor(right + k * line, depth);
-    multiply_half(sum, descriptor(left + k * line, depth), b);
-    multiply_half(sum + sums / 2, descriptor(left + (depth + k) * line, depth), b);
+    const std::uint64_t b = wgmma_lines_of_others(right + k * line, depth);
+    multiply(sum, wgmma_lines_of_others(left + k * line, depth), b);
+    multiply(sum + sums / 2, wgmma_lines_of_others(left + (depth + k) * line, depth), b);
   }
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  wgmma_commit();
   keep_in_place(sum);
 }
 #else
@@ -361,17 +327,17 @@ __global__ __launch_bounds__(threads, 2) void add_products(const __grid_constant
   for (int slice = 0; slice < slices; ++slice) {
     asm volatile("cp.async.wait_group %0;" ::"n"(ahead - 1) : "memory");
 #if QPIPE_WGMMA
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    wgmma_see_writes();
 #endif
     __syncthreads();
     load(slice + ahead);
     multiply_slice<depth>(left_of(slice), right_of(slice), sum);
 #if QPIPE_WGMMA
-    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+    wgmma_wait<1>();
 #endif
   }
 #if QPIPE_WGMMA
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  wgmma_wait<0>();
   keep_in_place(sum);
 #endif
   add_to_sum(term, place, sum, reinterpret_cast<float*>(dynamic + (memory - address)));

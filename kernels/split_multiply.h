@@ -12,7 +12,7 @@
 namespace qpipe::cuda {
 
 inline constexpr std::int64_t split_depth =
-    32;  // pieces have a multiple of as many k, the last of them 0
+    64;  // pieces have a multiple of as many k, the last of them 0
 inline constexpr std::int64_t split_tile = 128;  // rows and columns of a thread block
 
 constexpr std::int64_t round_up_to(std::int64_t count, std::int64_t size) {
@@ -26,7 +26,7 @@ class SplitMultiply {
   static constexpr std::int64_t workspace_bytes(std::int64_t rows, std::int64_t depth,
                                                 std::int64_t cols) {
     return round_up_to(depth, split_depth) * (rows + round_up_to(cols, split_tile)) * 4 +
-           4 * (rows + cols);
+           4 * (rows + 2 * cols);
   }
   // a [rows, depth], b [depth, cols], c0 and c [rows, cols], of at most the sizes given at first; c
   // may be c0.
@@ -38,6 +38,7 @@ class SplitMultiply {
   Array<std::uint16_t> right_;  // [2 depth, cols]
   Array<float> left_scale_;     // [1, rows]: what hi + lo is to be multiplied by
   Array<float> right_scale_;    // [1, cols]
+  Array<float> right_largest_;  // [1, cols]
 };
 
 }  // namespace qpipe::cuda

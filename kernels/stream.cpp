@@ -118,7 +118,9 @@ Stream::Stream(Backend backend, int device, bool urgent)
 }
 
 std::unique_ptr<Stream> Stream::beside(const Stream& first) {
-  return std::unique_ptr<Stream>(new Stream(first.backend_, first.device_, false, first.memory_));
+  std::unique_ptr<Stream> stream(new Stream(first.backend_, first.device_, false, first.memory_));
+  stream->keeps_ = stream->on_cuda();
+  return stream;
 }
 
 Stream::Stream(Backend backend, int device, bool urgent, std::shared_ptr<Memory> memory)
@@ -131,7 +133,9 @@ Stream::Stream(Backend backend, int device, bool urgent, std::shared_ptr<Memory>
     throw std::runtime_error("this build of qpipe has no CUDA support");
 }
 
-Stream::~Stream() = default;
+Stream::~Stream() {
+  if (keeps_) memory_->release_kept(this);
+}
 
 void Stream::DestroyHandles::operator()(CudaHandles* handles) const {
   if constexpr (has_cuda) cuda::destroy_handles(handles);
@@ -153,9 +157,40 @@ void Stream::adopt_thread() const {
     if (on_cuda()) cuda::use_device(device_);
 }
 
+void Stream::Memory::keep(void* data, std::size_t bytes, Stream& stream) {
+  const std::lock_guard lock(mutex);
+  kept[{&stream, bytes}].push_back(data);
+}
+
+void* Stream::Memory::take_kept(std::size_t bytes, Stream& stream) {
+  const std::lock_guard lock(mutex);
+  const auto found = kept.find({&stream, bytes});
+  if (found == kept.end() || found->second.empty()) return nullptr;
+  void* data = found->second.back();
+  found->second.pop_back();
+  return data;
+}
+
+void Stream::Memory::release_kept(const Stream* of) noexcept {
+  const std::lock_guard lock(mutex);
+  for (auto& [place, blocks] : kept) {
+    const auto& [stream, bytes] = place;
+    if (of != nullptr && of != stream) continue;
+    for (void* data : blocks) {
+      if constexpr (has_cuda) cuda::release(data, *stream);
+      give_back(bytes);
+    }
+    blocks.clear();
+  }
+}
+
 void Stream::Memory::take(std::size_t bytes) {
-  const std::size_t before = in_use.fetch_add(bytes);
   const std::size_t most = limit;
+  std::size_t before = in_use.fetch_add(bytes);
+  if (most != 0 && before + bytes > most) {
+    release_kept(nullptr);
+    before = in_use - bytes;
+  }
   if (most != 0 && before + bytes > most) {
     give_back(bytes);
     throw std::runtime_error("beyond this rank's limit of device memory: " + std::to_string(bytes) +
@@ -173,6 +208,8 @@ int cuda_device_count() {
 }
 
 Buffer::Buffer(std::size_t bytes, Stream& stream) : bytes_(bytes), stream_(&stream) {
+  if (stream.keeps_) data_ = stream.memory_->take_kept(bytes, stream);
+  if (data_ != nullptr) return;
   stream.memory_->take(bytes);
   const std::size_t rounded = aligned(std::max<std::size_t>(bytes, 1));
   try {
@@ -188,6 +225,11 @@ Buffer::Buffer(std::size_t bytes, Stream& stream) : bytes_(bytes), stream_(&stre
 
 void Buffer::release() noexcept {
   if (data_ == nullptr) return;
+  if (stream_->keeps_) {
+    stream_->memory_->keep(data_, bytes_, *stream_);
+    data_ = nullptr;
+    return;
+  }
   stream_->memory_->give_back(bytes_);
   if constexpr (has_cuda)
     if (stream_->on_cuda()) cuda::release(data_, *stream_);

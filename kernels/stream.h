@@ -9,7 +9,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,8 +41,11 @@ class Stream {
   // other streams have queued. Throws std::runtime_error when the device cannot be used.
   Stream(Backend backend, int device, bool urgent = false);
   // Another queue of the same device, for another thread: they count, limit and keep their memory
-  // together.
+  // together. On CUDA it keeps what its Buffers give back for the next ones of the same size: many
+  // threads wait longer for the driver's allocations than for their work. What is kept counts as in
+  // use, until it is needed for something else.
   static std::unique_ptr<Stream> beside(const Stream& first);
+  void release_kept() { memory_->release_kept(nullptr); }  // of all of them
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
@@ -81,11 +86,18 @@ class Stream {
     std::shared_ptr<HostMemory> host;
     void take(std::size_t bytes);
     void give_back(std::size_t bytes) { in_use -= bytes; }
+
+    std::mutex mutex;  // of what queues keep
+    std::map<std::pair<Stream*, std::size_t>, std::vector<void*>> kept;
+    void keep(void* data, std::size_t bytes, Stream& stream);
+    void* take_kept(std::size_t bytes, Stream& stream);  // null: there is none
+    void release_kept(const Stream* of) noexcept;        // null: of all
   };
   Stream(Backend backend, int device, bool urgent, std::shared_ptr<Memory> memory);
 
   Backend backend_;
   int device_;
+  bool keeps_ = false;
   std::shared_ptr<Memory> memory_;
   std::shared_ptr<Waiter> waiter_ = std::make_shared<Waiter>();  // shared with queues and events
   struct DestroyHandles {

@@ -162,17 +162,25 @@ void Comm::all_reduce_sum(Matrix<std::int64_t> x, Stream& stream) {
       stream);
 }
 
-void Comm::reduce_sum(Matrix<std::int64_t> x, int to, Stream& stream) {
-  require(x.contiguous(), "Comm::reduce_sum: the matrix is not contiguous");
-  require(state_->rank_exists(to), "Comm::reduce_sum: no such rank");
-  const auto count = static_cast<std::size_t>(x.size());
+void Comm::reduce_sums(const std::vector<SumTo>& sums, Stream& stream) {
+  std::int64_t count = 0;
+  for (const SumTo& sum : sums) {
+    require(sum.x.contiguous(), "Comm::reduce_sums: a matrix is not contiguous");
+    require(state_->rank_exists(sum.to), "Comm::reduce_sums: no such rank");
+    count += sum.x.size();
+  }
+  std::string to;
+  if (sums.size() == 1) to = " to rank " + std::to_string(sums.front().to);
   transfer(
-      count * sizeof(std::int64_t),
-      "reduce_sum of " + std::to_string(count) + " integers to rank " + std::to_string(to),
-      [&](auto& nccl, const std::string& operation) {
-        cuda::reduce_sum(nccl, x.data, count, to, operation, stream);
+      static_cast<std::size_t>(count) * sizeof(std::int64_t),
+      "reduce_sum of " + std::to_string(count) + " integers" + to,
+      [&](NcclComm& nccl, const std::string& operation) {
+        cuda::reduce_sums(nccl, sums, operation, stream);
       },
-      [&](const MpiOperation& operation) { qpipe::reduce_sum(x.data, count, to, operation); },
+      [&](const MpiOperation& operation) {
+        for (const SumTo& sum : sums)
+          reduce_sum(sum.x.data, static_cast<std::size_t>(sum.x.size()), sum.to, operation);
+      },
       stream);
 }
 

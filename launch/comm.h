@@ -78,8 +78,8 @@ class Comm {
   void broadcast(void* data, std::size_t bytes, int from, Stream& stream);
   void broadcast(const std::vector<Piece>& pieces, Stream& stream);  // all at once
   void all_reduce_sum(Matrix<std::int64_t> x, Stream& stream);       // contiguous
-  // The sum on rank `to`; what others have in x afterwards is not said.
-  void reduce_sum(Matrix<std::int64_t> x, int to, Stream& stream);
+  // Each sum on its rank, all at once; what other ranks have in x afterwards is not said.
+  void reduce_sums(const std::vector<SumTo>& sums, Stream& stream);
   void all_reduce_max(Matrix<float> x,
                       Stream& stream);  // contiguous; x ≥ +0 or NaN (not −0); NaN wins
   // Every rank holds rows[rank] of `data` (rows of row_bytes bytes each, whole matrix allocated);

@@ -147,18 +147,30 @@ void queue(NcclComm& comm, const std::string& operation, Call call) {
 
 }  // namespace
 
+namespace {
+
+// call() for each of them, together.
+template <class Items, class Call>
+ncclResult_t grouped(const Items& items, const Call& call) {
+  ncclResult_t status = ncclGroupStart();
+  for (const auto& item : items) {
+    const ncclResult_t queued = call(item);
+    if (status == ncclSuccess && queued != ncclInProgress) status = queued;
+  }
+  const ncclResult_t ended = ncclGroupEnd();  // closes the group also after a refused call
+  return status == ncclSuccess ? ended : status;
+}
+
+}  // namespace
+
 void broadcast(NcclComm& comm, const std::vector<Piece>& pieces, const std::string& operation,
                Stream& stream) {
   queue(comm, operation, [&] {
-    ncclResult_t status = ncclGroupStart();
-    for (const Piece& piece : pieces) {
-      if (piece.bytes == 0) continue;
-      const ncclResult_t queued = ncclBroadcast(piece.data, piece.data, piece.bytes, ncclUint8,
-                                                piece.from, comm.comm, stream.cuda().stream);
-      if (status == ncclSuccess && queued != ncclInProgress) status = queued;
-    }
-    const ncclResult_t ended = ncclGroupEnd();  // closes the group also after a refused call
-    return status == ncclSuccess ? ended : status;
+    return grouped(pieces, [&](const Piece& piece) {
+      if (piece.bytes == 0) return ncclSuccess;
+      return ncclBroadcast(piece.data, piece.data, piece.bytes, ncclUint8, piece.from, comm.comm,
+                           stream.cuda().stream);
+    });
   });
 }
 
@@ -169,10 +181,14 @@ void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count,
   });
 }
 
-void reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count, int to,
-                const std::string& operation, Stream& stream) {
+void reduce_sums(NcclComm& comm, const std::vector<SumTo>& sums, const std::string& operation,
+                 Stream& stream) {
   queue(comm, operation, [&] {
-    return ncclReduce(x, x, count, ncclInt64, ncclSum, to, comm.comm, stream.cuda().stream);
+    return grouped(sums, [&](const SumTo& sum) {
+      if (sum.x.size() == 0) return ncclSuccess;
+      return ncclReduce(sum.x.data, sum.x.data, static_cast<std::size_t>(sum.x.size()), ncclInt64,
+                        ncclSum, sum.to, comm.comm, stream.cuda().stream);
+    });
   });
 }
 

@@ -36,8 +36,8 @@ void broadcast(NcclComm& comm, const std::vector<Piece>& pieces, const std::stri
                Stream& stream);
 void all_reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count,
                     const std::string& operation, Stream& stream);
-void reduce_sum(NcclComm& comm, std::int64_t* x, std::size_t count, int to,
-                const std::string& operation, Stream& stream);
+void reduce_sums(NcclComm& comm, const std::vector<SumTo>& sums, const std::string& operation,
+                 Stream& stream);
 void all_reduce_max(NcclComm& comm, float* x, std::size_t count, const std::string& operation,
                     Stream& stream);  // x ≥ +0 or NaN
 

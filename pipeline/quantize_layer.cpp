@@ -160,11 +160,11 @@ GroupToSolve dealt(const Loop& loop, Layer& layer, GroupTask& task) {
                         std::back_inserter(task.packed));
     return solved;
   };
-  result.unsolved = [&layer, &task](Stream& stream) {
+  result.outline = [&layer, &task] {
     std::vector<QuantizedLinear> linears;
     linears.reserve(task.indices.size());
     for (std::size_t i = 0; i < task.indices.size(); ++i)
-      linears.push_back(unsolved(layer.linears[task.indices[i]], task.settings[i], stream));
+      linears.push_back(outline_of(layer.linears[task.indices[i]], task.settings[i]));
     return linears;
   };
   return result;

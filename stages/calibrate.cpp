@@ -361,13 +361,15 @@ std::vector<Hessian> calibrate(const Activations& activations,
         accumulate_hessians(together, stream);
       };
       visit_inputs(activations, blocks, add, stream);
-      for (std::size_t i = 0; i < sums.size(); ++i) {
+      std::vector<SumTo> owned;
+      for (std::size_t i = 0; i < sums.size(); ++i)
         if (groups[i].owner < 0)
           comm.all_reduce_sum(sums[i].all(), stream);
         else
-          comm.reduce_sum(sums[i].all(), groups[i].owner, stream);
+          owned.push_back({sums[i].all(), groups[i].owner});
+      comm.reduce_sums(owned, stream);
+      for (std::size_t i = 0; i < sums.size(); ++i)
         if (is_for(groups[i], comm)) sums[i].finish(places, results[i], stream);
-      }
     }
   }
   if (places.hessian_on_host) return results;

@@ -7,9 +7,11 @@
 #include <numeric>
 #include <stdexcept>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/activation.h"
+#include "kernels/alignment.h"
 #include "kernels/diagonal.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/quantize_groups.h"
@@ -425,6 +427,18 @@ void read_outcome(const StepRows& step, const Factors& factors, Matrix<const flo
   }
 }
 
+// With memory for what is found.
+QuantizedLinear unsolved(const Linear& linear, const LinearSettings& settings, Stream& stream) {
+  QuantizedLinear q = outline_of(linear, settings);
+  const auto allocate = [&](auto& array) {
+    array = std::remove_reference_t<decltype(array)>(array.view.rows, array.view.cols, stream);
+  };
+  allocate(q.code);
+  allocate(q.scale);
+  allocate(q.zero);
+  return q;
+}
+
 }  // namespace
 
 std::vector<QuantizedLinear> solve(Hessian* hessian, const std::vector<const Linear*>& linears,
@@ -468,14 +482,14 @@ std::vector<QuantizedLinear> solve(Hessian* hessian, const std::vector<const Lin
   return solve(hessian, linears, settings, RowsOf{}, comm, stream);
 }
 
-QuantizedLinear unsolved(const Linear& linear, const LinearSettings& settings, Stream& stream) {
+QuantizedLinear outline_of(const Linear& linear, const LinearSettings& settings) {
   const std::int64_t out = linear.stored.rows;
   const std::int64_t in = linear.stored.cols;
   QuantizedLinear q;
   q.settings = settings;
-  q.code = Array<std::uint8_t>(out, in, stream);
-  q.scale = Array<float>(out, settings.groups(in), stream);
-  q.zero = Array<std::uint8_t>(out, settings.groups(in), stream);
+  q.code.view = {nullptr, out, in};
+  q.scale.view = {nullptr, out, settings.groups(in)};
+  q.zero.view = {nullptr, out, settings.groups(in)};
   q.group_of.resize(static_cast<std::size_t>(in));
   for (std::int64_t k = 0; k < in; ++k)
     q.group_of[static_cast<std::size_t>(k)] =
@@ -515,12 +529,52 @@ void set_outcome(const std::string& outcome, std::vector<QuantizedLinear>& linea
   });
 }
 
-void add_pieces(const std::vector<QuantizedLinear>& linears, int from, std::vector<Piece>& pieces) {
-  for (const QuantizedLinear& q : linears) {
-    pieces.push_back({q.code.view.data, q.code.memory.bytes(), from});
-    pieces.push_back({q.scale.view.data, q.scale.memory.bytes(), from});
-    pieces.push_back({q.zero.view.data, q.zero.memory.bytes(), from});
+namespace {
+
+// What of the linears lies on the device, one after the other, with its offset in shared memory.
+template <class Linears, class Visit>
+std::size_t visit_arrays(Linears& linears, const Visit& visit) {
+  std::size_t offset = 0;
+  const auto next = [&](auto& array) {
+    visit(array, offset);
+    offset += aligned(static_cast<std::size_t>(array.view.size()) * sizeof(*array.view.data));
+  };
+  for (auto& q : linears) {
+    next(q.code);
+    next(q.scale);
+    next(q.zero);
   }
+  return offset;
+}
+
+template <class T>
+void set_place(Array<T>& array, const SharedPlace& at, std::size_t offset) {
+  array.view.data =
+      reinterpret_cast<T*>(static_cast<unsigned char*>(at.memory->data()) + at.offset + offset);
+}
+
+}  // namespace
+
+std::size_t shared_bytes(const std::vector<QuantizedLinear>& linears) {
+  return visit_arrays(linears, [](const auto&, std::size_t) {});
+}
+
+void place(std::vector<QuantizedLinear>& linears, const SharedPlace& at) {
+  visit_arrays(linears, [&](auto& array, std::size_t offset) { set_place(array, at, offset); });
+  for (QuantizedLinear& q : linears) q.shared = at.memory;
+}
+
+std::vector<Buffer> move_to(const SharedPlace& at, std::vector<QuantizedLinear>& linears,
+                            Stream& stream) {
+  std::vector<Buffer> left;
+  visit_arrays(linears, [&](auto& array, std::size_t offset) {
+    const auto* from = array.view.data;
+    set_place(array, at, offset);
+    copy_on_device(array.view.data, from, array.memory.bytes(), stream);
+    left.push_back(std::move(array.memory));
+  });
+  for (QuantizedLinear& q : linears) q.shared = at.memory;
+  return left;
 }
 
 void dequantize_into(const QuantizedLinear& q, Tensor weight, Stream& stream) {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,7 @@ struct QuantizedLinear {
   double agreement = -1.0;  // of the halves of the samples on the original's target
                             // (stages/original_target.h); −1: the layer's own output is aimed at
   bool fell_back = false;   // no damping made H positive definite: rounded to nearest
+  std::shared_ptr<Buffer> shared;  // where code, scale and zero lie when not in memory of their own
 };
 
 // Solves `linears` (all read the same input, none skipped). hessian: needed when a method is gptq,
@@ -82,13 +84,22 @@ std::vector<QuantizedLinear> solve(Hessian* hessian, const std::vector<const Lin
                                    const std::vector<LinearSettings>& settings,
                                    const RowsOf& rows_of, Comm& comm, Stream& stream);
 
-// A linear before any row is solved: memory for what solve() gives.
-QuantizedLinear unsolved(const Linear& linear, const LinearSettings& settings, Stream& stream);
-// One rank's solved linears for others, where they are unsolved: what is known of them on the host,
-// and where the rest lies on the device.
+// A linear before any row is solved: its shapes, without memory.
+QuantizedLinear outline_of(const Linear& linear, const LinearSettings& settings);
+
+// One rank's solved linears for others, which have their outlines: what is known of them on the
+// host, and code, scale and zero of all of them one after the other in memory that others share.
 std::string outcome_of(const std::vector<QuantizedLinear>& linears);
 void set_outcome(const std::string& outcome, std::vector<QuantizedLinear>& linears);
-void add_pieces(const std::vector<QuantizedLinear>& linears, int from, std::vector<Piece>& pieces);
+std::size_t shared_bytes(const std::vector<QuantizedLinear>& linears);
+struct SharedPlace {
+  std::shared_ptr<Buffer> memory;
+  std::size_t offset = 0;  // bytes, a multiple of 256
+};
+void place(std::vector<QuantizedLinear>& linears, const SharedPlace& at);
+// The same with what they hold. Returns the memory that they had, from which the stream copies.
+std::vector<Buffer> move_to(const SharedPlace& at, std::vector<QuantizedLinear>& linears,
+                            Stream& stream);
 
 // weight = the dequantized codes, in the compute type.
 void dequantize_into(const QuantizedLinear& quantized, Tensor weight, Stream& stream);

@@ -11,7 +11,6 @@
 #include <semaphore>
 #include <stdexcept>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 
 #include "kernels/copy_queue.h"
@@ -89,6 +88,7 @@ struct SolvedGroups::State {
     stop = true;
     room.release(static_cast<std::ptrdiff_t>(running.size()));
     for (std::future<void>& thread : running) thread.wait();
+    stream.release_kept();
   }
 
   State(const State&) = delete;
@@ -113,29 +113,23 @@ struct SolvedGroups::State {
     }
   }
 
-  // Of group number `index`, the next of this rank's; on the team's stream.
-  Linears take_own(std::size_t index) {
-    if (running.empty()) return groups[index].solve(alone, stream);
-    Solved own = solved[taken++].get_future().get();
-    Linears linears = std::move(own.linears);
-    std::vector<Buffer> left;  // the worker's memory
-    const auto bring = [&](auto& array) {
-      std::remove_reference_t<decltype(array)> copy(array.view.rows, array.view.cols, stream);
-      copy_on_device(copy.view.data, array.view.data, array.memory.bytes(), stream);
-      std::swap(array, copy);
-      left.push_back(std::move(copy.memory));
-    };
-    for (QuantizedLinear& linear : linears) {
-      bring(linear.code);
-      bring(linear.scale);
-      bring(linear.zero);
+  // Of group number `index`, the next of this rank's; there, in memory of the team's stream, or
+  // where it says nothing in other memory of the team's.
+  Linears take_own(std::size_t index, SharedPlace there) {
+    if (running.empty()) {
+      Linears linears = groups[index].solve(alone, stream);
+      if (there.memory) move_to(there, linears, stream);
+      return linears;
     }
-    // It is free behind the copies.
+    Solved own = solved[taken++].get_future().get();
+    if (!there.memory) there.memory = std::make_shared<Buffer>(shared_bytes(own.linears), stream);
+    std::vector<Buffer> left = move_to(there, own.linears, stream);
+    // The worker's memory is free behind the copies.
     record(own.worker->taken, stream);
     wait_for(own.worker->taken, *own.worker->stream);
     left.clear();
     room.release();
-    return linears;
+    return std::move(own.linears);
   }
 
   // A group as its owner found it.
@@ -144,38 +138,62 @@ struct SolvedGroups::State {
     std::string fault;  // of the data
   };
 
-  // The next groups, on every rank.
+  // Of the next group of this rank's.
+  Found find_own(std::size_t index, const SharedPlace& there) {
+    try {
+      return {take_own(index, there), {}};
+    } catch (const std::domain_error& error) {
+      return {{}, error.what()};
+    }
+  }
+
+  // The next groups, on every rank. What a rank has found is one message to all others.
   void exchange() {
     const std::size_t end = std::min(groups.size(), at + at_once);
+    if (comm.size() == 1) {
+      for (std::size_t i = at; i < end; ++i) ready.push_back(find_own(i, {}));
+      return;
+    }
     std::vector<Found> found(end - at);
+    std::vector<SharedPlace> places(end - at);
+    std::vector<Piece> messages;
+    std::size_t bytes = 0;
+    for (int rank = 0; rank < comm.size(); ++rank) {
+      const std::size_t begin = bytes;
+      for (std::size_t i = at; i < end; ++i) {
+        if (groups[i].owner != rank) continue;
+        found[i - at].linears = groups[i].outline();
+        places[i - at].offset = bytes;
+        bytes += shared_bytes(found[i - at].linears);
+      }
+      messages.push_back({nullptr, bytes - begin, rank});
+    }
+    const auto memory = std::make_shared<Buffer>(bytes, stream);
+    auto* data = static_cast<unsigned char*>(memory->data());
+    for (Piece& message : messages) {
+      message.data = data;
+      data += message.bytes;
+    }
     std::string own;
     for (std::size_t i = at; i < end; ++i) {
+      places[i - at].memory = memory;
       if (groups[i].owner != comm.rank()) continue;
-      Found& group = found[i - at];
-      try {
-        group.linears = take_own(i);
-      } catch (const std::domain_error& error) {
-        group.fault = error.what();
-      }
-      put(own, group.fault);
-      put(own, outcome_of(group.linears));
+      found[i - at] = find_own(i, places[i - at]);
+      put(own, found[i - at].fault);
+      put(own, outcome_of(found[i - at].linears));
     }
     const std::vector<std::string> told = comm.all_gather_texts(own);
     std::vector<std::string_view> by_rank(told.begin(), told.end());
-    std::vector<Piece> pieces;
     for (std::size_t i = at; i < end; ++i) {
       std::string_view& of_owner = by_rank[static_cast<std::size_t>(groups[i].owner)];
       Found& group = found[i - at];
       group.fault = take(of_owner);
       const std::string outcome(take(of_owner));
-      if (!group.fault.empty()) continue;
-      if (groups[i].owner != comm.rank()) {
-        group.linears = groups[i].unsolved(stream);
-        set_outcome(outcome, group.linears);
-      }
-      add_pieces(group.linears, groups[i].owner, pieces);
+      if (groups[i].owner == comm.rank() || !group.fault.empty()) continue;
+      set_outcome(outcome, group.linears);
+      place(group.linears, places[i - at]);
     }
-    comm.broadcast(pieces, stream);
+    comm.broadcast(messages, stream);
     for (Found& group : found) ready.push_back(std::move(group));
   }
 

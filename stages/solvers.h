@@ -43,8 +43,8 @@ struct GroupToSolve {
   // Its linears as solve() gives them, with the Comm of one rank; from any thread, on that thread's
   // stream. What it reads is done on the team's stream.
   std::function<std::vector<QuantizedLinear>(Comm& alone, Stream& stream)> solve;
-  // The same linears before any row is solved (unsolved()).
-  std::function<std::vector<QuantizedLinear>(Stream& stream)> unsolved;
+  // The same linears before any row is solved (outline_of()).
+  std::function<std::vector<QuantizedLinear>()> outline;
   int owner = 0;  // the rank that solves it
 };
 

@@ -81,19 +81,21 @@ TEST_P(CommDevice, SumOfIntegersIsExact) {
       return count;
     };
     EXPECT_EQ(wrong(download_as(x.view)), 0u) << rows << " rows";
+    std::vector<Array<std::int64_t>> copies;
+    std::vector<SumTo> sums;
     for (int to = 0; to < comm.size(); ++to) {
-      const auto y = upload_as(mine, rows, cols);
-      comm.reduce_sum(y, to, stream);
-      comm.wait(stream);
-      if (comm.rank() == to) {
-        EXPECT_EQ(wrong(download_as(y.view)), 0u) << rows << " rows to " << to;
-      }
+      copies.push_back(upload_as(mine, rows, cols));
+      sums.push_back({copies.back().view, to});
     }
+    comm.reduce_sums(sums, stream);
+    comm.wait(stream);
+    EXPECT_EQ(wrong(download_as(sums[static_cast<std::size_t>(comm.rank())].x)), 0u)
+        << rows << " rows to " << comm.rank();
   }
   const auto wide = upload_as(std::vector<std::int64_t>(12, 1), 3, 4);
   EXPECT_THROW(comm.all_reduce_sum(wide.view.col_range(0, 2), stream), std::invalid_argument);
-  EXPECT_THROW(comm.reduce_sum(wide.view.col_range(0, 2), 0, stream), std::invalid_argument);
-  EXPECT_THROW(comm.reduce_sum(wide, comm.size(), stream), std::invalid_argument);
+  EXPECT_THROW(comm.reduce_sums({{wide.view.col_range(0, 2), 0}}, stream), std::invalid_argument);
+  EXPECT_THROW(comm.reduce_sums({{wide, comm.size()}}, stream), std::invalid_argument);
   comm.all_reduce_sum(Matrix<std::int64_t>(nullptr, 0, 4), stream);  // nothing to do
 }
 

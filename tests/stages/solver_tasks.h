@@ -62,9 +62,9 @@ inline GroupToSolve task_of(Expert& expert) {
   task.solve = [&expert](Comm& alone, Stream& stream) {
     return solve(&expert.hessian, {&expert.linear}, {expert.settings}, alone, stream);
   };
-  task.unsolved = [&expert](Stream& stream) {
+  task.outline = [&expert] {
     std::vector<QuantizedLinear> linears;
-    linears.push_back(unsolved(expert.linear, expert.settings, stream));
+    linears.push_back(outline_of(expert.linear, expert.settings));
     return linears;
   };
   return task;
