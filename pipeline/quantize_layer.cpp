@@ -133,31 +133,36 @@ GroupTask task_of(const Loop& loop, const Layer& layer, const Group& group, Hess
 }
 
 // weight = what the codes say, in terms of the layer's input without factors.
-using Propagate = std::function<void(const QuantizedLinear& solved, std::size_t linear)>;
+using Propagate =
+    std::function<void(const QuantizedLinear& solved, std::size_t linear, Stream& stream)>;
 
-void take_up(const Loop& loop, Layer& layer, const GroupTask& task,
-             const std::vector<QuantizedLinear>& solved, const Propagate& propagate,
-             LayerFindings& found) {
-  for (std::size_t i = 0; i < solved.size(); ++i)
-    note_solved(loop, layer.linears[task.indices[i]].name, solved[i],
-                tokens_of(task.group, task.hessian), found);
-  if (task.hessian != nullptr) *task.hessian = Hessian{};
-  if (!loop.plan.quantized_propagation) return;
-  const WeightsOnDevice weights(layer, task.indices, loop.stream);
+// The solved linears' weights, which are on the device, become those of the codes.
+void overwrite(Layer& layer, const GroupTask& task, const std::vector<QuantizedLinear>& solved,
+               const Propagate& propagate, Stream& stream) {
   for (std::size_t i = 0; i < solved.size(); ++i) {
-    propagate(solved[i], task.indices[i]);
+    propagate(solved[i], task.indices[i], stream);
     set_overwritten(layer, task.indices[i]);
   }
 }
 
-GroupToSolve dealt(const Loop& loop, Layer& layer, GroupTask& task) {
+void note_all(const Loop& loop, const Layer& layer, const GroupTask& task,
+              const std::vector<QuantizedLinear>& solved, LayerFindings& found) {
+  for (std::size_t i = 0; i < solved.size(); ++i)
+    note_solved(loop, layer.linears[task.indices[i]].name, solved[i],
+                tokens_of(task.group, task.hessian), found);
+  if (task.hessian != nullptr) *task.hessian = Hessian{};
+}
+
+// The thread that solves it also packs it, and gives the layer its weights.
+GroupToSolve dealt(const Loop& loop, Layer& layer, GroupTask& task, const Propagate& propagate) {
   GroupToSolve result;
-  result.solve = [&loop, &layer, &task](Comm& alone, Stream& stream) {
+  result.solve = [&loop, &layer, &task, &propagate](Comm& alone, Stream& stream) {
     const WeightsOnDevice weights(layer, task.indices, stream);
     std::vector<QuantizedLinear> solved = task.solve(alone, stream);
     for (std::size_t i = 0; i < solved.size(); ++i)
       std::ranges::move(loop.store.pack(layer.linears[task.indices[i]].name, solved[i], stream),
                         std::back_inserter(task.packed));
+    if (loop.plan.quantized_propagation) overwrite(layer, task, solved, propagate, stream);
     return solved;
   };
   result.outline = [&layer, &task] {
@@ -183,31 +188,33 @@ void solve_group(const Loop& loop, Layer& layer, const GroupTask& task, const Pr
     for (std::size_t i = 0; i < solved.size(); ++i)
       loop.store.put(layer.linears[task.indices[i]].name, solved[i], loop.stream);
   }
-  take_up(loop, layer, task, solved, propagate, found);
+  note_all(loop, layer, task, solved, found);
+  if (loop.plan.quantized_propagation) overwrite(layer, task, solved, propagate, loop.stream);
 }
 
 // One group by all ranks together, several side by side.
 void solve_groups(const Loop& loop, Layer& layer, std::vector<GroupTask>& tasks,
                   const Propagate& propagate, LayerFindings& found) {
   if (tasks.size() == 1) return solve_group(loop, layer, tasks[0], propagate, found);
+  Timed timed(loop.seconds.solve, loop.comm, loop.stream);
   std::vector<GroupToSolve> groups;
   groups.reserve(tasks.size());
   for (GroupTask& task : tasks) {
-    groups.push_back(dealt(loop, layer, task));
+    groups.push_back(dealt(loop, layer, task, propagate));
     groups.back().owner = owner_of_group(groups.size() - 1, loop.comm.size());
   }
-  SolvedGroups in_order(std::move(groups), loop.solvers, loop.comm, loop.stream);
-  for (GroupTask& task : tasks) {
-    std::vector<QuantizedLinear> solved;
-    {
-      Timed timed(loop.seconds.solve, loop.comm, loop.stream);
-      solved = as_user_error([&] { return in_order.next(); });
-    }
-    {
-      Timed timed(loop.seconds.write);
-      if (!task.packed.empty()) loop.store.put(std::move(task.packed));
-    }
-    take_up(loop, layer, task, solved, propagate, found);
+  SolvedGroups in_order(std::move(groups),
+                        loop.plan.quantized_propagation ? CodesFor::other_ranks : CodesFor::nobody,
+                        loop.solvers, loop.comm, loop.stream);
+  for (std::size_t i = 0; i < tasks.size(); ++i) {
+    GroupTask& task = tasks[i];
+    const std::vector<QuantizedLinear> solved = as_user_error([&] { return in_order.next(); });
+    if (!task.packed.empty()) loop.store.put(std::move(task.packed));
+    note_all(loop, layer, task, solved, found);
+    if (!loop.plan.quantized_propagation || owner_of_group(i, loop.comm.size()) == loop.comm.rank())
+      continue;
+    const WeightsOnDevice weights(layer, task.indices, loop.stream);
+    overwrite(layer, task, solved, propagate, loop.stream);
   }
 }
 
@@ -223,8 +230,9 @@ void solve_wave(const Loop& loop, Layer& layer, const Step& step, const Wave& wa
       return solve(task.hessian, pointers(layer, task.indices), task.settings, comm, stream);
     };
   }
-  const Propagate propagate = [&](const QuantizedLinear& solved, std::size_t linear) {
-    dequantize_into(solved, layer.linears[linear].weight, loop.stream);
+  const Propagate propagate = [&](const QuantizedLinear& solved, std::size_t linear,
+                                  Stream& stream) {
+    dequantize_into(solved, layer.linears[linear].weight, stream);
   };
   solve_groups(loop, layer, tasks, propagate, found);
 }
@@ -516,8 +524,9 @@ void solve_scaled_wave(const Loop& loop, Layer& layer, const Step& step, std::si
       return solved;
     };
   }
-  const Propagate propagate = [&](const QuantizedLinear& solved, std::size_t linear) {
-    unscaled_weight_into(solved, factors[linear], layer.linears[linear].weight, loop.stream);
+  const Propagate propagate = [&](const QuantizedLinear& solved, std::size_t linear,
+                                  Stream& stream) {
+    unscaled_weight_into(solved, factors[linear], layer.linears[linear].weight, stream);
   };
   solve_groups(loop, layer, tasks, propagate, found);
 }

@@ -564,6 +564,14 @@ void place(std::vector<QuantizedLinear>& linears, const SharedPlace& at) {
   for (QuantizedLinear& q : linears) q.shared = at.memory;
 }
 
+void forget_codes(std::vector<QuantizedLinear>& linears) {
+  visit_arrays(linears, [](auto& array, std::size_t) {
+    array.view.data = nullptr;
+    array.memory = {};
+  });
+  for (QuantizedLinear& q : linears) q.shared = {};
+}
+
 std::vector<Buffer> move_to(const SharedPlace& at, std::vector<QuantizedLinear>& linears,
                             Stream& stream) {
   std::vector<Buffer> left;
@@ -578,6 +586,8 @@ std::vector<Buffer> move_to(const SharedPlace& at, std::vector<QuantizedLinear>&
 }
 
 void dequantize_into(const QuantizedLinear& q, Tensor weight, Stream& stream) {
+  const auto& there = q.group_of_on_device.view;
+  if (!there.empty()) return dequantize(q.code, q.scale, q.zero, there, weight, stream);
   dequantize(q.code, q.scale, q.zero, upload(q.group_of, stream), weight, stream);
 }
 

@@ -67,6 +67,11 @@ struct QuantizedLinear {
                             // (stages/original_target.h); −1: the layer's own output is aimed at
   bool fell_back = false;   // no damping made H positive definite: rounded to nearest
   std::shared_ptr<Buffer> shared;  // where code, scale and zero lie when not in memory of their own
+  struct GroupsOnDevice {
+    std::shared_ptr<Array<std::int32_t>> memory;
+    Matrix<const std::int32_t> view;
+  };
+  GroupsOnDevice group_of_on_device;  // group_of, where it is there already
 };
 
 // Solves `linears` (all read the same input, none skipped). hessian: needed when a method is gptq,
@@ -97,6 +102,7 @@ struct SharedPlace {
   std::size_t offset = 0;  // bytes, a multiple of 256
 };
 void place(std::vector<QuantizedLinear>& linears, const SharedPlace& at);
+void forget_codes(std::vector<QuantizedLinear>& linears);  // outlines are left
 // The same with what they hold. Returns the memory that they had, from which the stream copies.
 std::vector<Buffer> move_to(const SharedPlace& at, std::vector<QuantizedLinear>& linears,
                             Stream& stream);

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "kernels/copy_queue.h"
+#include "stages/transfer.h"
 
 namespace qpipe {
 
@@ -62,8 +63,11 @@ struct SolvedGroups::State {
     Solvers::Worker* worker = nullptr;
   };
 
-  State(std::vector<GroupToSolve> all, Solvers& solvers, Comm& comm_, Stream& stream_)
+  State(std::vector<GroupToSolve> all, CodesFor codes_for_, Solvers& solvers, Comm& comm_,
+        Stream& stream_)
       : groups(std::move(all)),
+        codes_for(codes_for_ == CodesFor::other_ranks && comm_.size() == 1 ? CodesFor::nobody
+                                                                           : codes_for_),
         comm(comm_),
         stream(stream_),
         alone(stream_),
@@ -113,21 +117,28 @@ struct SolvedGroups::State {
     }
   }
 
-  // Of group number `index`, the next of this rank's; there, in memory of the team's stream, or
-  // where it says nothing in other memory of the team's.
+  // Of group number `index`, the next of this rank's; in memory of the team's stream, there or
+  // where it says nothing elsewhere.
   Linears take_own(std::size_t index, SharedPlace there) {
     if (running.empty()) {
       Linears linears = groups[index].solve(alone, stream);
-      if (there.memory) move_to(there, linears, stream);
+      if (codes_for == CodesFor::nobody)
+        forget_codes(linears);
+      else if (there.memory)
+        move_to(there, linears, stream);
       return linears;
     }
     Solved own = solved[taken++].get_future().get();
-    if (!there.memory) there.memory = std::make_shared<Buffer>(shared_bytes(own.linears), stream);
-    std::vector<Buffer> left = move_to(there, own.linears, stream);
-    // The worker's memory is free behind the copies.
-    record(own.worker->taken, stream);
-    wait_for(own.worker->taken, *own.worker->stream);
-    left.clear();
+    if (codes_for == CodesFor::nobody) {
+      forget_codes(own.linears);
+    } else {
+      if (!there.memory) there.memory = std::make_shared<Buffer>(shared_bytes(own.linears), stream);
+      std::vector<Buffer> left = move_to(there, own.linears, stream);
+      // The worker's memory is free behind the copies.
+      record(own.worker->taken, stream);
+      wait_for(own.worker->taken, *own.worker->stream);
+      left.clear();
+    }
     room.release();
     return std::move(own.linears);
   }
@@ -147,6 +158,37 @@ struct SolvedGroups::State {
     }
   }
 
+  // Of the groups up to `end`: places in one memory, a rank's one behind the other, and what of it
+  // each rank has.
+  struct Exchange {
+    std::shared_ptr<Buffer> memory;
+    std::vector<SharedPlace> places;
+    std::vector<Piece> messages;
+  };
+
+  Exchange begin_exchange(std::size_t end, std::vector<Found>& found) {
+    Exchange result;
+    result.places.resize(found.size());
+    std::size_t bytes = 0;
+    for (int rank = 0; rank < comm.size(); ++rank) {
+      const std::size_t begin = bytes;
+      for (std::size_t i = at; i < end; ++i) {
+        if (groups[i].owner != rank) continue;
+        result.places[i - at].offset = bytes;
+        bytes += shared_bytes(found[i - at].linears);
+      }
+      result.messages.push_back({nullptr, bytes - begin, rank});
+    }
+    result.memory = std::make_shared<Buffer>(bytes, stream);
+    for (SharedPlace& place : result.places) place.memory = result.memory;
+    auto* data = static_cast<unsigned char*>(result.memory->data());
+    for (Piece& message : result.messages) {
+      message.data = data;
+      data += message.bytes;
+    }
+    return result;
+  }
+
   // The next groups, on every rank. What a rank has found is one message to all others.
   void exchange() {
     const std::size_t end = std::min(groups.size(), at + at_once);
@@ -155,30 +197,16 @@ struct SolvedGroups::State {
       return;
     }
     std::vector<Found> found(end - at);
-    std::vector<SharedPlace> places(end - at);
-    std::vector<Piece> messages;
-    std::size_t bytes = 0;
-    for (int rank = 0; rank < comm.size(); ++rank) {
-      const std::size_t begin = bytes;
-      for (std::size_t i = at; i < end; ++i) {
-        if (groups[i].owner != rank) continue;
-        found[i - at].linears = groups[i].outline();
-        places[i - at].offset = bytes;
-        bytes += shared_bytes(found[i - at].linears);
-      }
-      messages.push_back({nullptr, bytes - begin, rank});
-    }
-    const auto memory = std::make_shared<Buffer>(bytes, stream);
-    auto* data = static_cast<unsigned char*>(memory->data());
-    for (Piece& message : messages) {
-      message.data = data;
-      data += message.bytes;
-    }
+    for (std::size_t i = at; i < end; ++i) found[i - at].linears = groups[i].outline();
+    Exchange all;
+    if (codes_for == CodesFor::nobody)
+      all.places.resize(found.size());
+    else
+      all = begin_exchange(end, found);
     std::string own;
     for (std::size_t i = at; i < end; ++i) {
-      places[i - at].memory = memory;
       if (groups[i].owner != comm.rank()) continue;
-      found[i - at] = find_own(i, places[i - at]);
+      found[i - at] = find_own(i, all.places[i - at]);
       put(own, found[i - at].fault);
       put(own, outcome_of(found[i - at].linears));
     }
@@ -189,15 +217,41 @@ struct SolvedGroups::State {
       Found& group = found[i - at];
       group.fault = take(of_owner);
       const std::string outcome(take(of_owner));
-      if (groups[i].owner == comm.rank() || !group.fault.empty()) continue;
-      set_outcome(outcome, group.linears);
-      place(group.linears, places[i - at]);
+      if (groups[i].owner == comm.rank()) {
+        if (codes_for == CodesFor::other_ranks) forget_codes(group.linears);
+      } else if (group.fault.empty()) {
+        set_outcome(outcome, group.linears);
+        if (all.memory) place(group.linears, all.places[i - at]);
+      }
     }
-    comm.broadcast(messages, stream);
+    if (all.memory) {
+      comm.broadcast(all.messages, stream);
+      upload_groups(found);
+    }
     for (Found& group : found) ready.push_back(std::move(group));
   }
 
+  // To which group columns belong, of all linears with codes, in one copy: a copy waits for the
+  // stream.
+  void upload_groups(std::vector<Found>& found) {
+    std::vector<std::int32_t> all;
+    const auto visit = [&](const auto& work) {
+      for (Found& group : found)
+        for (QuantizedLinear& q : group.linears)
+          if (q.shared) work(q);
+    };
+    visit([&](QuantizedLinear& q) { all.insert(all.end(), q.group_of.begin(), q.group_of.end()); });
+    const auto memory = std::make_shared<Array<std::int32_t>>(upload(all, stream));
+    std::int64_t column = 0;
+    visit([&](QuantizedLinear& q) {
+      const auto columns = static_cast<std::int64_t>(q.group_of.size());
+      q.group_of_on_device = {memory, memory->view.col_range(column, columns)};
+      column += columns;
+    });
+  }
+
   std::vector<GroupToSolve> groups;
+  CodesFor codes_for;
   Comm& comm;
   Stream& stream;
   Comm alone;  // of the team's stream
@@ -213,9 +267,9 @@ struct SolvedGroups::State {
   std::size_t at = 0;  // the group that is next
 };
 
-SolvedGroups::SolvedGroups(std::vector<GroupToSolve> groups, Solvers& solvers, Comm& comm,
-                           Stream& stream)
-    : state_(std::make_unique<State>(std::move(groups), solvers, comm, stream)) {}
+SolvedGroups::SolvedGroups(std::vector<GroupToSolve> groups, CodesFor codes_for, Solvers& solvers,
+                           Comm& comm, Stream& stream)
+    : state_(std::make_unique<State>(std::move(groups), codes_for, solvers, comm, stream)) {}
 
 SolvedGroups::~SolvedGroups() = default;
 

@@ -39,6 +39,10 @@ class Solvers {
 // How many groups of a rank that are solved, or being solved, may wait to be taken.
 constexpr int groups_in_work(int solvers) { return solvers + solvers / 2; }
 
+// Who needs codes, scales and zeros of a group once its `solve` has returned; what is known of it
+// on the host (outcome_of()) all ranks get.
+enum class CodesFor { nobody, other_ranks, all_ranks };
+
 struct GroupToSolve {
   // Its linears as solve() gives them, with the Comm of one rank; from any thread, on that thread's
   // stream. What it reads is done on the team's stream.
@@ -64,15 +68,17 @@ constexpr std::size_t groups_exchanged(int ranks, int solvers) {
 // All groups, solved, on every rank, in their order.
 class SolvedGroups {
  public:
-  // Begins to solve. All ranks of comm pass the same groups.
-  SolvedGroups(std::vector<GroupToSolve> groups, Solvers& solvers, Comm& comm, Stream& stream);
+  // Begins to solve. All ranks of comm pass the same groups and codes_for.
+  SolvedGroups(std::vector<GroupToSolve> groups, CodesFor codes_for, Solvers& solvers, Comm& comm,
+               Stream& stream);
   // Those in work are solved to their end, the others are not begun.
   ~SolvedGroups();
   SolvedGroups(const SolvedGroups&) = delete;
   SolvedGroups& operator=(const SolvedGroups&) = delete;
 
-  // The next group's linears; memory and work on the team's stream. Collective. Throws what its
-  // `solve` has thrown: a std::domain_error on all ranks, anything else on its owner.
+  // The next group's linears; memory and work on the team's stream, or views without memory where
+  // this rank does not need the codes. Collective. Throws what its `solve` has thrown: a
+  // std::domain_error on all ranks, anything else on its owner.
   std::vector<QuantizedLinear> next();
 
  private:

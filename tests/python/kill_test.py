@@ -145,6 +145,8 @@ class Runs:
             return self.resume(method, ranks, under_way + max(1, ranks), [*history, text])
         if code == 73 and not had_run and os.path.exists(self.output + ".report.json"):
             self.figures["killed after the end"] += 1  # all is there: the output folder is not empty, says the next run
+        elif code == 0 and "is complete; nothing is left to do" in text:
+            self.figures["killed while the run folder was cleared"] += 1
         elif code != 0:
             raise Fault(f"going on with {ranks} ranks ended with {code}:\n{text}")
         else:

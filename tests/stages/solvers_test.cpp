@@ -31,7 +31,7 @@ TEST_P(SolversTest, MemoryIsThatOfAllQueuesAndComesBack) {
   const std::size_t before = stream.bytes_in_use();
   Solvers solvers(stream, 3);
   {
-    SolvedGroups solved(tasks_of(experts, 1), solvers, comm, stream);
+    SolvedGroups solved(tasks_of(experts, 1), CodesFor::all_ranks, solvers, comm, stream);
     for (std::size_t i = 0; i < experts.size(); ++i) solved.next();
   }
   EXPECT_EQ(stream.bytes_in_use(), before);
@@ -62,7 +62,7 @@ TEST_P(SolversTest, NotMoreThanAllowedAreInWork) {
   }
   Solvers solvers(stream, threads);
   {
-    SolvedGroups solved(std::move(counted), solvers, comm, stream);
+    SolvedGroups solved(std::move(counted), CodesFor::all_ranks, solvers, comm, stream);
     std::this_thread::sleep_for(std::chrono::milliseconds(200));
     EXPECT_LE(begun, groups_in_work(threads));
     for (int i = 0; i < 4; ++i) solved.next();
@@ -80,7 +80,7 @@ TEST_P(SolversTest, AnyOtherFaultIsThrownWhereItWas) {
   std::vector<GroupToSolve> all = tasks_of(experts, 1);
   all[2].solve = [](Comm&, Stream&) -> std::vector<QuantizedLinear> { throw std::bad_alloc(); };
   Solvers solvers(stream, 2);
-  SolvedGroups solved(std::move(all), solvers, comm, stream);
+  SolvedGroups solved(std::move(all), CodesFor::all_ranks, solvers, comm, stream);
   solved.next();
   solved.next();
   EXPECT_THROW(solved.next(), std::bad_alloc);
