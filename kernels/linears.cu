@@ -4,6 +4,7 @@
 #include "kernels/cuda_handles.h"
 #include "kernels/linear.h"
 #include "kernels/linears.h"
+#include "kernels/linears_wgmma.h"
 #include "kernels/vector_cuda.h"
 
 namespace qpipe::cuda {
@@ -103,6 +104,7 @@ void linears(const std::vector<Product>& products, Stream& stream) {
     if (!p.bias.empty()) with_bias.push_back(p);
   }
   if (grouped.empty()) return;
+  if (has_linears_wgmma(stream)) return linears_wgmma(grouped, stream);
 
   // y starts as the bias, which bf16 holds exactly; the product then joins it before the one
   // rounding.

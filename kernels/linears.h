@@ -20,7 +20,8 @@ struct Product {
 // The bits of a product depend on its own shapes, strides and values, and not on the products
 // beside it or their order. On the CPU it is one linear() after the other; on CUDA that is so where
 // y is float32 or where rows of x, weight or y don't begin and end at multiples of 16 bytes, and
-// the others are one call of cuBLAS, for which each takes 24 bytes of device memory.
+// the others are one kernel on Hopper (kernels/linears_wgmma.h), elsewhere one call of cuBLAS, for
+// which each takes 24 bytes of device memory.
 void linears(const std::vector<Product>& products, Stream& stream);
 
 namespace cuda {

@@ -15,9 +15,6 @@ namespace qpipe {
 
 namespace {
 
-// At most this many pieces of work wait in memory.
-constexpr std::size_t most_pending = 16;
-
 // Finite values in another float type, a piece of a tensor at a time.
 class Conversion {
  public:
@@ -143,13 +140,17 @@ void Store::take_up_finished_layers() {
     }
 }
 
-std::future<void> Store::start(std::function<void()> work) {
-  return std::async(std::launch::async, [this, work = std::move(work)] {
+std::function<void()> Store::guarded(std::function<void()> work) {
+  return [this, work = std::move(work)] {
     if (fault()) return;
     const std::optional<UserError> fault = fault_of(work);
     const std::lock_guard lock(fault_mutex_);
     if (fault && !fault_) fault_ = fault;
-  });
+  };
+}
+
+std::future<void> Store::start(std::function<void()> work) {
+  return std::async(std::launch::async, guarded(std::move(work)));
 }
 
 std::optional<UserError> Store::fault() const {
@@ -178,13 +179,12 @@ void Store::put(std::vector<PackedTensor> all) {
   std::vector<PackedTensor> tensors;
   for (PackedTensor& tensor : all)
     (bits_of_.contains(tensor.info.name) ? part_->held : tensors).push_back(std::move(tensor));
-  std::vector<std::future<void>>& writes = part_->writes;
-  if (writes.size() >= most_pending) writes[writes.size() - most_pending].wait();
-  writes.push_back(start([this, part = part_.get(), tensors = std::move(tensors)]() mutable {
-    const std::vector<PackedTensor> freed_soon =
-        std::move(tensors);  // the future keeps what the lambda has until the commit
-    for (const PackedTensor& tensor : freed_soon) write(*part, tensor);
-  }));
+  part_->writes.push_back(
+      writers_.run(guarded([this, part = part_.get(), tensors = std::move(tensors)]() mutable {
+        const std::vector<PackedTensor> freed_soon =
+            std::move(tensors);  // the future keeps what the lambda has until the commit
+        for (const PackedTensor& tensor : freed_soon) write(*part, tensor);
+      })));
 }
 
 void Store::commit(std::int64_t layer, int part, int parts, const LayerFindings& findings) {

@@ -17,6 +17,7 @@
 
 #include "launch/teams.h"
 #include "pipeline/files/error.h"
+#include "pipeline/files/workers.h"
 #include "pipeline/journal/finished_layers.h"
 #include "pipeline/model/checkpoint.h"
 #include "pipeline/output/output.h"
@@ -85,11 +86,15 @@ class Store {
     LayerRecord record;
     std::vector<PackedTensor> held;
     std::function<void()> committed = [] {};
-    std::vector<std::future<void>>
-        writes;  // the last member: its end waits for the writes, which use the others
+    std::vector<std::future<void>> writes;  // which use the others
+    ~Part() {
+      for (std::future<void>& write : writes) write.wait();
+    }
   };
 
-  // Runs in the background, or does nothing after a fault.
+  // What `work` throws becomes the fault; it does nothing after one.
+  std::function<void()> guarded(std::function<void()> work);
+  // Runs in the background.
   std::future<void> start(std::function<void()> work);
   void write(Part& part, const PackedTensor& tensor);
   std::shared_ptr<Part> written_part(std::int64_t layer);
@@ -113,6 +118,9 @@ class Store {
   std::map<std::string, TensorInfo> to_copy_;  // by this rank, at the end
   std::map<std::string, std::vector<unsigned char>> zeros_;  // kept back
   std::vector<std::future<void>> copies_;
+  // Of what is put. A layer's tensors wait in memory while the disk is slower than the device: a
+  // commit waits for that of the layer before.
+  Workers writers_{8};
   std::shared_ptr<Part> part_ = std::make_shared<Part>();
   std::mutex commit_mutex_;                                      // guards the four below
   std::map<std::int64_t, std::shared_ptr<Part>> written_parts_;  // layers that write() has begun
