@@ -109,6 +109,7 @@ struct SolvedGroups::State {
       }
       try {
         Linears linears = groups[mine[k]].solve(worker.alone, *worker.stream);
+        if (codes_for == CodesFor::nobody) forget_codes(linears);
         worker.stream->synchronize();
         solved[k].set_value({std::move(linears), &worker});
       } catch (...) {
@@ -129,9 +130,7 @@ struct SolvedGroups::State {
       return linears;
     }
     Solved own = solved[taken++].get_future().get();
-    if (codes_for == CodesFor::nobody) {
-      forget_codes(own.linears);
-    } else {
+    if (codes_for != CodesFor::nobody) {
       if (!there.memory) there.memory = std::make_shared<Buffer>(shared_bytes(own.linears), stream);
       std::vector<Buffer> left = move_to(there, own.linears, stream);
       // The worker's memory is free behind the copies.

@@ -37,7 +37,7 @@ class Solvers {
 };
 
 // How many groups of a rank that are solved, or being solved, may wait to be taken.
-constexpr int groups_in_work(int solvers) { return solvers + solvers / 2; }
+constexpr int groups_in_work(int solvers) { return 3 * solvers; }
 
 // Who needs codes, scales and zeros of a group once its `solve` has returned; what is known of it
 // on the host (outcome_of()) all ranks get.

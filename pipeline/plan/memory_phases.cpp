@@ -488,12 +488,14 @@ void add_layer(const Rank& rank, const LayerSizes& layer, std::int64_t blocks,
     const Held there = step.to_original ? held_of_all(step) : r.at_once() ? held : wave;
     const Use kept = hessians(there, r.awq() ? at_once * own.full : 0, places);
     const Use factors = on_device("Cholesky factors", at_once * factor_bytes(step));
-    // Solved ones that wait to be stored, and that which is, beside those in work.
+    // Solved ones that wait for other ranks' use, beside those in work.
+    const bool codes_travel = rank.teams.ranks_of_team > 1 && dealt > 0 && r.quantized_propagation;
     const std::int64_t exchanged = static_cast<std::int64_t>(
         groups_exchanged(rank.teams.ranks_of_team, dealt > 0 ? places.solvers : 1));
     const std::int64_t solved =
-        (at_once == 1 ? 0 : groups_in_work(static_cast<int>(dealt)) - dealt) +
-        (at_once == 1 && exchanged == 1 ? 0 : std::min(exchanged, wave_of(step, places)));
+        codes_travel ? (at_once == 1 ? 0 : groups_in_work(static_cast<int>(dealt)) - dealt) +
+                           std::min(exchanged, wave_of(step, places))
+                     : 0;
     const Use waiting = on_device(
         "codes that wait", solved * solved_bytes(step) + (solved > 0 ? largest_packed(step) : 0));
     const std::vector<InUse> in_use{{&step, at_once + (solved > 0 ? 1 : 0)}};

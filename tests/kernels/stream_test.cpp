@@ -2,6 +2,7 @@
 
 #include <cstring>
 #include <future>
+#include <numeric>
 #include <set>
 #include <stdexcept>
 #include <thread>
@@ -13,6 +14,42 @@ namespace qpipe {
 namespace {
 
 class StreamTest : public BackendTest {};
+// Many small uploads one after the other, more than wait in page-locked memory at once; the host's
+// memory is used again at once.
+TEST_P(StreamTest, UploadsKeepTheirValues) {
+  constexpr std::int64_t count = 1000;
+  std::vector<std::int32_t> values(static_cast<std::size_t>(count));
+  std::vector<Array<std::int32_t>> arrays;
+  for (std::int32_t i = 0; i < 2000; ++i) {
+    std::iota(values.begin(), values.end(), 7 * i);
+    arrays.emplace_back(1, count, stream);
+    copy_to_device(arrays.back().view.data, values.data(), arrays.back().memory.bytes(), stream);
+  }
+  for (std::int32_t i = 0; i < 2000; ++i) {
+    std::iota(values.begin(), values.end(), 7 * i);
+    ASSERT_EQ(download_as(arrays[static_cast<std::size_t>(i)].view), values) << i;
+  }
+}
+
+// A queue beside another keeps what its buffers give back, as far as the limit allows.
+TEST_P(StreamTest, AQueueBesideKeepsItsMemory) {
+  const std::size_t before = stream.bytes_in_use();
+  const auto beside = Stream::beside(stream);
+  const std::size_t kept = stream.on_cuda() ? 1 << 20 : 0;
+  { const Buffer first(1 << 20, *beside); }
+  EXPECT_EQ(stream.bytes_in_use(), before + kept);
+  { const Buffer again(1 << 20, *beside); }
+  EXPECT_EQ(stream.bytes_in_use(), before + kept);
+  stream.set_limit(before + (3 << 19));
+  { const Buffer other(1 << 20, stream); }  // what is kept makes room
+  EXPECT_EQ(stream.bytes_in_use(), before);
+  EXPECT_THROW(Buffer(2 << 20, stream), std::runtime_error);
+  stream.set_limit(0);
+  { const Buffer third(1 << 20, *beside); }
+  stream.release_kept();
+  EXPECT_EQ(stream.bytes_in_use(), before);
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, StreamTest, testing::ValuesIn(backends()), backend_name);
 
 TEST_P(StreamTest, HostBuffersCopyToTheDeviceAndBack) {
