@@ -46,7 +46,9 @@ class Install(unittest.TestCase):
             "share/qpipe/configs/gptq-4bit.toml",
             "share/doc/qpipe/LICENSE",
             "share/doc/qpipe/THIRD_PARTY.md",
+            "share/doc/qpipe/README.md",
             "share/doc/qpipe/docs/families.md",
+            "share/doc/qpipe/docs/install.md",
         ):
             self.assertTrue(os.path.isfile(os.path.join(self.prefix, name)), name)
 
