@@ -5,8 +5,10 @@
     configuration_doc.py QPIPE docs/configuration.md --check    fails when it is stale"""
 import argparse
 import difflib
+import os
 import sys
 
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../scripts"))
 from help_text import help_of, options
 
 BEGIN = "<!-- The options, made by tests/python/configuration_doc.py -->\n"

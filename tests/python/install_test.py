@@ -49,6 +49,9 @@ class Install(unittest.TestCase):
             "share/doc/qpipe/README.md",
             "share/doc/qpipe/docs/families.md",
             "share/doc/qpipe/docs/install.md",
+            "share/bash-completion/completions/qpipe",
+            "share/zsh/site-functions/_qpipe",
+            "share/man/man1/qpipe.1",
         ):
             self.assertTrue(os.path.isfile(os.path.join(self.prefix, name)), name)
 

@@ -98,5 +98,31 @@ def argument(kind, left, meaning):
     return Argument(names, name, value, meaning, choices.group(1).split(",") if choices else [])
 
 
+def synopses(text):
+    """The forms of the call, each in one line, with its meaning: of `qpipe --help`, up to the exit codes."""
+    found = []
+    for line in text[: text.index("Exit codes:")].splitlines()[1:]:
+        if line.startswith("  qpipe "):
+            found.append([line.strip(), ""])
+        elif line.startswith(" " * 12):
+            found[-1][0] += " " + line.strip()
+        elif line.strip():
+            found[-1][1] += " " + line.strip()
+    return [(form, meaning.strip()) for form, meaning in found]
+
+
+def exit_codes(text):
+    """The paragraph without its head."""
+    return " ".join(text[text.index("Exit codes:") : text.index("Options of CONFIG.toml:")].split())[len("Exit codes: ") :]
+
+
+def values_allowed(option):
+    """Of an option of CONFIG.toml: those that can be listed."""
+    if option.type == "boolean":
+        return ["true", "false"]
+    listed = re.search(r"\(one of ([^()]*)\)$", option.meaning)
+    return listed.group(1).split(", ") if listed else []
+
+
 def all_commands(qpipe):
     return [command(qpipe, name) for name in commands(help_of(qpipe))]
