@@ -54,6 +54,13 @@ class Documents(unittest.TestCase):
             if document.startswith("docs/"):
                 self.assertIn(document, reached)
 
+    def test_containers(self):
+        """Dockerfile and qpipe.def have the same images."""
+        docker, apptainer = text_of("Dockerfile"), text_of("qpipe.def")
+        versions = {name: re.search(rf"^ARG {name}=(.+)$", docker, re.M).group(1) for name in ("CUDA", "UBUNTU")}
+        images = [image.replace("${CUDA}", versions["CUDA"]).replace("${UBUNTU}", versions["UBUNTU"]) for image in re.findall(r"^FROM (\S+)", docker, re.M)]
+        self.assertEqual(images, re.findall(r"^From: (\S+)", apptainer, re.M))
+
 
 if __name__ == "__main__":
     unittest.main()
