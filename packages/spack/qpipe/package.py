@@ -2,7 +2,7 @@
 import os
 
 from spack.package import *
-from spack_repo.builtin.build_systems.cmake import CMakePackage
+from spack_repo.builtin.build_systems.cmake import CMakePackage, generator
 from spack_repo.builtin.build_systems.cuda import CudaPackage
 
 CLONE = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
@@ -34,7 +34,7 @@ class Qpipe(CMakePackage, CudaPackage):
     depends_on("xxhash")
     depends_on("re2")
     depends_on("fmt")
-    depends_on("spdlog+fmt_external")
+    depends_on("spdlog")
     depends_on("nccl", when="+cuda")
 
     generator("ninja")
