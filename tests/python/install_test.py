@@ -46,7 +46,12 @@ class Install(unittest.TestCase):
             "share/qpipe/configs/gptq-4bit.toml",
             "share/doc/qpipe/LICENSE",
             "share/doc/qpipe/THIRD_PARTY.md",
+            "share/doc/qpipe/README.md",
             "share/doc/qpipe/docs/families.md",
+            "share/doc/qpipe/docs/install.md",
+            "share/bash-completion/completions/qpipe",
+            "share/zsh/site-functions/_qpipe",
+            "share/man/man1/qpipe.1",
         ):
             self.assertTrue(os.path.isfile(os.path.join(self.prefix, name)), name)
 
