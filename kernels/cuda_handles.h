@@ -23,16 +23,7 @@ class CudaHandles {
   cudaStream_t stream = nullptr;
   cublasHandle_t cublas();
 
-  // Page-locked memory for the next `bytes`, at most largest_staged, that the stream reads; null
-  // when all of it may still be read: then staged_is_free() once the stream has done its work.
-  static constexpr std::size_t largest_staged = std::size_t{64} << 10;
-  void* stage(std::size_t bytes);
-  void staged_is_free() { staged_ = 0; }
-
  private:
-  static constexpr std::size_t staging_bytes = std::size_t{1} << 20;
-  unsigned char* staging_ = nullptr;
-  std::size_t staged_ = 0;
   cublasHandle_t cublas_ = nullptr;
   void* cublas_workspace_ = nullptr;  // fixed, so that cuBLAS chooses the same algorithm every time
 };

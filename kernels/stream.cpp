@@ -253,7 +253,7 @@ HostBuffer::HostBuffer(std::vector<unsigned char> bytes) : bytes_(bytes.size()) 
 void copy_to_device(void* device, const void* host, std::size_t bytes, Stream& stream) {
   if (bytes == 0) return;
   if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::copy_from_host(device, host, bytes, stream);
+    if (stream.on_cuda()) return cuda::copy(device, host, bytes, true, stream);
   std::memcpy(device, host, bytes);
 }
 
@@ -261,13 +261,6 @@ void copy_to_host(void* host, const void* device, std::size_t bytes, Stream& str
   if (bytes == 0) return;
   if constexpr (has_cuda)
     if (stream.on_cuda()) return cuda::copy(host, device, bytes, true, stream);
-  std::memcpy(host, device, bytes);
-}
-
-void queue_copy_to_host(void* host, const void* device, std::size_t bytes, Stream& stream) {
-  if (bytes == 0) return;
-  if constexpr (has_cuda)
-    if (stream.on_cuda()) return cuda::copy(host, device, bytes, false, stream);
   std::memcpy(host, device, bytes);
 }
 

@@ -191,8 +191,6 @@ struct TensorArray {
 // Copies between host and the stream's device. The host side may be reused when the call returns.
 void copy_to_device(void* device, const void* host, std::size_t bytes, Stream& stream);
 void copy_to_host(void* host, const void* device, std::size_t bytes, Stream& stream);
-// To a HostBuffer, which has the bytes when the stream has done its work.
-void queue_copy_to_host(void* host, const void* device, std::size_t bytes, Stream& stream);
 void copy_on_device(void* to, const void* from, std::size_t bytes, Stream& stream);
 void fill_zero(void* device, std::size_t bytes, Stream& stream);
 

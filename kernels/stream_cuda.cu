@@ -1,9 +1,7 @@
 #include <cstdlib>
-#include <cstring>
 #include <new>
 #include <stdexcept>
 
-#include "kernels/alignment.h"
 #include "kernels/cuda_handles.h"
 #include "kernels/stream_cuda.h"
 #include "kernels/system_fault.h"
@@ -68,7 +66,6 @@ CudaHandles::~CudaHandles() {
   cudaStreamSynchronize(stream);
   if (cublas_ != nullptr) cublasDestroy(cublas_);
   if (cublas_workspace_ != nullptr) cudaFree(cublas_workspace_);
-  if (staging_ != nullptr) cudaFreeHost(staging_);
   cudaStreamDestroy(stream);
 }
 
@@ -79,14 +76,6 @@ cublasHandle_t CudaHandles::cublas() {
   check(cublasSetStream(cublas_, stream));
   check(cublasSetWorkspace(cublas_, cublas_workspace_, cublas_workspace_bytes));
   return cublas_;
-}
-
-void* CudaHandles::stage(std::size_t bytes) {
-  if (staging_ == nullptr) check(cudaMallocHost(&staging_, staging_bytes));
-  if (staged_ + bytes > staging_bytes) return nullptr;
-  void* place = staging_ + staged_;
-  staged_ += aligned(bytes);
-  return place;
 }
 
 namespace cuda {
@@ -182,18 +171,6 @@ void copy(void* to, const void* from, std::size_t bytes, bool wait, Stream& stre
   if (wait && *stream.waiter()) synchronize(stream);
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream.cuda().stream));
   if (wait) synchronize(stream);
-}
-
-void copy_from_host(void* device, const void* host, std::size_t bytes, Stream& stream) {
-  if (bytes > CudaHandles::largest_staged) return copy(device, host, bytes, true, stream);
-  void* staged = stream.cuda().stage(bytes);
-  if (staged == nullptr) {
-    synchronize(stream);
-    stream.cuda().staged_is_free();
-    staged = stream.cuda().stage(bytes);
-  }
-  std::memcpy(staged, host, bytes);
-  copy(device, staged, bytes, false, stream);
 }
 
 void fill_zero(void* data, std::size_t bytes, Stream& stream) {

@@ -19,8 +19,6 @@ void page_unlock(void* data, int device) noexcept;
 void release(void* data, Stream& stream) noexcept;
 // wait: return only when the copy is done (for host memory that the caller may reuse).
 void copy(void* to, const void* from, std::size_t bytes, bool wait, Stream& stream);
-// Host memory may be reused when it returns, before the copy is done where there are few bytes.
-void copy_from_host(void* device, const void* host, std::size_t bytes, Stream& stream);
 void fill_zero(void* data, std::size_t bytes, Stream& stream);
 
 }  // namespace qpipe::cuda

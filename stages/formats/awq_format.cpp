@@ -34,8 +34,8 @@ std::vector<PackedTensor> pack_awq_linear(const std::string& module, const Quant
   Array<std::uint32_t> qzeros(groups, out / 8, stream);
   const auto place = upload(q.stored_group, stream);
   pack_awq(stored_zeros(q, place, stream), qzeros, stream);
-  return {queued_tensor(infos[0], qweight.view, stream),
-          queued_tensor(infos[1], qzeros.view, stream),
+  return {downloaded_tensor(infos[0], qweight.view, stream),
+          downloaded_tensor(infos[1], qzeros.view, stream),
           packed_scales(infos[2], q, place, stream)};
 }
 

@@ -32,13 +32,13 @@ std::vector<PackedTensor> pack_gptq(const std::string& module, const QuantizedLi
 
   Array<std::uint32_t> qweight(in * bits / 32, out, stream);
   pack_weights(q.code, bits, qweight, stream);
-  tensors.push_back(queued_tensor(infos[0], qweight.view, stream));
+  tensors.push_back(downloaded_tensor(infos[0], qweight.view, stream));
 
   const auto place = upload(q.stored_group, stream);  // of groups as solved
   Array<std::uint32_t> qzeros(groups, out * bits / 32, stream);
   pack_zeros(stored_zeros(q, place, stream), bits, format == GptqFormat::v1 ? -1 : 0, qzeros,
              stream);
-  tensors.push_back(queued_tensor(infos[1], qzeros.view, stream));
+  tensors.push_back(downloaded_tensor(infos[1], qzeros.view, stream));
 
   tensors.push_back(packed_scales(infos[2], q, place, stream));
 

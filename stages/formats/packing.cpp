@@ -64,7 +64,7 @@ PackedTensor packed_scales(NamedTensor info, const QuantizedLinear& quantized,
   Array<std::int32_t> inexact(1, 1, stream);
   fill_zero(inexact.view.data, inexact.memory.bytes(), stream);
   pack_scales(quantized.scale, place, scales, inexact, stream);
-  PackedTensor packed = queued_tensor(std::move(info), scales.view, stream);
+  PackedTensor packed = downloaded_tensor(std::move(info), scales.view, stream);
   if (download_matrix(inexact.view, stream).front() != 0)
     throw std::invalid_argument(
         packed.info.name +

@@ -20,15 +20,6 @@ PackedTensor downloaded_tensor(NamedTensor info, Matrix<T> matrix, Stream& strea
   return result;
 }
 
-// The same, whose data is there when the stream has done its work.
-template <class T>
-PackedTensor queued_tensor(NamedTensor info, Matrix<T> matrix, Stream& stream) {
-  PackedTensor result{std::move(info),
-                      HostBuffer(static_cast<std::size_t>(matrix.size()) * sizeof(T), stream)};
-  queue_copy_to_host(result.data.data(), matrix.data, result.data.bytes(), stream);
-  return result;
-}
-
 // values → tensor.data as they are in memory.
 PackedTensor packed_tensor(NamedTensor info, const void* values, std::size_t bytes);
 
@@ -50,8 +41,8 @@ std::runtime_error not_finite(const std::string& tensor);
 PackedTensor packed_scales(NamedTensor info, const std::vector<float>& scales);
 
 // The linear's scales as info.dtype, float16, [groups, out] in stored order. place:
-// quantized.stored_group on the device. Packed there. Returns when the stream has done its work.
-// Throws std::invalid_argument naming the tensor when a scale is not a finite value of that type.
+// quantized.stored_group on the device. Packed there. Throws std::invalid_argument naming the
+// tensor when a scale is not a finite value of that type.
 PackedTensor packed_scales(NamedTensor info, const QuantizedLinear& quantized,
                            Matrix<const std::int32_t> place, Stream& stream);
 // Its zeros on the device, [out, groups] in stored order.
