@@ -12,7 +12,7 @@ namespace qpipe {
 namespace {
 
 // BLAS may take another way for another number of rows: it always gets so many.
-constexpr std::int64_t rows_at_once = 32;
+constexpr std::int64_t rows_at_once = product_row_block;
 
 }  // namespace
 

@@ -1,9 +1,13 @@
-// Products whose rows don't depend on one another: they can be shared over ranks at will.
+// Products whose rows don't depend on one another: they can be shared over ranks in blocks of 32.
+// (On the CPU a row's bits are those of its place among 32: BLAS goes through 12 rows and through
+// the 4 behind them in other ways.)
 #pragma once
 
 #include "kernels/stream.h"
 
 namespace qpipe {
+
+inline constexpr std::int64_t product_row_block = 32;
 
 // What b is multiplied as; of a triangular one, zeros are left out.
 enum class RightFactor { plain, upper, upper_transposed };

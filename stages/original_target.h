@@ -37,7 +37,8 @@ OriginalTarget original_target(const CrossMoments& moments, const std::vector<Co
                                const SolvedOrder& order, Stream& stream);
 
 // w ← w + w C H⁻¹, shrunk.   w [rows, d] in the checkpoint's order, c [d, d] the sum of the halves.
-// The result of a row does not depend on which other rows are in the call.
+// The result of a row does not depend on which other rows are in the call, as long as it has the
+// same place among 32 (kernels/row_product.h).
 void move_to_target(const OriginalTarget& target, Matrix<const float> c, const SolvedOrder& order,
                     Matrix<float> w, Stream& stream);
 

@@ -15,6 +15,7 @@
 #include "kernels/diagonal.h"
 #include "kernels/gptq_sweep.h"
 #include "kernels/quantize_groups.h"
+#include "kernels/row_product.h"
 #include "launch/share.h"
 #include "stages/column_order.h"
 #include "stages/factor_team.h"
@@ -182,6 +183,8 @@ bool swept_together(const LinearSettings& a, const LinearSettings& b, std::int64
   return a.method == Method::gptq && grids(a) == grids(b) && factor_key(a, d) == factor_key(b, d);
 }
 
+static_assert(solved_row_block % product_row_block == 0);
+
 // This rank's rows, cut into what is solved at once.
 std::vector<std::vector<RowsOfLinear>> cut_turns(const std::vector<const Linear*>& linears,
                                                  const std::vector<LinearSettings>& settings,
@@ -202,7 +205,8 @@ std::vector<std::vector<RowsOfLinear>> cut_turns(const std::vector<const Linear*
       const RowRange rows{mine.begin + done, std::min(mine.count - done, space)};
       turns.back().push_back({i, rows, position + rows.begin});
       done += rows.count;
-      space -= rows.count;
+      // Whole blocks, so that every piece begins with one.
+      space -= (rows.count + solved_row_block - 1) / solved_row_block * solved_row_block;
     }
     position += linears[i]->stored.rows;
   }

@@ -38,8 +38,9 @@ class RowProductTest : public BackendTest {
         }
         ASSERT_NEAR(c[r * cols + j], want, 0x1p-20 * size + 1e-30) << r << ", " << j;
       }
-    const std::vector<float> part(a.begin() + 31 * depth, a.begin() + 40 * depth);
-    const std::vector<float> want(c.begin() + 31 * cols, c.begin() + 40 * cols);
+    const std::int64_t first = product_row_block;
+    const std::vector<float> part(a.begin() + first * depth, a.begin() + (first + 9) * depth);
+    const std::vector<float> want(c.begin() + first * cols, c.begin() + (first + 9) * cols);
     EXPECT_EQ(multiply(part, b, kind, 9, depth, cols), want);
   }
 };

@@ -159,22 +159,26 @@ const Phase& phase_named(const std::vector<Phase>& phases, const std::string& na
 
 TEST(MemoryPhases, ExpertsSideBySideByHand) {
   const RunSizes run = sizes_of(qwen3_moe(), "gptq");
-  const auto factor = [&](int solvers) {
+  const auto factor = [&](int solvers, const Teams& teams) {
     Places places;
     places.solvers = solvers;
-    return phase_named(memory_phases(run, {}, largest_share(run, {}), places), "gate_proj: factor")
+    return phase_named(memory_phases(run, teams, largest_share(run, teams), places),
+                       "gate_proj: factor")
         .total()
         .device;
   };
   const std::int64_t d = 2048;
   const std::int64_t one = 4 * d * d + 8 * d + factor_workspace_bytes(d, 1);
   const std::int64_t solved = 2 * 768 * d + 2 * 768 * (d / 128) * 5;  // gate_proj and up_proj
-  const std::int64_t packed = 768 * d / 2 + 768 * (d / 128) * 2 + 768 / 2 * (d / 128) + 4 * d;
-  // Eight in work, four that wait, one that is stored.
-  const std::int64_t waiting = 5 * solved + packed;
   const std::int64_t queues = 8 * (std::int64_t{48} << 20);
-  EXPECT_NEAR(static_cast<double>(factor(8) - factor(1)),
-              static_cast<double>(7 * one + waiting + queues), 1e6);
+  // Who solves a group packs it, too.
+  EXPECT_NEAR(static_cast<double>(factor(8, {}) - factor(1, {})),
+              static_cast<double>(7 * one + queues), 1e6);
+  // Another rank needs the codes: beside eight in work sixteen wait, and sixteen are exchanged. One
+  // solver gives each rank's group to the other at once.
+  const Teams two{1, 2};
+  EXPECT_NEAR(static_cast<double>(factor(8, two) - factor(1, two)),
+              static_cast<double>(7 * one + (16 + 16 - 1) * solved + queues), 1e6);
 }
 
 TEST(MemoryPlan, ExpertsAreDealtToRanksAndQueues) {
